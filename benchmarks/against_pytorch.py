@@ -1,0 +1,170 @@
+"""Seconds an epoch of every phase, against a plain PyTorch program doing the same work, measured in turn.
+
+    python benchmarks/against_pytorch.py --data-dir DIR --baseline PROGRAM --baseline-python PYTHON
+
+PROGRAM takes `--data DIR --phases NAME ...` and prints one line of JSON, seconds by phase (teacher, student, ftd,
+htd, eval); PYTHON is an interpreter that can import torch. Both sides run CiteULike, 200 -> 20 dimensions, batches of
+1,024, on random teacher tables. Each round runs every phase of one and then of the other, so that a machine whose
+speed drifts is compared with itself; quoted are medians over rounds, and the median of the rounds' ratios.
+
+Without --baseline, only this program's side is measured.
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from htd_jax import data, distillers
+from htd_jax.evaluation import make_evaluator
+from htd_jax.models import BPR
+from htd_jax.training import Representations, adam, make_trainer, no_teacher
+
+TEACHER_DIM, STUDENT_DIM, EPOCHS, BATCH, WEIGHT = 200, 20, 101, 1024, 1e-3
+
+# HTD's cost falls with its temperature: the epochs measured, between which the rest are interpolated.
+HTD_EPOCHS = (1, 4, 7, 10, 13, 16, 20, 30, 100)
+
+# What is measured here -> the baseline's phase that does the same work.
+SAME_WORK = {
+    "teacher epoch": "teacher",
+    "student epoch": "student",
+    "FTD epoch": "ftd",
+    "HTD epoch, T = 1": "htd",
+    "HTD epoch, T < 0.01": "htd",
+    "HTD epoch, mean of 101": "htd",
+    "evaluation, valid + test": "eval",
+}
+
+
+@dataclasses.dataclass
+class Options:
+    data_dir: Path | None = None
+    """Folder of the citeulike files; else they are found as the main command finds them."""
+    baseline: Path | None = None
+    """The PyTorch program."""
+    baseline_python: str = sys.executable
+    """An interpreter that can import torch."""
+    rounds: int = 3
+    """How often each side runs."""
+    output: Path | None = None
+    """Where to write every figure, as JSON."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    split = data.load("citeulike", options.data_dir)
+    measure = prepare(split)
+    ours, theirs = [], []
+    for number in range(options.rounds):
+        ours.append(measure())
+        if options.baseline:
+            phases = list(dict.fromkeys(SAME_WORK.values()))
+            command = [options.baseline_python, options.baseline, "--data", data_folder(options), "--phases", *phases]
+            done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+            theirs.append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    report(ours, theirs)
+    if options.output:
+        options.output.write_text(json.dumps({"ours": ours, "baseline": theirs}, indent=2) + "\n")
+
+
+def prepare(split: data.Split):
+    """Compiles everything; returns a function that measures every phase once."""
+    train = split.train
+    sizes = (train.num_users, train.num_items)
+    teacher = Representations(
+        *(jax.random.normal(jax.random.key(i), (size, TEACHER_DIM)) for i, size in enumerate(sizes))
+    )
+    key = jax.random.key(0)
+
+    def epoch_of(distiller, dim, teacher, epochs):
+        model = BPR(*sizes, dim)
+        trainer = make_trainer(
+            model, distiller, adam(1e-3, 1e-3), batch_size=BATCH, student_dim=dim, teacher_dim=teacher.users.shape[1]
+        )
+        compiled = trainer.epoch.lower(trainer.init(key), key, train, teacher).compile()
+
+        def seconds():
+            state = jax.block_until_ready(trainer.init(key))
+            state, _ = jax.block_until_ready(compiled(state, key, train, teacher))  # warm
+            result = []
+            for epoch in epochs:
+                state = state.replace(epoch=jnp.int32(epoch))
+                start = time.perf_counter()
+                state, _ = jax.block_until_ready(compiled(state, key, train, teacher))
+                result.append(time.perf_counter() - start)
+            return result
+
+        return seconds
+
+    def evaluation():
+        model = BPR(*sizes, TEACHER_DIM)
+        evaluate = make_evaluator(model, split)
+        variables = {"params": {"users": teacher.users, "items": teacher.items}}
+        jax.block_until_ready(evaluate(variables))
+
+        def seconds():
+            start = time.perf_counter()
+            jax.block_until_ready(evaluate(variables))
+            return time.perf_counter() - start
+
+        return seconds
+
+    none, scale = distillers.none, distillers.scale
+    plain = (1, 2, 3, 4, 5)
+    teacher_epoch = epoch_of(none(), TEACHER_DIM, no_teacher(train), plain)
+    student_epoch = epoch_of(none(), STUDENT_DIM, no_teacher(train), plain)
+    ftd_epoch = epoch_of(scale(distillers.ftd(), WEIGHT), STUDENT_DIM, teacher, plain)
+    htd_epoch = epoch_of(scale(distillers.htd(epochs=EPOCHS), WEIGHT), STUDENT_DIM, teacher, HTD_EPOCHS)
+    evaluate = evaluation()
+
+    def measure() -> dict[str, float]:
+        htd = htd_epoch()
+        mean = sum(jnp.interp(jnp.arange(EPOCHS), jnp.array(HTD_EPOCHS), jnp.array(htd))) / EPOCHS
+        return {
+            "teacher epoch": statistics.median(teacher_epoch()),
+            "student epoch": statistics.median(student_epoch()),
+            "FTD epoch": statistics.median(ftd_epoch()),
+            "HTD epoch, T = 1": htd[0],
+            "HTD epoch, T < 0.01": statistics.median(htd[-2:]),
+            "HTD epoch, mean of 101": float(mean),
+            "evaluation, valid + test": evaluate(),
+        }
+
+    return measure
+
+
+def data_folder(options: Options) -> Path:
+    return data.find_citeulike(options.data_dir)[0].parent
+
+
+def report(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    table = Table(
+        title=f"{jax.devices()[0].device_kind}, JAX {jax.__version__}: seconds, medians of {len(ours)} rounds"
+    )
+    for name in ("", "this program", "PyTorch", "ratio", "ratio, least to most"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, phase in SAME_WORK.items():
+        row = [name, f"{statistics.median(figures[name] for figures in ours):.3f}"]
+        if theirs:
+            ratios = sorted(b[phase] / a[name] for a, b in zip(ours, theirs, strict=True))
+            row += [f"{statistics.median(b[phase] for b in theirs):.2f}", f"{statistics.median(ratios):.1f}"]
+            row += [f"{ratios[0]:.1f} to {ratios[-1]:.1f}"]
+        table.add_row(*row)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

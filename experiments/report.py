@@ -1,0 +1,137 @@
+"""What a run leaves to be read: files, a table, a picture."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from htd_jax.evaluation import CUTOFFS
+from htd_jax.training import Progress as News
+
+METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
+PARTIAL = ".partial-"
+NAMES = {"teacher": "teacher", "student": "student", "ftd": "student + FTD", "htd": "student + HTD"}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(PARTIAL + path.name)
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a kill left this file half-written."""
+    return path.name.startswith(PARTIAL)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_metrics(folder: Path, records: dict[str, list[dict[str, Any]]]) -> None:
+    """`metrics.jsonl`: a line an evaluation, phase by phase."""
+    lines = [json.dumps({"phase": phase, **record}) for phase, of_phase in records.items() for record in of_phase]
+    write_text(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
+
+
+def summarise(records: list[dict[str, Any]], seconds: list[float], parameters: int) -> dict[str, Any]:
+    """A phase's entry in `results.json`."""
+    best = max(records, key=lambda record: record["valid"]["recall@50"])
+    return {
+        "parameters": parameters,
+        "seconds_per_epoch": sum(seconds) / len(seconds),
+        "final": {part: records[-1][part] for part in ("valid", "test")},
+        "best": {name: best[name] for name in ("epoch", "valid", "test")},
+    }
+
+
+def gap_closed(phases: dict[str, Any], method: str) -> dict[str, float | None]:
+    """By test metric at the last epoch: (distilled - student) / (teacher - student); None where there is no gap."""
+    closed = {}
+    for name in METRICS if method in phases else ():
+        teacher, student, helped = (phases[p]["final"]["test"][name] for p in ("teacher", "student", method))
+        closed[name] = (helped - student) / (teacher - student) if teacher > student else None
+    return closed
+
+
+class PhaseProgress:
+    """The line that moves while a phase runs; where there is no terminal, a line an evaluation."""
+
+    def __init__(self, name: str, epochs: int):
+        self._name, self._epochs = NAMES.get(name, name), epochs
+        self._bar = Progress(
+            TextColumn("{task.description:15}"),
+            BarColumn(20),
+            TextColumn("{task.fields[news]}"),
+            TimeRemainingColumn(),
+            console=Console(),
+        )
+        self._live = self._bar.console.is_terminal
+
+    def __enter__(self) -> "PhaseProgress":
+        if self._live:
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._epochs, news="compiling")
+        return self
+
+    def show(self, news: News) -> None:
+        """After an epoch."""
+        text = f"epoch {news.epoch:3}/{self._epochs - 1}  loss {news.terms['loss']:9.2f}  {news.seconds:6.3f} s/epoch"
+        if news.records:
+            text += f"  valid recall@50 {news.records[-1]['valid']['recall@50']:.4f}"
+        if self._live:
+            self._bar.update(self._task, completed=news.epoch + 1, news=text)
+        elif news.records and news.records[-1]["epoch"] == news.epoch:
+            print(f"{self._name:15}{text}", flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._bar.stop()
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Teacher, student, distilled student, and the share of the gap closed: test, last epoch."""
+    table = Table(title=f"{results['dataset']}, seed {results['seed']}: test, last epoch", title_justify="left")
+    table.add_column("")
+    table.add_column("parameters", justify="right")
+    for name in METRICS:
+        table.add_column(name, justify="right")
+    for phase, entry in results["phases"].items():
+        figures = [f"{entry['final']['test'][name]:.4f}" for name in METRICS]
+        table.add_row(NAMES.get(phase, phase), f"{entry['parameters']:,}", *figures)
+    if results["gap_closed"]:
+        table.add_section()
+        shares = ["-" if share is None else f"{share:.0%}" for share in results["gap_closed"].values()]
+        table.add_row("gap closed", "", *shares)
+    Console(width=None if os.isatty(1) else 120).print(table)
+
+
+def draw_curves(path: Path, dataset: str, records: dict[str, list[dict[str, Any]]]) -> None:
+    """Test recall@50 against epoch, a line a phase."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    colours = {"teacher": "#555555", "student": "#c44e52"}
+    for phase, of_phase in records.items():
+        epochs = [record["epoch"] for record in of_phase]
+        recall = [record["test"]["recall@50"] for record in of_phase]
+        colour = colours.get(phase, "#1f77b4")
+        axes.plot(epochs, recall, marker="o", markersize=3.5, linewidth=1.8, color=colour)
+        label = f"{NAMES.get(phase, phase)}  {recall[-1]:.4f}"
+        axes.annotate(label, (epochs[-1], recall[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+    axes.set(xlabel="epoch", ylabel="test recall@50", title=dataset, ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.margins(x=0.02)
+    partial = path.with_name(PARTIAL + path.name)
+    figure.savefig(partial, dpi=150)
+    plt.close(figure)
+    os.replace(partial, path)

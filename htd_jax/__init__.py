@@ -1,0 +1,3 @@
+"""Topology distillation for recommender systems, in JAX and Flax."""
+
+__version__ = "0.1.0"

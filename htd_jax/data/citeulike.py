@@ -1,0 +1,121 @@
+"""The CiteULike split that the topology distillation paper was measured on: 5,219 users, 25,181 items."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from htd_jax.data.interactions import Split, make_split
+from htd_jax.errors import UserError
+
+URL = (
+    "https://raw.githubusercontent.com/SeongKu-Kang/Topology_Distillation_KDD21/"
+    "44a694a724d9a483249a77874980ea05450b35fa/dataset/"
+)
+SHA256 = {
+    "Train": "4ff316eb275346131c38b218f281d944552c1de61d7bf7008134ba82262bf16b",
+    "Valid": "9f7920c83158f69c69e5887b1a01f7346087f3690fb54e8930861ba0765b93b9",
+    "Test": "b1375faa9e1fcccf7f8e481d9e350c11604be41f330b3fd4c663576ce71175c5",
+}
+
+
+def load_citeulike(data_dir: Path | None = None) -> Split:
+    """The published split: train on all but two items a user, one held out for validation and one for test.
+
+    The three files are looked for in `data_dir`, in `$HTD_DATA_DIR/citeulike`, and in the user's cache folder; else
+    they are downloaded into the cache. Their hashes are checked before anything is read.
+
+    Raises:
+      UserError: a file that cannot be had, or that is not the published one.
+    """
+    train, valid, test = (read_numbers(path) for path in find_citeulike(data_dir))
+    pairs = lambda held_out: (np.array(list(held_out)), np.array(list(held_out.values())))
+    users = np.repeat(np.array(list(train)), [len(items) for items in train.values()])
+    items = np.concatenate([list(items) for items in train.values()])
+    parts = [(users, items), pairs(valid), pairs(test)]
+    num_users, num_items = (1 + max(int(part[i].max()) for part in parts) for i in (0, 1))
+    return make_split(*parts, num_users, num_items)
+
+
+def find_citeulike(data_dir: Path | None) -> list[Path]:
+    import platformdirs
+
+    cache = platformdirs.user_cache_path("htd_jax") / "citeulike"
+    folders = [data_dir] if data_dir else []
+    if root := os.environ.get("HTD_DATA_DIR"):
+        folders.append(Path(root) / "citeulike")
+    for folder in [*folders, cache]:
+        paths = [folder / name for name in SHA256]
+        present = [path.name for path in paths if path.is_file()]
+        if len(present) == len(paths):
+            for path in paths:
+                _check_hash(path)
+            return paths
+        if present and folder != cache:
+            missing = ", ".join(name for name in SHA256 if name not in present)
+            raise UserError(f"{folder}: {missing} missing; the citeulike split is the three files {', '.join(SHA256)}")
+    return [_download(name, cache, folders) for name in SHA256]
+
+
+def _check_hash(path: Path) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if found != SHA256[path.name]:
+        raise UserError(
+            f"{path}: damaged or not the published file (sha256 {found[:12]}..., expected "
+            f"{SHA256[path.name][:12]}...); delete it to have it downloaded again"
+        )
+
+
+def _download(name: str, cache: Path, folders: list[Path]) -> Path:
+    import pooch
+
+    try:
+        pooch.get_logger().setLevel("ERROR")
+        return Path(pooch.retrieve(URL + name, SHA256[name], name, cache, progressbar=True))
+    except ValueError:
+        raise UserError(f"{URL}{name}: what was downloaded is not the published file (its sha256 differs)") from None
+    except OSError as error:  # a failed request is one too
+        tried = ", ".join(map(str, [*folders, cache]))
+        raise UserError(
+            f"citeulike: no {name} in {tried}, and no download ({type(error).__name__} at {URL}{name}); put the files "
+            f"{', '.join(SHA256)} into {cache}, or use --dataset synthetic, which needs none"
+        ) from None
+
+
+class _Numbers(pickle.Unpickler):
+    """Builds containers and numbers; whatever names a class or a function is refused, unread."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to an object outside itself")
+
+
+def read_numbers(path: Path) -> dict:
+    """A pickled dict of ints, or of dicts of ints.
+
+    Raises:
+      UserError: the file is damaged, or holds anything else.
+    """
+
+    def whole(table: Any, depth: int) -> bool:
+        return type(table) is dict and all(
+            type(key) is int and (type(value) is int or (depth > 1 and whole(value, depth - 1)))
+            for key, value in table.items()
+        )
+
+    try:
+        with open(path, "rb") as file:
+            table = _Numbers(file).load()
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise UserError(f"{path}: not a pickle of dicts and ints ({error})") from None
+    if not table or not whole(table, 2):
+        raise UserError(f"{path}: not a pickle of dicts and ints")
+    return table

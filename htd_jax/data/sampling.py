@@ -1,0 +1,94 @@
+"""Everything random about a batch, on the device and inside the compiled epoch."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from htd_jax.data.interactions import Interactions
+
+ROUNDS = 8
+
+
+def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
+    """A pseudo-random order of `size` numbers, computed instead of sorted: O(size), and exact on every device.
+
+    A generalised Feistel network: x in [0, a b) is the pair (x // b, x % b), and each round adds to one half, modulo
+    its size, a keyed hash of the other. Every round is a bijection, so the whole is one. The few results from `size`
+    to a b are sent through again until they fall below `size` ("cycle walking"), which keeps it a bijection.
+
+    Source: Luby and Rackoff, SIAM J. Comput. 1988; for shuffling, Mitchell et al., ACM TOPC 2022.
+
+    Args:
+      key: a JAX random key.
+      size: at least 1 and under 2^31, static.
+
+    Returns:
+      `[size]` int32, a permutation of 0 .. size - 1.
+    """
+    a = math.isqrt(size - 1) + 1
+    b = -(-size // a)
+    round_keys = jax.random.bits(key, (ROUNDS,))
+
+    def scramble(x):
+        left, right = x // b, x % b
+        for i in range(0, ROUNDS, 2):
+            left = (left + _hash(right, round_keys[i]) % a) % a
+            right = (right + _hash(left, round_keys[i + 1]) % b) % b
+        return left * b + right
+
+    order = jax.lax.while_loop(
+        lambda x: (x >= size).any(),
+        lambda x: jnp.where(x < size, x, scramble(x)),
+        scramble(jnp.arange(size, dtype=jnp.uint32)),
+    )
+    return order.astype(jnp.int32)
+
+
+def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
+    """One item for each pair of `train`, uniform over the items that the pair's user has not seen.
+
+    Not by rejection: of a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items before it, so the r-th
+    unseen item is r plus the number of j with s_j - j <= r, found by bisection. O(n log(max_degree)), no table.
+
+    Args:
+      key: a JAX random key.
+      train: no user of which has seen every item.
+
+    Returns:
+      `[n]` int32, in the order of `train`.
+    """
+    start, stop = train.offsets[train.users], train.offsets[train.users + 1]
+    unseen = train.num_items - (stop - start)
+    r = jax.random.randint(key, train.users.shape, 0, unseen)
+    low, high = jnp.zeros_like(start), stop - start  # the count lies in [low, high]
+    for _ in range(train.max_degree.bit_length()):
+        middle = (low + high) // 2
+        before = train.items[jnp.minimum(start + middle, len(train) - 1)] - middle <= r
+        low, high = jnp.where((low < high) & before, middle + 1, low), jnp.where((low < high) & ~before, middle, high)
+    return r + low
+
+
+def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """The different values among `ids`, in a static shape.
+
+    Args:
+      ids: `[n]` integers in [0, size).
+      where: `[n]` bool; masked ids do not count.
+      size: static.
+
+    Returns:
+      `[n]` ids in ascending order and `[n]` bool, true at the first occurrence of each.
+    """
+    ids = jnp.sort(jnp.where(where, ids, size))
+    first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
+    return jnp.minimum(ids, size - 1), first & (ids < size)
+
+
+def _hash(x: jax.Array, key: jax.Array) -> jax.Array:
+    """A well-mixed uint32 of each uint32 (the finaliser of MurmurHash3, keyed)."""
+    x = x ^ key
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,25 @@
+"""Pure functions of arrays: every loss is usable under jit, grad and vmap, in a notebook as much as in the step."""
+
+from htd_jax.losses.assignment import (
+    Experts,
+    group_assignment_loss,
+    gumbel_softmax,
+    perturb,
+    routed_assignment_loss,
+)
+from htd_jax.losses.ranking import bpr_loss
+from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
+
+__all__ = [
+    "Experts",
+    "bpr_loss",
+    "entity_level_loss",
+    "ftd_loss",
+    "group_assignment_loss",
+    "group_level_loss",
+    "gumbel_softmax",
+    "htd_loss",
+    "pairwise_cosine",
+    "perturb",
+    "routed_assignment_loss",
+]

@@ -1,0 +1,306 @@
+"""Learned groups: a Gumbel-softmax mixture of experts that maps the student's representations to the teacher's.
+
+The symbols of the paper (Kang et al., KDD'21): expert k is a small network `f_k` from the student's
+space to the teacher's, `z_a` the mixture `[K]` of entity `a`. Entities that one expert serves form a group.
+"""
+
+import functools
+from typing import TypedDict
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
+
+# A mixture weight under this is lost in the rounding of a sum of weights that is 1, with enough to spare that the
+# division by a low temperature, in the gradient of the weights, does not bring it back.
+NEGLIGIBLE = 2.0**-48
+
+# The routed mixture's unit of work: BLOCK rows of one expert, CHUNK blocks at once.
+BLOCK, CHUNK = 64, 16
+
+# A routed product costs about this much more than its share of a dense one, so a mixture with more than one weight
+# in ROUTING_COST in use is computed densely, ROWS rows at once.
+ROUTING_COST, ROWS = 2.5, 512
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+class Layer(TypedDict):
+    """The weights of K affine maps, stacked: `kernel` `[K, in, out]`, `bias` `[K, out]`."""
+
+    kernel: chex.Array
+    bias: chex.Array
+
+
+class Experts(TypedDict):
+    """K networks d_s -> h -> d_t with one ReLU: `hidden` `[K, d_s, h]`, `output` `[K, h, d_t]`."""
+
+    hidden: Layer
+    output: Layer
+
+
+def gumbel_softmax(key: chex.PRNGKey, logits: chex.Array, temperature: chex.Numeric) -> jax.Array:
+    """A differentiable sample of a category: `softmax((logits + noise) / temperature)`, noise from Gumbel(0, 1).
+
+    Near temperature 0 the sample is one-hot and follows `softmax(logits)`; at any temperature its largest entry does.
+
+    Source: Jang et al., ICLR'17, as the paper uses it for group assignment.
+
+    Args:
+      key: a JAX random key.
+      logits: `[..., K]` floats.
+      temperature: a positive scalar, traced or not.
+
+    Returns:
+      `[..., K]`, in [0, 1], rows summing to 1.
+
+    Raises:
+      AssertionError: `logits` not of floats, or without a last axis; `temperature` not a scalar.
+
+    >>> import jax, jax.numpy as jnp
+    >>> print(gumbel_softmax(jax.random.key(0), jnp.log(jnp.array([0.01, 0.98, 0.01])), 0.1).round(2))
+    [0. 1. 0.]
+    """
+    _check_logits(logits)
+    _check_temperature(temperature)
+    return _softmax(perturb(key, logits), temperature)
+
+
+def perturb(key: chex.PRNGKey, logits: chex.Array) -> jax.Array:
+    """`logits` plus Gumbel(0, 1) noise: the argmax of the result is a sample of `softmax(logits)`."""
+    _check_logits(logits)
+    return logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+
+
+def group_assignment_loss(
+    student: chex.Array,
+    teacher: chex.Array,
+    mixture: chex.Array,
+    experts: Experts,
+    *,
+    where: chex.Array | None = None,
+) -> jax.Array:
+    r"""How far the mixed experts' outputs lie from the teacher's representations.
+
+    .. math:: \sum_a |t_a - \sum_k z_{ak} f_k(s_a)|^2
+
+    All K experts' outputs are one matrix product over the hidden units weighted by the mixture; the K outputs
+    themselves are never held.
+
+    Source: the paper's group assignment loss, with the experts of DE-RRD (Kang et al., CIKM'20).
+
+    Args:
+      student: `[n, d_s]` floats.
+      teacher: `[n, d_t]` floats, of the same entities; a constant.
+      mixture: `[n, K]` floats, the weights of the experts.
+      experts: stacked weights, see `Experts`.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> layer = lambda kernel: {"kernel": jnp.array([[[kernel]]]), "bias": jnp.zeros((1, 1))}
+    >>> experts = {"hidden": layer(1.0), "output": layer(2.0)}  # f(s) = 2 max(s, 0)
+    >>> student, teacher = jnp.array([[1.0], [-1.0]]), jnp.array([[3.0], [1.0]])
+    >>> print(group_assignment_loss(student, teacher, jnp.ones((2, 1)), experts))
+    2.0
+    """
+    _check_mixture_of_experts(student, teacher, "mixture", mixture, experts, where)
+    student, mixture = keep_rows(student, where), keep_rows(mixture, where)
+    teacher = jax.lax.stop_gradient(keep_rows(teacher, where))
+    hidden, output = experts["hidden"], experts["output"]
+    units = jax.nn.relu(_einsum("nd,kdh->nkh", student, hidden["kernel"]) + hidden["bias"])
+    mixed = _einsum("nkh,khd->nd", mixture[:, :, None] * units, output["kernel"]) + _einsum(
+        "nk,kd->nd", mixture, output["bias"]
+    )
+    return jnp.sum((teacher - mixed) ** 2)
+
+
+def routed_assignment_loss(
+    student: chex.Array,
+    teacher: chex.Array,
+    logits: chex.Array,
+    temperature: chex.Numeric,
+    experts: Experts,
+    *,
+    where: chex.Array | None = None,
+) -> jax.Array:
+    r"""`group_assignment_loss` of the mixture `softmax(logits / temperature)`, at the cost of the experts in use.
+
+    .. math:: \sum_a |t_a - \sum_{k:\, z_{ak} \ge 2^{-48}} z_{ak} f_k(s_a)|^2, \quad z_a = softmax(l_a / T)
+
+    Loss and gradients equal the dense mixture's to rounding at every temperature: a weight left out is too small to
+    change the sum, and since the softmax multiplies the gradient of a weight by the weight, too small to change
+    the gradient of the logits. (`group_assignment_loss` has no such right: its mixture is any, and the gradient of
+    a zero weight is not zero.) At a low temperature this is one expert a row instead of K.
+
+    The pairs (row, expert) in use are sorted by expert into blocks of rows, and blocks are worked off in chunks
+    of batched products for as long as there are any; where most pairs are in use, the dense products are faster and
+    are taken, some rows at a time. Memory is O(n (d_t + K)) either way.
+
+    Args:
+      student: `[n, d_s]` floats.
+      teacher: `[n, d_t]` floats, of the same entities; a constant.
+      logits: `[n, K]` floats, the Gumbel noise included, see `perturb`.
+      temperature: a positive scalar, traced or not; a constant.
+      experts: stacked weights, see `Experts`.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+    """
+    _check_mixture_of_experts(student, teacher, "logits", logits, experts, where)
+    _check_temperature(temperature)
+    mixture = _softmax(keep_rows(logits, where), jax.lax.stop_gradient(temperature))
+    teacher = jax.lax.stop_gradient(keep_rows(teacher, where))
+    return _regression(keep_rows(student, where), teacher, keep_rows(mixture, where), experts)
+
+
+def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
+    """`softmax(logits / temperature)`, the largest logit taken off first: at 1e-10 a quotient's rounding is hundreds,
+    and a compiler that fuses division and subtraction would meet it in the exponent."""
+    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    return jax.nn.softmax((logits - largest) / temperature, axis=-1)
+
+
+@jax.custom_vjp
+def _regression(student, teacher, mixture, experts):
+    """`group_assignment_loss` with a gradient that is exact in `mixture` only where it is not NEGLIGIBLE."""
+    return _regression_and_gradients(student, teacher, mixture, experts)[0]
+
+
+def _regression_and_gradients(student, teacher, mixture, experts):
+    """The gradients are taken within the branch and within its loops: residuals would be kept for both branches,
+    and the routed loops' length is known only when they run."""
+    crowded = ROUTING_COST * jnp.sum(_in_use(mixture)) > mixture.size
+    return jax.lax.cond(crowded, _dense_regression, _routed_regression, student, teacher, mixture, experts)
+
+
+_regression.defvjp(
+    _regression_and_gradients,
+    lambda gradients, cotangent: jax.tree.map(lambda g: cotangent * g, gradients),
+)
+
+
+def _dense_regression(student, teacher, mixture, experts):
+    """Loss and gradients over all pairs (row, expert), ROWS rows at a time; rows of zeros fill the last."""
+    rows = len(student)
+    split = lambda x: jnp.pad(x, [(0, -rows % ROWS), (0, 0)]).reshape(-1, ROWS, x.shape[1])
+    join = lambda x: x.reshape(-1, x.shape[2])[:rows]
+
+    def add(total, some):
+        loss, (d_student, d_mixture, d_experts) = jax.value_and_grad(group_assignment_loss, (0, 2, 3))(*some, experts)
+        return jax.tree.map(jnp.add, total, (loss, d_experts)), (d_student, d_mixture)
+
+    start = (jnp.zeros((), student.dtype), jax.tree.map(jnp.zeros_like, experts))
+    total, (d_student, d_mixture) = jax.lax.scan(add, start, (split(student), split(teacher), split(mixture)))
+    return total[0], (join(d_student), None, join(d_mixture), total[1])
+
+
+def _routed_regression(student, teacher, mixture, experts):
+    """Loss and gradients over the pairs (row, expert) whose weight is not NEGLIGIBLE."""
+    row_of, expert_of, num_chunks = _route(_in_use(mixture))
+    hidden_layer, output_layer = experts["hidden"], experts["output"]
+
+    def chunk(index):
+        """The chunk's rows `[CHUNK, BLOCK]` (`rows` where empty), experts `[CHUNK]`, inputs, weights, hidden units."""
+        row = jax.lax.dynamic_slice_in_dim(row_of, index * CHUNK, CHUNK)
+        expert = jax.lax.dynamic_slice_in_dim(expert_of, index * CHUNK, CHUNK)
+        weight = mixture.at[row, expert[:, None]].get(mode="fill", fill_value=0)[..., None]
+        inputs = student.at[row].get(mode="fill", fill_value=0)
+        hidden = _einsum("bid,bdh->bih", inputs, hidden_layer["kernel"][expert])
+        hidden = jax.nn.relu(hidden + hidden_layer["bias"][expert][:, None])
+        return row, expert, inputs, weight, hidden
+
+    def predict(index, output):
+        row, expert, _, weight, hidden = chunk(index)
+        mixed = _einsum("bih,bhd->bid", weight * hidden, output_layer["kernel"][expert])
+        mixed += weight * output_layer["bias"][expert][:, None]
+        return output.at[row].add(mixed, mode="drop")
+
+    residual = jax.lax.fori_loop(0, num_chunks, predict, jnp.zeros_like(teacher)) - teacher
+
+    def differentiate(index, gradients):
+        d_student, d_mixture, d_hidden_layer, d_output_layer = gradients
+        row, expert, inputs, weight, hidden = chunk(index)
+        d_output = 2 * residual.at[row].get(mode="fill", fill_value=0)
+        d_mixed = weight * d_output
+        d_hidden = _einsum("bid,bhd->bih", d_output, output_layer["kernel"][expert])
+        d_weight = jnp.sum(d_hidden * hidden, -1) + _einsum("bid,bd->bi", d_output, output_layer["bias"][expert])
+        d_hidden = jnp.where(hidden > 0, weight * d_hidden, 0)
+        add = lambda layer, x, y: {
+            "kernel": layer["kernel"].at[expert].add(_einsum("bid,bie->bde", x, y)),
+            "bias": layer["bias"].at[expert].add(y.sum(1)),
+        }
+        d_inputs = _einsum("bih,bdh->bid", d_hidden, hidden_layer["kernel"][expert])
+        return (
+            d_student.at[row].add(d_inputs, mode="drop"),
+            d_mixture.at[row, expert[:, None]].set(d_weight, mode="drop"),
+            add(d_hidden_layer, inputs, d_hidden),
+            add(d_output_layer, hidden, d_mixed),
+        )
+
+    start = jax.tree.map(jnp.zeros_like, (student, mixture, hidden_layer, output_layer))
+    d_student, d_mixture, d_hidden, d_output = jax.lax.fori_loop(0, num_chunks, differentiate, start)
+    return jnp.sum(residual**2), (d_student, None, d_mixture, {"hidden": d_hidden, "output": d_output})
+
+
+def _in_use(mixture: jax.Array) -> jax.Array:
+    """Which weights count; one that is not a number does, so that the loss shows it."""
+    return ~(mixture < NEGLIGIBLE)
+
+
+def _route(active: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Blocks of rows for each expert, from `[n, K]` bool.
+
+    Returns:
+      The rows of each block `[blocks, BLOCK]`, `n` where a block has no more; each block's expert `[blocks]`; and
+      how many chunks of CHUNK blocks hold a row. The number of blocks is static, enough for every pair.
+    """
+    rows, num_experts = active.shape
+    count = active.sum(0)
+    blocks = -(-count // BLOCK)
+    last_block = jnp.cumsum(blocks)
+    position = jnp.cumsum(active, axis=0) - 1  # among its expert's rows
+    num_blocks = num_experts * -(-rows // BLOCK)
+    num_blocks = CHUNK * -(-num_blocks // CHUNK)
+    slot = jnp.where(active, (last_block - blocks) * BLOCK + position, num_blocks * BLOCK)
+    row = jnp.broadcast_to(jnp.arange(rows)[:, None], active.shape)
+    row_of = jnp.full(num_blocks * BLOCK, rows).at[slot].set(row, mode="drop").reshape(num_blocks, BLOCK)
+    expert_of = jnp.searchsorted(last_block, jnp.arange(num_blocks), side="right")
+    return row_of, jnp.minimum(expert_of, num_experts - 1), -(-last_block[-1] // CHUNK)
+
+
+def _check_logits(logits):
+    check_floats("logits", logits, *(None,) * max(jnp.ndim(logits), 1))
+
+
+def _check_temperature(temperature):
+    chex.assert_rank(
+        temperature, 0, custom_message=f"temperature: expected a scalar, got shape {jnp.shape(temperature)}"
+    )
+
+
+def _check_mixture_of_experts(student, teacher, weights_name, weights, experts, where):
+    check_floats("student", student, None, None)
+    rows, student_dim = student.shape
+    check_floats("teacher", teacher, rows, None)
+    check_floats(weights_name, weights, rows, None)
+    check_dtype("teacher", teacher, student.dtype)
+    check_dtype(weights_name, weights, student.dtype)
+    num_experts, teacher_dim = weights.shape[1], teacher.shape[1]
+    check_floats('experts["hidden"]["kernel"]', experts["hidden"]["kernel"], num_experts, student_dim, None)
+    width = experts["hidden"]["kernel"].shape[2]
+    check_floats('experts["hidden"]["bias"]', experts["hidden"]["bias"], num_experts, width)
+    check_floats('experts["output"]["kernel"]', experts["output"]["kernel"], num_experts, width, teacher_dim)
+    check_floats('experts["output"]["bias"]', experts["output"]["bias"], num_experts, teacher_dim)
+    check_where(where, rows)

@@ -1,0 +1,36 @@
+"""Losses over the scores of a recommender."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses.checks import check_floats, check_where, keep_rows
+
+
+def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
+    r"""Bayesian personalised ranking, summed over triples.
+
+    .. math:: -\sum_b \log \sigma(x_{u_b i_b} - x_{u_b j_b})
+
+    Source: Rendle et al., UAI'09, and equation 1 of the topology distillation paper (Kang et al., KDD'21).
+
+    Args:
+      positive_scores: `[n]`, the scores of the items that the users have seen.
+      negative_scores: `[n]`, the scores of the items sampled against them.
+      where: `[n]` bool; a masked triple changes nothing.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{bpr_loss(jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0])):.4f}")
+    0.8201
+    """
+    check_floats("positive_scores", positive_scores, None)
+    check_floats("negative_scores", negative_scores, *positive_scores.shape)
+    check_where(where, len(positive_scores))
+    margin = keep_rows(positive_scores, where) - keep_rows(negative_scores, where)
+    return -jnp.sum(keep_rows(jax.nn.log_sigmoid(margin), where))

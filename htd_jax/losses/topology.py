@@ -1,0 +1,331 @@
+"""Topology: the relations between representations, as cosines, and how a student is held to its teacher's.
+
+The symbols of the paper (Kang et al., "Topology Distillation for Recommender System", KDD'21): `s_a` and `t_a` are
+the student's and the teacher's representation of entity `a` (a user or an item of the batch), `A` the topology,
+`A_ab = cos(a, b)`. Everywhere here the teacher is given: no gradient flows into it. Products are in full float32
+on every backend, since a cosine in a shorter format would move the losses.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses.checks import check_choice, check_dtype, check_floats, check_ints, check_where, keep_rows
+
+GROUP_LEVELS = ("prototype-entity", "prototype-prototype")
+PAIRS = ("positive", "all")
+
+# Rows in a tile of the entity-level topology: wide enough for a good matrix product, narrow enough that a small
+# group does not pay for much of its neighbours. And how many pairs of tiles are met at once.
+TILE, MEETINGS = 64, 32
+
+# By how much an operation of `_within_groups` costs more than one of `_meet`: it writes a [d_t, d_t] matrix a tile.
+PRODUCT_COST = 2
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def pairwise_cosine(x: chex.Array, y: chex.Array) -> jax.Array:
+    """The cosine of every row of `x` with every row of `y`.
+
+    A row of zeros has no direction: its cosine with anything is 0, and its gradient finite (zero).
+
+    Source: the topology `A` of the paper.
+
+    Args:
+      x: `[n, d]` floats.
+      y: `[m, d]` floats.
+
+    Returns:
+      `[n, m]`, in [-1, 1] up to rounding.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    >>> print(pairwise_cosine(x, x[:2]).round(3))
+    [[1.    0.707]
+     [0.707 1.   ]
+     [0.    0.   ]]
+    """
+    check_floats("x", x, None, None)
+    check_floats("y", y, None, x.shape[1])
+    return _einsum("ad,bd->ab", _directions(x), _directions(y))
+
+
+def ftd_loss(student: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
+    r"""Full Topology Distillation: all the pairs of a batch.
+
+    .. math:: \sum_{a, b} (\cos(t_a, t_b) - \cos(s_a, s_b))^2 = |T^\top T|^2 - 2 |T^\top S|^2 + |S^\top S|^2
+
+    with S `[n, d_s]` and T `[n, d_t]` the rows scaled to length one and Frobenius norms on the right: the
+    right-hand side needs O(n d^2) operations and no `[n, n]` matrix. Its terms grow as n^2, so the value carries
+    an absolute rounding error of about 1e-7 n^2; the gradient is not the difference of large terms.
+
+    Source: the paper's Full Topology Distillation.
+
+    Args:
+      student: `[n, d_s]` floats, the representations of the batch's entities, users and items in one set.
+      teacher: `[n, d_t]` floats, of the same entities; a constant.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+
+    Returns:
+      A scalar: the sum over the `n^2` ordered pairs.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> teacher = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> student = jnp.array([[1.0], [1.0]])
+    >>> print(ftd_loss(student, teacher))  # the pair's cosine is 1, not 0, and counts both ways
+    2.0
+    """
+    _check_pair(student, teacher, where)
+    s, t = _entity_directions(student, teacher, where)
+    square = lambda x, y: jnp.sum(_einsum("nd,ne->de", x, y) ** 2)
+    return square(t, t) - 2 * square(t, s) + square(s, s)
+
+
+def htd_loss(
+    student: chex.Array,
+    teacher: chex.Array,
+    groups: chex.Array,
+    *,
+    num_groups: int,
+    where: chex.Array | None = None,
+    group_level: str = "prototype-entity",
+    pairs: str = "positive",
+) -> jax.Array:
+    r"""Hierarchical Topology Distillation: the entity level within groups plus the group level across them.
+
+    Source: the topology part of the paper's Hierarchical Topology Distillation; `entity_level_loss` and
+    `group_level_loss` are its two terms.
+
+    Args:
+      student: `[n, d_s]` floats, the representations of the batch's entities, users and items in one set.
+      teacher: `[n, d_t]` floats, of the same entities; a constant.
+      groups: `[n]` integers in [0, num_groups), users' and items' groups already told apart.
+      num_groups: how many groups there are; some may be empty.
+      where: `[n]` bool; a masked row changes nothing, whatever it and its group hold.
+      group_level: `prototype-entity` or `prototype-prototype`, see `group_level_loss`.
+      pairs: `positive` or `all`, see `entity_level_loss`.
+
+    Returns:
+      A scalar, at least 0 up to rounding.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+      ValueError: an unknown `group_level` or `pairs`, or `num_groups` under 1.
+
+    >>> import jax.numpy as jnp
+    >>> teacher = jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    >>> student = jnp.array([[1.0], [1.0], [1.0]])
+    >>> print(f"{htd_loss(student, teacher, jnp.array([0, 0, 1]), num_groups=2):.4f}")
+    1.5767
+    """
+    entity = entity_level_loss(student, teacher, groups, num_groups=num_groups, where=where, pairs=pairs)
+    group = group_level_loss(student, teacher, groups, num_groups=num_groups, where=where, group_level=group_level)
+    return entity + group
+
+
+def entity_level_loss(
+    student: chex.Array,
+    teacher: chex.Array,
+    groups: chex.Array,
+    *,
+    num_groups: int,
+    where: chex.Array | None = None,
+    pairs: str = "positive",
+) -> jax.Array:
+    r"""The full topology within each group.
+
+    .. math:: \sum_{a, b:\, g_a = g_b} (\cos(t_a, t_b) - \cos(s_a, s_b))^2
+
+    `pairs="all"` is that sum, the paper's equation. `pairs="positive"` keeps the pairs with `cos(t_a, t_b) > 0`,
+    which is what the published figures were measured with.
+
+    Neither builds an `[n, n]` matrix. Only tiles with a group in common are computed, O(sum of squared group sizes);
+    and over all pairs, where the groups are large, the identity of `ftd_loss` group by group, O(n d^2).
+
+    Args, returns, raises: as `htd_loss`.
+    """
+    _check_groups(student, teacher, groups, num_groups, where)
+    check_choice("pairs", pairs, PAIRS)
+    s, t = _entity_directions(student, teacher, where)
+    groups = jnp.asarray(groups, jnp.int32)
+    groups = groups if where is None else jnp.where(where, groups, num_groups)
+    order = _sorted_by(groups, num_groups)
+    return _entity_level(s[order], t[order], groups[order], num_groups, pairs == "positive")
+
+
+def group_level_loss(
+    student: chex.Array,
+    teacher: chex.Array,
+    groups: chex.Array,
+    *,
+    num_groups: int,
+    where: chex.Array | None = None,
+    group_level: str = "prototype-entity",
+) -> jax.Array:
+    r"""The topology of the groups, through their prototypes: the mean representation of a group's entities.
+
+    `prototype-entity`, Group(P, e): the sum over all present prototypes P and all entities e of
+    `(cos(T_P, t_e) - cos(S_P, s_e))^2`; the student's prototypes are constants, and its entities are trained.
+    `prototype-prototype`, Group(P, P): the same over pairs of present prototypes; here the gradient flows through
+    the student's prototypes, since there is nothing else to train.
+
+    Source: the paper's group-level topology and its two variants.
+
+    Args, returns, raises: as `htd_loss`.
+    """
+    _check_groups(student, teacher, groups, num_groups, where)
+    check_choice("group_level", group_level, GROUP_LEVELS)
+    teacher = jax.lax.stop_gradient(teacher)
+    student, teacher = keep_rows(student, where), keep_rows(teacher, where)
+    member = jax.nn.one_hot(jnp.asarray(groups, jnp.int32), num_groups, dtype=student.dtype)
+    member = keep_rows(member, where)
+    size = member.sum(0)
+    mean = lambda x: _einsum("ng,nd->gd", member, x) / jnp.maximum(size, 1)[:, None]
+    present = size > 0
+    student_prototypes, teacher_prototypes = mean(student), mean(teacher)
+    if group_level == "prototype-prototype":
+        student, teacher, counted = student_prototypes, teacher_prototypes, present
+    else:
+        student_prototypes = jax.lax.stop_gradient(student_prototypes)
+        counted = jnp.ones(len(student), bool) if where is None else where
+    gap = pairwise_cosine(teacher_prototypes, teacher) - pairwise_cosine(student_prototypes, student)
+    return jnp.sum(jnp.where(present[:, None] & counted, gap, 0) ** 2)
+
+
+def _directions(x: jax.Array) -> jax.Array:
+    """Rows scaled to length one; zero rows stay zero, with a zero gradient.
+
+    A direction does not depend on the row's scale, so each row is first divided by its largest entry, a constant:
+    squares then neither overflow nor vanish.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0))
+    zero = largest == 0
+    x = x / jnp.where(zero, 1, largest)
+    square = jnp.sum(x**2, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(zero, 1, square))
+
+
+def _entity_directions(student, teacher, where):
+    teacher = jax.lax.stop_gradient(teacher)
+    return _directions(keep_rows(student, where)), _directions(keep_rows(teacher, where))
+
+
+def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
+    """`[n]`: the stable order by group, groups in [0, num_groups]."""
+    rows = len(groups)
+    if (num_groups + 1) * rows < 2**31:  # one sort of single integers is several times faster than an argsort
+        return jnp.sort(groups * rows + jnp.arange(rows, dtype=jnp.int32)) % rows
+    return jnp.argsort(groups, stable=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _entity_level(s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: int, positive: bool) -> jax.Array:
+    """The sum over the pairs of one group, for unit rows in the order of their groups; group `num_groups` is none.
+
+    The gradient is taken along with the loss: a loop of unknown length has no other, and a choice between two ways
+    would keep the residuals of both.
+    """
+    return _entity_level_and_gradient(s, t, groups, num_groups, positive)[0]
+
+
+def _entity_level_and_gradient(s, t, groups, num_groups, positive):
+    rows = len(s)
+    num_tiles = -(-rows // TILE)
+    pad = num_tiles * TILE - rows
+    tiled = lambda x: jnp.pad(x, [(0, pad), (0, 0)]).reshape(num_tiles, TILE, -1)
+    tile_groups = jnp.pad(groups, (0, pad), constant_values=num_groups).reshape(num_tiles, TILE)
+    # A tile meets itself, and the tiles behind it that begin with the group in which it ends.
+    first, last = tile_groups[:, 0], tile_groups[:, -1]
+    meets = jnp.searchsorted(first, last, side="right") - jnp.arange(num_tiles)
+    meets = jnp.where(last == num_groups, 1, meets)
+
+    def by_tiles():
+        loss, pull = _meet(tiled(s), tiled(t), tile_groups, meets, num_groups, positive)
+        return loss, pull.reshape(num_tiles * TILE, -1)[:rows]
+
+    def by_products():
+        return jax.value_and_grad(_within_groups)(s, t, groups, num_groups)
+
+    if positive:
+        return by_tiles()
+    tile_cost = meets.sum() * TILE
+    product_cost = (num_tiles + min(num_groups, rows)) * (s.shape[1] + t.shape[1])
+    return jax.lax.cond(tile_cost < PRODUCT_COST * product_cost, by_tiles, by_products)
+
+
+_entity_level.defvjp(
+    _entity_level_and_gradient,
+    lambda num_groups, positive, gradient, cotangent: (cotangent * gradient, None, None),
+)
+
+
+def _meet(s, t, groups, meets, num_groups, positive):
+    """Loss and gradient over tiles `[tiles, TILE, d]`: tile i against the `meets[i]` tiles from itself on, both
+    orders of a pair counted, MEETINGS at a time."""
+    num_tiles = len(groups)
+    end = jnp.cumsum(meets)
+
+    def work(chunk, carry):
+        loss, pull = carry
+        number = chunk * MEETINGS + jnp.arange(MEETINGS)
+        i = jnp.minimum(jnp.searchsorted(end, number, side="right"), num_tiles - 1)
+        j = jnp.minimum(i + number - (end[i] - meets[i]), num_tiles - 1)
+        target = _einsum("iad,ibd->iab", t[i], t[j])
+        own = groups[i][:, :, None]
+        counted = (own == groups[j][:, None, :]) & (own < num_groups) & (number < end[-1])[:, None, None]
+        if positive:
+            counted &= target > 0
+        gap = jnp.where(counted, _einsum("iad,ibd->iab", s[i], s[j]) - target, 0)
+        orders = jnp.where(i == j, 1, 2).astype(s.dtype)[:, None, None]  # within a tile, both are there already
+        force = 2 * orders * gap
+        pull = pull.at[i].add(_einsum("iab,ibd->iad", force, s[j])).at[j].add(_einsum("iab,iad->ibd", force, s[i]))
+        return loss + jnp.sum(orders * gap**2), pull
+
+    start = (jnp.zeros((), s.dtype), jnp.zeros_like(s))
+    return jax.lax.fori_loop(0, -(-end[-1] // MEETINGS), work, start)
+
+
+def _within_groups(s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
+    """|T_g'T_g|^2 - 2 |T_g'S_g|^2 + |S_g'S_g|^2 summed over the groups g, rows in the order of their groups.
+
+    Each group's rows are laid out in tiles of their own; a group's products are the sums of its tiles'.
+    """
+    rows = len(s)
+    sizes = jnp.bincount(groups, length=num_groups + 1).at[num_groups].set(0)
+    tiles = -(-sizes // TILE)
+    first_tile, first_row = jnp.cumsum(tiles) - tiles, jnp.cumsum(sizes) - sizes
+    num_tiles = -(-rows // TILE) + min(num_groups, rows)  # enough, however the rows fall into groups
+    slot = first_tile[groups] * TILE + jnp.arange(rows) - first_row[groups]
+    slot = jnp.where(groups < num_groups, slot, num_tiles * TILE)
+    lay = lambda x: jnp.zeros((num_tiles * TILE, x.shape[1]), x.dtype).at[slot].set(x, mode="drop")
+    s, t = (lay(x).reshape(num_tiles, TILE, -1) for x in (s, t))
+    owner = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(num_tiles), side="right")
+
+    def square(x, y):
+        products = _einsum("bnd,bne->bde", x, y)
+        return jnp.sum(jax.ops.segment_sum(products, owner, num_groups, indices_are_sorted=True) ** 2)
+
+    return square(t, t) - 2 * square(t, s) + square(s, s)
+
+
+def _check_pair(student, teacher, where):
+    check_floats("student", student, None, None)
+    check_floats("teacher", teacher, student.shape[0], None)
+    check_dtype("teacher", teacher, student.dtype)
+    check_where(where, len(student))
+
+
+def _check_groups(student, teacher, groups, num_groups, where):
+    _check_pair(student, teacher, where)
+    check_ints("groups", groups, len(student))
+    if num_groups < 1:
+        raise ValueError(f"num_groups: expected at least 1, got {num_groups}")

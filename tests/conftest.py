@@ -1,0 +1,41 @@
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from htd_jax.data import make_split
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Tests that train the same thing twice compile it once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def citeulike_dir() -> Path:
+    """The folder of the published split; tests on real data skip without it."""
+    root = os.environ.get("HTD_DATA_DIR")
+    if not root or not (Path(root) / "citeulike" / "Train").is_file():
+        pytest.skip("needs the citeulike files: set HTD_DATA_DIR to the folder that holds citeulike/")
+    return Path(root) / "citeulike"
+
+
+@pytest.fixture(scope="session")
+def small_split():
+    """60 users, 90 items, some users with far more items than others; leave-one-out."""
+    rng = np.random.default_rng(1)
+    parts = [[], [], []]
+    for user in range(60):
+        items = rng.permutation(90)[: rng.integers(4, 8) if user else 80]
+        for part, chosen in zip(parts, (items[2:], items[:1], items[1:2])):
+            part.extend((user, item) for item in chosen)
+    return make_split(*(tuple(np.array(part).T) for part in parts), 60, 90)

@@ -1,0 +1,266 @@
+"""The compiled epoch, the loop, and what resumes it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from htd_jax import distillers
+from htd_jax.data import shuffle, unseen_items
+from htd_jax.errors import UserError
+from htd_jax.evaluation import make_evaluator
+from htd_jax.losses import bpr_loss
+from htd_jax.models import BPR
+from htd_jax.training import Checkpoints, Representations, adam, copy_checkpoints, make_trainer, no_teacher, run_phase
+
+BATCH, DIM, WIDE = 50, 4, 9
+
+
+@pytest.fixture(scope="module")
+def teacher(small_split):
+    keys = jax.random.split(jax.random.key(9))
+    sizes = (small_split.train.num_users, small_split.train.num_items)
+    return Representations(*(jax.random.normal(key, (size, WIDE)) for key, size in zip(keys, sizes, strict=True)))
+
+
+def make(split, distiller, teacher_dim=WIDE, optimizer=None):
+    model = BPR(split.train.num_users, split.train.num_items, DIM)
+    return model, make_trainer(
+        model,
+        distiller,
+        optimizer or adam(1e-2, 1e-3),
+        batch_size=BATCH,
+        student_dim=DIM,
+        teacher_dim=teacher_dim,
+    )
+
+
+METHODS = {
+    "none": distillers.none,
+    "ftd": lambda: distillers.scale(distillers.ftd(), 1e-3),
+    "htd": lambda: distillers.scale(distillers.htd(num_groups=3, epochs=4), 1e-3),
+    "both": lambda: distillers.chain(
+        distillers.scale(distillers.ftd(), 1e-3), distillers.scale(distillers.htd(num_groups=3, epochs=4), 1e-3)
+    ),
+}
+
+
+def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
+    """Every pair once, a fresh negative each, the last batch short, L2 on every parameter at every step."""
+    train = small_split.train
+    _, trainer = make(small_split, distillers.none(), 0)
+    key = jax.random.key(5)
+    state = trainer.init(key)
+    params = jax.tree.map(np.asarray, state.params["model"]["params"])
+    found, terms = trainer.epoch(state, key, train, no_teacher(train))
+
+    shuffle_key, negative_key, _ = jax.random.split(jax.random.fold_in(key, 0), 3)
+    order, negatives = shuffle(shuffle_key, len(train)), unseen_items(negative_key, train)
+    assert len(train) % BATCH
+    moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in params.items()}
+    losses = []
+    for step, start in enumerate(range(0, len(train), BATCH), 1):
+        rows = order[start : start + BATCH]
+        users, items, others = train.users[rows], train.items[rows], negatives[rows]
+
+        def loss(p, users=users, items=items, others=others):
+            score = lambda i: jnp.sum(p["users"][users] * p["items"][i], -1)
+            return bpr_loss(score(items), score(others))
+
+        value, gradient = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, params))
+        losses.append(value)
+        for name, p in params.items():
+            g = np.asarray(gradient[name]) + 1e-3 * p
+            m, v = moments[name]
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            moments[name] = m, v
+            params[name] = p - 1e-2 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(terms["loss"], np.mean(losses), rtol=1e-4)
+    for name, p in params.items():
+        np.testing.assert_allclose(found.params["model"]["params"][name], p, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teacher, method):
+    """One batch of everything: the entities are then all users and items in it, each once."""
+    train = small_split.train
+    model = BPR(train.num_users, train.num_items, DIM)
+    distiller = METHODS[method]()
+    trainer = make_trainer(
+        model, distiller, adam(0.0, 0.0), batch_size=2 * len(train), student_dim=DIM, teacher_dim=WIDE
+    )
+    key = jax.random.key(1)
+    params = jax.tree.map(jnp.copy, trainer.init(key).params)
+    _, terms = trainer.epoch(trainer.init(key), key, train, teacher)
+
+    epoch_key = jax.random.fold_in(key, 0)
+    _, negative_key, step_key = jax.random.split(epoch_key, 3)
+    negatives = unseen_items(negative_key, train)
+    tables = params["model"]["params"]
+    score = lambda i: jnp.sum(tables["users"][train.users] * tables["items"][i], -1)
+    base = bpr_loss(score(train.items), score(negatives))
+    np.testing.assert_allclose(terms["base"], base, rtol=1e-5)
+    if method == "ftd":
+        users = jnp.unique(train.users)
+        items = jnp.unique(jnp.concatenate([train.items, negatives]))
+        sides = (
+            distillers.Side(tables[name][ids], getattr(teacher, name)[ids], jnp.ones(len(ids), bool))
+            for name, ids in (("users", users), ("items", items))
+        )
+        extra, _ = distiller.loss(params["distiller"], distillers.Entities(*sides), step_key, 0)
+        np.testing.assert_allclose(terms["loss"], base + extra, rtol=1e-4)
+    assert method == "none" or terms["loss"] > terms["base"]
+
+
+def fit(split, teacher, method, folder, epochs=4, on_epoch=lambda news: None, settings=None):
+    distiller = METHODS[method]()
+    model, trainer = make(split, distiller)
+    return run_phase(
+        trainer,
+        make_evaluator(model, split),
+        split,
+        teacher,
+        jax.random.key(3),
+        epochs=epochs,
+        eval_every=2,
+        checkpoints=Checkpoints(folder),
+        settings=settings or {"method": method},
+        on_epoch=on_epoch,
+    )
+
+
+def bits(result):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(result.state)]
+
+
+def timeless(records):
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_seeds_give_equal_bits_and_so_does_a_run_killed_and_resumed(small_split, teacher, method, tmp_path):
+    whole = fit(small_split, teacher, method, tmp_path / "whole")
+
+    def kill(news):
+        if news.epoch == 1:  # after the checkpoint of epoch 0
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(small_split, teacher, method, tmp_path / "killed", on_epoch=kill)
+    epochs = []
+    resumed = fit(small_split, teacher, method, tmp_path / "killed", on_epoch=lambda news: epochs.append(news.epoch))
+    assert epochs == [1, 2, 3]
+    assert bits(whole) == bits(resumed)
+    assert timeless(whole.records) == timeless(resumed.records)
+    assert [record["epoch"] for record in whole.records] == [0, 2, 3]
+    again = fit(small_split, teacher, method, tmp_path / "killed", on_epoch=kill)  # nothing left to do
+    assert bits(again) == bits(whole)
+    assert again.seconds == resumed.seconds
+
+
+def test_a_run_compiles_its_epoch_once(small_split, teacher, tmp_path):
+    compiled = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    counts = []
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        fit(small_split, teacher, "htd", tmp_path / "run", epochs=7, on_epoch=lambda news: counts.append(len(compiled)))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    # The first epoch may compile the evaluation and the first save; after that nothing does.
+    assert counts[0] > 0
+    assert len(set(counts)) == 1
+
+
+def test_distillation_moves_the_student_towards_its_teachers_topology(small_split, teacher, tmp_path):
+    losses = []
+    fit(
+        small_split, teacher, "ftd", tmp_path / "run", epochs=25, on_epoch=lambda news: losses.append(news.terms["ftd"])
+    )
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_other_settings_are_refused(small_split, teacher, tmp_path):
+    fit(small_split, teacher, "none", tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="made by other settings"):
+        fit(small_split, teacher, "none", tmp_path / "run", epochs=1, settings={"method": "another"})
+
+
+def test_what_is_no_checkpoint_is_said_to_be_none(small_split, teacher, tmp_path):
+    with pytest.raises(UserError, match="not a checkpoint"):
+        Checkpoints(tmp_path).history()
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        Checkpoints(tmp_path).history()
+
+
+def test_a_damaged_checkpoint_is_said_to_be_one(small_split, teacher, tmp_path):
+    folder = tmp_path / "run"
+    result = fit(small_split, teacher, "none", folder, epochs=1)
+    data = sorted(p for p in (folder / "1" / "state").rglob("*") if p.is_file() and p.stat().st_size > 0)
+    for path in data:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"1: not a checkpoint of this program, or damaged"):
+        Checkpoints(folder).state(result.state)
+
+
+def test_a_copy_of_checkpoints_is_whole_or_absent(small_split, teacher, tmp_path, monkeypatch):
+    source, target = tmp_path / "run", tmp_path / "other" / "teacher"
+    result = fit(small_split, teacher, "none", source, epochs=1)
+
+    def fail(*args):
+        raise Killed
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(Killed):
+        copy_checkpoints(source, target)
+    assert list(target.parent.iterdir()) == []
+    monkeypatch.undo()
+    copy_checkpoints(source, target)
+    copied = Checkpoints(target).state(result.state)
+    assert bits(result._replace(state=copied)) == bits(result)
+
+
+def test_adam_decays_every_parameter_into_its_gradient():
+    optimizer = adam(0.1, 0.5)
+    params = {"touched": jnp.array([2.0]), "untouched": jnp.array([-3.0])}
+    gradient = {"touched": jnp.array([1.0]), "untouched": jnp.array([0.0])}
+    updates, state = optimizer.update(gradient, optimizer.init(params), params)
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(new["touched"], 2 - 0.1, rtol=1e-5)  # Adam's first step has length one
+    np.testing.assert_allclose(new["untouched"], -3 + 0.1, rtol=1e-5)
+    moment = optax.tree.get(state, "mu")
+    np.testing.assert_allclose(moment["touched"], 0.1 * (1 + 0.5 * 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 11, 101])
+def test_the_temperature_falls_from_one_to_its_floor(epochs):
+    temperature = distillers.annealing(epochs)
+    found = np.array([temperature(jnp.int32(epoch)) for epoch in range(epochs)], float)
+    last = max(epochs - 1, 1)
+    wanted = [1.0 if epoch < 2 else max(1e-10 ** ((epoch - 1) / last), 1e-10) for epoch in range(epochs)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert (found >= np.float32(1e-10)).all()
+
+
+def test_htd_starts_its_layers_at_the_published_bounds():
+    params = distillers.htd(num_groups=3).init(jax.random.key(0), 4, 9)
+    for side in ("users", "items"):
+        for layer, fan_in in (
+            (params[side]["gate"], 9),
+            (params[side]["experts"]["hidden"], 4),
+            (params[side]["experts"]["output"], 6),
+        ):
+            for weights in layer.values():
+                largest = np.abs(weights).max()
+                assert 0.5 / np.sqrt(fan_in) < largest <= 1 / np.sqrt(fan_in)
