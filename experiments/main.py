@@ -50,7 +50,7 @@ TEACHER_KEY, STUDENT_KEY = 0, 1
 
 
 def main() -> None:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # what Orbax thinks of a damaged checkpoint, we say in a line
+    quieten_readers()
     config = parse()
     try:
         run(config.check())
@@ -74,6 +74,14 @@ def parse() -> Config:
             reason = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), None)])
             print(f"error: {reason}; --help lists every flag", file=sys.stderr)
         raise
+
+
+def quieten_readers() -> None:
+    """Reading a damaged checkpoint ends at its first bad part, and that error is the one we report: what the readers of
+    the other parts log after it, or raise in threads and finalisers where none can catch it, is no news."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda raised: None
 
 
 def run(config: Config) -> dict[str, Any]:

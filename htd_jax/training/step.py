@@ -40,8 +40,8 @@ class Trainer(NamedTuple):
     """What a phase computes: `init(key) -> TrainState`, `epoch(state, key, train, teacher) -> (TrainState, terms)`.
 
     `epoch` takes the same key at every call, another than `init`: what is random in an epoch follows from key and
-    epoch number, so a resumed run draws what an unbroken one draws. `terms` are means over the epoch's batches. `epoch` is jitted
-    and takes over the state it is given.
+    epoch number, so a resumed run draws what an unbroken one draws. `terms` are means over the epoch's batches.
+    `epoch` is jitted and takes over the state it is given.
     """
 
     init: Callable[[chex.PRNGKey], TrainState]
