@@ -182,6 +182,15 @@ def test_unseen_items_are_unseen_and_uniform_over_the_unseen(small_split):
         assert abs(chi2 - len(unseen) + 1) < 5 * np.sqrt(2 * len(unseen))
 
 
+def test_every_item_is_drawn_almost_equally_often():
+    """With few seen items, as often as there are packs; independent draws would spread by the root of that."""
+    pairs = np.stack([np.repeat(np.arange(1000), 10), np.tile(np.arange(10), 1000)])
+    pairs[1] += 50 * (pairs[0] % 40)
+    train = Interactions.from_pairs(*pairs, 1000, 2000)
+    count = np.bincount(data.unseen_items(jax.random.key(0), train), minlength=2000)
+    assert count.sum() == 10000 and count.std() < 0.2 * np.sqrt(5)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=40))
 def test_distinct_marks_every_counted_value_once(drawn):

@@ -1,6 +1,7 @@
 """Everything random about a batch, on the device and inside the compiled epoch."""
 
 import math
+from collections.abc import Callable
 
 import chex
 import jax
@@ -49,8 +50,14 @@ def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
 def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
     """One item for each pair of `train`, uniform over the items that the pair's user has not seen.
 
-    Not by rejection: of a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items before it, so the r-th
-    unseen item is r plus the number of j with s_j - j <= r, found by bisection. O(n log(max_degree)), no table.
+    Dealt like cards, packs of all the items each in a new order, so that every item is drawn almost equally often, as
+    every positive is; independent draws would give each item a number of its own, by the law of Poisson. A pair that
+    is dealt what its user has seen, s of m items, draws again among the unseen, which leaves every one of these as
+    likely as any other: 1/m + s/m 1/(m - s) = 1/(m - s).
+
+    The second draw is no rejection either: of a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items
+    before it, so the r-th unseen item is r plus the number of j with s_j - j <= r, found by bisection.
+    O(n log(max_degree) + m), no table.
 
     Args:
       key: a JAX random key.
@@ -59,15 +66,14 @@ def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
     Returns:
       `[n]` int32, in the order of `train`.
     """
+    deal_key, again_key = jax.random.split(key)
+    packs = -(-len(train) // train.num_items)
+    dealt = jax.vmap(lambda key: shuffle(key, train.num_items))(jax.random.split(deal_key, packs)).ravel()[: len(train)]
+    before = _count_leading(train, lambda item, j: item < dealt)
     start, stop = train.offsets[train.users], train.offsets[train.users + 1]
-    unseen = train.num_items - (stop - start)
-    r = jax.random.randint(key, train.users.shape, 0, unseen)
-    low, high = jnp.zeros_like(start), stop - start  # the count lies in [low, high]
-    for _ in range(train.max_degree.bit_length()):
-        middle = (low + high) // 2
-        before = train.items[jnp.minimum(start + middle, len(train) - 1)] - middle <= r
-        low, high = jnp.where((low < high) & before, middle + 1, low), jnp.where((low < high) & ~before, middle, high)
-    return r + low
+    seen = (start + before < stop) & (train.items[jnp.minimum(start + before, len(train) - 1)] == dealt)
+    r = jax.random.randint(again_key, train.users.shape, 0, train.num_items - (stop - start))
+    return jnp.where(seen, r + _count_leading(train, lambda item, j: item - j <= r), dealt)
 
 
 def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
@@ -81,9 +87,22 @@ def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, ja
     Returns:
       `[n]` ids in ascending order and `[n]` bool, true at the first occurrence of each.
     """
+    chex.assert_rank([ids, where], 1)
+    chex.assert_equal_shape([ids, where])
     ids = jnp.sort(jnp.where(where, ids, size))
     first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
     return jnp.minimum(ids, size - 1), first & (ids < size)
+
+
+def _count_leading(train: Interactions, holds: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """For each pair, how many of its user's items `holds(item, j)` is true of, true of the first ones only: `[n]`."""
+    start, stop = train.offsets[train.users], train.offsets[train.users + 1]
+    low, high = jnp.zeros_like(start), stop - start  # the count lies in [low, high]
+    for _ in range(train.max_degree.bit_length()):
+        middle = (low + high) // 2
+        more = holds(train.items[jnp.minimum(start + middle, len(train) - 1)], middle)
+        low, high = jnp.where((low < high) & more, middle + 1, low), jnp.where((low < high) & ~more, middle, high)
+    return low
 
 
 def _hash(x: jax.Array, key: jax.Array) -> jax.Array:

@@ -26,14 +26,18 @@ class BPR(nn.Module):
 
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
         """Representations `[n, dim]` of the users `[n]` and `[m, dim]` of the items `[m]`."""
+        chex.assert_rank([users, items], 1)
         return self.users[users], self.items[items]
 
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Scores `[n]` of the pairs (users[a], items[a])."""
+        chex.assert_rank([users, items], 1)
+        chex.assert_equal_shape([users, items])
         return jnp.sum(self.users[users] * self.items[items], axis=-1)
 
     def score_all(self, users: chex.Array) -> jax.Array:
         """Scores `[n, num_items]` of every item for the users `[n]`, in full float32 on every backend."""
+        chex.assert_rank(users, 1)
         return jnp.dot(self.users[users], self.items.T, precision=jax.lax.Precision.HIGHEST)
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
