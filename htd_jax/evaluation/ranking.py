@@ -13,8 +13,8 @@ from htd_jax.data import Interactions, Split
 
 CUTOFFS = (10, 20, 50)
 
-# Users scored at once: few enough that their scores of all items stay in a processor's cache.
-BLOCK = 64
+# Scores held at once, 16 MiB of them: a good matrix product, and most of them still in a processor's cache when read.
+SCORES = 2**22
 
 Metrics = dict[str, jax.Array]
 
@@ -26,29 +26,30 @@ def make_evaluator(model: nn.Module, split: Split) -> Callable[[Any], dict[str, 
     one plus the number of visible items that do not score lower: ties count against it, and so does a score that is
     not a number. Users are scored in blocks; no users x items array is held, and nothing is sorted.
     """
-    blocks = -(-split.train.num_users // BLOCK)
-    starts = np.minimum(np.arange(blocks + 1) * BLOCK, split.train.num_users)
+    width = max(1, min(split.train.num_users, SCORES // split.train.num_items))
+    blocks = -(-split.train.num_users // width)
+    starts = np.minimum(np.arange(blocks + 1) * width, split.train.num_users)
     bounds = np.asarray(split.train.offsets)[starts]
     longest = int(np.diff(bounds).max())
-    held_out = [_targets(part, blocks * BLOCK) for part in (split.valid, split.test)]
+    held_out = [_targets(part, blocks * width) for part in (split.valid, split.test)]
 
     @jax.jit
     def ranks(variables, train, valid, test):
         def block(inputs):
             first_user, first_pair, last_pair, valid, test = inputs
-            users = jnp.minimum(first_user + jnp.arange(BLOCK), train.num_users - 1)
+            users = jnp.minimum(first_user + jnp.arange(width), train.num_users - 1)
             scores = model.apply(variables, users, method="score_all")
             pair = first_pair + jnp.arange(longest)
-            row = jnp.where(pair < last_pair, train.users[pair] - first_user, BLOCK)
-            visible_scores = scores.at[row, train.items[pair]].set(-jnp.inf, mode="drop")
+            row = jnp.where(pair < last_pair, train.users[pair] - first_user, width)
             return tuple(
-                _ranks(scores, visible_scores, targets, others) for targets, others in ((valid, test), (test, valid))
+                _ranks(scores, targets, others, row, train.items[pair])
+                for targets, others in ((valid, test), (test, valid))
             )
 
-        split_blocks = lambda x: x.reshape(blocks, BLOCK, -1)
+        split_blocks = lambda x: x.reshape(blocks, width, -1)
         pairs = jnp.asarray(bounds, jnp.int32)
         inputs = (jnp.asarray(starts[:-1], jnp.int32), pairs[:-1], pairs[1:], split_blocks(valid), split_blocks(test))
-        return tuple(x.reshape(blocks * BLOCK, -1) for x in jax.lax.map(block, inputs))
+        return tuple(x.reshape(blocks * width, -1) for x in jax.lax.map(block, inputs))
 
     @jax.jit
     def evaluate(variables, train, valid, test):
@@ -91,16 +92,20 @@ def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: tuple[int, ..
     return metrics
 
 
-def _ranks(scores: jax.Array, visible_scores: jax.Array, targets: jax.Array, others: jax.Array) -> jax.Array:
-    """`[users, m]` ranks of the targets; the scores of `others` are hidden; -1 in either is no item."""
+def _ranks(scores: jax.Array, targets: jax.Array, others: jax.Array, row: jax.Array, item: jax.Array) -> jax.Array:
+    """`[users, m]` ranks of the targets among all items but `others` and the pairs (row, item) seen in training.
 
-    def rank(target):
-        bar = jnp.take_along_axis(scores, target[:, None], axis=1)
-        as_good = jnp.sum((visible_scores != -jnp.inf) & ~(visible_scores < bar), axis=1)
-        hidden = (others >= 0) & ~(jnp.take_along_axis(scores, others, axis=1) < bar)
-        return jnp.maximum(as_good - hidden.sum(1), 1)  # the target is as good as itself
-
-    return jax.lax.map(rank, targets.T).T
+    -1 in `targets` or `others` is no item, a row past the last no pair. What is hidden is counted with the rest and
+    taken off again: it is little, and the scores are then read once and written never.
+    """
+    bar = jnp.take_along_axis(scores, targets, axis=1)
+    as_good = lambda score, bar: (~(score < bar)).astype(jnp.int32)
+    count = as_good(scores[:, None, :], bar[:, :, None]).sum(-1)
+    seen = as_good(scores[row, item][:, None], bar[row])
+    count -= jnp.zeros_like(count).at[row].add(seen, mode="drop")
+    other = as_good(jnp.take_along_axis(scores, others, axis=1)[:, None, :], bar[:, :, None])
+    count -= jnp.where(others[:, None, :] >= 0, other, 0).sum(-1)
+    return jnp.maximum(count, 1)  # the target is as good as itself
 
 
 def _targets(part: Interactions, rows: int) -> jax.Array:

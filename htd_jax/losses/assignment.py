@@ -13,16 +13,16 @@ import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
 
-# A mixture weight under this is lost in the rounding of a sum of weights that is 1, with enough to spare that the
-# division by a low temperature, in the gradient of the weights, does not bring it back.
-NEGLIGIBLE = 2.0**-48
+# A mixture weight under this, times the temperature where that is under 1, is left out. It is lost in the rounding of
+# a sum of weights that is 1; and the gradient of its logit, which is divided by the temperature, loses no more.
+NEGLIGIBLE = 2.0**-30
 
 # The routed mixture's unit of work: BLOCK rows of one expert, CHUNK blocks at once.
-BLOCK, CHUNK = 32, 8
+BLOCK, CHUNK = 32, 16
 
 # A routed product costs about this much more than its share of a dense one, so a mixture with more than one weight
 # in ROUTING_COST in use is computed densely, ROWS rows at once.
-ROUTING_COST, ROWS = 2.5, 512
+ROUTING_COST, ROWS = 2.7, 512
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
@@ -133,12 +133,13 @@ def routed_assignment_loss(
 ) -> jax.Array:
     r"""`group_assignment_loss` of the mixture `softmax(logits / temperature)`, at the cost of the experts in use.
 
-    .. math:: \sum_a |t_a - \sum_{k:\, z_{ak} \ge 2^{-48}} z_{ak} f_k(s_a)|^2, \quad z_a = softmax(l_a / T)
+    .. math:: \sum_a |t_a - \sum_{k:\, z_{ak} \ge \epsilon} z_{ak} f_k(s_a)|^2,
+              \quad z_a = softmax(l_a / T), \quad \epsilon = 2^{-30} \min(T, 1)
 
     Loss and gradients equal the dense mixture's to rounding at every temperature: a weight left out is too small to
-    change the sum, and since the softmax multiplies the gradient of a weight by the weight, too small to change
-    the gradient of the logits. (`group_assignment_loss` has no such right: its mixture is any, and the gradient of
-    a zero weight is not zero.) At a low temperature this is one expert a row instead of K.
+    change the sum, and since the softmax multiplies the gradient of a weight by the weight over T, too small to
+    change the gradient of the logits. (`group_assignment_loss` has no such right: its mixture is any, and the gradient
+    of a zero weight is not zero.) At a low temperature this is one expert a row instead of K.
 
     The pairs (row, expert) in use are sorted by expert into blocks of rows, and blocks are worked off in chunks
     of batched products for as long as there are any; where most pairs are in use, the dense products are faster and
@@ -160,9 +161,11 @@ def routed_assignment_loss(
     """
     _check_mixture_of_experts(student, teacher, "logits", logits, experts, where)
     _check_temperature(temperature)
-    mixture = _softmax(keep_rows(logits, where), jax.lax.stop_gradient(temperature))
+    temperature = jax.lax.stop_gradient(jnp.asarray(temperature, student.dtype))
+    mixture = keep_rows(_softmax(keep_rows(logits, where), temperature), where)
     teacher = jax.lax.stop_gradient(keep_rows(teacher, where))
-    return _regression(keep_rows(student, where), teacher, keep_rows(mixture, where), experts)
+    in_use = ~(mixture < NEGLIGIBLE * jnp.minimum(temperature, 1))  # so is what is no number: the loss must show it
+    return _regression(keep_rows(student, where), teacher, mixture, experts, in_use)
 
 
 def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
@@ -173,16 +176,16 @@ def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
 
 
 @jax.custom_vjp
-def _regression(student, teacher, mixture, experts):
-    """`group_assignment_loss` with a gradient that is exact in `mixture` only where it is not NEGLIGIBLE."""
-    return _regression_and_gradients(student, teacher, mixture, experts)[0]
+def _regression(student, teacher, mixture, experts, in_use):
+    """`group_assignment_loss`, with no more than the weights `in_use`, `[n, K]` bool; a row may have none."""
+    return _regression_and_gradients(student, teacher, mixture, experts, in_use)[0]
 
 
-def _regression_and_gradients(student, teacher, mixture, experts):
+def _regression_and_gradients(student, teacher, mixture, experts, in_use):
     """The gradients are taken within the branch and within its loops: residuals would be kept for both branches,
-    and the routed loops' length is known only when they run."""
-    crowded = ROUTING_COST * jnp.sum(_in_use(mixture)) > mixture.size
-    return jax.lax.cond(crowded, _dense_regression, _routed_regression, student, teacher, mixture, experts)
+    and the loops' lengths are known only when they run."""
+    crowded = ROUTING_COST * jnp.sum(in_use) > mixture.size
+    return jax.lax.cond(crowded, _dense_regression, _routed_regression, student, teacher, mixture, experts, in_use)
 
 
 _regression.defvjp(
@@ -191,48 +194,65 @@ _regression.defvjp(
 )
 
 
-def _dense_regression(student, teacher, mixture, experts):
-    """Loss and gradients over all pairs (row, expert), ROWS rows at a time; rows of zeros fill the last."""
+def _dense_regression(student, teacher, mixture, experts, in_use):
+    """Loss and gradients over all pairs (row, expert), ROWS rows at a time up to the last that has a weight."""
     rows = len(student)
-    split = lambda x: jnp.pad(x, [(0, -rows % ROWS), (0, 0)]).reshape(-1, ROWS, x.shape[1])
-    join = lambda x: x.reshape(-1, x.shape[2])[:rows]
+    padded = lambda x: jnp.pad(x, [(0, -rows % ROWS), (0, 0)])
+    inputs = padded(student), padded(teacher), padded(mixture)
 
-    def add(total, some):
+    def add(index, total):
+        some = [jax.lax.dynamic_slice_in_dim(x, index * ROWS, ROWS) for x in inputs]
         loss, (d_student, d_mixture, d_experts) = jax.value_and_grad(group_assignment_loss, (0, 2, 3))(*some, experts)
-        return jax.tree.map(jnp.add, total, (loss, d_experts)), (d_student, d_mixture)
+        put = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, index * ROWS, 0)
+        return (
+            total[0] + loss,
+            put(total[1], d_student),
+            put(total[2], d_mixture),
+            jax.tree.map(jnp.add, total[3], d_experts),
+        )
 
-    start = (jnp.zeros((), student.dtype), jax.tree.map(jnp.zeros_like, experts))
-    total, (d_student, d_mixture) = jax.lax.scan(add, start, (split(student), split(teacher), split(mixture)))
-    return total[0], (join(d_student), None, join(d_mixture), total[1])
+    last = jnp.max(jnp.where(in_use.any(1), jnp.arange(rows), -1))
+    start = jax.tree.map(jnp.zeros_like, (jnp.zeros((), student.dtype), inputs[0], inputs[2], experts))
+    loss, d_student, d_mixture, d_experts = jax.lax.fori_loop(0, last // ROWS + 1, add, start)
+    return loss, (d_student[:rows], None, d_mixture[:rows], d_experts, None)
 
 
-def _routed_regression(student, teacher, mixture, experts):
-    """Loss and gradients over the pairs (row, expert) whose weight is not NEGLIGIBLE."""
-    row_of, expert_of, num_chunks = _route(_in_use(mixture))
+def _routed_regression(student, teacher, mixture, experts, in_use):
+    """Loss and gradients over the pairs (row, expert) in use.
+
+    The rows of a single expert, nearly all at a low temperature, are done in one visit. Those of several are visited
+    twice: what is left of a row is known when all its experts have spoken.
+    """
+    several = in_use.sum(1) > 1
     hidden_layer, output_layer = experts["hidden"], experts["output"]
 
-    def chunk(index):
-        """The chunk's rows `[CHUNK, BLOCK]` (`rows` where empty), experts `[CHUNK]`, inputs, weights, hidden units."""
-        row = jax.lax.dynamic_slice_in_dim(row_of, index * CHUNK, CHUNK)
-        expert = jax.lax.dynamic_slice_in_dim(expert_of, index * CHUNK, CHUNK)
-        weight = mixture.at[row, expert[:, None]].get(mode="fill", fill_value=0)[..., None]
-        inputs = student.at[row].get(mode="fill", fill_value=0)
+    def visit(route, index):
+        """A chunk's rows `[CHUNK, BLOCK]` (`rows` where empty), experts `[CHUNK]`, inputs, weights, hidden units and
+        weighted outputs."""
+        row = jax.lax.dynamic_slice_in_dim(route[0], index * CHUNK, CHUNK)
+        expert = jax.lax.dynamic_slice_in_dim(route[1], index * CHUNK, CHUNK)
+        weight = _rows(mixture, (row, expert[:, None]))[..., None]
+        inputs = _rows(student, row)
         hidden = _einsum("bid,bdh->bih", inputs, hidden_layer["kernel"][expert])
         hidden = jax.nn.relu(hidden + hidden_layer["bias"][expert][:, None])
-        return row, expert, inputs, weight, hidden
+        kernel, bias = output_layer["kernel"][expert], output_layer["bias"][expert][:, None]
+        return row, expert, inputs, weight, hidden, weight * (_einsum("bih,bhd->bid", hidden, kernel) + bias)
 
-    def predict(index, output):
-        row, expert, _, weight, hidden = chunk(index)
-        mixed = _einsum("bih,bhd->bid", weight * hidden, output_layer["kernel"][expert])
-        mixed += weight * output_layer["bias"][expert][:, None]
-        return output.at[row].add(mixed, mode="drop")
+    def speak(index, outputs):
+        row, *_, output = visit(to_several, index)
+        return outputs.at[row].add(output, mode="drop")
 
-    residual = jax.lax.fori_loop(0, num_chunks, predict, jnp.zeros_like(teacher)) - teacher
+    to_several = _route(in_use & several[:, None])
+    outputs = jax.lax.fori_loop(0, to_several[2], speak, jnp.zeros_like(teacher))
+    residual = jnp.where(several[:, None], outputs, 0) - teacher  # of a single expert's row: without its output
+    loss = jnp.sum(jnp.where(in_use.any(1) & ~several, 0, jnp.sum(residual**2, 1)))
 
-    def differentiate(index, gradients):
-        d_student, d_mixture, d_hidden_layer, d_output_layer = gradients
-        row, expert, inputs, weight, hidden = chunk(index)
-        d_output = 2 * residual.at[row].get(mode="fill", fill_value=0)
+    def differentiate(index, carry):
+        loss, d_student, d_mixture, d_hidden_layer, d_output_layer = carry
+        row, expert, inputs, weight, hidden, output = visit(to_all, index)
+        left = _rows(residual, row) + jnp.where(_rows(several, row)[..., None], 0, output)
+        loss += jnp.sum(jnp.where(_rows(several, row), 0, jnp.sum(left**2, -1)))
+        d_output = 2 * left
         d_mixed = weight * d_output
         d_hidden = _einsum("bid,bhd->bih", d_output, output_layer["kernel"][expert])
         d_weight = jnp.sum(d_hidden * hidden, -1) + _einsum("bid,bd->bi", d_output, output_layer["bias"][expert])
@@ -243,20 +263,22 @@ def _routed_regression(student, teacher, mixture, experts):
         }
         d_inputs = _einsum("bih,bdh->bid", d_hidden, hidden_layer["kernel"][expert])
         return (
+            loss,
             d_student.at[row].add(d_inputs, mode="drop"),
             d_mixture.at[row, expert[:, None]].set(d_weight, mode="drop"),
             add(d_hidden_layer, inputs, d_hidden),
             add(d_output_layer, hidden, d_mixed),
         )
 
-    start = jax.tree.map(jnp.zeros_like, (student, mixture, hidden_layer, output_layer))
-    d_student, d_mixture, d_hidden, d_output = jax.lax.fori_loop(0, num_chunks, differentiate, start)
-    return jnp.sum(residual**2), (d_student, None, d_mixture, {"hidden": d_hidden, "output": d_output})
+    to_all = _route(in_use)
+    start = (loss, *jax.tree.map(jnp.zeros_like, (student, mixture, hidden_layer, output_layer)))
+    loss, d_student, d_mixture, d_hidden, d_output = jax.lax.fori_loop(0, to_all[2], differentiate, start)
+    return loss, (d_student, None, d_mixture, {"hidden": d_hidden, "output": d_output}, None)
 
 
-def _in_use(mixture: jax.Array) -> jax.Array:
-    """Which weights count; one that is not a number does, so that the loss shows it."""
-    return ~(mixture < NEGLIGIBLE)
+def _rows(x: jax.Array, index: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
+    """`x[index]`, zeros where the index is out of range."""
+    return x.at[index].get(mode="fill", fill_value=0)
 
 
 def _route(active: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -267,13 +289,12 @@ def _route(active: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
       how many chunks of CHUNK blocks hold a row. The number of blocks is static, enough for every pair.
     """
     rows, num_experts = active.shape
-    count = active.sum(0)
-    blocks = -(-count // BLOCK)
+    position = jax.lax.associative_scan(jnp.add, active.astype(jnp.int32))  # among its expert's rows, from 1
+    blocks = -(-position[-1] // BLOCK)
     last_block = jnp.cumsum(blocks)
-    position = jnp.cumsum(active, axis=0) - 1  # among its expert's rows
     num_blocks = num_experts * -(-rows // BLOCK)
     num_blocks = CHUNK * -(-num_blocks // CHUNK)
-    slot = jnp.where(active, (last_block - blocks) * BLOCK + position, num_blocks * BLOCK)
+    slot = jnp.where(active, (last_block - blocks) * BLOCK + position - 1, num_blocks * BLOCK)
     row = jnp.broadcast_to(jnp.arange(rows)[:, None], active.shape)
     row_of = jnp.full(num_blocks * BLOCK, rows).at[slot].set(row, mode="drop").reshape(num_blocks, BLOCK)
     expert_of = jnp.searchsorted(last_block, jnp.arange(num_blocks), side="right")

@@ -19,7 +19,7 @@ PAIRS = ("positive", "all")
 
 # Rows in a tile of the entity-level topology: wide enough for a good matrix product, narrow enough that a small
 # group does not pay for much of its neighbours. And how many pairs of tiles are met at once.
-TILE, MEETINGS = 64, 32
+TILE, MEETINGS = 32, 32
 
 # By how much an operation of `_within_groups` costs more than one of `_meet`: it writes a [d_t, d_t] matrix a tile.
 PRODUCT_COST = 2
