@@ -16,25 +16,27 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import jax
-import jax.numpy as jnp
+import numpy as np
 import tyro
+from measure import Epoch, random_teacher
 from rich.console import Console
 from rich.table import Table
 
 from htd_jax import data, distillers
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPR
-from htd_jax.training import Representations, adam, make_trainer, no_teacher
+from htd_jax.training import no_teacher
 
 TEACHER_DIM, STUDENT_DIM, EPOCHS, BATCH, WEIGHT = 200, 20, 101, 1024, 1e-3
 
-# HTD's cost falls with its temperature: the epochs measured, between which the rest are interpolated.
-HTD_EPOCHS = (1, 4, 7, 10, 13, 16, 20, 30, 100)
+# HTD's cost falls with its temperature: the epochs measured, between which the rest are interpolated, and the first of
+# them with a temperature under 0.01.
+HTD_EPOCHS = (1, 4, 6, 7, 8, 10, 13, 16, 22, 30, 60, 100)
+COLD = 22
 
 # What is measured here -> the baseline's phase that does the same work.
 SAME_WORK = {
@@ -56,6 +58,8 @@ class Options:
     """The PyTorch program."""
     baseline_python: str = sys.executable
     """An interpreter that can import torch."""
+    baseline_device: str | None = None
+    """Passed on to the PyTorch program as `--device`."""
     rounds: int = 3
     """How often each side runs."""
     output: Path | None = None
@@ -72,6 +76,7 @@ def main() -> None:
         if options.baseline:
             phases = list(dict.fromkeys(SAME_WORK.values()))
             command = [options.baseline_python, options.baseline, "--data", data_folder(options), "--phases", *phases]
+            command += ["--device", options.baseline_device] if options.baseline_device else []
             done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
             theirs.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
@@ -80,67 +85,34 @@ def main() -> None:
         options.output.write_text(json.dumps({"ours": ours, "baseline": theirs}, indent=2) + "\n")
 
 
-def prepare(split: data.Split):
+def prepare(split: data.Split) -> Callable[[], dict[str, float]]:
     """Compiles everything; returns a function that measures every phase once."""
     train = split.train
-    sizes = (train.num_users, train.num_items)
-    teacher = Representations(
-        *(jax.random.normal(jax.random.key(i), (size, TEACHER_DIM)) for i, size in enumerate(sizes))
-    )
-    key = jax.random.key(0)
-
-    def epoch_of(distiller, dim, teacher, epochs):
-        model = BPR(*sizes, dim)
-        trainer = make_trainer(
-            model, distiller, adam(1e-3, 1e-3), batch_size=BATCH, student_dim=dim, teacher_dim=teacher.users.shape[1]
-        )
-        compiled = trainer.epoch.lower(trainer.init(key), key, train, teacher).compile()
-
-        def seconds():
-            state = jax.block_until_ready(trainer.init(key))
-            state, _ = jax.block_until_ready(compiled(state, key, train, teacher))  # warm
-            result = []
-            for epoch in epochs:
-                state = state.replace(epoch=jnp.int32(epoch))
-                start = time.perf_counter()
-                state, _ = jax.block_until_ready(compiled(state, key, train, teacher))
-                result.append(time.perf_counter() - start)
-            return result
-
-        return seconds
-
-    def evaluation():
-        model = BPR(*sizes, TEACHER_DIM)
-        evaluate = make_evaluator(model, split)
-        variables = {"params": {"users": teacher.users, "items": teacher.items}}
-        jax.block_until_ready(evaluate(variables))
-
-        def seconds():
-            start = time.perf_counter()
-            jax.block_until_ready(evaluate(variables))
-            return time.perf_counter() - start
-
-        return seconds
+    teacher = random_teacher(train, TEACHER_DIM)
+    evaluate = make_evaluator(BPR(train.num_users, train.num_items, TEACHER_DIM), split)
+    variables = {"params": teacher._asdict()}
+    jax.block_until_ready(evaluate(variables))
 
     none, scale = distillers.none, distillers.scale
-    plain = (1, 2, 3, 4, 5)
-    teacher_epoch = epoch_of(none(), TEACHER_DIM, no_teacher(train), plain)
-    student_epoch = epoch_of(none(), STUDENT_DIM, no_teacher(train), plain)
-    ftd_epoch = epoch_of(scale(distillers.ftd(), WEIGHT), STUDENT_DIM, teacher, plain)
-    htd_epoch = epoch_of(scale(distillers.htd(epochs=EPOCHS), WEIGHT), STUDENT_DIM, teacher, HTD_EPOCHS)
-    evaluate = evaluation()
+    teacher_epoch = Epoch(train, none(), TEACHER_DIM, no_teacher(train), BATCH)
+    student_epoch = Epoch(train, none(), STUDENT_DIM, no_teacher(train), BATCH)
+    ftd_epoch = Epoch(train, scale(distillers.ftd(), WEIGHT), STUDENT_DIM, teacher, BATCH)
+    htd_epoch = Epoch(train, scale(distillers.htd(epochs=EPOCHS), WEIGHT), STUDENT_DIM, teacher, BATCH)
+    median = lambda epoch: statistics.median(epoch.seconds(range(1, 6)))
 
     def measure() -> dict[str, float]:
-        htd = htd_epoch()
-        mean = sum(jnp.interp(jnp.arange(EPOCHS), jnp.array(HTD_EPOCHS), jnp.array(htd))) / EPOCHS
+        htd = htd_epoch.seconds(HTD_EPOCHS)
+        start = time.perf_counter()
+        jax.block_until_ready(evaluate(variables))
+        evaluation = time.perf_counter() - start
         return {
-            "teacher epoch": statistics.median(teacher_epoch()),
-            "student epoch": statistics.median(student_epoch()),
-            "FTD epoch": statistics.median(ftd_epoch()),
+            "teacher epoch": median(teacher_epoch),
+            "student epoch": median(student_epoch),
+            "FTD epoch": median(ftd_epoch),
             "HTD epoch, T = 1": htd[0],
-            "HTD epoch, T < 0.01": statistics.median(htd[-2:]),
-            "HTD epoch, mean of 101": float(mean),
-            "evaluation, valid + test": evaluate(),
+            "HTD epoch, T < 0.01": statistics.median(s for epoch, s in zip(HTD_EPOCHS, htd) if epoch >= COLD),
+            "HTD epoch, mean of 101": float(np.interp(np.arange(EPOCHS), HTD_EPOCHS, htd).mean()),
+            "evaluation, valid + test": evaluation,
         }
 
     return measure

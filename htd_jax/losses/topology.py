@@ -21,7 +21,10 @@ PAIRS = ("positive", "all")
 # group does not pay for much of its neighbours. And how many pairs of tiles are met at once.
 TILE, MEETINGS = 32, 32
 
-# By how much an operation of `_within_groups` costs more than one of `_meet`: it writes a [d_t, d_t] matrix a tile.
+# Rows in a tile of `_within_groups`: it writes a [d_t, d_t] matrix a tile, so fewer, and a group's last is part empty.
+PRODUCT_TILE = 64
+
+# By how much an operation of `_within_groups` costs more than one of `_meet`.
 PRODUCT_COST = 2
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -257,8 +260,8 @@ def _entity_level_and_gradient(s, t, groups, num_groups, positive):
 
     if positive:
         return by_tiles()
-    tile_cost = meets.sum() * TILE
-    product_cost = (num_tiles + min(num_groups, rows)) * (s.shape[1] + t.shape[1])
+    tile_cost = meets.sum().astype(jnp.float32) * TILE**2
+    product_cost = _product_tiles(rows, num_groups) * PRODUCT_TILE * (s.shape[1] + t.shape[1])
     return jax.lax.cond(tile_cost < PRODUCT_COST * product_cost, by_tiles, by_products)
 
 
@@ -299,15 +302,14 @@ def _within_groups(s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: in
 
     Each group's rows are laid out in tiles of their own; a group's products are the sums of its tiles'.
     """
-    rows = len(s)
+    num_tiles = _product_tiles(len(s), num_groups)
     sizes = jnp.bincount(groups, length=num_groups + 1).at[num_groups].set(0)
-    tiles = -(-sizes // TILE)
+    tiles = -(-sizes // PRODUCT_TILE)
     first_tile, first_row = jnp.cumsum(tiles) - tiles, jnp.cumsum(sizes) - sizes
-    num_tiles = -(-rows // TILE) + min(num_groups, rows)  # enough, however the rows fall into groups
-    slot = first_tile[groups] * TILE + jnp.arange(rows) - first_row[groups]
-    slot = jnp.where(groups < num_groups, slot, num_tiles * TILE)
-    lay = lambda x: jnp.zeros((num_tiles * TILE, x.shape[1]), x.dtype).at[slot].set(x, mode="drop")
-    s, t = (lay(x).reshape(num_tiles, TILE, -1) for x in (s, t))
+    slot = first_tile[groups] * PRODUCT_TILE + jnp.arange(len(s)) - first_row[groups]
+    slot = jnp.where(groups < num_groups, slot, num_tiles * PRODUCT_TILE)
+    lay = lambda x: jnp.zeros((num_tiles * PRODUCT_TILE, x.shape[1]), x.dtype).at[slot].set(x, mode="drop")
+    s, t = (lay(x).reshape(num_tiles, PRODUCT_TILE, -1) for x in (s, t))
     owner = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(num_tiles), side="right")
 
     def square(x, y):
@@ -315,6 +317,11 @@ def _within_groups(s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: in
         return jnp.sum(jax.ops.segment_sum(products, owner, num_groups, indices_are_sorted=True) ** 2)
 
     return square(t, t) - 2 * square(t, s) + square(s, s)
+
+
+def _product_tiles(rows: int, num_groups: int) -> int:
+    """Tiles of `_within_groups`: enough, however the rows fall into groups."""
+    return -(-rows // PRODUCT_TILE) + min(num_groups, rows)
 
 
 def _check_pair(student, teacher, where):

@@ -1,0 +1,64 @@
+"""What the benchmarks share: an epoch of any phase at any size, compiled and timed."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout will do, installed or not
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax.data import Interactions
+from htd_jax.distillers import Distiller
+from htd_jax.models import BPR
+from htd_jax.training import Representations, TrainState, adam, make_trainer
+
+KEY = 0
+
+
+def random_teacher(train: Interactions, dim: int) -> Representations:
+    """Normal representations: HTD's groups are then of about equal size."""
+    keys = jax.random.split(jax.random.key(KEY))
+    sizes = (train.num_users, train.num_items)
+    return Representations(*(jax.random.normal(key, (size, dim)) for key, size in zip(keys, sizes)))
+
+
+def random_interactions(num_users: int, num_items: int, num_pairs: int) -> Interactions:
+    """Pairs drawn uniformly, repeats dropped and made up for: exactly `num_pairs`."""
+    rng = np.random.default_rng(KEY)
+    codes = np.unique(rng.integers(0, num_users * num_items, 2 * num_pairs))
+    codes = rng.permutation(codes)[:num_pairs]
+    return Interactions.from_pairs(codes // num_items, codes % num_items, num_users, num_items)
+
+
+class Epoch:
+    """One phase's compiled epoch.
+
+    Attributes:
+      compiled: as XLA has it, with its `cost_analysis()` and `memory_analysis()`.
+    """
+
+    def __init__(self, train: Interactions, distiller: Distiller, dim: int, teacher: Representations, batch_size: int):
+        model = BPR(train.num_users, train.num_items, dim)
+        teacher_dim = teacher.users.shape[1]
+        self._trainer = make_trainer(
+            model, distiller, adam(1e-3, 1e-3), batch_size=batch_size, student_dim=dim, teacher_dim=teacher_dim
+        )
+        self._inputs = (jax.random.key(KEY), train, teacher)
+        self.compiled = self._trainer.epoch.lower(self.start(), *self._inputs).compile()
+
+    def start(self) -> TrainState:
+        return self._trainer.init(jax.random.key(KEY))
+
+    def seconds(self, epochs: Sequence[int]) -> list[float]:
+        """Of each of `epochs`, whose number decides HTD's temperature, after one that is not counted."""
+        state, seconds = self.start(), []
+        for epoch in (epochs[0], *epochs):
+            state = jax.block_until_ready(state.replace(epoch=jnp.int32(epoch)))
+            start = time.perf_counter()
+            state, _ = jax.block_until_ready(self.compiled(state, *self._inputs))
+            seconds.append(time.perf_counter() - start)
+        return seconds[1:]

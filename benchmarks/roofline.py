@@ -1,0 +1,149 @@
+"""How near each phase comes to what the machine can do, on CiteULike at the default settings.
+
+    python benchmarks/roofline.py --data-dir DIR
+
+Two rates are measured: a product of large matrices, and a pass over memory that no cache holds. By hand is counted
+what an epoch must compute and move, however it is written: an entity's own expert (all K at T = 1), each pair of one
+group once, the optimiser's state read and written once and the gradient written and read. An epoch can then take no
+less than the longer of the two; the share is that limit over the measured median. Beside it stands XLA's own count
+for its program, in which a loop of unknown length counts once.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from measure import Epoch, random_teacher
+
+from htd_jax import data, distillers
+from htd_jax.data import Interactions, Split, distinct, shuffle, unseen_items
+from htd_jax.evaluation import make_evaluator
+from htd_jax.models import BPR
+from htd_jax.training import no_teacher
+
+TEACHER_DIM, STUDENT_DIM, GROUPS, BATCH, EPOCHS = 200, 20, 30, 1024, 101
+HIDDEN = (TEACHER_DIM + STUDENT_DIM) // 2
+EXPERT = STUDENT_DIM * HIDDEN + HIDDEN * TEACHER_DIM  # multiplications of one expert for one row
+
+
+@dataclasses.dataclass
+class Options:
+    data_dir: Path | None = None
+    """Folder of the citeulike files; else they are found as the main command finds them."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    split = data.load("citeulike", options.data_dir)
+    product, copy = product_rate(), copy_rate()
+    print(f"{jax.devices()[0].device_kind}: products {product / 1e9:.0f} GFLOP/s, memory {copy / 1e9:.1f} GB/s\n")
+    print("| | seconds | GFLOP | GB | limit, seconds | share | XLA: GFLOP | GB |\n|---|---|---|---|---|---|---|---|")
+    for name, (seconds, flops, moved, cost) in phases(split).items():
+        limit = max(flops / product, moved / copy)
+        print(
+            f"| {name} | {seconds:.3f} | {flops / 1e9:.1f} | {moved / 1e9:.1f} | {limit:.3f} | {limit / seconds:.0%} |"
+            f" {cost.get('flops', 0) / 1e9:.1f} | {cost.get('bytes accessed', 0) / 1e9:.1f} |",
+            flush=True,
+        )
+
+
+def phases(split: Split) -> dict[str, tuple[float, float, float, dict[str, float]]]:
+    """Per phase: seconds, operations and bytes an epoch, and XLA's count."""
+    train = split.train
+    steps = -(-len(train) // BATCH)
+    users, items = entities_of_a_batch(train)
+    n, entities = users + items, train.num_users + train.num_items
+    experts = 2 * GROUPS * (EXPERT + HIDDEN + TEACHER_DIM) + 2 * GROUPS * (TEACHER_DIM + 1)
+    adam = lambda parameters: 8 * 4 * parameters
+    gathered = 4 * n * TEACHER_DIM
+
+    ftd = 2 * n * (TEACHER_DIM**2 + 2 * TEACHER_DIM * STUDENT_DIM + 2 * STUDENT_DIM**2)
+    pairs = (users**2 + items**2) / GROUPS / 2  # groups of equal size, as on a random teacher
+    topology = 2 * pairs * (TEACHER_DIM + 3 * STUDENT_DIM)
+    topology += 2 * n * (2 * GROUPS + 1) * (TEACHER_DIM + 2 * STUDENT_DIM)
+    gate = 2 * 2 * n * TEACHER_DIM * GROUPS
+    assignment = 3 * 2 * n * EXPERT
+
+    weigh = lambda distiller: distillers.scale(distiller, 1e-3)
+    teacher = random_teacher(train, TEACHER_DIM)
+    student = adam(entities * STUDENT_DIM)
+    counted = {
+        "teacher": (distillers.none(), 0, adam(entities * TEACHER_DIM), 1),
+        "student": (distillers.none(), 0, student, 1),
+        "FTD": (weigh(distillers.ftd()), ftd, student + gathered, 1),
+        "HTD, T = 1": (
+            weigh(distillers.htd(epochs=EPOCHS)),
+            topology + gate + GROUPS * assignment,
+            student + adam(experts) + gathered,
+            1,
+        ),
+        "HTD, T < 0.01": (
+            weigh(distillers.htd(epochs=EPOCHS)),
+            topology + gate + assignment,
+            student + adam(experts) + gathered,
+            EPOCHS - 1,
+        ),
+    }
+    found = {}
+    for name, (distiller, flops, moved, number) in counted.items():
+        plain = name in ("teacher", "student")
+        dim = TEACHER_DIM if name == "teacher" else STUDENT_DIM
+        epoch = Epoch(train, distiller, dim, no_teacher(train) if plain else teacher, BATCH)
+        seconds = statistics.median(epoch.seconds([number] * 5))
+        found[name] = (seconds, steps * flops, steps * moved, epoch.compiled.cost_analysis())
+
+    evaluate = make_evaluator(BPR(train.num_users, train.num_items, TEACHER_DIM), split)
+    seconds = median_seconds(lambda: evaluate({"params": teacher._asdict()}))
+    scores = train.num_users * train.num_items
+    found["evaluation"] = (seconds, 2 * scores * TEACHER_DIM, 4 * entities * TEACHER_DIM, {})
+    return found
+
+
+def entities_of_a_batch(train: Interactions) -> tuple[float, float]:
+    """Different users and items, means over ten batches."""
+    negatives, order = unseen_items(jax.random.key(0), train), shuffle(jax.random.key(1), len(train))
+    count = lambda ids, size: int(distinct(ids, jnp.ones(len(ids), bool), size)[1].sum())
+    users, items = [], []
+    for rows in order[: 10 * BATCH].reshape(10, BATCH):
+        users.append(count(train.users[rows], train.num_users))
+        items.append(count(jnp.concatenate([train.items[rows], negatives[rows]]), train.num_items))
+    return float(np.mean(users)), float(np.mean(items))
+
+
+def product_rate(size: int = 2048) -> float:
+    """Operations a second of a product of two square matrices in float32."""
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    multiply = jax.jit(lambda x: jnp.dot(x, x, precision=jax.lax.Precision.HIGHEST))
+    return 2 * size**3 / median_seconds(lambda: multiply(x))
+
+
+def copy_rate(size: int = 2**26, times: int = 10) -> float:
+    """Bytes read and written a second by a pass over `size` floats in place."""
+    scale = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda i, x: 1.0001 * x, x), donate_argnums=0)
+    kept = [jnp.ones(size)]
+
+    def run():
+        kept[0] = scale(kept[0])
+        return kept[0]
+
+    return 2 * 4 * size * times / median_seconds(run)
+
+
+def median_seconds(run: Callable[[], object], times: int = 7) -> float:
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
