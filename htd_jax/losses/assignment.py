@@ -228,46 +228,46 @@ def _routed_regression(student, teacher, mixture, experts, in_use):
 
     def visit(route, index):
         """A chunk's rows `[CHUNK, BLOCK]` (`rows` where empty), experts `[CHUNK]`, inputs, weights, hidden units and
-        weighted outputs."""
+        outputs."""
         row = jax.lax.dynamic_slice_in_dim(route[0], index * CHUNK, CHUNK)
         expert = jax.lax.dynamic_slice_in_dim(route[1], index * CHUNK, CHUNK)
-        weight = _rows(mixture, (row, expert[:, None]))[..., None]
+        apply = lambda layer, x: _einsum("bnd,bde->bne", x, layer["kernel"][expert]) + layer["bias"][expert][:, None]
         inputs = _rows(student, row)
-        hidden = _einsum("bid,bdh->bih", inputs, hidden_layer["kernel"][expert])
-        hidden = jax.nn.relu(hidden + hidden_layer["bias"][expert][:, None])
-        kernel, bias = output_layer["kernel"][expert], output_layer["bias"][expert][:, None]
-        return row, expert, inputs, weight, hidden, weight * (_einsum("bih,bhd->bid", hidden, kernel) + bias)
+        hidden = jax.nn.relu(apply(hidden_layer, inputs))
+        weight = _rows(mixture, (row, expert[:, None]))[..., None]
+        return row, expert, inputs, weight, hidden, apply(output_layer, hidden)
 
-    def speak(index, outputs):
-        row, *_, output = visit(to_several, index)
-        return outputs.at[row].add(output, mode="drop")
+    def speak(index, mixed):
+        row, _, _, weight, _, output = visit(to_several, index)
+        return mixed.at[row].add(weight * output, mode="drop")
 
     to_several = _route(in_use & several[:, None])
-    outputs = jax.lax.fori_loop(0, to_several[2], speak, jnp.zeros_like(teacher))
-    residual = jnp.where(several[:, None], outputs, 0) - teacher  # of a single expert's row: without its output
+    mixed = jax.lax.fori_loop(0, to_several[2], speak, jnp.zeros_like(teacher))
+    residual = mixed - teacher  # of a single expert's row: without its output
     loss = jnp.sum(jnp.where(in_use.any(1) & ~several, 0, jnp.sum(residual**2, 1)))
 
     def differentiate(index, carry):
         loss, d_student, d_mixture, d_hidden_layer, d_output_layer = carry
         row, expert, inputs, weight, hidden, output = visit(to_all, index)
-        left = _rows(residual, row) + jnp.where(_rows(several, row)[..., None], 0, output)
-        loss += jnp.sum(jnp.where(_rows(several, row), 0, jnp.sum(left**2, -1)))
-        d_output = 2 * left
-        d_mixed = weight * d_output
-        d_hidden = _einsum("bid,bhd->bih", d_output, output_layer["kernel"][expert])
-        d_weight = jnp.sum(d_hidden * hidden, -1) + _einsum("bid,bd->bi", d_output, output_layer["bias"][expert])
-        d_hidden = jnp.where(hidden > 0, weight * d_hidden, 0)
+        single = ~_rows(several, row)
+        left = _rows(residual, row) + jnp.where(single[..., None], weight * output, 0)
+        loss += jnp.sum(jnp.where(single, jnp.sum(left**2, -1), 0))
+        d_mixed = 2 * left
+        d_weight = jnp.sum(d_mixed * output, -1)
+        d_output = weight * d_mixed
+        d_hidden = _einsum("bne,bde->bnd", d_output, output_layer["kernel"][expert])
+        d_hidden = jnp.where(hidden > 0, d_hidden, 0)
+        d_inputs = _einsum("bne,bde->bnd", d_hidden, hidden_layer["kernel"][expert])
         add = lambda layer, x, y: {
-            "kernel": layer["kernel"].at[expert].add(_einsum("bid,bie->bde", x, y)),
+            "kernel": layer["kernel"].at[expert].add(_einsum("bnd,bne->bde", x, y)),
             "bias": layer["bias"].at[expert].add(y.sum(1)),
         }
-        d_inputs = _einsum("bih,bdh->bid", d_hidden, hidden_layer["kernel"][expert])
         return (
             loss,
             d_student.at[row].add(d_inputs, mode="drop"),
             d_mixture.at[row, expert[:, None]].set(d_weight, mode="drop"),
             add(d_hidden_layer, inputs, d_hidden),
-            add(d_output_layer, hidden, d_mixed),
+            add(d_output_layer, hidden, d_output),
         )
 
     to_all = _route(in_use)
