@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from measure import Epoch, random_teacher
+from measure import BATCH, COLD, EPOCHS, HTD_EPOCHS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, random_teacher
 from rich.console import Console
 from rich.table import Table
 
@@ -30,13 +30,6 @@ from htd_jax import data, distillers
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPR
 from htd_jax.training import no_teacher
-
-TEACHER_DIM, STUDENT_DIM, EPOCHS, BATCH, WEIGHT = 200, 20, 101, 1024, 1e-3
-
-# HTD's cost falls with its temperature: the epochs measured, between which the rest are interpolated, and the first of
-# them with a temperature under 0.01.
-HTD_EPOCHS = (1, 4, 6, 7, 8, 10, 13, 16, 22, 30, 60, 100)
-COLD = 22
 
 # What is measured here -> the baseline's phase that does the same work.
 SAME_WORK = {
@@ -110,7 +103,7 @@ def prepare(split: data.Split) -> Callable[[], dict[str, float]]:
             "student epoch": median(student_epoch),
             "FTD epoch": median(ftd_epoch),
             "HTD epoch, T = 1": htd[0],
-            "HTD epoch, T < 0.01": statistics.median(s for epoch, s in zip(HTD_EPOCHS, htd) if epoch >= COLD),
+            "HTD epoch, T < 0.01": statistics.median(htd[COLD:]),
             "HTD epoch, mean of 101": float(np.interp(np.arange(EPOCHS), HTD_EPOCHS, htd).mean()),
             "evaluation, valid + test": evaluation,
         }

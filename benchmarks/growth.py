@@ -17,12 +17,12 @@ import sys
 from typing import Any
 
 import tyro
-from measure import Epoch, random_interactions, random_teacher
+from measure import BATCH, EPOCHS, GROUPS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, random_interactions, random_teacher
 
 from htd_jax import distillers
 from htd_jax.training import no_teacher
 
-STEPS, LAST_EPOCH = 8, 100
+STEPS = 8
 
 METHODS = {
     "none": lambda case: distillers.none(),
@@ -35,11 +35,11 @@ METHODS = {
 @dataclasses.dataclass(frozen=True)
 class Case:
     method: str
-    entities: int = 3072
+    entities: int = 3 * BATCH
     users: int = 20_000
-    groups: int = 30
-    teacher_dim: int = 200
-    student_dim: int = 20
+    groups: int = GROUPS
+    teacher_dim: int = TEACHER_DIM
+    student_dim: int = STUDENT_DIM
 
 
 DISTILLED = ("ftd", "htd, all pairs", "htd, positive pairs")
@@ -84,9 +84,9 @@ def measure(case: Case) -> dict[str, Any]:
     train = random_interactions(case.users, case.users, STEPS * batch)
     plain = case.method == "none"
     teacher = no_teacher(train) if plain else random_teacher(train, case.teacher_dim)
-    method = distillers.scale(METHODS[case.method](case), 1e-3)
+    method = distillers.scale(METHODS[case.method](case), WEIGHT)
     epoch = Epoch(train, method, case.student_dim, teacher, batch)
-    seconds = statistics.median(epoch.seconds([LAST_EPOCH] * 5))
+    seconds = statistics.median(epoch.seconds([EPOCHS - 1] * 5))
     return {
         "milliseconds": 1000 * seconds / STEPS,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

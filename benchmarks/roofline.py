@@ -5,7 +5,7 @@
 Two rates are measured: a product of large matrices, and a pass over memory that no cache holds. By hand is counted
 what an epoch must compute and move, however it is written: an entity's own expert (all K at T = 1), each pair of one
 group once, the optimiser's state read and written once and the gradient written and read. An epoch can then take no
-less than the longer of the two; the share is that limit over the measured median. Beside it stands XLA's own count
+less than the longer of the two; the share is that limit over the seconds measured. Beside it stands XLA's own count
 for its program, in which a loop of unknown length counts once.
 """
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from measure import Epoch, random_teacher
+from measure import BATCH, COLD, EPOCHS, GROUPS, HTD_EPOCHS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, random_teacher
 
 from htd_jax import data, distillers
 from htd_jax.data import Interactions, Split, distinct, shuffle, unseen_items
@@ -27,11 +27,7 @@ from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPR
 from htd_jax.training import no_teacher
 
-TEACHER_DIM, STUDENT_DIM, GROUPS, BATCH, EPOCHS = 200, 20, 30, 1024, 101
 HIDDEN = (TEACHER_DIM + STUDENT_DIM) // 2
-# Hot epochs before the cold ones: an untrained gate gets no gradient when cold, L2 takes it to zero, and all entities
-# fall into one group, which is not what a run comes to.
-HOT = (1, 4, 7, 10, 16, 30)
 EXPERT = STUDENT_DIM * HIDDEN + HIDDEN * TEACHER_DIM  # multiplications of one expert for one row
 
 
@@ -73,34 +69,28 @@ def phases(split: Split) -> dict[str, tuple[float, float, float, dict[str, float
     gate = 2 * 2 * n * TEACHER_DIM * GROUPS
     assignment = 3 * 2 * n * EXPERT
 
-    weigh = lambda distiller: distillers.scale(distiller, 1e-3)
-    teacher = random_teacher(train, TEACHER_DIM)
+    teacher, nobody = random_teacher(train, TEACHER_DIM), no_teacher(train)
+    weigh = lambda distiller: distillers.scale(distiller, WEIGHT)
+    of_teacher = Epoch(train, distillers.none(), TEACHER_DIM, nobody, BATCH)
+    of_student = Epoch(train, distillers.none(), STUDENT_DIM, nobody, BATCH)
+    of_ftd = Epoch(train, weigh(distillers.ftd()), STUDENT_DIM, teacher, BATCH)
+    of_htd = Epoch(train, weigh(distillers.htd(epochs=EPOCHS)), STUDENT_DIM, teacher, BATCH)
+    median = lambda epoch: statistics.median(epoch.seconds(range(1, 6)))
+    htd_seconds = of_htd.seconds(HTD_EPOCHS)
     student = adam(entities * STUDENT_DIM)
+    htd = topology + gate
+    htd_moved = student + adam(experts) + gathered
     counted = {
-        "teacher": (distillers.none(), 0, adam(entities * TEACHER_DIM), (1,)),
-        "student": (distillers.none(), 0, student, (1,)),
-        "FTD": (weigh(distillers.ftd()), ftd, student + gathered, (1,)),
-        "HTD, T = 1": (
-            weigh(distillers.htd(epochs=EPOCHS)),
-            topology + gate + GROUPS * assignment,
-            student + adam(experts) + gathered,
-            (1,),
-        ),
-        "HTD, T < 0.01": (
-            weigh(distillers.htd(epochs=EPOCHS)),
-            topology + gate + assignment,
-            student + adam(experts) + gathered,
-            (*HOT, EPOCHS - 1),
-        ),
+        "teacher": (of_teacher, median(of_teacher), 0, adam(entities * TEACHER_DIM)),
+        "student": (of_student, median(of_student), 0, student),
+        "FTD": (of_ftd, median(of_ftd), ftd, student + gathered),
+        "HTD, T = 1": (of_htd, htd_seconds[0], htd + GROUPS * assignment, htd_moved),
+        "HTD, T < 0.01": (of_htd, statistics.median(htd_seconds[COLD:]), htd + assignment, htd_moved),
     }
-    found = {}
-    for name, (distiller, flops, moved, numbers) in counted.items():
-        plain = name in ("teacher", "student")
-        dim = TEACHER_DIM if name == "teacher" else STUDENT_DIM
-        epoch = Epoch(train, distiller, dim, no_teacher(train) if plain else teacher, BATCH)
-        seconds = statistics.median(epoch.seconds([*numbers, *numbers[-1:] * 4])[-5:])
-        found[name] = (seconds, steps * flops, steps * moved, epoch.compiled.cost_analysis())
-
+    found = {
+        name: (seconds, steps * flops, steps * moved, epoch.compiled.cost_analysis())
+        for name, (epoch, seconds, flops, moved) in counted.items()
+    }
     evaluate = make_evaluator(BPR(train.num_users, train.num_items, TEACHER_DIM), split)
     seconds = median_seconds(lambda: evaluate({"params": teacher._asdict()}))
     scores = train.num_users * train.num_items

@@ -96,7 +96,7 @@ def _ranks(scores: jax.Array, targets: jax.Array, others: jax.Array, row: jax.Ar
     """`[users, m]` ranks of the targets among all items but `others` and the pairs (row, item) seen in training.
 
     -1 in `targets` or `others` is no item, a row past the last no pair. What is hidden is counted with the rest and
-    taken off again: it is little, and the scores are then read once and written never.
+    taken off again: it is little, and the scores need no copy in which it is overwritten.
     """
     bar = jnp.take_along_axis(scores, targets, axis=1)
     as_good = lambda score, bar: (~(score < bar)).astype(jnp.int32)

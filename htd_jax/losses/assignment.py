@@ -177,7 +177,8 @@ def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
 
 @jax.custom_vjp
 def _regression(student, teacher, mixture, experts, in_use):
-    """`group_assignment_loss`, with no more than the weights `in_use`, `[n, K]` bool; a row may have none."""
+    """`group_assignment_loss`, with no need of more than the weights `in_use`, `[n, K]` bool; a row of none is masked,
+    and zero in student and teacher."""
     return _regression_and_gradients(student, teacher, mixture, experts, in_use)[0]
 
 
@@ -195,26 +196,20 @@ _regression.defvjp(
 
 
 def _dense_regression(student, teacher, mixture, experts, in_use):
-    """Loss and gradients over all pairs (row, expert), ROWS rows at a time up to the last that has a weight."""
+    """Loss and gradients over all pairs (row, expert), ROWS rows at a time; rows of zeros fill the last."""
     rows = len(student)
-    padded = lambda x: jnp.pad(x, [(0, -rows % ROWS), (0, 0)])
-    inputs = padded(student), padded(teacher), padded(mixture)
+    split = lambda x: jnp.pad(x, [(0, -rows % ROWS), (0, 0)]).reshape(-1, ROWS, x.shape[1])
+    join = lambda x: x.reshape(-1, x.shape[2])[:rows]
 
-    def add(index, total):
-        some = [jax.lax.dynamic_slice_in_dim(x, index * ROWS, ROWS) for x in inputs]
+    def add(total, some):
         loss, (d_student, d_mixture, d_experts) = jax.value_and_grad(group_assignment_loss, (0, 2, 3))(*some, experts)
-        put = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, index * ROWS, 0)
-        return (
-            total[0] + loss,
-            put(total[1], d_student),
-            put(total[2], d_mixture),
-            jax.tree.map(jnp.add, total[3], d_experts),
-        )
+        return jax.tree.map(jnp.add, total, (loss, d_experts)), (d_student, d_mixture)
 
-    last = jnp.max(jnp.where(in_use.any(1), jnp.arange(rows), -1))
-    start = jax.tree.map(jnp.zeros_like, (jnp.zeros((), student.dtype), inputs[0], inputs[2], experts))
-    loss, d_student, d_mixture, d_experts = jax.lax.fori_loop(0, last // ROWS + 1, add, start)
-    return loss, (d_student[:rows], None, d_mixture[:rows], d_experts, None)
+    start = (jnp.zeros((), student.dtype), jax.tree.map(jnp.zeros_like, experts))
+    (loss, d_experts), (d_student, d_mixture) = jax.lax.scan(
+        add, start, (split(student), split(teacher), split(mixture))
+    )
+    return loss, (join(d_student), None, join(d_mixture), d_experts, None)
 
 
 def _routed_regression(student, teacher, mixture, experts, in_use):
@@ -244,7 +239,7 @@ def _routed_regression(student, teacher, mixture, experts, in_use):
     to_several = _route(in_use & several[:, None])
     mixed = jax.lax.fori_loop(0, to_several[2], speak, jnp.zeros_like(teacher))
     residual = mixed - teacher  # of a single expert's row: without its output
-    loss = jnp.sum(jnp.where(in_use.any(1) & ~several, 0, jnp.sum(residual**2, 1)))
+    loss = jnp.sum(jnp.where(several, jnp.sum(residual**2, 1), 0))
 
     def differentiate(index, carry):
         loss, d_student, d_mixture, d_hidden_layer, d_output_layer = carry
