@@ -18,7 +18,7 @@ from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_r
 NEGLIGIBLE = 2.0**-30
 
 # The routed mixture's unit of work: BLOCK rows of one expert, CHUNK blocks at once.
-BLOCK, CHUNK = 32, 16
+BLOCK, CHUNK = 32, 8
 
 # A routed product costs about this much more than its share of a dense one, so a mixture with more than one weight
 # in ROUTING_COST in use is computed densely, ROWS rows at once.

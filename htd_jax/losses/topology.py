@@ -189,10 +189,10 @@ def group_level_loss(
     check_choice("group_level", group_level, GROUP_LEVELS)
     teacher = jax.lax.stop_gradient(teacher)
     student, teacher = keep_rows(student, where), keep_rows(teacher, where)
-    member = jax.nn.one_hot(jnp.asarray(groups, jnp.int32), num_groups, dtype=student.dtype)
-    member = keep_rows(member, where)
-    size = member.sum(0)
-    mean = lambda x: _einsum("ng,nd->gd", member, x) / jnp.maximum(size, 1)[:, None]
+    groups = jnp.asarray(groups, jnp.int32)
+    groups = groups if where is None else jnp.where(where, groups, num_groups)  # a group of no number is not summed
+    size = jnp.bincount(groups, length=num_groups)
+    mean = lambda x: jax.ops.segment_sum(x, groups, num_groups) / jnp.maximum(size, 1)[:, None]
     present = size > 0
     student_prototypes, teacher_prototypes = mean(student), mean(teacher)
     if group_level == "prototype-prototype":
