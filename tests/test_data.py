@@ -1,7 +1,10 @@
 """Where data comes from, what is refused, and what is sampled."""
 
+import hashlib
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htd_jax import data
-from htd_jax.data import citeulike
+from htd_jax.data import citeulike, files, lists
 from htd_jax.data.interactions import Interactions
 from htd_jax.errors import UserError
 
@@ -36,7 +39,7 @@ def test_citeulike_is_found_through_the_environment(citeulike_dir, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["truncated", "altered"])
 def test_a_file_that_is_not_the_published_one_is_refused(citeulike_dir, tmp_path, damage):
-    for name in citeulike.SHA256:
+    for name in citeulike.PUBLISHED.sha256:
         shutil.copy(citeulike_dir / name, tmp_path)
     raw = (citeulike_dir / "Valid").read_bytes()
     (tmp_path / "Valid").unlink()
@@ -98,8 +101,89 @@ def test_only_dicts_of_ints_are_unpickled(tmp_path, capsys, content, reason):
 
 
 def test_an_unknown_dataset_lists_the_known_ones():
-    with pytest.raises(UserError, match="unknown dataset 'movies'; known datasets: citeulike, synthetic"):
+    with pytest.raises(
+        UserError, match="unknown dataset 'movies'; known datasets: citeulike, citeulike-t, foursquare, synthetic"
+    ):
         data.load("movies")
+
+
+# --- lists of items
+
+
+@pytest.mark.parametrize(
+    ("name", "users", "items", "interactions"),
+    [("citeulike-t", 5219, 25181, 125580), ("foursquare", 14617, 28593, 572840)],
+)
+@pytest.mark.parametrize("kind", data.SPLITS)
+def test_published_lists_are_filtered_and_split(name, users, items, interactions, kind):
+    root = os.environ.get("HTD_DATA_DIR")
+    if not root or not (Path(root) / name / "users.dat").is_file():
+        pytest.skip(f"needs {name}/users.dat: set HTD_DATA_DIR to the folder that holds {name}/")
+    split = data.load(name, split=kind)
+    assert (split.train.num_users, split.train.num_items) == (users, items)
+    assert sum(map(len, split)) == interactions
+    seen = np.unique(np.concatenate([part.items for part in split]))
+    assert len(seen) == items
+    if kind == "leave-one-out":
+        assert len(split.valid) == len(split.test) == users
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A made-up `users.dat` and what publishes it; the users have 3, 0, 4, 2 and 5 items."""
+    content = b"4 70 10 10 20\n0\n4 10 20 30 40\n2 90 91\n6 70 20 30 50 10 70\n"
+    (tmp_path / "users.dat").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    return lists.UserLists(files.Published("made-up", "https://nowhere/", {"users.dat": digest}), 3)
+
+
+def test_users_with_few_items_are_dropped_and_ids_renumbered(source, tmp_path):
+    split = data.load_lists(source, tmp_path)
+    assert (split.train.num_users, split.train.num_items) == (3, 6)
+    found = sorted((u, i) for part in split for u, i in zip(part.users.tolist(), part.items.tolist()))
+    renumbered = {10: 0, 20: 1, 30: 2, 40: 3, 50: 4, 70: 5}
+    rows = [(70, 10, 20), (10, 20, 30, 40), (70, 20, 30, 50, 10)]
+    assert found == sorted((user, renumbered[item]) for user, row in enumerate(rows) for item in row)
+    assert [len(part) for part in split] == [6, 3, 3]
+    assert data.load_lists(source, tmp_path, min_interactions=5).train.num_users == 1
+    with pytest.raises(UserError, match="no user of made-up has 6 items"):
+        data.load_lists(source, tmp_path, min_interactions=6)
+    with pytest.raises(UserError, match="min-interactions: must be at least 3"):
+        data.load_lists(source, tmp_path, min_interactions=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"3 1 2", "its count says 3 items, but 2 follow"),
+        (b"1 1 2", "its count says 1 items, but 2 follow"),
+        (b"", "it is empty"),
+        (b"2 1 x", "'x' is not a whole number from 0"),
+        (b"2 1 -4", "'-4' is not a whole number from 0"),
+        (b"2 1 4.5", "'4.5' is not a whole number from 0"),
+        (b"1 99999999999999999999", "'99999999999999999999' is not a whole number from 0"),
+        (b"1 \xff\x00", "is not a whole number from 0"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, line, reason):
+    (tmp_path / "users.dat").write_bytes(b"1 5\n" + line + b"\n1 6\n")
+    with pytest.raises(UserError, match=f"users.dat: line 2: .*{reason}") as error:
+        lists.read_users_dat(tmp_path / "users.dat")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"0\n0\n"])
+def test_a_file_without_items_is_refused(tmp_path, content):
+    (tmp_path / "users.dat").write_bytes(content)
+    with pytest.raises(UserError, match="it holds no item"):
+        lists.read_users_dat(tmp_path / "users.dat")
+
+
+@pytest.mark.parametrize("name", ["citeulike", "synthetic"])
+@pytest.mark.parametrize("choice", [{"min_interactions": 5}, {"split": "ratio"}, {"split_seed": 1}])
+def test_a_fixed_split_takes_no_choices(name, choice):
+    with pytest.raises(UserError, match=f"{name} has a fixed split"):
+        data.load(name, **choice)
 
 
 # --- splits
@@ -139,6 +223,98 @@ def test_synthetic_is_the_same_for_the_same_seed_and_has_a_long_tail():
     tenth = len(degree) // 10
     assert degree[:tenth].sum() > 0.3 * degree.sum()
     assert all(len(part) == one.train.num_users for part in (one.valid, one.test))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(3, 30), min_size=2, max_size=8), st.integers(0, 2**32 - 1), st.sampled_from([*data.SPLITS]))
+def test_every_user_is_split_for_itself(degrees, seed, kind):
+    users = np.repeat(np.arange(len(degrees)), degrees)
+    items = np.concatenate([np.random.default_rng(user).permutation(40)[:d] for user, d in enumerate(degrees)])
+    split = data.split_pairs(users, items, split=kind, seed=seed)
+    counts = [np.bincount(part.users, minlength=len(degrees)) for part in split]
+    held_out = np.ones(len(degrees)) if kind == "leave-one-out" else np.round(np.array(degrees) / 5)
+    assert (counts[1] == held_out).all() and (counts[2] == held_out).all() and (counts[0] >= 1).all()
+    assert sum(counts).tolist() == degrees
+    found = np.concatenate([np.stack([part.users, part.items]) for part in split], 1)
+    assert sorted(map(tuple, found.T.tolist())) == sorted(zip(users.tolist(), items.tolist()))
+    assert data.fingerprint(split) == data.fingerprint(data.split_pairs(users, items, split=kind, seed=seed))
+
+
+def test_what_is_held_out_is_uniform():
+    users, items = np.repeat(np.arange(4000), 8), np.tile(np.arange(8), 4000)
+    users, items = np.append(users, 0), np.append(items, 8)  # an item that not everyone has
+    for kind in data.SPLITS:
+        split, other = (data.split_pairs(users, items, split=kind, seed=seed) for seed in (0, 1))
+        assert data.fingerprint(split) != data.fingerprint(other)
+        for part in (split.valid, split.test):
+            count = np.bincount(part.items)[:8]
+            assert np.abs(count / count.sum() - 1 / 8).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [({"split": "half"}, "unknown split 'half'; known splits: leave-one-out, ratio"), ({"seed": -1}, "at least 0")],
+)
+def test_an_impossible_way_to_split_is_refused(choice, reason):
+    with pytest.raises(UserError, match=reason):
+        data.split_pairs(np.zeros(3, int), np.arange(3), **choice)
+
+
+def test_a_split_is_saved_and_loaded(small_split, tmp_path):
+    path = tmp_path / "split.npz"
+    data.save_split(path, small_split)
+    assert [p.name for p in tmp_path.iterdir()] == ["split.npz"]
+    found = data.load_split(path)
+    assert data.fingerprint(found) == data.fingerprint(small_split)
+    assert [part.max_degree for part in found] == [part.max_degree for part in small_split]
+    first = path.read_bytes()
+    data.save_split(path, found)
+    assert path.read_bytes() == first
+
+
+def test_a_split_is_saved_whole_or_not_at_all(small_split, tmp_path, monkeypatch):
+    path = tmp_path / "split.npz"
+    path.write_text("before")
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(UserError, match=r"split\.npz: cannot be written .No space left"):
+        data.save_split(path, small_split)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+def test_a_damaged_or_foreign_file_is_no_split(small_split, tmp_path):
+    good = tmp_path / "good.npz"
+    data.save_split(good, small_split)
+    raw, arrays = good.read_bytes(), dict(np.load(good))
+    path = tmp_path / "bad.npz"
+    damages = [b"", b"text", raw[:-50], raw[: len(raw) // 2], raw[:100] + b"\0\1\2\3" * 9 + raw[136:]]
+    foreign = [
+        {"train": arrays["train"]},
+        arrays | {"train": arrays["train"].astype(float)},
+        arrays | {"valid": arrays["valid"].ravel()},
+        arrays | {"sizes": np.array(3)},
+        arrays | {"test": np.array([[{}, None]], object)},
+        arrays | {"test": arrays["test"] + 100},
+        arrays | {"sizes": np.array([-1, 90])},
+        arrays | {"sizes": np.array([2**60, 90])},
+        arrays | {"valid": arrays["train"][:5]},
+    ]
+    for damage in (*damages, *foreign):
+        if isinstance(damage, bytes):
+            path.write_bytes(damage)
+        else:
+            np.savez(path, **damage)
+        with pytest.raises(UserError, match=r"bad\.npz: ") as error:
+            data.load_split(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"nowhere\.npz: cannot be read .No such file"):
+        data.load_split(tmp_path / "nowhere.npz")
+    with pytest.raises(UserError, match="cannot be written"):
+        data.save_split(tmp_path / "nowhere" / "split.npz", small_split)
 
 
 # --- sampling

@@ -1,32 +1,32 @@
 """The CiteULike split that the topology distillation paper was measured on: 5,219 users, 25,181 items."""
 
-import hashlib
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split, make_split
 from htd_jax.errors import UserError
 
-URL = (
+PUBLISHED = Published(
+    "citeulike",
     "https://raw.githubusercontent.com/SeongKu-Kang/Topology_Distillation_KDD21/"
-    "44a694a724d9a483249a77874980ea05450b35fa/dataset/"
+    "44a694a724d9a483249a77874980ea05450b35fa/dataset/",
+    {
+        "Train": "4ff316eb275346131c38b218f281d944552c1de61d7bf7008134ba82262bf16b",
+        "Valid": "9f7920c83158f69c69e5887b1a01f7346087f3690fb54e8930861ba0765b93b9",
+        "Test": "b1375faa9e1fcccf7f8e481d9e350c11604be41f330b3fd4c663576ce71175c5",
+    },
 )
-SHA256 = {
-    "Train": "4ff316eb275346131c38b218f281d944552c1de61d7bf7008134ba82262bf16b",
-    "Valid": "9f7920c83158f69c69e5887b1a01f7346087f3690fb54e8930861ba0765b93b9",
-    "Test": "b1375faa9e1fcccf7f8e481d9e350c11604be41f330b3fd4c663576ce71175c5",
-}
 
 
 def load_citeulike(data_dir: Path | None = None) -> Split:
     """The published split: train on all but two items a user, one held out for validation and one for test.
 
-    The three files are looked for in `data_dir`, in `$HTD_DATA_DIR/citeulike`, and in the user's cache folder; else
-    they are downloaded into the cache. Their hashes are checked before anything is read.
+    Args:
+      data_dir: where the three files are looked for first, see `find_files`.
 
     Raises:
       UserError: a file that cannot be had, or that is not the published one.
@@ -41,51 +41,8 @@ def load_citeulike(data_dir: Path | None = None) -> Split:
 
 
 def find_citeulike(data_dir: Path | None) -> list[Path]:
-    import platformdirs
-
-    cache = platformdirs.user_cache_path("htd_jax") / "citeulike"
-    folders = [data_dir] if data_dir else []
-    if root := os.environ.get("HTD_DATA_DIR"):
-        folders.append(Path(root) / "citeulike")
-    for folder in [*folders, cache]:
-        paths = [folder / name for name in SHA256]
-        present = [path.name for path in paths if path.is_file()]
-        if len(present) == len(paths):
-            for path in paths:
-                _check_hash(path)
-            return paths
-        if present and folder != cache:
-            missing = ", ".join(name for name in SHA256 if name not in present)
-            raise UserError(f"{folder}: {missing} missing; the citeulike split is the three files {', '.join(SHA256)}")
-    return [_download(name, cache, folders) for name in SHA256]
-
-
-def _check_hash(path: Path) -> None:
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if found != SHA256[path.name]:
-        raise UserError(
-            f"{path}: damaged or not the published file (sha256 {found[:12]}..., expected "
-            f"{SHA256[path.name][:12]}...); delete it to have it downloaded again"
-        )
-
-
-def _download(name: str, cache: Path, folders: list[Path]) -> Path:
-    import pooch
-
-    try:
-        pooch.get_logger().setLevel("ERROR")
-        return Path(pooch.retrieve(URL + name, SHA256[name], name, cache, progressbar=True))
-    except ValueError:
-        raise UserError(f"{URL}{name}: what was downloaded is not the published file (its sha256 differs)") from None
-    except OSError as error:  # a failed request is one too
-        tried = ", ".join(map(str, [*folders, cache]))
-        raise UserError(
-            f"citeulike: no {name} in {tried}, and no download ({type(error).__name__} at {URL}{name}); put the files "
-            f"{', '.join(SHA256)} into {cache}, or use --dataset synthetic, which needs none"
-        ) from None
+    """The paths of Train, Valid and Test, see `find_files`."""
+    return find_files(PUBLISHED, data_dir)
 
 
 class _Numbers(pickle.Unpickler):

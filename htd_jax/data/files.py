@@ -1,0 +1,74 @@
+"""Published files: found on this machine or downloaded, and read only if they are the published ones, byte for byte."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from htd_jax.errors import UserError
+
+
+class Published(NamedTuple):
+    """The files of one data set: its name, the URL of the folder they lie in, and each file's sha256."""
+
+    name: str
+    url: str
+    sha256: dict[str, str]
+
+
+def find_files(published: Published, data_dir: Path | None) -> list[Path]:
+    """The paths of the files, in the order of `published.sha256`.
+
+    They are looked for in `data_dir`, in `$HTD_DATA_DIR/<name>`, and in the user's cache folder; else they are
+    downloaded into the cache. Their hashes are checked before anything is read.
+
+    Raises:
+      UserError: a file that cannot be had, or that is not the published one.
+    """
+    import platformdirs
+
+    names = ", ".join(published.sha256)
+    cache = platformdirs.user_cache_path("htd_jax") / published.name
+    folders = [data_dir] if data_dir else []
+    if root := os.environ.get("HTD_DATA_DIR"):
+        folders.append(Path(root) / published.name)
+    for folder in [*folders, cache]:
+        paths = [folder / name for name in published.sha256]
+        present = [path.name for path in paths if path.is_file()]
+        if len(present) == len(paths):
+            for path in paths:
+                _check_hash(path, published.sha256[path.name])
+            return paths
+        if present and folder != cache:
+            missing = ", ".join(name for name in published.sha256 if name not in present)
+            raise UserError(f"{folder}: {missing} missing; the {published.name} data set is the files {names}")
+    return [_download(published, name, cache, folders) for name in published.sha256]
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if found != expected:
+        raise UserError(
+            f"{path}: damaged or not the published file (sha256 {found[:12]}..., expected "
+            f"{expected[:12]}...); delete it to have it downloaded again"
+        )
+
+
+def _download(published: Published, name: str, cache: Path, folders: list[Path]) -> Path:
+    import pooch
+
+    url = published.url + name
+    try:
+        pooch.get_logger().setLevel("ERROR")
+        return Path(pooch.retrieve(url, published.sha256[name], name, cache, progressbar=True))
+    except ValueError:
+        raise UserError(f"{url}: what was downloaded is not the published file (its sha256 differs)") from None
+    except OSError as error:  # a failed request is one too
+        tried = ", ".join(map(str, [*folders, cache]))
+        raise UserError(
+            f"{published.name}: no {name} in {tried}, and no download ({type(error).__name__} at {url}); put "
+            f"{', '.join(published.sha256)} into {cache}, or use --dataset synthetic, which needs no file"
+        ) from None

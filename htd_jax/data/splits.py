@@ -1,0 +1,83 @@
+"""Splits: drawn from a seed, and kept in a file."""
+
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from htd_jax.data.interactions import Split, make_split
+from htd_jax.errors import UserError
+
+# How many of a user's d items each of valid and test gets. At least one stays in train, whatever d is.
+SPLITS = {
+    "leave-one-out": lambda degree: (degree >= 3).astype(int),
+    "ratio": lambda degree: (degree + 2) // 5,
+}
+
+
+def split_pairs(users: np.ndarray, items: np.ndarray, *, split: str = "leave-one-out", seed: int = 0) -> Split:
+    """Deals every user's items at random to train, valid and test.
+
+    Args:
+      users: `[n]` integers from 0.
+      items: `[n]` integers from 0; no pair (user, item) stands twice.
+      split: `"leave-one-out"`, one item a user in valid and one in test, or `"ratio"`, a fifth (rounded) in each. Of a
+        user with less than three items all are in train.
+      seed: any integer of at least 0. The same one gives the same split.
+
+    Raises:
+      UserError: an unknown split, a seed below 0, or a split that cannot be, see `make_split`.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
+    if seed < 0:
+        raise UserError(f"--split-seed: must be at least 0, not {seed}")
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(users)), users))
+    users, items = users[order], items[order]
+    degree = np.bincount(users)
+    place = np.arange(len(users)) - (np.cumsum(degree) - degree)[users]
+    held_out = SPLITS[split](degree)[users]
+    part = (place < 2 * held_out).astype(int) + (place < held_out)  # 2: valid, 1: test, 0: train
+    parts = [(users[part == p], items[part == p]) for p in (0, 2, 1)]
+    return make_split(*parts, num_users=len(degree), num_items=int(items.max()) + 1)
+
+
+def save_split(path: Path, split: Split) -> None:
+    """Writes `split` to an .npz file, whole or not at all: `sizes` (users, items), and `[n, 2]` pairs of each part.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    pairs = {name: np.stack([part.users, part.items], 1) for name, part in zip(split._fields, split)}
+    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with open(partial, "xb") as file:
+            np.savez_compressed(file, sizes=[split.train.num_users, split.train.num_items], **pairs)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_split(path: Path) -> Split:
+    """The split that `save_split` wrote.
+
+    Raises:
+      UserError: the file cannot be read, is damaged, or holds something else.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            sizes, *parts = (arrays[name] for name in ("sizes", *Split._fields))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception:  # a damaged archive raises whatever its bytes happen to mean
+        raise UserError(f"{path}: damaged, or no split that this program saved") from None
+    whole = all(array.dtype.kind == "i" for array in (sizes, *parts)) and sizes.shape == (2,)
+    if not whole or not all(part.ndim == 2 and part.shape[1] == 2 for part in parts):
+        raise UserError(f"{path}: damaged, or no split that this program saved")
+    try:
+        return make_split(*(tuple(part.T) for part in parts), *sizes.tolist())
+    except (UserError, MemoryError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
