@@ -22,13 +22,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from measure import BATCH, COLD, EPOCHS, HTD_EPOCHS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, random_teacher
+from measure import BATCH, COLD, EPOCHS, HTD_EPOCHS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, make_bpr, random_teacher
 from rich.console import Console
 from rich.table import Table
 
 from htd_jax import data, distillers
 from htd_jax.evaluation import make_evaluator
-from htd_jax.models import BPR
 from htd_jax.training import no_teacher
 
 # What is measured here -> the baseline's phase that does the same work.
@@ -82,7 +81,7 @@ def prepare(split: data.Split) -> Callable[[], dict[str, float]]:
     """Compiles everything; returns a function that measures every phase once."""
     train = split.train
     teacher = random_teacher(train, TEACHER_DIM)
-    evaluate = make_evaluator(BPR(train.num_users, train.num_items, TEACHER_DIM), split)
+    evaluate = make_evaluator(make_bpr(TEACHER_DIM), split)
     variables = {"params": teacher._asdict()}
     jax.block_until_ready(evaluate(variables))
 

@@ -14,7 +14,7 @@ import numpy as np
 from htd_jax.data import Interactions
 from htd_jax.distillers import Distiller
 from htd_jax.models import BPR
-from htd_jax.training import Representations, TrainState, adam, make_trainer
+from htd_jax.training import MakeModel, Representations, TrainState, adam, make_trainer
 
 SEED = 0
 
@@ -43,6 +43,10 @@ def random_interactions(num_users: int, num_items: int, num_pairs: int) -> Inter
     return Interactions.from_pairs(codes // num_items, codes % num_items, num_users, num_items)
 
 
+def make_bpr(dim: int) -> MakeModel:
+    return lambda train: BPR(train.num_users, train.num_items, dim)
+
+
 class Epoch:
     """One phase's compiled epoch.
 
@@ -51,16 +55,12 @@ class Epoch:
     """
 
     def __init__(self, train: Interactions, distiller: Distiller, dim: int, teacher: Representations, batch_size: int):
-        model = BPR(train.num_users, train.num_items, dim)
-        teacher_dim = teacher.users.shape[1]
-        self._trainer = make_trainer(
-            model, distiller, adam(1e-3, 1e-3), batch_size=batch_size, student_dim=dim, teacher_dim=teacher_dim
-        )
+        self._trainer = make_trainer(make_bpr(dim), distiller, adam(1e-3, 1e-3), batch_size=batch_size)
         self._inputs = (jax.random.key(SEED), train, teacher)
         self.compiled = self._trainer.epoch.lower(self.start(), *self._inputs).compile()
 
     def start(self) -> TrainState:
-        return self._trainer.init(jax.random.key(SEED))
+        return self._trainer.init(*self._inputs)
 
     def seconds(self, epochs: Sequence[int]) -> list[float]:
         """Of each of `epochs`, whose number decides HTD's temperature, after one that is not counted."""

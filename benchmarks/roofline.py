@@ -19,12 +19,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from measure import BATCH, COLD, EPOCHS, GROUPS, HTD_EPOCHS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, random_teacher
+from measure import (
+    BATCH,
+    COLD,
+    EPOCHS,
+    GROUPS,
+    HTD_EPOCHS,
+    STUDENT_DIM,
+    TEACHER_DIM,
+    WEIGHT,
+    Epoch,
+    make_bpr,
+    random_teacher,
+)
 
 from htd_jax import data, distillers
 from htd_jax.data import Interactions, Split, distinct, shuffle, unseen_items
 from htd_jax.evaluation import make_evaluator
-from htd_jax.models import BPR
 from htd_jax.training import no_teacher
 
 HIDDEN = (TEACHER_DIM + STUDENT_DIM) // 2
@@ -91,7 +102,7 @@ def phases(split: Split) -> dict[str, tuple[float, float, float, dict[str, float
         name: (seconds, steps * flops, steps * moved, epoch.compiled.cost_analysis())
         for name, (epoch, seconds, flops, moved) in counted.items()
     }
-    evaluate = make_evaluator(BPR(train.num_users, train.num_items, TEACHER_DIM), split)
+    evaluate = make_evaluator(make_bpr(TEACHER_DIM), split)
     seconds = median_seconds(lambda: evaluate({"params": teacher._asdict()}))
     scores = train.num_users * train.num_items
     found["evaluation"] = (seconds, 2 * scores * TEACHER_DIM, 4 * entities * TEACHER_DIM, {})

@@ -1,4 +1,4 @@
-"""Full ranking against its definition."""
+"""Rankings and their metrics against their definitions, and against trec_eval."""
 
 import flax.linen as nn
 import jax
@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import pytrec_eval
 
 from htd_jax import data
-from htd_jax.evaluation import CUTOFFS, make_evaluator, ranking_metrics
+from htd_jax.errors import UserError
+from htd_jax.evaluation import CUTOFFS, METRICS, Full, Sampled, make_evaluator, ranking_metrics, sample_candidates
 from htd_jax.models import BPR
 
 
@@ -20,36 +22,63 @@ class Scores(nn.Module):
     def setup(self):
         self.table = self.param("table", nn.initializers.zeros, self.shape)
 
+    def score(self, users, items):
+        return self.table[users, items]
+
     def score_all(self, users):
         return self.table[users]
 
 
-def evaluate(split, scores):
-    model = Scores(scores.shape)
-    found = make_evaluator(model, split)({"params": {"table": jnp.asarray(scores, jnp.float32)}})
+def evaluate(split, scores, **choices):
+    evaluator = make_evaluator(lambda train: Scores(scores.shape), split, **choices)
+    found = evaluator({"params": {"table": jnp.asarray(scores, jnp.float32)}})
     return {part: {name: float(x) for name, x in metrics.items()} for part, metrics in found.items()}
 
 
-def expected(split, scores):
-    train, valid, test = ([set() for _ in range(len(scores))] for _ in range(3))
-    for part, sets in zip(split, (train, valid, test), strict=True):
-        for user, item in zip(part.users.tolist(), part.items.tolist(), strict=True):
-            sets[user].add(item)
+def item_sets(part):
+    sets = [set() for _ in range(part.num_users)]
+    for user, item in zip(part.users.tolist(), part.items.tolist(), strict=True):
+        sets[user].add(item)
+    return sets
+
+
+def of_ranks(ranks, k):
+    """Every metric at k, of one user."""
+    ranks = sorted(ranks)
+    hits = [r for r in ranks if r <= k]
+    ideal = sum(1 / np.log2(1 + r) for r in range(1, min(len(ranks), k) + 1))
+    return {
+        f"recall@{k}": len(hits) / len(ranks),
+        f"ndcg@{k}": sum(1 / np.log2(1 + r) for r in hits) / ideal,
+        f"mrr@{k}": 1 / hits[0] if hits else 0,
+        f"precision@{k}": len(hits) / k,
+        f"map@{k}": sum(j / r for j, r in enumerate(hits, 1)) / len(ranks),
+    }
+
+
+def expected(split, scores, candidates=None):
+    """By loops: among all items that are not hidden, or among each user's row of `candidates`."""
+    train, *parts = map(item_sets, split)
     result = {}
-    for name, part, other in (("valid", valid, test), ("test", test, valid)):
+    for name, part, other in zip(("valid", "test"), parts, parts[::-1], strict=True):
         hidden = [a | b for a, b in zip(train, other, strict=True)]
-        result[name] = {}
-        for k in CUTOFFS:
-            recall, ndcg = [], []
-            for user, items in enumerate(part):
-                if not items:
-                    continue
-                hits = [r for r in oracle.ranks(scores, hidden, [(user, item) for item in items]) if r <= k]
-                ideal = sum(1 / np.log2(1 + r) for r in range(1, min(len(items), k) + 1))
-                recall.append(len(hits) / len(items))
-                ndcg.append(sum(1 / np.log2(1 + r) for r in hits) / ideal)
-            result[name] |= {f"recall@{k}": np.mean(recall), f"ndcg@{k}": np.mean(ndcg)}
+        if candidates is not None:
+            hidden = [set(range(scores.shape[1])) - set(row) - a for row, a in zip(candidates.tolist(), part)]
+        rows = [oracle.ranks(scores, hidden, [(user, item) for item in items]) for user, items in enumerate(part)]
+        of_users = [{name: x for k in CUTOFFS for name, x in of_ranks(row, k).items()} for row in rows if row]
+        result[name] = {name: np.mean([metrics[name] for metrics in of_users]) for name in of_users[0]}
     return result
+
+
+def several_held_out(rng, least=0):
+    """100 users over 40 items: from `least` to 6 held-out items a part, every seventh user with none at all."""
+    rows = [[], [], []]
+    for user in range(100):
+        if user % 7:
+            items = iter(rng.permutation(40).tolist())
+            for part, count in zip(rows, (8, *rng.integers(least, 7, size=2))):
+                part.extend((user, next(items)) for _ in range(count))
+    return data.make_split(*(tuple(np.array(part).T) for part in rows), 100, 40)
 
 
 @pytest.mark.parametrize("kind", ["distinct", "ties", "constant"])
@@ -66,15 +95,106 @@ def test_metrics_are_their_definition(small_split, rng, kind):
 
 
 def test_users_with_several_or_no_held_out_items(rng):
-    draw = lambda low, high: [
-        (u, i) for u in range(100) if u % 7 for i in rng.choice(range(low, high), 3, replace=False)
-    ]
-    parts = [tuple(np.array(rows).T) for rows in (draw(0, 20), draw(20, 30), draw(30, 40))]
-    split = data.make_split(*parts, 100, 40)
+    split = several_held_out(rng)
     scores = rng.integers(30, size=(100, 40)).astype(float)
     found, wanted = evaluate(split, scores), expected(split, scores)
     for part in wanted:
         assert found[part] == pytest.approx(wanted[part], abs=1e-6)
+
+
+def test_metrics_are_those_of_trec_eval(rng):
+    """With several held-out items a user, and ties, which trec_eval breaks by name: the others' come first."""
+    cutoffs = (1, 3, 10, 25)
+    split = several_held_out(rng, least=1)
+    scores = rng.integers(8, size=(100, 40)).astype(float)
+    train, valid, test = map(item_sets, split)
+    for user, items in enumerate(test):  # no two held-out items of a user tie: either may stand first then
+        scores[user, list(items)] = rng.permutation(8)[: len(items)]
+    name = lambda user, item: f"{'a' if item in test[user] else 'b'}{item}"
+    truth = {str(user): {name(user, item): 1 for item in items} for user, items in enumerate(test) if items}
+    run = {
+        str(user): {name(user, i): scores[user, i] for i in range(40) if i not in train[user] | valid[user]}
+        for user in range(100)
+        if test[user]
+    }
+    per_user = lambda measure, run: pytrec_eval.RelevanceEvaluator(truth, {measure}).evaluate(run).values()
+    mean = lambda measure, run: np.mean([x[measure.replace(".", "_")] for x in per_user(measure, run)])
+    found = evaluate(split, scores, cutoffs=cutoffs)["test"]
+    assert set(found) == {f"{name}@{k}" for k in cutoffs for name in METRICS}
+    for k in cutoffs:
+        for ours, theirs in (("recall", "recall"), ("ndcg", "ndcg_cut"), ("precision", "P"), ("map", "map_cut")):
+            assert found[f"{ours}@{k}"] == pytest.approx(mean(f"{theirs}.{k}", run), abs=1e-6), (ours, k)
+        order = lambda ranking: sorted(ranking, key=lambda item: (ranking[item], item), reverse=True)
+        top = {user: {item: ranking[item] for item in order(ranking)[:k]} for user, ranking in run.items()}
+        assert found[f"mrr@{k}"] == pytest.approx(mean("recip_rank", top), abs=1e-6)
+
+
+def test_tied_held_out_items_count_against_each_other():
+    split = data.make_split(*(tuple(np.array(rows).T) for rows in ([(0, 0)], [(0, 1)], [(0, 2), (0, 3)])), 1, 9)
+    found = evaluate(split, np.array([[0, 0, 1, 1, 0, 0, 0, 0, 0]]), cutoffs=(1, 2))["test"]
+    assert found["recall@1"] == 0 and found["recall@2"] == 1 and found["mrr@2"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties"])
+def test_sampled_ranking_is_its_definition(small_split, rng, kind, monkeypatch):
+    monkeypatch.setattr("htd_jax.evaluation.protocols.PAIRS", 200)  # several blocks, the last not full
+    for split, size in ((small_split, 8), (several_held_out(rng), 15)):
+        shape = split.train.num_users, split.train.num_items
+        scores = {"distinct": rng.normal(size=shape), "ties": rng.integers(9, size=shape).astype(float)}[kind]
+        found = evaluate(split, scores, protocol=Sampled(size, seed=3))
+        wanted = expected(split, scores, sample_candidates(split, size, 3))
+        for part in wanted:
+            assert found[part] == pytest.approx(wanted[part], abs=1e-6)
+
+
+def test_full_ranking_in_several_blocks(rng, monkeypatch):
+    split = several_held_out(rng)
+    scores = rng.normal(size=(100, 40))
+    whole = evaluate(split, scores, protocol=Full())
+    monkeypatch.setattr("htd_jax.evaluation.protocols.SCORES", 40 * 7)
+    monkeypatch.setattr("htd_jax.evaluation.protocols.TARGETS", 4)
+    parts = evaluate(split, scores)
+    for part in whole:
+        assert parts[part] == pytest.approx(whole[part], abs=1e-6)
+
+
+def test_ranking_against_every_unseen_item_is_the_full_one(rng):
+    rows = [(user, item) for user in range(20) for item in rng.permutation(30)[:10]]
+    users, items = np.array(rows).T
+    split = data.split_pairs(users, items)
+    scores = rng.normal(size=(20, split.train.num_items))
+    sampled = evaluate(split, scores, protocol=Sampled(split.train.num_items - 10))
+    assert sampled == {part: pytest.approx(x, abs=1e-6) for part, x in evaluate(split, scores).items()}
+
+
+def test_candidates_are_different_unseen_items_and_fixed_by_the_seed(small_split):
+    known = [a | b | c for a, b, c in zip(*map(item_sets, small_split))]
+    sample = sample_candidates(small_split, 10, 0)
+    assert sample.shape == (60, 10)
+    for row, seen in zip(sample.tolist(), known):
+        assert len(set(row)) == 10 and not set(row) & seen and set(row) <= set(range(90))
+    np.testing.assert_array_equal(sample, sample_candidates(small_split, 10, 0))
+    assert (sample != sample_candidates(small_split, 10, 1)).any()
+    assert set(sample_candidates(small_split, 10, 5)[0]) == set(range(90)) - known[0]  # all that there are
+
+
+def test_candidates_are_uniform_over_the_unseen_items(small_split):
+    draws = np.stack([sample_candidates(small_split, 5, seed) for seed in range(1000)])
+    seen = [a | b | c for a, b, c in zip(*map(item_sets, small_split))]
+    for user in (0, 1, 59):  # the first has ten left
+        unseen = np.array(sorted(set(range(90)) - seen[user]))
+        count = np.bincount(draws[:, user].ravel(), minlength=90)[unseen]
+        assert count.sum() == 5000
+        variance = 1000 * 5 / len(unseen) * (1 - 5 / len(unseen))
+        chi2 = ((count - 5000 / len(unseen)) ** 2 / variance).sum()  # correlated, so a bound and no law
+        assert chi2 < len(unseen) + 6 * np.sqrt(2 * len(unseen))
+
+
+@pytest.mark.parametrize("protocol", [Sampled(11), Sampled(0), Sampled(5, seed=-1)])
+def test_a_sample_that_cannot_be_is_refused(small_split, protocol):
+    reason = "11 candidates asked for, but user 0 has only 10 unseen items of 90" if protocol.candidates == 11 else "a"
+    with pytest.raises(UserError, match=reason):
+        make_evaluator(lambda train: None, small_split, protocol=protocol)
 
 
 def test_a_model_that_scores_nan_is_ranked_last(small_split):
@@ -87,6 +207,30 @@ def test_a_model_that_scores_nan_is_ranked_last(small_split):
     scores = np.zeros_like(scores)
     scores[user, item] = np.nan
     assert evaluate(small_split, scores)["test"] == pytest.approx(evaluate(small_split, np.zeros_like(scores))["test"])
+
+
+def test_a_model_over_the_training_pairs_makes_its_tables_once(small_split):
+    made = []
+
+    class Popularity(nn.Module):
+        train: data.Interactions
+
+        def setup(self):
+            made.append(True)
+            self.count = jnp.zeros(self.train.num_items).at[self.train.items].add(1)
+
+        def score(self, users, items):
+            return jnp.broadcast_arrays(self.count[items], users)[0]
+
+        def score_all(self, users):
+            return jnp.tile(self.count, (len(users), 1))
+
+    counts = np.bincount(small_split.train.items, minlength=90).astype(float)
+    for protocol in (Full(), Sampled(8)):
+        found = make_evaluator(Popularity, small_split, protocol=protocol)({})
+        wanted = evaluate(small_split, np.tile(counts, (60, 1)), protocol=protocol)
+        assert jax.tree.map(float, found) == {part: pytest.approx(x) for part, x in wanted.items()}
+    assert len(made) == 2
 
 
 def test_bpr_scores_all_as_it_scores_pairs(rng):

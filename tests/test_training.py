@@ -1,5 +1,6 @@
 """The compiled epoch, the loop, and what resumes it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,16 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.losses import bpr_loss
 from htd_jax.models import BPR
-from htd_jax.training import Checkpoints, Representations, adam, copy_checkpoints, make_trainer, no_teacher, run_phase
+from htd_jax.training import (
+    Checkpoints,
+    EarlyStopping,
+    Representations,
+    adam,
+    copy_checkpoints,
+    make_trainer,
+    no_teacher,
+    run_phase,
+)
 
 BATCH, DIM, WIDE = 50, 4, 9
 
@@ -24,16 +34,12 @@ def teacher(small_split):
     return Representations(*(jax.random.normal(key, (size, WIDE)) for key, size in zip(keys, sizes, strict=True)))
 
 
-def make(split, distiller, teacher_dim=WIDE, optimizer=None):
-    model = BPR(split.train.num_users, split.train.num_items, DIM)
-    return model, make_trainer(
-        model,
-        distiller,
-        optimizer or adam(1e-2, 1e-3),
-        batch_size=BATCH,
-        student_dim=DIM,
-        teacher_dim=teacher_dim,
-    )
+def make(distiller, optimizer=None):
+    return make_trainer(make_model, distiller, optimizer or adam(1e-2, 1e-3), batch_size=BATCH)
+
+
+def make_model(train):
+    return BPR(train.num_users, train.num_items, DIM)
 
 
 METHODS = {
@@ -49,9 +55,9 @@ METHODS = {
 def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
     """Every pair once, a fresh negative each, the last batch short, L2 on every parameter at every step."""
     train = small_split.train
-    _, trainer = make(small_split, distillers.none(), 0)
+    trainer = make(distillers.none())
     key = jax.random.key(5)
-    state = trainer.init(key)
+    state = trainer.init(key, train, no_teacher(train))
     params = jax.tree.map(np.asarray, state.params["model"]["params"])
     found, terms = trainer.epoch(state, key, train, no_teacher(train))
 
@@ -85,14 +91,11 @@ def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
 def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teacher, method):
     """One batch of everything: the entities are then all users and items in it, each once."""
     train = small_split.train
-    model = BPR(train.num_users, train.num_items, DIM)
     distiller = METHODS[method]()
-    trainer = make_trainer(
-        model, distiller, adam(0.0, 0.0), batch_size=2 * len(train), student_dim=DIM, teacher_dim=WIDE
-    )
+    trainer = make_trainer(make_model, distiller, adam(0.0, 0.0), batch_size=2 * len(train))
     key = jax.random.key(1)
-    params = jax.tree.map(jnp.copy, trainer.init(key).params)
-    _, terms = trainer.epoch(trainer.init(key), key, train, teacher)
+    params = jax.tree.map(jnp.copy, trainer.init(key, train, teacher).params)
+    _, terms = trainer.epoch(trainer.init(key, train, teacher), key, train, teacher)
 
     epoch_key = jax.random.fold_in(key, 0)
     _, negative_key, step_key = jax.random.split(epoch_key, 3)
@@ -102,36 +105,34 @@ def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teache
     base = bpr_loss(score(train.items), score(negatives))
     np.testing.assert_allclose(terms["base"], base, rtol=1e-5)
     if method == "ftd":
-        users = jnp.unique(train.users)
-        items = jnp.unique(jnp.concatenate([train.items, negatives]))
+        both = jnp.concatenate([train.items, negatives])
         sides = (
-            distillers.Side(tables[name][ids], getattr(teacher, name)[ids], jnp.ones(len(ids), bool))
-            for name, ids in (("users", users), ("items", items))
+            distillers.Side(tables[name][ids], getattr(teacher, name)[ids], jnp.ones(len(ids), bool), ids)
+            for name, some in (("users", train.users), ("items", both), ("items", train.items), ("items", negatives))
+            for ids in [jnp.unique(some)]
         )
         extra, _ = distiller.loss(params["distiller"], distillers.Entities(*sides), step_key, 0)
         np.testing.assert_allclose(terms["loss"], base + extra, rtol=1e-4)
     assert method == "none" or terms["loss"] > terms["base"]
 
 
-def fit(split, teacher, method, folder, epochs=4, on_epoch=lambda news: None, settings=None):
-    distiller = METHODS[method]()
-    model, trainer = make(split, distiller)
+def fit(split, teacher, method, folder, epochs=4, on_epoch=lambda news: None, settings=None, **options):
     return run_phase(
-        trainer,
-        make_evaluator(model, split),
+        make(METHODS[method]()),
+        make_evaluator(make_model, split),
         split,
         teacher,
         jax.random.key(3),
         epochs=epochs,
-        eval_every=2,
         checkpoints=Checkpoints(folder),
         settings=settings or {"method": method},
         on_epoch=on_epoch,
+        **{"eval_every": 2, **options},
     )
 
 
-def bits(result):
-    return [np.asarray(x).tobytes() for x in jax.tree.leaves(result.state)]
+def bits(folder):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(Checkpoints(folder).tree())]
 
 
 def timeless(records):
@@ -155,11 +156,12 @@ def test_equal_seeds_give_equal_bits_and_so_does_a_run_killed_and_resumed(small_
     epochs = []
     resumed = fit(small_split, teacher, method, tmp_path / "killed", on_epoch=lambda news: epochs.append(news.epoch))
     assert epochs == [1, 2, 3]
-    assert bits(whole) == bits(resumed)
+    assert bits(tmp_path / "whole") == bits(tmp_path / "killed")
     assert timeless(whole.records) == timeless(resumed.records)
     assert [record["epoch"] for record in whole.records] == [0, 2, 3]
     again = fit(small_split, teacher, method, tmp_path / "killed", on_epoch=kill)  # nothing left to do
-    assert bits(again) == bits(whole)
+    assert bits(tmp_path / "whole") == bits(tmp_path / "killed")
+    chex.assert_trees_all_equal(again.variables, whole.variables)
     assert again.seconds == resumed.seconds
 
 
@@ -206,17 +208,18 @@ def test_what_is_no_checkpoint_is_said_to_be_none(small_split, teacher, tmp_path
 
 def test_a_damaged_checkpoint_is_said_to_be_one(small_split, teacher, tmp_path):
     folder = tmp_path / "run"
-    result = fit(small_split, teacher, "none", folder, epochs=1)
+    fit(small_split, teacher, "none", folder, epochs=1)
+    like = Checkpoints(folder).tree()
     data = sorted(p for p in (folder / "1" / "state").rglob("*") if p.is_file() and p.stat().st_size > 0)
     for path in data:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=r"1: not a checkpoint of this program, or damaged"):
-        Checkpoints(folder).state(result.state)
+        Checkpoints(folder).state(like)
 
 
 def test_a_copy_of_checkpoints_is_whole_or_absent(small_split, teacher, tmp_path, monkeypatch):
     source, target = tmp_path / "run", tmp_path / "other" / "teacher"
-    result = fit(small_split, teacher, "none", source, epochs=1)
+    fit(small_split, teacher, "none", source, epochs=1)
 
     def fail(*args):
         raise Killed
@@ -227,8 +230,62 @@ def test_a_copy_of_checkpoints_is_whole_or_absent(small_split, teacher, tmp_path
     assert list(target.parent.iterdir()) == []
     monkeypatch.undo()
     copy_checkpoints(source, target)
-    copied = Checkpoints(target).state(result.state)
-    assert bits(result._replace(state=copied)) == bits(result)
+    assert bits(target) == bits(source)
+
+
+def test_early_stopping_keeps_the_best_epoch(small_split, teacher, tmp_path):
+    """The metric is handed in: it rises to epoch 3 and falls from there."""
+    stopping = EarlyStopping("recall@10", 3)
+    seen = []
+
+    def evaluate(variables):
+        seen.append(jax.tree.map(jnp.copy, variables))
+        metrics = {"recall@10": jnp.float32(1 - abs(len(seen) - 4) / 10)}
+        return {"valid": metrics, "test": metrics}
+
+    def train(folder, **options):
+        return run_phase(
+            make(METHODS["ftd"]()),
+            evaluate,
+            small_split,
+            teacher,
+            jax.random.key(3),
+            eval_every=1,
+            checkpoints=Checkpoints(tmp_path / folder),
+            settings={},
+            early_stopping=stopping,
+            **{"epochs": 20, **options},
+        )
+
+    result = train("run")
+    assert len(result.seconds) == len(result.records) == 7  # epochs 0 to 6: three after the best
+    assert result.chosen == result.records[3]
+    chex.assert_trees_all_equal(result.variables, seen[3])
+    assert Checkpoints(tmp_path / "run").history()["finished"]
+    again = train("run")
+    assert len(seen) == 7
+    chex.assert_trees_all_equal(again.variables, result.variables)
+    assert again.chosen == result.chosen
+
+
+def test_a_phase_starts_where_it_is_told(small_split, teacher, tmp_path):
+    train = small_split.train
+    start = {"params": {"users": jnp.ones((train.num_users, DIM)), "items": jnp.ones((train.num_items, DIM))}}
+    untrained = lambda distiller: make(distiller, adam(0.0, 0.0))
+    result = run_phase(
+        untrained(distillers.none()),
+        make_evaluator(make_model, small_split),
+        small_split,
+        teacher,
+        jax.random.key(3),
+        epochs=1,
+        eval_every=1,
+        checkpoints=Checkpoints(tmp_path / "run"),
+        settings={},
+        start=start,
+    )
+    chex.assert_trees_all_equal(result.variables, start)
+    chex.assert_trees_all_equal(start["params"]["users"], jnp.ones((train.num_users, DIM)))  # still there to be used
 
 
 def test_adam_decays_every_parameter_into_its_gradient():

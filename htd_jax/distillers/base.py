@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from htd_jax.losses.checks import keep_rows
+
 Params = Any
 Terms = dict[str, jax.Array]
 
@@ -18,22 +20,44 @@ class Side(NamedTuple):
       student: `[n, d_s]`, the representations being trained.
       teacher: `[n, d_t]`, those of the same entities in the teacher.
       where: `[n]` bool, false where an entity is a repeat and does not count.
+      ids: `[n]` int32, which users or items they are.
     """
 
     student: jax.Array
     teacher: jax.Array
     where: jax.Array
+    ids: jax.Array
+
+    def kept(self) -> "Side":
+        """The same with masked rows zeroed, whatever they held, and the teacher a constant: what layers may be
+        applied to before a loss masks their output."""
+        teacher = jax.lax.stop_gradient(keep_rows(self.teacher, self.where))
+        return self._replace(student=keep_rows(self.student, self.where), teacher=teacher)
 
 
 class Entities(NamedTuple):
-    """The entities of a batch, each once."""
+    """The entities of a batch, each once a side.
+
+    Attributes:
+      users: of all triples.
+      items: the seen and the unseen ones together.
+      positives: the seen items.
+      negatives: the unseen ones that were drawn.
+    """
 
     users: Side
     items: Side
+    positives: Side
+    negatives: Side
 
     def together(self) -> Side:
-        """Users and items in one set."""
-        return jax.tree.map(lambda user, item: jnp.concatenate([user, item]), *self)
+        """Users and items in one set; its ids are ambiguous."""
+        return concatenate(self.users, self.items)
+
+
+def concatenate(*sides: Side) -> Side:
+    """All their rows, one side after the other."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *sides)
 
 
 class Distiller(NamedTuple):

@@ -8,8 +8,8 @@ def ftd() -> Distiller:
     """The whole matrix of cosines between a batch's entities, users and items in one set. Nothing to learn."""
 
     def loss(params, entities, key, epoch):
-        student, teacher, where = entities.together()
-        value = ftd_loss(student, teacher, where=where)
+        every = entities.together()
+        value = ftd_loss(every.student, every.teacher, where=every.where)
         return value, {"ftd": value}
 
     return Distiller(lambda key, student_dim, teacher_dim: {}, loss)

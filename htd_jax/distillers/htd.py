@@ -1,16 +1,15 @@
 """HTD, Hierarchical Topology Distillation (Kang et al., KDD'21)."""
 
-import math
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from htd_jax.distillers.base import Distiller, Side
-from htd_jax.losses import Experts, entity_level_loss, group_level_loss, perturb, routed_assignment_loss
+from htd_jax.distillers.base import Distiller
+from htd_jax.distillers.experts import annealing, assign, init_experts
+from htd_jax.losses import entity_level_loss, group_level_loss
+from htd_jax.losses.checks import check_choice, check_ints
 
-PROBABILITY_FLOOR = 1e-10
-COLDEST = 1e-10
+LEVELS = ("both", "entity", "group")
+SIDES = ("users", "items")
 
 
 def htd(
@@ -19,6 +18,9 @@ def htd(
     alpha: float = 0.5,
     group_level: str = "prototype-entity",
     pairs: str = "positive",
+    levels: str = "both",
+    noise: bool = True,
+    groups: tuple[jax.Array, jax.Array] | None = None,
     epochs: int = 101,
 ) -> Distiller:
     """Topology within and across learned groups: alpha (entity + group level) + (1 - alpha) group assignment.
@@ -27,70 +29,72 @@ def htd(
     an entity's group probabilities p. The group assignment loss trains gate and experts through a Gumbel-softmax
     sample of p; the topology takes the group with the largest p, without noise and without gradient.
 
+    Given groups leave only alpha (entity + group level), and nothing to learn beside the student.
+
     Args:
       num_groups: K, groups a side.
       alpha: in [0, 1], the share of the topology.
       group_level: see `htd_jax.losses.group_level_loss`.
       pairs: see `htd_jax.losses.entity_level_loss`.
+      levels: `both`, or `entity` or `group` alone.
+      noise: false for the softmax of log p itself instead of a sample, near temperature 0 the likeliest group.
+      groups: given instead of learned, of every user `[num_users]` and every item `[num_items]`: integers in
+        [0, num_groups), see `random_groups` and `kmeans_groups`.
       epochs: over how many epochs the temperature falls, see `annealing`.
 
     Returns:
-      A `Distiller`; its terms are `entity`, `group` and `assignment`.
+      A `Distiller`; its terms are `entity`, `group` and `assignment`, those of them that it has.
+
+    Raises:
+      ValueError: an unknown `levels`, or `groups` out of range.
+      AssertionError: `groups` not two vectors of integers.
     """
+    check_choice("levels", levels, LEVELS)
     temperature = annealing(epochs)
+    if groups is not None:
+        _check_groups(groups, num_groups)
 
     def init(key, student_dim, teacher_dim):
+        if groups is not None:
+            return {}
         keys = jax.random.split(key)
-        return {side: _init_side(k, student_dim, teacher_dim, num_groups) for side, k in zip(("users", "items"), keys)}
+        return {side: init_experts(k, student_dim, teacher_dim, num_groups) for side, k in zip(SIDES, keys)}
+
+    def learned(params, entities, key, epoch):
+        """The assignment loss, and the likeliest groups of the batch's users and items."""
+        heat = temperature(epoch)
+        losses, of_sides = [], []
+        for i, name in enumerate(SIDES):
+            own = jax.random.fold_in(key, i) if noise else None
+            loss, logits = assign(params[name], getattr(entities, name), heat, own)
+            losses.append(loss)
+            of_sides.append(jnp.argmax(logits, axis=-1))
+        return sum(losses), of_sides
 
     def loss(params, entities, key, epoch):
-        heat = temperature(epoch)
-        assignment, groups = jnp.zeros(()), []
-        for i, name in enumerate(("users", "items")):
-            side: Side = getattr(entities, name)
-            logits = _log_probabilities(params[name]["gate"], side.teacher)
-            noisy = perturb(jax.random.fold_in(key, i), logits)
-            assignment += routed_assignment_loss(
-                side.student, side.teacher, noisy, heat, params[name]["experts"], where=side.where
-            )
-            groups.append(i * num_groups + jnp.argmax(logits, axis=-1))
-        student, teacher, where = entities.together()
-        of = dict(groups=jnp.concatenate(groups), num_groups=2 * num_groups, where=where)
-        entity = entity_level_loss(student, teacher, **of, pairs=pairs)
-        group = group_level_loss(student, teacher, **of, group_level=group_level)
-        total = alpha * (entity + group) + (1 - alpha) * assignment
-        return total, {"entity": entity, "group": group, "assignment": assignment}
+        if groups is None:
+            assignment, of_sides = learned(params, entities, key, epoch)
+        else:
+            of_sides = [jnp.asarray(given)[getattr(entities, name).ids] for name, given in zip(SIDES, groups)]
+        student, teacher, where, _ = entities.together()
+        of_users, of_items = of_sides
+        of = dict(groups=jnp.concatenate([of_users, num_groups + of_items]), num_groups=2 * num_groups, where=where)
+        terms = {}
+        if levels != "group":
+            terms["entity"] = entity_level_loss(student, teacher, **of, pairs=pairs)
+        if levels != "entity":
+            terms["group"] = group_level_loss(student, teacher, **of, group_level=group_level)
+        total = alpha * sum(terms.values())
+        if groups is None:
+            total += (1 - alpha) * assignment
+            terms["assignment"] = assignment
+        return total, terms
 
     return Distiller(init, loss)
 
 
-def annealing(epochs: int) -> Callable[[jax.Array], jax.Array]:
-    """The temperature by epoch: 1 in the first two, then 1e-10^((epoch - 1) / last epoch), never under 1e-10."""
-    last = max(epochs - 1, 1)
-    return lambda epoch: jnp.maximum(jnp.exp(math.log(COLDEST) * jnp.clip((epoch - 1) / last, 0, 1)), COLDEST)
-
-
-def _log_probabilities(gate, teacher: jax.Array) -> jax.Array:
-    """log(softmax(W t + c) + 1e-10), `[n, K]`."""
-    logits = jnp.dot(teacher, gate["kernel"], precision=jax.lax.Precision.HIGHEST) + gate["bias"]
-    return jnp.log(jax.nn.softmax(logits, axis=-1) + PROBABILITY_FLOOR)
-
-
-def _init_side(key, student_dim: int, teacher_dim: int, num_groups: int) -> dict:
-    width = (student_dim + teacher_dim) // 2
-    gate, hidden, output = jax.random.split(key, 3)
-    experts = Experts(
-        hidden=_init_dense(hidden, (num_groups,), student_dim, width),
-        output=_init_dense(output, (num_groups,), width, teacher_dim),
-    )
-    return {"gate": _init_dense(gate, (), teacher_dim, num_groups), "experts": experts}
-
-
-def _init_dense(key, stack: tuple[int, ...], fan_in: int, fan_out: int) -> dict[str, jax.Array]:
-    """Weight and bias alike from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    bound = 1 / math.sqrt(fan_in)
-    kernel, bias = jax.random.split(key)
-    return {
-        "kernel": jax.random.uniform(kernel, (*stack, fan_in, fan_out), minval=-bound, maxval=bound),
-        "bias": jax.random.uniform(bias, (*stack, fan_out), minval=-bound, maxval=bound),
-    }
+def _check_groups(groups, num_groups):
+    for name, given in zip(SIDES, groups, strict=True):
+        check_ints(f"groups of {name}", given, None)
+        if not jnp.all((0 <= given) & (given < num_groups)):
+            raise ValueError(f"groups of {name}: expected integers in [0, {num_groups})")

@@ -1,5 +1,7 @@
 """How well a model ranks."""
 
-from htd_jax.evaluation.ranking import CUTOFFS, make_evaluator, ranking_metrics
+from htd_jax.evaluation.metrics import CUTOFFS, METRICS, ranking_metrics
+from htd_jax.evaluation.protocols import Full, Sampled, sample_candidates
+from htd_jax.evaluation.ranking import make_evaluator
 
-__all__ = ["CUTOFFS", "make_evaluator", "ranking_metrics"]
+__all__ = ["CUTOFFS", "METRICS", "Full", "Sampled", "make_evaluator", "ranking_metrics", "sample_candidates"]

@@ -7,19 +7,23 @@ from htd_jax.losses.assignment import (
     perturb,
     routed_assignment_loss,
 )
-from htd_jax.losses.ranking import bpr_loss
+from htd_jax.losses.hints import hint_loss, personalised
+from htd_jax.losses.ranking import bce_loss, bpr_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
 __all__ = [
     "Experts",
+    "bce_loss",
     "bpr_loss",
     "entity_level_loss",
     "ftd_loss",
     "group_assignment_loss",
     "group_level_loss",
     "gumbel_softmax",
+    "hint_loss",
     "htd_loss",
     "pairwise_cosine",
+    "personalised",
     "perturb",
     "routed_assignment_loss",
 ]

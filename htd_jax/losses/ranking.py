@@ -34,3 +34,32 @@ def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where:
     check_where(where, len(positive_scores))
     margin = keep_rows(positive_scores, where) - keep_rows(negative_scores, where)
     return -jnp.sum(keep_rows(jax.nn.log_sigmoid(margin), where))
+
+
+def bce_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
+    r"""Binary cross-entropy of scores as logits, summed: seen items are of class 1, those sampled against them of 0.
+
+    .. math:: -\sum_b \log \sigma(x_{u_b i_b}) + \log(1 - \sigma(x_{u_b j_b}))
+
+    Source: He et al., WWW'17, equation 7.
+
+    Args:
+      positive_scores: `[n]`, the scores of the items that the users have seen.
+      negative_scores: `[n]`, the scores of the items sampled against them.
+      where: `[n]` bool; a masked triple changes nothing.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{bce_loss(jnp.array([2.0, 0.0]), jnp.array([-2.0, 0.0])):.4f}")
+    1.6402
+    """
+    check_floats("positive_scores", positive_scores, None)
+    check_floats("negative_scores", negative_scores, *positive_scores.shape)
+    check_where(where, len(positive_scores))
+    log_sigmoid = lambda scores: jax.nn.log_sigmoid(keep_rows(scores, where))
+    return -jnp.sum(keep_rows(log_sigmoid(positive_scores) + log_sigmoid(-negative_scores), where))

@@ -1,5 +1,8 @@
-"""Base models: Flax modules with the methods `represent`, `score`, `score_all` and `loss`, see `BPR`."""
+"""Base models: Flax modules with the methods `represent`, `score`, `score_all` and `loss`, see `Recommender`."""
 
+from htd_jax.models.base import InnerProduct, Recommender
 from htd_jax.models.bpr import BPR
+from htd_jax.models.lightgcn import LightGCN
+from htd_jax.models.neumf import NeuMF
 
-__all__ = ["BPR"]
+__all__ = ["BPR", "InnerProduct", "LightGCN", "NeuMF", "Recommender"]

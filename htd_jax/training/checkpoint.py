@@ -15,9 +15,9 @@ from htd_jax.errors import UserError
 class Checkpoints:
     """The checkpoints of one phase in a folder: `<folder>/<epochs done>/`.
 
-    A step holds `state`, arrays, and `history`, JSON: `{"settings", "records", "seconds"}`. Orbax writes a step under
-    another name and renames it when it is whole, so a kill never leaves half of one; the step before it is deleted
-    only after that. Saving waits for the disk: the state is donated to the next epoch.
+    A step holds `state`, arrays, and `history`, JSON: `{"settings", "records", "seconds", "finished"}`. Orbax writes a
+    step under another name and renames it when it is whole, so a kill never leaves half of one; the step before it is
+    deleted only after that. Saving waits for the disk: the state is donated to the next epoch.
     """
 
     def __init__(self, folder: Path):
@@ -40,7 +40,7 @@ class Checkpoints:
     def history(self) -> dict[str, Any]:
         """The history in the newest step."""
         history = self._restore(history=ocp.args.JsonRestore())["history"]
-        if not isinstance(history, dict) or not {"settings", "records", "seconds"} <= set(history):
+        if not isinstance(history, dict) or not {"settings", "records", "seconds", "finished"} <= set(history):
             raise UserError(f"{self.folder}: not a checkpoint of this program")
         return history
 

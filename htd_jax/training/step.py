@@ -13,6 +13,8 @@ from flax import struct
 from htd_jax.data import Interactions, distinct, shuffle, unseen_items
 from htd_jax.distillers import Distiller, Entities, Side
 
+MakeModel = Callable[[Interactions], nn.Module]
+
 
 class Representations(NamedTuple):
     """A trained model's representations: users `[num_users, d]`, items `[num_items, d]`."""
@@ -37,14 +39,15 @@ class TrainState:
 
 
 class Trainer(NamedTuple):
-    """What a phase computes: `init(key) -> TrainState`, `epoch(state, key, train, teacher) -> (TrainState, terms)`.
+    """What a phase computes: `init(key, train, teacher) -> TrainState`, `epoch(state, key, train, teacher) ->
+    (TrainState, terms)`.
 
     `epoch` takes the same key at every call, another than `init`: what is random in an epoch follows from key and
     epoch number, so a resumed run draws what an unbroken one draws. `terms` are means over the epoch's batches.
     `epoch` is jitted and takes over the state it is given.
     """
 
-    init: Callable[[chex.PRNGKey], TrainState]
+    init: Callable[[chex.PRNGKey, Interactions, Representations], TrainState]
     epoch: Callable[[TrainState, chex.PRNGKey, Interactions, Representations], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -58,46 +61,54 @@ def no_teacher(train: Interactions) -> Representations:
     return Representations(jnp.zeros((train.num_users, 0)), jnp.zeros((train.num_items, 0)))
 
 
+def represent_all(make_model: MakeModel, variables: Any, train: Interactions) -> Representations:
+    """The representations of every user and item under a model's variables."""
+    every = jnp.arange(train.num_users), jnp.arange(train.num_items)
+    represent = jax.jit(lambda variables, train: make_model(train).apply(variables, *every, method="represent"))
+    return Representations(*represent(variables, train))
+
+
 def make_trainer(
-    model: nn.Module,
-    distiller: Distiller,
-    optimizer: optax.GradientTransformation,
-    *,
-    batch_size: int,
-    student_dim: int,
-    teacher_dim: int = 0,
+    make_model: MakeModel, distiller: Distiller, optimizer: optax.GradientTransformation, *, batch_size: int
 ) -> Trainer:
-    """Builds the compiled epoch of `model` under `distiller`.
+    """Builds the compiled epoch of a model under `distiller`.
 
     Args:
-      model: a Flax module with the methods `represent` and `loss`, see `htd_jax.models`.
+      make_model: the Flax module, given the training interactions, see `htd_jax.models`.
       distiller: see `htd_jax.distillers`.
       optimizer: applied to the parameters of model and distiller alike.
       batch_size: triples a step; an epoch's last batch is short.
-      student_dim: width of the model's representations.
-      teacher_dim: width of the teacher's.
     """
 
-    def init(key):
+    def init(key, train, teacher):
         for_model, for_distiller = jax.random.split(key)
         one = jnp.zeros(1, jnp.int32)
+        model = make_model(train)
+        variables = model.init(for_model, one, one, method="score")
+        student, _ = jax.eval_shape(lambda: model.apply(variables, one, one, method="represent"))
         params = {
-            "model": model.init(for_model, one, one),
-            "distiller": distiller.init(for_distiller, student_dim, teacher_dim),
+            "model": variables,
+            "distiller": distiller.init(for_distiller, student.shape[1], teacher.users.shape[1]),
         }
         return TrainState(params, optimizer.init(_flat(params)), jnp.zeros((), jnp.int32))
 
-    def loss(params, triple, key, epoch, teacher):
+    def loss(params, triple, key, epoch, train, teacher):
         users, positives, negatives, where = triple
-        base = model.apply(params["model"], users, positives, negatives, where, method="loss")
-        chosen_users = distinct(users, where, len(teacher.users))
-        chosen_items = distinct(jnp.concatenate([positives, negatives]), jnp.tile(where, 2), len(teacher.items))
-        student = model.apply(params["model"], chosen_users[0], chosen_items[0], method="represent")
-        sides = (
-            Side(own, table[ids], first)
-            for own, table, (ids, first) in zip(student, teacher, (chosen_users, chosen_items))
+        distinct_users = distinct(users, where, train.num_users)
+        distinct_items = lambda *ids: distinct(jnp.concatenate(ids), jnp.tile(where, len(ids)), train.num_items)
+        item_sides = distinct_items(positives, negatives), distinct_items(positives), distinct_items(negatives)
+
+        def of_batch(model):  # on one bound module: what its methods share is computed once
+            represented = [model.represent(distinct_users[0], ids) for ids, _ in item_sides]
+            return model.loss(users, positives, negatives, where), represented
+
+        base, represented = nn.apply(of_batch, make_model(train))(params["model"])
+        side = lambda own, table, chosen: Side(own, table[chosen[0]], chosen[1], chosen[0])
+        entities = Entities(
+            side(represented[0][0], teacher.users, distinct_users),
+            *(side(own, teacher.items, chosen) for (_, own), chosen in zip(represented, item_sides)),
         )
-        extra, terms = distiller.loss(params["distiller"], Entities(*sides), key, epoch)
+        extra, terms = distiller.loss(params["distiller"], entities, key, epoch)
         return base + extra, {"loss": base + extra, "base": base, **terms}
 
     def epoch(state, key, train, teacher):
@@ -116,7 +127,8 @@ def make_trainer(
             flat, opt_state = carry
             index, rows, where = batch
             triple = (train.users[rows], train.items[rows], negatives[rows], where)
-            of_flat = lambda flat: loss(shaped(flat), triple, jax.random.fold_in(step_key, index), state.epoch, teacher)
+            step_inputs = (triple, jax.random.fold_in(step_key, index), state.epoch, train, teacher)
+            of_flat = lambda flat: loss(shaped(flat), *step_inputs)
             gradient, terms = jax.grad(of_flat, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)
             return (optax.apply_updates(flat, updates), opt_state), terms

@@ -1,0 +1,23 @@
+"""Affine layers, as the methods learn them beside the student."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def init_dense(key: chex.PRNGKey, stack: tuple[int, ...], fan_in: int, fan_out: int) -> dict[str, jax.Array]:
+    """Weight and bias alike from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): `kernel` `[*stack, fan_in, fan_out]` and `bias`
+    `[*stack, fan_out]`."""
+    bound = 1 / math.sqrt(fan_in)
+    kernel, bias = jax.random.split(key)
+    return {
+        "kernel": jax.random.uniform(kernel, (*stack, fan_in, fan_out), minval=-bound, maxval=bound),
+        "bias": jax.random.uniform(bias, (*stack, fan_out), minval=-bound, maxval=bound),
+    }
+
+
+def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """`x` `[n, fan_in]` through one layer, in full float32 on every backend: `[n, fan_out]`."""
+    return jnp.dot(x, layer["kernel"], precision=jax.lax.Precision.HIGHEST) + layer["bias"]

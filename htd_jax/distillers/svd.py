@@ -1,0 +1,51 @@
+"""What costs no training: the best factors of the teacher's own scores."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses.checks import check_dtype, check_floats
+
+
+@functools.partial(jax.jit, static_argnames="rank")
+def svd_factors(users: chex.Array, items: chex.Array, rank: int) -> tuple[jax.Array, jax.Array]:
+    """The factors of `rank` dimensions whose products come closest to `users @ items.T`, in squares.
+
+    They are the truncated SVD of that matrix, which is never held: a QR of each side leaves the SVD of a
+    `[d_t, d_t]` matrix. A singular value's square root goes to either side, so the k-th columns of both have the
+    length sqrt(sigma_k). The sign of a dimension is arbitrary, and the same on both sides: no score depends on it.
+    Dimensions that the scores do not have (`rank` beyond d_t, users or items) are zeros.
+
+    Source: Eckart and Young, Psychometrika, 1936.
+
+    Args:
+      users: `[num_users, d_t]` floats.
+      items: `[num_items, d_t]` floats.
+      rank: at least 1.
+
+    Returns:
+      `[num_users, rank]` and `[num_items, rank]`.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+      ValueError: a `rank` under 1.
+
+    >>> import jax.numpy as jnp
+    >>> users, items = svd_factors(jnp.array([[3.0, 0.0], [0.0, 1.0]]), jnp.eye(2), rank=1)
+    >>> print(f"{users[0] @ items[0]:.3f} {users[1] @ items[1]:.3f}")
+    3.000 0.000
+    """
+    check_floats("users", users, None, None)
+    check_floats("items", items, None, users.shape[1])
+    check_dtype("items", items, users.dtype)
+    if rank < 1:
+        raise ValueError(f"rank: expected at least 1, got {rank}")
+    dot = lambda x, y: jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
+    (user_basis, user_part), (item_basis, item_part) = jnp.linalg.qr(users), jnp.linalg.qr(items)
+    left, values, right = jnp.linalg.svd(dot(user_part, item_part.T), full_matrices=False)
+    kept = min(rank, len(values))
+    root = jnp.sqrt(values[:kept])
+    pad = lambda x: jnp.pad(x, [(0, 0), (0, rank - kept)])
+    return pad(dot(user_basis, left[:, :kept]) * root), pad(dot(item_basis, right[:kept].T) * root)

@@ -1,0 +1,76 @@
+"""Hint regression: the student's representations, mapped into the teacher's space, against the teacher's."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
+
+
+def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
+    r"""How far the predictions lie from the teacher's representations.
+
+    .. math:: \sum_a |t_a - y_a|^2
+
+    Source: the hint of FitNets (Romero et al., ICLR'15).
+
+    Args:
+      prediction: `[n, d]` floats, the student's representations in the teacher's space.
+      teacher: `[n, d]` floats, of the same entities; a constant.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(hint_loss(jnp.array([[1.0, 2.0], [3.0, 3.0]]), jnp.array([[1.0, 0.0], [3.0, 4.0]])))
+    5.0
+    """
+    check_floats("prediction", prediction, None, None)
+    check_floats("teacher", teacher, *prediction.shape)
+    check_dtype("teacher", teacher, prediction.dtype)
+    check_where(where, len(prediction))
+    gap = jax.lax.stop_gradient(teacher) - prediction
+    return jnp.sum(keep_rows(gap, where) ** 2)
+
+
+def personalised(x: chex.Array, mixture: chex.Array, maps: dict[str, chex.Array]) -> jax.Array:
+    r"""Each row through an affine map of its own, mixed from m common ones.
+
+    .. math:: y_a = x_a W_a + b_a, \quad W_a = \sum_k c_{ak} A_k, \quad b_a = \sum_k c_{ak} a_k
+
+    It is computed as one product, of the rows' outer products with their mixtures, `[n, m d]`, and the stacked
+    kernels, `[m d, e]`: no row's `[d, e]` weights are ever held. A map that all rows share is one whose mixture is 1.
+
+    Source: the personalisation of PHR (Kang et al., Knowledge-Based Systems, 2022).
+
+    Args:
+      x: `[n, d]` floats.
+      mixture: `[n, m]` floats, c.
+      maps: m affine maps, stacked: `kernel` `[m, d, e]`, A, and `bias` `[m, e]`, a.
+
+    Returns:
+      `[n, e]`.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> maps = {"kernel": jnp.array([[[1.0]], [[10.0]]]), "bias": jnp.array([[0.0], [5.0]])}
+    >>> print(personalised(jnp.array([[2.0], [2.0]]), jnp.array([[1.0, 0.0], [0.5, 1.0]]), maps))
+    [[ 2.]
+     [26.]]
+    """
+    check_floats("x", x, None, None)
+    rows, fan_in = x.shape
+    check_floats("mixture", mixture, rows, None)
+    check_dtype("mixture", mixture, x.dtype)
+    count = mixture.shape[1]
+    check_floats('maps["kernel"]', maps["kernel"], count, fan_in, None)
+    check_floats('maps["bias"]', maps["bias"], count, maps["kernel"].shape[2])
+    dot = lambda x, y: jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
+    outer = (mixture[:, :, None] * x[:, None, :]).reshape(rows, count * fan_in)
+    return dot(outer, maps["kernel"].reshape(count * fan_in, -1)) + dot(mixture, maps["bias"])

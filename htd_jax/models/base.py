@@ -1,0 +1,74 @@
+"""What every base model has in common."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses import bpr_loss
+
+
+class Recommender(nn.Module):
+    """A base model: `represent`, `score` and `loss` are its own, and `score_all` where there is a faster one.
+
+    Tables, and what is computed from all of them, are made in `setup`: methods called on one bound module,
+    `nn.apply(lambda model: (model.loss(...), model.represent(...)), model)(variables)`, share them. Called through
+    `apply`, like every Flax module: `model.apply(variables, users, method="score_all")`.
+
+    Attributes:
+      num_users, num_items: how many there are.
+    """
+
+    num_users: int
+    num_items: int
+
+    def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
+        """Representations `[n, width]` of the users `[n]` and `[m, width]` of the items `[m]`."""
+        raise NotImplementedError
+
+    def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
+        """Scores of the pairs (user, item) of two integer arrays that broadcast: `[n]` with `[n]`, or `[n, 1]` with
+        `[1, m]` or `[n, m]`."""
+        raise NotImplementedError
+
+    def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
+        """The loss that the model trains with, summed over triples `[n]` (user, seen item, unseen item).
+
+        `where`, `[n]` bool: a masked triple changes nothing.
+        """
+        raise NotImplementedError
+
+    def score_all(self, users: chex.Array) -> jax.Array:
+        """Scores `[n, num_items]` of every item for the users `[n]`, one user at a time."""
+        chex.assert_rank(users, 1)
+        items = jnp.arange(self.num_items)
+        return jax.lax.map(lambda user: self.score(user[None], items), users)
+
+    def __call__(self, users: chex.Array, items: chex.Array) -> jax.Array:
+        return self.score(users, items)
+
+
+class InnerProduct(Recommender):
+    """A pair's score is the product of two representations, trained with BPR (Rendle et al., UAI'09).
+
+    `setup` of a subclass makes them: `self.users` `[num_users, dim]` and `self.items` `[num_items, dim]`.
+    """
+
+    def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
+        """Representations `[n, dim]` of the users `[n]` and `[m, dim]` of the items `[m]`."""
+        chex.assert_rank([users, items], 1)
+        return self.users[users], self.items[items]
+
+    def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
+        """Scores of the pairs (user, item) of two integer arrays that broadcast, see `Recommender`."""
+        chex.assert_equal_rank([users, items])
+        return jnp.sum(self.users[users] * self.items[items], axis=-1)
+
+    def score_all(self, users: chex.Array) -> jax.Array:
+        """Scores `[n, num_items]` of every item for the users `[n]`, in full float32 on every backend."""
+        chex.assert_rank(users, 1)
+        return jnp.dot(self.users[users], self.items.T, precision=jax.lax.Precision.HIGHEST)
+
+    def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
+        """`bpr_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
+        return bpr_loss(self.score(users, positives), self.score(users, negatives), where=where)

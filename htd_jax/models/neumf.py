@@ -1,0 +1,83 @@
+"""A product of vectors and a small network side by side, trained with binary cross-entropy."""
+
+import functools
+import itertools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses import bce_loss
+from htd_jax.models.base import Recommender
+
+_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+
+
+class NeuMF(Recommender):
+    r"""Neural matrix factorisation (He et al., WWW'17): a pair's score is the logit of its having been seen.
+
+    .. math:: x_{ui} = w^T [p_u \odot q_i;\ f([r_u; s_i])] + b
+
+    f is a tower of layers with ReLU, each half as wide as what it takes. Users have rows p and r, items q and s, kept
+    side by side: a table's first `dim` columns are the product's ("GMF"), its last `dim` the tower's ("MLP"). Tables
+    start at N(0, 0.01^2), kernels at Glorot's uniform distribution, biases at zero.
+
+    The tower's first layer is a sum of a user's part and an item's, so that `score_all` computes either once.
+
+    Attributes:
+      dim: of each of the four vectors; a representation is twice as wide.
+      layers: hidden layers of the tower, at least 1.
+    """
+
+    dim: int
+    layers: int = 2
+
+    def setup(self) -> None:
+        normal, glorot, zeros = nn.initializers.normal(0.01), nn.initializers.glorot_uniform(), nn.initializers.zeros
+        self.users = self.param("users", normal, (self.num_users, 2 * self.dim))
+        self.items = self.param("items", normal, (self.num_items, 2 * self.dim))
+        widths = [max(1, 2 * self.dim >> layer) for layer in range(self.layers + 1)]
+        shapes = [*itertools.pairwise(widths), (self.dim + widths[-1], 1)]
+        (first, self.bias), *self.tower, (output, self.output_bias) = [
+            (self.param(f"kernel{i}", glorot, shape), self.param(f"bias{i}", zeros, shape[1:]))
+            for i, shape in enumerate(shapes)
+        ]
+        self.user_kernel, self.item_kernel = jnp.split(first, 2)
+        self.product_weights, self.tower_weights = jnp.split(output[:, 0], [self.dim])
+
+    def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
+        """Representations `[n, 2 dim]` of the users `[n]` and `[m, 2 dim]` of the items `[m]`."""
+        chex.assert_rank([users, items], 1)
+        return self.users[users], self.items[items]
+
+    def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
+        """Logits of the pairs (user, item) of two integer arrays that broadcast, see `Recommender`."""
+        chex.assert_equal_rank([users, items])
+        return self._logits(self._of_users(users), self._of_items(self.items[items]))
+
+    def score_all(self, users: chex.Array) -> jax.Array:
+        """Logits `[n, num_items]` of every item for the users `[n]`, one user at a time."""
+        chex.assert_rank(users, 1)
+        of_items = self._of_items(self.items)
+        return jax.lax.map(lambda of_user: self._logits(of_user, of_items), self._of_users(users))
+
+    def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
+        """`bce_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
+        return bce_loss(self.score(users, positives), self.score(users, negatives), where=where)
+
+    def _of_users(self, users: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the product and the tower's first layer take of users `[...]`: `[..., dim]` each."""
+        product, tower = jnp.split(self.users[users], 2, axis=-1)
+        return product * self.product_weights, _dot(tower, self.user_kernel) + self.bias
+
+    def _of_items(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same of items, from their rows `[..., 2 dim]`."""
+        product, tower = jnp.split(rows, 2, axis=-1)
+        return product, _dot(tower, self.item_kernel)
+
+    def _logits(self, user: tuple[jax.Array, jax.Array], item: tuple[jax.Array, jax.Array]) -> jax.Array:
+        units = jax.nn.relu(user[1] + item[1])
+        for kernel, bias in self.tower:
+            units = jax.nn.relu(_dot(units, kernel) + bias)
+        return jnp.sum(user[0] * item[0], axis=-1) + _dot(units, self.tower_weights) + self.output_bias[0]

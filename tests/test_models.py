@@ -1,0 +1,288 @@
+"""Every base model against its definition in float64 NumPy, and each of its methods against the others."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from htd_jax import losses
+from htd_jax.data import Interactions
+from htd_jax.models import BPR, LightGCN, NeuMF, Recommender, lightgcn
+
+USERS, ITEMS, DIM = 13, 29, 6
+
+
+class Distance(Recommender):
+    """A model from outside: the score is minus a distance, after a layer that is a module of its own."""
+
+    def setup(self):
+        self.users = self.param("users", nn.initializers.normal(1), (self.num_users, DIM))
+        self.items = self.param("items", nn.initializers.normal(1), (self.num_items, DIM))
+        self.layer = nn.Dense(3)
+
+    def represent(self, users, items):
+        return self.users[users], self.items[items]
+
+    def score(self, users, items):
+        return -jnp.sum((self.layer(self.users[users]) - self.layer(self.items[items])) ** 2, -1)
+
+    def loss(self, users, positives, negatives, where):
+        return losses.bpr_loss(self.score(users, positives), self.score(users, negatives), where=where)
+
+
+@pytest.fixture
+def graph(rng):
+    """Users 0 and 12, and items 0 and 28, without neighbours; one user with nearly all items."""
+    users = np.append(rng.integers(1, 12, 40), np.full(26, 5))
+    items = np.append(rng.integers(1, 28, 40), np.arange(1, 27))
+    return Interactions.from_pairs(users, items, USERS, ITEMS)
+
+
+MODELS = {
+    "bpr": lambda graph: BPR(USERS, ITEMS, DIM),
+    "neumf": lambda graph: NeuMF(USERS, ITEMS, DIM),
+    "neumf, one layer": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=1),
+    "neumf, more layers than halves": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=6),
+    "lightgcn": lambda graph: LightGCN(USERS, ITEMS, graph, DIM),
+    "foreign": lambda graph: Distance(USERS, ITEMS),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request, graph):
+    return MODELS[request.param](graph)
+
+
+def init(model, rng):
+    """Variables in which nothing is small, and no bias zero."""
+    nothing = jnp.zeros(1, jnp.int32)
+    variables = model.init(jax.random.key(0), nothing, nothing, method="score")
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), variables)
+
+
+def f64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+# --- one interface
+
+
+def test_methods_agree_in_values_and_shapes(model, rng):
+    variables = init(model, rng)
+    call = lambda method, *arguments: jax.jit(lambda v: model.apply(v, *arguments, method=method))(variables)
+    users, items = jnp.array([5, 0, 12, 5]), jnp.arange(ITEMS)
+    every = call("score_all", users)
+    chex.assert_shape(every, (4, ITEMS))
+    chex.assert_type(jax.tree.leaves(variables), jnp.float32)
+    chex.assert_type(every, jnp.float32)
+    same = lambda scores, expected: np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+    same(call("score", users[:, None], items[None]), every)
+    some = jnp.asarray(rng.integers(0, ITEMS, (4, 7)))
+    same(call("score", users[:, None], some), np.take_along_axis(np.asarray(every), np.asarray(some), 1))
+    same(call("score", users, some[:, 0]), every[jnp.arange(4), some[:, 0]])
+    np.testing.assert_array_equal(call("__call__", users, users), call("score", users, users))
+    of_users, of_items = call("represent", users, items)
+    chex.assert_shape(of_users, (4, None))
+    chex.assert_shape(of_items, (ITEMS, of_users.shape[1]))
+
+
+def test_one_bound_module_serves_several_methods_also_in_a_loop(model, rng):
+    variables = init(model, rng)
+    users = jnp.arange(6)
+
+    @jax.jit
+    def both(variables):
+        def of_model(model):
+            first = model.represent(users, users)
+            return first, jax.lax.map(model.score_all, users.reshape(3, 2))
+
+        return nn.apply(of_model, model)(variables)
+
+    represented, scores = both(variables)
+    chex.assert_trees_all_close(represented, model.apply(variables, users, users, method="represent"), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores.reshape(6, ITEMS), model.apply(variables, users, method="score_all"), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_masked_triple_changes_nothing(model, rng):
+    variables = init(model, rng)
+    users, positives, negatives = (jnp.asarray(rng.integers(0, size, 9)) for size in (USERS, ITEMS, ITEMS))
+    where = jnp.asarray(rng.random(9) < 0.6)
+    loss = lambda *triples: jax.value_and_grad(lambda v: model.apply(v, *triples, method="loss"))(variables)
+    masked = loss(users, positives, negatives, where)
+    other = lambda ids: jnp.where(where, ids, 0)
+    chex.assert_trees_all_close(masked, loss(other(users), other(positives), other(negatives), where), rtol=1e-5)
+    kept = [ids[where] for ids in (users, positives, negatives)]
+    chex.assert_trees_all_close(masked, loss(*kept, jnp.ones(len(kept[0]), bool)), rtol=1e-4, atol=1e-5)
+    nothing = loss(users, positives, negatives, jnp.zeros(9, bool))
+    chex.assert_trees_all_equal(nothing, jax.tree.map(jnp.zeros_like, nothing))
+
+
+def test_the_base_class_leaves_three_methods_to_models():
+    ids = jnp.zeros(1, jnp.int32)
+    for method, arguments in {"represent": 2, "score": 2, "loss": 4, "score_all": 1}.items():
+        with pytest.raises(NotImplementedError):
+            Recommender(2, 2).apply({}, *[ids] * arguments, method=method)
+
+
+def test_ids_of_different_ranks_are_refused(model, rng):
+    variables = init(model, rng)
+    if not isinstance(model, Distance):
+        with pytest.raises(AssertionError):
+            model.apply(variables, jnp.zeros(3, int), jnp.zeros((3, 2), int), method="score")
+
+
+# --- NeuMF
+
+
+def neumf(params, users, items, layers):
+    """Logits `[n]`, pair by pair, the tower on the joined rows."""
+    scores = []
+    for user, item in zip(params["users"][users], params["items"][items]):
+        units = np.concatenate([user[DIM:], item[DIM:]])
+        for layer in range(layers):
+            units = np.maximum(units @ params[f"kernel{layer}"] + params[f"bias{layer}"], 0)
+        joined = np.concatenate([user[:DIM] * item[:DIM], units])
+        scores.append((joined @ params[f"kernel{layers}"] + params[f"bias{layers}"])[0])
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_neumf_is_its_definition(rng, layers):
+    model = NeuMF(USERS, ITEMS, DIM, layers)
+    variables = init(model, rng)
+    users, items = np.repeat(np.arange(USERS), ITEMS), np.tile(np.arange(ITEMS), USERS)
+    expected = neumf(f64(variables["params"]), users, items, layers)
+    np.testing.assert_allclose(model.apply(variables, users, items, method="score"), expected, rtol=1e-5, atol=1e-4)
+    every = model.apply(variables, jnp.arange(USERS), method="score_all")
+    np.testing.assert_allclose(every, expected.reshape(USERS, ITEMS), rtol=1e-5, atol=1e-4)
+
+
+def test_neumf_starts_as_published():
+    model = NeuMF(500, 400, 50, layers=2)
+    ids = jnp.zeros(1, jnp.int32)
+    params = model.init(jax.random.key(0), ids, ids, method="score")["params"]
+    shapes = {name: value.shape for name, value in params.items()}
+    assert shapes == {
+        "users": (500, 100),
+        "items": (400, 100),
+        "kernel0": (100, 50),
+        "bias0": (50,),
+        "kernel1": (50, 25),
+        "bias1": (25,),
+        "kernel2": (75, 1),
+        "bias2": (1,),
+    }
+    np.testing.assert_allclose([params["users"].std(), params["items"].std()], 0.01, rtol=0.02)
+    np.testing.assert_allclose(params["kernel0"].std(), np.sqrt(2 / 150), rtol=0.05)
+    represented = model.apply({"params": params}, jnp.arange(3), jnp.arange(4), method="represent")
+    chex.assert_trees_all_equal(represented, (params["users"][:3], params["items"][:4]))
+
+
+# --- LightGCN
+
+
+def operator(graph, layers):
+    """The dense matrix `[users + items, users + items]` that `propagate` applies."""
+    size = graph.num_users + graph.num_items
+    adjacency = np.zeros((size, size))
+    users, items = np.asarray(graph.users), graph.num_users + np.asarray(graph.items)
+    adjacency[users, items] = adjacency[items, users] = 1
+    degree = adjacency.sum(1)
+    scale = np.divide(1, np.sqrt(degree), out=np.zeros(size), where=degree > 0)
+    normalised = scale[:, None] * adjacency * scale
+    return sum(np.linalg.matrix_power(normalised, layer) for layer in range(layers + 1)) / (layers + 1)
+
+
+@pytest.mark.parametrize("block", [1, 7, 4096])  # a block a pair, a last block that is short, one block
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_propagate_is_the_dense_product_and_so_is_its_gradient(graph, rng, monkeypatch, layers, block):
+    monkeypatch.setattr(lightgcn, "BLOCK", block)
+    x, cotangent = rng.normal(size=(2, USERS + ITEMS, DIM))
+    tables = lambda x: (jnp.asarray(x[:USERS], jnp.float32), jnp.asarray(x[USERS:], jnp.float32))
+    expected = operator(graph, layers)
+    apply = jax.jit(lambda tables, train: jax.vjp(lambda tables: lightgcn.propagate(tables, train, layers), tables))
+    out, transpose = apply(tables(x), graph)
+    np.testing.assert_allclose(np.concatenate(out), expected @ x, atol=2e-6)
+    (gradient,) = transpose(tables(cotangent))
+    np.testing.assert_allclose(np.concatenate(gradient), expected.T @ cotangent, atol=2e-6)
+
+
+def test_who_has_no_neighbours_keeps_a_share_of_itself(graph, rng):
+    x = rng.normal(size=(USERS + ITEMS, DIM)).astype(np.float32)
+    users, items = lightgcn.propagate((jnp.asarray(x[:USERS]), jnp.asarray(x[USERS:])), graph, 2)
+    np.testing.assert_allclose(users[jnp.array([0, 12])], x[[0, 12]] / 3, rtol=1e-6)
+    np.testing.assert_allclose(items[jnp.array([0, 28])], x[[USERS, USERS + 28]] / 3, rtol=1e-6)
+
+
+def test_propagate_refuses_tables_of_other_sizes(graph):
+    with pytest.raises(AssertionError):
+        lightgcn.propagate((jnp.zeros((USERS + 1, 2)), jnp.zeros((ITEMS, 2))), graph, 1)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_lightgcn_loss_and_gradient_are_their_definitions(graph, rng, layers):
+    model = LightGCN(USERS, ITEMS, graph, DIM, layers)
+    variables = init(model, rng)
+    users, positives, negatives = (rng.integers(0, size, 20) for size in (USERS, ITEMS, ITEMS))
+    users[:2], positives[:2] = (0, 5), (3, 28)  # without neighbours
+    where = rng.random(20) < 0.8
+    matrix = operator(graph, layers)
+
+    def definition(tables):
+        out = matrix @ tables
+        score = lambda items: np.sum(out[users] * out[USERS + items], axis=1)
+        return oracle.bpr(score(positives), score(negatives), where)
+
+    # `train` traced, as in a compiled epoch
+    of_variables = lambda v, train: LightGCN(USERS, ITEMS, train, DIM, layers).apply(
+        v, users, positives, negatives, jnp.asarray(where), method="loss"
+    )
+    value, gradient = jax.jit(jax.value_and_grad(of_variables))(variables, graph)
+    params = f64(variables["params"])
+    tables = np.concatenate([params["users"], params["items"]])
+    np.testing.assert_allclose(value, definition(tables), rtol=1e-5)
+    gradient = f64(gradient["params"])
+    gradient = np.concatenate([gradient["users"], gradient["items"]])
+    for _ in range(5):
+        direction = rng.normal(size=tables.shape)
+        slope = oracle.slope(definition, tables, direction)
+        np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-4, atol=1e-4)
+
+
+# --- binary cross-entropy
+
+
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_bce_is_its_definition(rng, rows):
+    scores, where = 5 * rng.normal(size=(2, rows)), rng.random(rows) < 0.7
+    scores[:, : rows // 10] *= 1000
+    positive, negative = jnp.asarray(scores, jnp.float32)
+    value, gradients = jax.value_and_grad(losses.bce_loss, (0, 1))(positive, negative, where=jnp.asarray(where))
+    exact = f64((positive, negative))
+    expected = np.sum(np.logaddexp(0, -exact[0][where])) + np.sum(np.logaddexp(0, exact[1][where]))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    sigmoid = lambda x: np.exp(-np.logaddexp(0, -x))
+    np.testing.assert_allclose(gradients[0], -sigmoid(-exact[0]) * where, atol=1e-6)
+    np.testing.assert_allclose(gradients[1], sigmoid(exact[1]) * where, atol=1e-6)
+
+
+def test_bce_neither_overflows_nor_vanishes():
+    scores = jnp.array([1e4, -1e4, 0.0])
+    value, gradients = jax.value_and_grad(losses.bce_loss, (0, 1))(scores, scores)
+    np.testing.assert_allclose(value, 2e4 + 2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], [0, -1, -0.5], atol=1e-6)
+    np.testing.assert_allclose(gradients[1], [1, 0, 0.5], atol=1e-6)
+
+
+def test_bce_ignores_what_a_masked_row_holds():
+    scores, where = jnp.array([1.0, jnp.nan, jnp.inf]), jnp.array([True, False, False])
+    value, gradients = jax.value_and_grad(losses.bce_loss, (0, 1))(scores, -scores, where=where)
+    np.testing.assert_allclose(value, 2 * np.logaddexp(0, -1), rtol=1e-6)
+    np.testing.assert_allclose(gradients, np.array([[-1, 0, 0], [1, 0, 0]]) / (1 + np.e), atol=1e-6)
+    with pytest.raises(AssertionError):
+        losses.bce_loss(scores, scores[:2])
