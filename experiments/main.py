@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout will do, installed or not
 
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import platformdirs
 import tyro
-from config import Config
+from config import MODELS, Config, label
 from report import (
     PhaseProgress,
     draw_curves,
@@ -30,18 +30,21 @@ from report import (
 
 from htd_jax import data
 from htd_jax.data import Split
-from htd_jax.distillers import Distiller, none
+from htd_jax.distillers import none, svd_factors
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPR
 from htd_jax.training import (
     Checkpoints,
+    MakeModel,
     PhaseResult,
     Representations,
     adam,
+    choose,
     copy_checkpoints,
     make_trainer,
     no_teacher,
+    represent_all,
     run_phase,
 )
 
@@ -53,7 +56,8 @@ def main() -> None:
     quieten_readers()
     config = parse()
     try:
-        run(config.check())
+        config = config.check()
+        run(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -87,41 +91,63 @@ def quieten_readers() -> None:
 def run(config: Config) -> dict[str, Any]:
     """The whole job; returns what `results.json` holds."""
     jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("htd_jax") / "compiled"))
-    split = data.load(config.dataset, config.data_dir)
+    split = load_split(config)
     fingerprint = data.fingerprint(split)
-    given = open_teacher(config.teacher, split, fingerprint) if config.teacher else None
+    given = open_teacher(config, split, fingerprint) if config.teacher else None
     if given:
-        config = dataclasses.replace(config, teacher_dim=given.state["users"].shape[1])
+        config = dataclasses.replace(config, teacher_dim=given.dim)
     if config.student_dim > config.teacher_dim:
         print(f"note: the student ({config.student_dim}) is wider than its teacher ({config.teacher_dim})")
-    claim_folder(config, fingerprint)
-    job = Job(config, split, fingerprint, {"teacher": given.records} if given else {})
+    config.make_protocol().blocks(split)  # if it cannot be on this split, that is said before anything is written
+    claim_folder(config, split, fingerprint)
+    job = Job(config, split, fingerprint, {"teacher": given.result.records} if given else {})
 
     phases: dict[str, PhaseResult] = {}
-    phases["teacher"] = given or job.train("teacher", none(), config.teacher_dim, TEACHER_KEY)
-    phases["student"] = job.train("student", none(), config.student_dim, STUDENT_KEY)
-    if config.method != "none":
-        tables = phases["teacher"].state if given else phases["teacher"].state.params["model"]["params"]
-        teacher = Representations(tables["users"], tables["items"])
-        phases[config.method] = job.train(config.method, config.distiller(), config.student_dim, STUDENT_KEY, teacher)
+    phases["teacher"] = given.result if given else job.train("teacher", config.teacher_dim)
+    make_teacher = given.make_model if given else config.make_model(config.teacher_dim)
+    teacher = represent_all(make_teacher, phases["teacher"].variables, split.train)
+    start = svd_student(config, teacher) if config.student_init == "svd" else None
+    phases["student"] = job.train("student", config.student_dim, teacher, start=start)
+    if config.method == "svd":
+        phases["svd"] = job.evaluate_only(svd_student(config, teacher))
+    elif config.method != "none":
+        phases[config.method] = job.train(config.method, config.student_dim, teacher, config.methods, start)
 
-    dims = {"teacher": config.teacher_dim}
-    parameters = lambda name: (split.train.num_users + split.train.num_items) * dims.get(name, config.student_dim)
-    entries = {name: summarise(phase.records, phase.seconds, parameters(name)) for name, phase in phases.items()}
+    entries = {name: summarise(phase, config.metric) for name, phase in phases.items()}
     results = {
         "dataset": config.dataset,
+        "model": config.model,
         "method": config.method,
+        "protocol": config.protocol,
         "seed": config.seed,
         "phases": entries,
         "gap_closed": gap_closed(entries, config.method),
     }
     records = {name: phase.records for name, phase in phases.items()}
     write_metrics(config.folder, records)
-    draw_curves(config.folder / "curves.png", config.dataset, records)
+    draw_curves(config, records)
     write_json(config.folder / "results.json", results)
-    print_table(results)
+    print_table(config, results)
     print(f"run folder: {config.folder}")
     return results
+
+
+def load_split(config: Config) -> Split:
+    if config.split_file:
+        return data.load_split(config.split_file)
+    return data.load(
+        config.dataset,
+        config.data_dir,
+        min_interactions=config.min_interactions,
+        split=config.split,
+        split_seed=config.split_seed,
+    )
+
+
+def svd_student(config: Config, teacher: Representations) -> dict[str, Any]:
+    """The variables of a BPR student that scores with the best factors of the teacher's scores."""
+    users, items = svd_factors(*teacher, config.student_dim)
+    return {"params": {"users": users, "items": items}}
 
 
 @dataclasses.dataclass
@@ -134,27 +160,29 @@ class Job:
     records: dict[str, list[dict[str, Any]]]
 
     def train(
-        self, name: str, distiller: Distiller, dim: int, key: int, teacher: Representations | None = None
+        self,
+        name: str,
+        dim: int,
+        teacher: Representations | None = None,
+        methods: list[str] | None = None,
+        start: dict[str, Any] | None = None,
     ) -> PhaseResult:
         """A phase, from wherever it stands: to be begun, to be gone on with, done, or done in another run."""
-        config, train = self.config, self.split.train
-        method = "none" if teacher is None else config.method
-        settings = config.phase(method, dim, self.fingerprint, teacher and _hash(teacher))
+        config = self.config
+        owed_to = _hash(teacher) if methods or start else None
+        settings = config.phase(methods or ["none"], dim, self.fingerprint, owed_to)
+        settings["init"] = "svd" if start else "random"
         folder = config.folder / "checkpoints" / name
-        if teacher is None and not folder.exists() and (found := find_phase(config.runs, name, settings)):
+        if not methods and not folder.exists() and (found := find_phase(config.runs, name, settings)):
             print(f"{name}: found trained, in {found}")
             copy_checkpoints(found, folder)
-        teacher = teacher or no_teacher(train)
-        model = BPR(train.num_users, train.num_items, dim)
         trainer = make_trainer(
-            model,
-            distiller,
+            config.make_model(dim),
+            config.distiller(teacher) if methods else none(),
             adam(config.learning_rate, config.l2),
             batch_size=config.batch_size,
-            student_dim=dim,
-            teacher_dim=teacher.users.shape[1],
         )
-        with PhaseProgress(name, config.epochs) as progress:
+        with PhaseProgress(label(name), config.epochs, config.metric) as progress:
 
             def on_epoch(news):
                 progress.show(news)
@@ -163,26 +191,48 @@ class Job:
 
             result = run_phase(
                 trainer,
-                make_evaluator(model, self.split),
+                self._evaluator(config.make_model(dim)),
                 self.split,
-                teacher,
-                jax.random.fold_in(jax.random.key(config.seed), key),
+                teacher if methods else no_teacher(self.split.train),
+                jax.random.fold_in(jax.random.key(config.seed), TEACHER_KEY if name == "teacher" else STUDENT_KEY),
                 epochs=config.epochs,
                 eval_every=config.eval_every,
                 checkpoints=Checkpoints(folder),
                 settings=settings,
+                early_stopping=config.early_stopping,
+                start=start,
                 on_epoch=on_epoch,
             )
         self.records[name] = result.records
         return result
 
+    def evaluate_only(self, variables: dict[str, Any]) -> PhaseResult:
+        """A phase of no epochs: tables scored as BPR scores."""
+        make_model = lambda train: BPR(train.num_users, train.num_items, variables["params"]["users"].shape[1])
+        metrics = jax.tree.map(float, self._evaluator(make_model)(variables))
+        record = {"epoch": 0, "terms": {}, **metrics, "seconds": 0.0}
+        return PhaseResult(variables, [record], [], record)
 
-def open_teacher(path: Path, split: Split, fingerprint: str) -> PhaseResult:
-    """The teacher that `--teacher` names: a run folder, its `checkpoints/teacher`, or a step in that.
+    def _evaluator(self, make_model: MakeModel):
+        config = self.config
+        return make_evaluator(make_model, self.split, cutoffs=config.cutoffs, protocol=config.make_protocol())
+
+
+class GivenTeacher(NamedTuple):
+    """The teacher that `--teacher` names: how its model is made, its width, and what its training came to."""
+
+    make_model: MakeModel
+    dim: int
+    result: PhaseResult
+
+
+def open_teacher(config: Config, split: Split, fingerprint: str) -> GivenTeacher:
+    """The teacher in a run folder, its `checkpoints/teacher`, or a step in that; of any base model.
 
     Raises:
-      UserError: there is no such checkpoint, or it was trained on other data.
+      UserError: there is no such checkpoint, or it was trained on other data, or evaluated in another way.
     """
+    path = config.teacher
     folder = next((p for p in (path / "checkpoints" / "teacher", path) if p.is_dir()), None)
     if folder is None:
         raise UserError(f"--teacher: no folder {path}")
@@ -190,16 +240,29 @@ def open_teacher(path: Path, split: Split, fingerprint: str) -> PhaseResult:
         folder = folder.parent
     checkpoints = Checkpoints(folder)
     history, tree = checkpoints.history(), checkpoints.tree()
+    settings = history["settings"]
     try:
-        data_of_teacher, epochs = history["settings"]["data"], history["settings"]["epochs"]
-        tables = tree["params"]["model"]["params"]
-    except (KeyError, TypeError):
+        variables = tree.get("best") or tree["train"]["params"]["model"]
+        its_data, finished, dim = settings["data"], history["finished"], settings["dim"]
+        its = dataclasses.replace(config, model=settings["model"], layers=settings.get("layers", config.layers))
+        make_model = MODELS[its.model].make(its, dim)
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"--teacher: {folder} is a checkpoint, but of no teacher") from None
-    if data_of_teacher != fingerprint:
+    if its_data != fingerprint:
         raise UserError(f"--teacher: {folder} was trained on other data than this run's")
-    if checkpoints.latest != epochs:
-        raise UserError(f"--teacher: {folder} stopped after {checkpoints.latest} of {epochs} epochs; finish it first")
-    return PhaseResult(tables, history["records"], history["seconds"])
+    if not finished:
+        raise UserError(f"--teacher: {folder} stopped after {checkpoints.latest} epochs, unfinished; finish it first")
+    if its.model == "neumf" and "svd" in (config.method, config.student_init):
+        raise UserError("--teacher: svd needs scores that are products of two vectors, which neumf's are not")
+    asked = config.phase(["none"], dim, fingerprint)
+    for name in ("protocol", "candidates", "cutoffs", "patience", "metric"):
+        if settings.get(name) != asked[name]:
+            raise UserError(
+                f"--teacher: {folder} was evaluated with {name} {settings.get(name)}, this run with {asked[name]}"
+            )
+    records = history["records"]
+    chosen = choose(records, config.early_stopping)
+    return GivenTeacher(make_model, dim, PhaseResult(variables, records, history["seconds"], chosen))
 
 
 def find_phase(runs: Path, name: str, settings: dict[str, Any]) -> Path | None:
@@ -207,7 +270,8 @@ def find_phase(runs: Path, name: str, settings: dict[str, Any]) -> Path | None:
     for folder in sorted(runs.glob(f"*/checkpoints/{name}")):
         try:
             checkpoints = Checkpoints(folder)
-            if checkpoints.latest == settings["epochs"] and checkpoints.history()["settings"] == settings:
+            history = checkpoints.history()
+            if history["finished"] and history["settings"] == settings:
                 checkpoints.tree()  # whole, or not found
                 return folder
         except UserError:
@@ -215,15 +279,16 @@ def find_phase(runs: Path, name: str, settings: dict[str, Any]) -> Path | None:
     return None
 
 
-def claim_folder(config: Config, fingerprint: str) -> None:
+def claim_folder(config: Config, split: Split, fingerprint: str) -> None:
     """Makes the run folder, or takes up the one that these settings made.
 
     Raises:
       UserError: the folder holds something else.
     """
-    places = ("data_dir", "runs", "run", "teacher")
+    places = ("data_dir", "split_file", "runs", "run", "teacher")
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in places}
     settings |= {"data": fingerprint, "teacher": config.teacher and str(config.teacher.resolve())}
+    settings = json.loads(json.dumps(settings))  # as they are read back: tuples are lists
     folder, path = config.folder, config.folder / "config.json"
     try:
         if path.is_file():
@@ -241,6 +306,7 @@ def claim_folder(config: Config, fingerprint: str) -> None:
             raise UserError(f"{folder}: exists and is not a run folder; name another with --run")
         else:
             folder.mkdir(parents=True, exist_ok=True)
+            data.save_split(folder / "split.npz", split)
             write_json(path, settings)
     except ValueError as error:
         raise UserError(f"{path}: not the settings of a run ({error}); name another folder with --run") from None

@@ -5,16 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+from config import Config, label
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from htd_jax.evaluation import CUTOFFS
+from htd_jax.training import PhaseResult
 from htd_jax.training import Progress as News
 
-METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 PARTIAL = ".partial-"
-NAMES = {"teacher": "teacher", "student": "student", "ftd": "student + FTD", "htd": "student + HTD"}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,21 +39,23 @@ def write_metrics(folder: Path, records: dict[str, list[dict[str, Any]]]) -> Non
     write_text(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
 
 
-def summarise(records: list[dict[str, Any]], seconds: list[float], parameters: int) -> dict[str, Any]:
-    """A phase's entry in `results.json`."""
-    best = max(records, key=lambda record: record["valid"]["recall@50"])
+def summarise(phase: PhaseResult, metric: str) -> dict[str, Any]:
+    """A phase's entry in `results.json`: `final` is of the model that counts, `best` the best epoch in validation."""
+    best = max(phase.records, key=lambda record: record["valid"][metric])
+    of_epoch = lambda record: {name: record[name] for name in ("epoch", "valid", "test")}
     return {
-        "parameters": parameters,
-        "seconds_per_epoch": sum(seconds) / len(seconds),
-        "final": {part: records[-1][part] for part in ("valid", "test")},
-        "best": {name: best[name] for name in ("epoch", "valid", "test")},
+        "parameters": sum(x.size for x in jax.tree.leaves(phase.variables)),
+        "epochs": len(phase.seconds),
+        "seconds_per_epoch": sum(phase.seconds) / max(len(phase.seconds), 1),
+        "final": of_epoch(phase.chosen),
+        "best": of_epoch(best),
     }
 
 
 def gap_closed(phases: dict[str, Any], method: str) -> dict[str, float | None]:
-    """By test metric at the last epoch: (distilled - student) / (teacher - student); None where there is no gap."""
+    """By test metric: (distilled - student) / (teacher - student); None where there is no gap."""
     closed = {}
-    for name in METRICS if method in phases else ():
+    for name in phases["teacher"]["final"]["test"] if method in phases else ():
         teacher, student, helped = (phases[p]["final"]["test"][name] for p in ("teacher", "student", method))
         closed[name] = (helped - student) / (teacher - student) if teacher > student else None
     return closed
@@ -62,8 +64,8 @@ def gap_closed(phases: dict[str, Any], method: str) -> dict[str, float | None]:
 class PhaseProgress:
     """The line that moves while a phase runs; where there is no terminal, a line an evaluation."""
 
-    def __init__(self, name: str, epochs: int):
-        self._name, self._epochs = NAMES.get(name, name), epochs
+    def __init__(self, name: str, epochs: int, metric: str):
+        self._name, self._epochs, self._metric = name, epochs, metric
         self._bar = Progress(
             TextColumn("{task.description:15}"),
             BarColumn(20),
@@ -83,54 +85,61 @@ class PhaseProgress:
         """After an epoch."""
         text = f"epoch {news.epoch:3}/{self._epochs - 1}  loss {news.terms['loss']:9.2f}  {news.seconds:6.3f} s/epoch"
         if news.records:
-            text += f"  valid recall@50 {news.records[-1]['valid']['recall@50']:.4f}"
+            text += f"  valid {self._metric} {news.records[-1]['valid'][self._metric]:.4f}"
         if self._live:
             self._bar.update(self._task, completed=news.epoch + 1, news=text)
         elif news.records and news.records[-1]["epoch"] == news.epoch:
-            print(f"{self._name:15}{text}", flush=True)
+            print(f"{self._name:15} {text}", flush=True)
 
     def __exit__(self, *error: object) -> None:
         if self._live:
             self._bar.stop()
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """Teacher, student, distilled student, and the share of the gap closed: test, last epoch."""
-    table = Table(title=f"{results['dataset']}, seed {results['seed']}: test, last epoch", title_justify="left")
+def print_table(config: Config, results: dict[str, Any]) -> None:
+    """Teacher, student, distilled student, and the share of the gap closed, in test."""
+    when = f"best epoch in validation {config.metric}" if config.patience else "last epoch"
+    table = Table()
     table.add_column("")
     table.add_column("parameters", justify="right")
-    for name in METRICS:
+    metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in config.cutoffs]
+    for name in metrics:
         table.add_column(name, justify="right")
     for phase, entry in results["phases"].items():
-        figures = [f"{entry['final']['test'][name]:.4f}" for name in METRICS]
-        table.add_row(NAMES.get(phase, phase), f"{entry['parameters']:,}", *figures)
-    if results["gap_closed"]:
+        figures = [f"{entry['final']['test'][name]:.4f}" for name in metrics]
+        table.add_row(label(phase), f"{entry['parameters']:,}", *figures)
+    if closed := results["gap_closed"]:
         table.add_section()
-        shares = ["-" if share is None else f"{share:.0%}" for share in results["gap_closed"].values()]
-        table.add_row("gap closed", "", *shares)
+        table.add_row("gap closed", "", *("-" if closed[name] is None else f"{closed[name]:.0%}" for name in metrics))
+    print(f"{config.dataset}, {config.model}, seed {config.seed}: test, {when}")  # as a title it would be wrapped
     Console(width=None if os.isatty(1) else 120).print(table)
 
 
-def draw_curves(path: Path, dataset: str, records: dict[str, list[dict[str, Any]]]) -> None:
-    """Test recall@50 against epoch, a line a phase."""
+def draw_curves(config: Config, records: dict[str, list[dict[str, Any]]]) -> None:
+    """`curves.png`: test recall at the last cutoff against epoch, a line a phase, level where nothing is trained."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    metric = f"recall@{max(config.cutoffs)}"
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     colours = {"teacher": "#555555", "student": "#c44e52"}
+    last = max(record["epoch"] for of_phase in records.values() for record in of_phase)
     for phase, of_phase in records.items():
         epochs = [record["epoch"] for record in of_phase]
-        recall = [record["test"]["recall@50"] for record in of_phase]
+        recall = [record["test"][metric] for record in of_phase]
         colour = colours.get(phase, "#1f77b4")
+        if phase == "svd":
+            epochs, recall = [0, last], recall * 2
         axes.plot(epochs, recall, marker="o", markersize=3.5, linewidth=1.8, color=colour)
-        label = f"{NAMES.get(phase, phase)}  {recall[-1]:.4f}"
-        axes.annotate(label, (epochs[-1], recall[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
-    axes.set(xlabel="epoch", ylabel="test recall@50", title=dataset, ylim=(0, None))
+        text = f"{label(phase)}  {recall[-1]:.4f}"
+        axes.annotate(text, (epochs[-1], recall[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+    axes.set(xlabel="epoch", ylabel=f"test {metric}", title=config.dataset, ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.margins(x=0.02)
+    path = config.folder / "curves.png"
     partial = path.with_name(PARTIAL + path.name)
     figure.savefig(partial, dpi=150)
     plt.close(figure)

@@ -57,7 +57,7 @@ def test_a_run_leaves_what_it_should(finished):
     found = results(folder)
     assert (found["dataset"], found["method"], found["seed"]) == ("synthetic", "htd", 0)
     assert list(found["phases"]) == ["teacher", "student", "htd"]
-    metrics = {f"{name}@{k}" for name in ("recall", "ndcg") for k in (10, 20, 50)}
+    metrics = {f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "precision", "map") for k in (10, 20, 50)}
     for phase in found["phases"].values():
         assert phase["seconds_per_epoch"] > 0
         assert set(phase["final"]["test"]) == set(phase["final"]["valid"]) == metrics
@@ -147,8 +147,24 @@ def refused(*args, runs):
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--dataset", "movies"], "unknown dataset 'movies'; known: citeulike, synthetic"),
-        (["--method", "magic"], "unknown method 'magic'; known: none, ftd, htd"),
+        (["--dataset", "movies"], "unknown dataset 'movies'; known: citeulike, citeulike-t, foursquare, synthetic"),
+        (["--method", "magic"], "unknown method 'magic'; known: none, svd, ftd, htd, fitnet, de, phr"),
+        (["--method", "htd+magic"], "unknown method 'magic'"),
+        (["--method", "htd+htd"], "must join different methods"),
+        (["--method", "htd+svd"], "none of them none or svd"),
+        (["--model", "mlp"], "unknown model 'mlp'; known: bpr, neumf, lightgcn"),
+        (["--model", "neumf", "--method", "svd"], "svd needs scores that are products"),
+        (["--model", "neumf", "--student-init", "svd"], "svd starts a bpr student"),
+        (["--protocol", "half"], "unknown protocol 'half'; known: full, sampled"),
+        (["--protocol", "sampled", "--candidates", "2000"], "candidates"),
+        (["--cutoffs", "0"], "--cutoffs: must be at least 1"),
+        (["--metric", "recall@7"], "unknown metric 'recall@7'; known: recall@10"),
+        (["--patience", "0"], "--patience: must be at least 1"),
+        (["--weight", "much"], "--weight: 'much' is no number"),
+        (["--weight", "ftd=1"], "--weight: 'ftd' is no method of this run; it has htd"),
+        (["--min-interactions", "3"], "synthetic"),
+        (["--split", "ratio"], "synthetic"),
+        (["--split-file", "nowhere.npz"], "nowhere.npz"),
         (["--group-level", "x"], "unknown group level 'x'; known: prototype-entity, prototype-prototype"),
         (["--pairs", "x"], "unknown pairs 'x'; known: positive, all"),
         (["--student-dim", "0"], "--student-dim: must be at least 1, not 0"),
@@ -184,7 +200,7 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_alone(finished):
     folder, _ = finished
     before = sorted(folder.rglob("*"))
     message = refused("--method", "htd", "--weight", "0.5", runs=folder.parent)
-    assert "made by other settings (weight was 0.001, is 0.5)" in message
+    assert "made by other settings (weight was None, is '0.5')" in message
     assert sorted(folder.rglob("*")) == before
 
 
@@ -221,3 +237,61 @@ def test_citeulike_trains(citeulike_dir, tmp_path):
     assert all(value > 5 * 50 / 25181 for value in recall.values()), recall
     assert recall["teacher"] > recall["student"]
     assert np.isfinite(list(recall.values())).all()
+
+
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    """Runs that find each other's teachers and students."""
+    return tmp_path_factory.mktemp("shared")
+
+
+METHODS = ("svd", "ftd", "htd", "fitnet", "de", "phr", "htd+fitnet")
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        (model, method)
+        for model in ("bpr", "neumf", "lightgcn")
+        for method in METHODS
+        if (model, method) != ("neumf", "svd")
+    ],
+)
+def test_every_model_takes_every_method(model, method, shared_runs):
+    chosen = ["--model", model, "--method", method]
+    done = start(*chosen, "--protocol", "sampled", "--candidates", "50", runs=shared_runs)
+    assert done.returncode == 0, done.stderr
+    named = "" if model == "bpr" else f"-{model}"
+    found = results(shared_runs / f"synthetic{named}-sampled-{method}-4-seed0")
+    assert list(found["phases"]) == ["teacher", "student", method]
+    for phase in found["phases"].values():
+        assert 0 < phase["final"]["test"]["recall@50"] <= 1
+
+
+def test_an_early_stopped_run_keeps_its_best_epoch(shared_runs):
+    done = start("--method", "ftd", "--eval-every", "1", "--patience", "1", "--cutoffs", "5", runs=shared_runs)
+    assert done.returncode == 0, done.stderr
+    assert "best epoch in validation recall@5" in done.stdout
+    for phase in results(shared_runs / "synthetic-ftd-4-seed0")["phases"].values():
+        assert phase["final"] == phase["best"]
+        assert phase["epochs"] in (3, phase["best"]["epoch"] + 2)
+
+
+def test_a_split_is_given_back(finished, tmp_path):
+    folder, _ = finished
+    done = start("--method", "none", "--split-file", folder / "split.npz", runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    student = results(tmp_path / "synthetic-none-4-seed0")["phases"]["student"]
+    assert untimed(student) == untimed(results(folder)["phases"]["student"])
+
+
+def test_a_student_starts_at_the_factors_of_its_teacher(finished, tmp_path):
+    folder, _ = finished
+    chosen = ["--method", "ftd", "--student-init", "svd", "--learning-rate", "0", "--teacher", folder]
+    done = start(*chosen, runs=tmp_path / "init")
+    assert done.returncode == 0, done.stderr
+    done = start("--method", "svd", "--teacher", folder, runs=tmp_path / "svd")
+    assert done.returncode == 0, done.stderr
+    factors = results(tmp_path / "svd" / "synthetic-svd-4-seed0")["phases"]["svd"]["final"]["test"]
+    phases = results(tmp_path / "init" / "synthetic-ftd-4-seed0")["phases"]
+    assert phases["student"]["final"]["test"] == phases["ftd"]["final"]["test"] == factors
