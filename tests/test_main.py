@@ -268,6 +268,35 @@ def test_every_model_takes_every_method(model, method, shared_runs):
         assert 0 < phase["final"]["test"]["recall@50"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("args", "terms"),
+    [
+        (["--grouping", "kmeans"], {"entity", "group"}),
+        (["--grouping", "random", "--levels", "entity"], {"entity"}),
+        (["--no-noise", "--levels", "group"], {"group", "assignment"}),
+    ],
+)
+def test_the_variants_of_htd(args, terms, finished, tmp_path):
+    done = start("--method", "htd", *args, "--teacher", finished[0], runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*/metrics.jsonl")
+    assert set(json.loads(path.read_text().splitlines()[-1])["terms"]) == {"loss", "base", *terms}
+
+
+def test_a_teacher_of_another_model_teaches(tmp_path):
+    """LightGCN's representations, to a student of BPR: found by what the teacher was trained under."""
+    teacher = tmp_path / "teacher"
+    done = start("--model", "lightgcn", "--method", "none", "--run", teacher, runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = start("--method", "de", "--teacher", teacher, runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    phases = results(tmp_path / "synthetic-de-4-seed0")["phases"]
+    assert phases["teacher"] == results(teacher)["phases"]["teacher"]
+    assert (
+        refused("--method", "de", "--teacher", teacher, "--cutoffs", "5", runs=tmp_path / "other").count("cutoffs") == 1
+    )
+
+
 def test_an_early_stopped_run_keeps_its_best_epoch(shared_runs):
     done = start("--method", "ftd", "--eval-every", "1", "--patience", "1", "--cutoffs", "5", runs=shared_runs)
     assert done.returncode == 0, done.stderr
@@ -295,3 +324,12 @@ def test_a_student_starts_at_the_factors_of_its_teacher(finished, tmp_path):
     factors = results(tmp_path / "svd" / "synthetic-svd-4-seed0")["phases"]["svd"]["final"]["test"]
     phases = results(tmp_path / "init" / "synthetic-ftd-4-seed0")["phases"]
     assert phases["student"]["final"]["test"] == phases["ftd"]["final"]["test"] == factors
+
+
+def test_citeulike_t_is_split_and_trains(citeulike_dir, tmp_path):
+    if not (citeulike_dir.parent / "citeulike-t" / "users.dat").is_file():
+        pytest.skip("needs citeulike-t/users.dat in the same folder")
+    chosen = ["--dataset", "citeulike-t", "--min-interactions", "60", "--split", "ratio", "--split-seed", "3"]
+    done = start("--method", "ftd", *chosen, runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "citeulike-t-ftd-4-seed0")["phases"]["ftd"]["final"]["test"]["recall@50"] > 0

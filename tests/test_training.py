@@ -233,7 +233,7 @@ def test_a_copy_of_checkpoints_is_whole_or_absent(small_split, teacher, tmp_path
     assert bits(target) == bits(source)
 
 
-def test_early_stopping_keeps_the_best_epoch(small_split, teacher, tmp_path):
+def test_early_stopping_keeps_the_best_epoch_even_if_killed_after_it(small_split, teacher, tmp_path, monkeypatch):
     """The metric is handed in: it rises to epoch 3 and falls from there."""
     stopping = EarlyStopping("recall@10", 3)
     seen = []
@@ -266,6 +266,19 @@ def test_early_stopping_keeps_the_best_epoch(small_split, teacher, tmp_path):
     assert len(seen) == 7
     chex.assert_trees_all_equal(again.variables, result.variables)
     assert again.chosen == result.chosen
+
+    def kill(news):
+        if news.epoch == 5:
+            raise Killed
+
+    monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", 0)  # so at every epoch
+    seen.clear()
+    with pytest.raises(Killed):
+        train("killed", on_epoch=kill)
+    resumed = train("killed")
+    assert len(resumed.seconds) == 7
+    chex.assert_trees_all_equal(resumed.variables, result.variables)
+    assert timeless(resumed.records) == timeless(result.records)
 
 
 def test_a_phase_starts_where_it_is_told(small_split, teacher, tmp_path):
