@@ -306,8 +306,9 @@ def claim_folder(config: Config, split: Split, fingerprint: str) -> None:
             raise UserError(f"{folder}: exists and is not a run folder; name another with --run")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            data.save_split(folder / "split.npz", split)
             write_json(path, settings)
+        if not (folder / "split.npz").exists():  # new, or killed between the two
+            data.save_split(folder / "split.npz", split)
     except ValueError as error:
         raise UserError(f"{path}: not the settings of a run ({error}); name another folder with --run") from None
     except OSError as error:
