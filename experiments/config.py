@@ -132,7 +132,7 @@ class Config:
     """Stop once this many epochs have passed since the best one in validation, and keep that one. Default: all epochs
     are run, and the last one is kept."""
     metric: str | None = None
-    """The metric by which --patience finds the best epoch. Default: recall at the first of --cutoffs."""
+    """The metric by which an epoch is the best. Default: recall at the last of --cutoffs; if sampled, at the first."""
 
     protocol: _choice(PROTOCOLS, "rank a held-out item among all unseen items, or among a sample of them.") = "full"
     candidates: int = 499
@@ -227,12 +227,13 @@ class Config:
 
     def _filled(self) -> "Config":
         usual = MODELS[self.model].teacher_dim
+        cutoffs = tuple(sorted(set(self.cutoffs))) or (10, 20, 50)
         return dataclasses.replace(
             self,
             teacher_dim=usual if self.teacher_dim is None else self.teacher_dim,
             student_dim=usual // 10 if self.student_dim is None else self.student_dim,
-            cutoffs=tuple(sorted(set(self.cutoffs))) or (10, 20, 50),
-            metric=self.metric or f"recall@{min(self.cutoffs, default=10)}",
+            cutoffs=cutoffs,
+            metric=self.metric or f"recall@{cutoffs[-1 if self.protocol == 'full' else 0]}",
         )
 
     @property

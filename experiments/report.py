@@ -126,6 +126,7 @@ def draw_curves(config: Config, records: dict[str, list[dict[str, Any]]]) -> Non
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     colours = {"teacher": "#555555", "student": "#c44e52"}
     last = max(record["epoch"] for of_phase in records.values() for record in of_phase)
+    labels = []
     for phase, of_phase in records.items():
         epochs = [record["epoch"] for record in of_phase]
         recall = [record["test"][metric] for record in of_phase]
@@ -133,9 +134,13 @@ def draw_curves(config: Config, records: dict[str, list[dict[str, Any]]]) -> Non
         if phase == "svd":
             epochs, recall = [0, last], recall * 2
         axes.plot(epochs, recall, marker="o", markersize=3.5, linewidth=1.8, color=colour)
-        text = f"{label(phase)}  {recall[-1]:.4f}"
-        axes.annotate(text, (epochs[-1], recall[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
-    axes.set(xlabel="epoch", ylabel=f"test {metric}", title=config.dataset, ylim=(0, None))
+        labels.append((recall[-1], epochs[-1], f"{label(phase)}  {recall[-1]:.4f}", colour))
+    top = 1.05 * max(record["test"][metric] for of_phase in records.values() for record in of_phase)
+    lowest = -top
+    for height, epoch, text, colour in sorted(labels):
+        lowest = max(height, lowest + 0.05 * top)  # above the label under it
+        axes.annotate(text, (epoch, lowest), (8, 0), textcoords="offset points", va="center", color=colour)
+    axes.set(xlabel="epoch", ylabel=f"test {metric}", title=f"{config.dataset}, {config.model}", ylim=(0, top or 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.margins(x=0.02)
