@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from measure import BATCH, SEED, STUDENT_DIM, TEACHER_DIM
+from measure import BATCH, SEED, STUDENT_DIM, TEACHER_DIM, make_bpr, random_teacher
 from roofline import copy_rate, median_seconds
 
 from htd_jax import data
 from htd_jax.data import Interactions, shuffle, unseen_items
-from htd_jax.models import BPR, LightGCN
-from htd_jax.models.lightgcn import Tables, neighbour_sums
+from htd_jax.models import LightGCN
+from htd_jax.models.lightgcn import neighbour_sums
 from htd_jax.training import MakeModel
 
 
@@ -48,15 +48,15 @@ def main() -> None:
     print("| step | dimensions | seconds |\n|---|---|---|")
     for dim in (TEACHER_DIM, STUDENT_DIM):
         models = {
-            "BPR": lambda train: BPR(train.num_users, train.num_items, dim),  # noqa: B023 (called within the turn)
-            "LightGCN": lambda train: LightGCN(train.num_users, train.num_items, train, dim, options.layers),  # noqa: B023
+            "BPR": make_bpr(dim),
+            "LightGCN": lambda train: LightGCN(train.num_users, train.num_items, train, dim, options.layers),  # noqa: B023 (called within the turn)
         }
         for name, make_model in models.items():
             print(f"| {name} | {dim} | {time(*step_of(make_model, train)):.4f} |", flush=True)
 
     print("\n| two products | seconds | GB asked for | GB/s | GB of the tables | GB/s |\n|---|---|---|---|---|---|")
     for dim in (TEACHER_DIM, STUDENT_DIM):
-        found = time(lambda i, tables, train: neighbour_sums(tables, train), random_tables(train, dim))
+        found = time(lambda i, tables, train: neighbour_sums(tables, train), tuple(random_teacher(train, dim)))
         row = 4 * dim
         asked, least = 2 * len(train) * (3 * row + 8), 2 * (train.num_users + train.num_items) * row
         print(
@@ -79,11 +79,6 @@ def step_of(make_model: MakeModel, train: Interactions) -> tuple[Callable[..., A
         return jax.tree.map(lambda x, y: x - 1e-3 * y, variables, gradient)
 
     return step, make_model(train).init(keys[2], one, one, method="score")
-
-
-def random_tables(train: Interactions, dim: int) -> Tables:
-    keys = jax.random.split(jax.random.key(SEED))
-    return tuple(jax.random.normal(key, (size, dim)) for key, size in zip(keys, (train.num_users, train.num_items)))
 
 
 def seconds(step: Callable[..., Any], carry: Any, train: Interactions, options: Options) -> float:

@@ -11,7 +11,7 @@ from htd_jax import distillers
 from htd_jax.data import SOURCES, SPLITS
 from htd_jax.distillers import LEVELS, Distiller
 from htd_jax.errors import UserError
-from htd_jax.evaluation import METRICS, Full, Sampled
+from htd_jax.evaluation import CUTOFFS, METRICS, Full, Sampled
 from htd_jax.losses.topology import GROUP_LEVELS, PAIRS
 from htd_jax.models import BPR, LightGCN, NeuMF
 from htd_jax.training import EarlyStopping, MakeModel, Representations
@@ -137,7 +137,7 @@ class Config:
     protocol: _choice(PROTOCOLS, "rank a held-out item among all unseen items, or among a sample of them.") = "full"
     candidates: int = 499
     """The size of the sample. It is the same in every run."""
-    cutoffs: tuple[int, ...] = (10, 20, 50)
+    cutoffs: tuple[int, ...] = CUTOFFS
     """The k of recall@k and every other metric."""
 
     weight: str | None = None
@@ -227,7 +227,7 @@ class Config:
 
     def _filled(self) -> "Config":
         usual = MODELS[self.model].teacher_dim
-        cutoffs = tuple(sorted(set(self.cutoffs))) or (10, 20, 50)
+        cutoffs = tuple(sorted(set(self.cutoffs))) or CUTOFFS
         return dataclasses.replace(
             self,
             teacher_dim=usual if self.teacher_dim is None else self.teacher_dim,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from htd_jax.training import PhaseResult
+from htd_jax.training import PhaseResult, best_record
 from htd_jax.training import Progress as News
 
 PARTIAL = ".partial-"
@@ -41,7 +41,7 @@ def write_metrics(folder: Path, records: dict[str, list[dict[str, Any]]]) -> Non
 
 def summarise(phase: PhaseResult, metric: str) -> dict[str, Any]:
     """A phase's entry in `results.json`: `final` is of the model that counts, `best` the best epoch in validation."""
-    best = max(phase.records, key=lambda record: record["valid"][metric])
+    best = best_record(phase.records, metric)
     of_epoch = lambda record: {name: record[name] for name in ("epoch", "valid", "test")}
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(phase.variables)),

@@ -4,6 +4,7 @@ import jax
 
 from htd_jax.distillers.base import Distiller, concatenate
 from htd_jax.distillers.experts import annealing, assign, init_experts
+from htd_jax.distillers.layers import init_sides
 
 
 def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
@@ -22,10 +23,7 @@ def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
     temperature = annealing(epochs, first=0)
 
     def init(key, student_dim, teacher_dim):
-        keys = jax.random.split(key)
-        return {
-            side: init_experts(k, student_dim, teacher_dim, num_experts) for side, k in zip(("users", "items"), keys)
-        }
+        return init_sides(key, lambda key: init_experts(key, student_dim, teacher_dim, num_experts))
 
     def loss(params, entities, key, epoch):
         heat = temperature(epoch)

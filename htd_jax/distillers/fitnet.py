@@ -1,9 +1,7 @@
 """FitNet, hint regression (Romero et al., ICLR'15)."""
 
-import jax
-
 from htd_jax.distillers.base import Distiller
-from htd_jax.distillers.layers import dense, init_dense
+from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss
 
 
@@ -15,8 +13,7 @@ def fitnet() -> Distiller:
     """
 
     def init(key, student_dim, teacher_dim):
-        keys = jax.random.split(key)
-        return {side: init_dense(k, (), student_dim, teacher_dim) for side, k in zip(("users", "items"), keys)}
+        return init_sides(key, lambda key: init_dense(key, (), student_dim, teacher_dim))
 
     def loss(params, entities, key, epoch):
         of = lambda layer, side: hint_loss(dense(layer, side.student), side.teacher, where=side.where)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from htd_jax.distillers.base import Distiller
 from htd_jax.distillers.experts import annealing, assign, init_experts
+from htd_jax.distillers.layers import init_sides
 from htd_jax.losses import entity_level_loss, group_level_loss
 from htd_jax.losses.checks import check_choice, check_ints
 
@@ -57,8 +58,7 @@ def htd(
     def init(key, student_dim, teacher_dim):
         if groups is not None:
             return {}
-        keys = jax.random.split(key)
-        return {side: init_experts(k, student_dim, teacher_dim, num_groups) for side, k in zip(SIDES, keys)}
+        return init_sides(key, lambda key: init_experts(key, student_dim, teacher_dim, num_groups))
 
     def learned(params, entities, key, epoch):
         """The assignment loss, and the likeliest groups of the batch's users and items."""

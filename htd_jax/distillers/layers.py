@@ -1,10 +1,18 @@
 """Affine layers, as the methods learn them beside the student."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+
+
+def init_sides(key: chex.PRNGKey, init: Callable[[chex.PRNGKey], Any]) -> dict[str, Any]:
+    """What users and items have each of their own: `init` under either's key."""
+    users, items = jax.random.split(key)
+    return {"users": init(users), "items": init(items)}
 
 
 def init_dense(key: chex.PRNGKey, stack: tuple[int, ...], fan_in: int, fan_out: int) -> dict[str, jax.Array]:

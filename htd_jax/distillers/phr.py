@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.distillers.base import Distiller
-from htd_jax.distillers.layers import dense, init_dense
+from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss, personalised
 
 
@@ -26,8 +26,7 @@ def phr(*, width: int = 16) -> Distiller:
     """
 
     def init(key, student_dim, teacher_dim):
-        keys = jax.random.split(key)
-        return {side: _init_side(k, student_dim, teacher_dim, width) for side, k in zip(("users", "items"), keys)}
+        return init_sides(key, lambda key: _init_side(key, student_dim, teacher_dim, width))
 
     def loss(params, entities, key, epoch):
         value = _side_loss(params["users"], entities.users.kept()) + _side_loss(params["items"], entities.items.kept())

@@ -1,7 +1,7 @@
 """Training: one compiled epoch, the loop around it, and the checkpoints it leaves."""
 
 from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints
-from htd_jax.training.loop import EarlyStopping, PhaseResult, Progress, choose, run_phase
+from htd_jax.training.loop import EarlyStopping, PhaseResult, Progress, best_record, choose, run_phase
 from htd_jax.training.step import (
     MakeModel,
     Representations,
@@ -23,6 +23,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "adam",
+    "best_record",
     "choose",
     "copy_checkpoints",
     "make_trainer",

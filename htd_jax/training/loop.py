@@ -136,4 +136,9 @@ def choose(records: list[Record], early_stopping: EarlyStopping | None) -> Recor
     """The record of the epoch whose model counts: the last, or the first of the best."""
     if early_stopping is None:
         return records[-1]
-    return max(records, key=lambda record: record["valid"][early_stopping.metric])
+    return best_record(records, early_stopping.metric)
+
+
+def best_record(records: list[Record], metric: str) -> Record:
+    """The first of the records that are best by a metric of validation."""
+    return max(records, key=lambda record: record["valid"][metric])
