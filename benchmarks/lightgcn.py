@@ -4,9 +4,9 @@
 
 A step is the loss of 1,024 triples, its gradient, and a plain step down it; steps run in one compiled loop, as in
 training. The two sparse products, users from items and items from users, are measured in the same way: LightGCN of L
-layers does them L times forward and L times back. By hand is counted what they move: each pair reads one row, and reads
-and writes one sum, in either direction. Most of that a cache can serve; beside it stand what no cache can spare, tables
-read once and written once, and the rate of a pass over memory.
+layers does them L times forward and L times back. By hand is counted what they move: in either direction each pair
+reads one row, an index and a weight, and each sum is read and written once. Some of that a cache can serve; beside it
+stand what no cache can spare, tables read once and written once, and the rate of a pass over memory.
 """
 
 import dataclasses
@@ -22,9 +22,11 @@ from roofline import copy_rate, median_seconds
 
 from htd_jax import data
 from htd_jax.data import Interactions, shuffle, unseen_items
-from htd_jax.models import LightGCN
-from htd_jax.models.lightgcn import neighbour_sums
+from htd_jax.models import LightGCN, make_graph
+from htd_jax.models.lightgcn import add_neighbours
 from htd_jax.training import MakeModel
+
+Step = Callable[[Any, Any], Any]  # (index, carry) -> carry
 
 
 @dataclasses.dataclass
@@ -33,7 +35,7 @@ class Options:
     """Folder of the citeulike files; else they are found as the main command finds them."""
     layers: int = 2
     """LightGCN's."""
-    steps: int = 10
+    steps: int = 100
     """Steps a measurement."""
     times: int = 5
     """Measurements, of which the median is quoted."""
@@ -43,22 +45,22 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     train = data.load("citeulike", options.data_dir).train
     print(f"{jax.devices()[0].device_kind}: memory {copy_rate() / 1e9:.1f} GB/s\n")
-    time = lambda step, carry: seconds(step, carry, train, options)
+    time = lambda make_step, carry: seconds(make_step, carry, train, options)
 
     print("| step | dimensions | seconds |\n|---|---|---|")
     for dim in (TEACHER_DIM, STUDENT_DIM):
         models = {
             "BPR": make_bpr(dim),
-            "LightGCN": lambda train: LightGCN(train.num_users, train.num_items, train, dim, options.layers),  # noqa: B023 (called within the turn)
+            "LightGCN": make_lightgcn(dim, options.layers),
         }
         for name, make_model in models.items():
-            print(f"| {name} | {dim} | {time(*step_of(make_model, train)):.4f} |", flush=True)
+            print(f"| {name} | {dim} | {time(*steps_of(make_model, train)):.4f} |", flush=True)
 
     print("\n| two products | seconds | GB asked for | GB/s | GB of the tables | GB/s |\n|---|---|---|---|---|---|")
     for dim in (TEACHER_DIM, STUDENT_DIM):
-        found = time(lambda i, tables, train: neighbour_sums(tables, train), tuple(random_teacher(train, dim)))
-        row = 4 * dim
-        asked, least = 2 * len(train) * (3 * row + 8), 2 * (train.num_users + train.num_items) * row
+        found = time(products, tuple(random_teacher(train, dim)))
+        row, tables = 4 * dim, 4 * dim * (train.num_users + train.num_items)
+        asked, least = 2 * len(train) * (row + 8) + 2 * tables, 2 * tables
         print(
             f"| {dim} dimensions | {found:.4f} | {asked / 1e9:.3f} | {asked / found / 1e9:.1f} |"
             f" {least / 1e9:.3f} | {least / found / 1e9:.1f} |",
@@ -66,26 +68,38 @@ def main() -> None:
         )
 
 
-def step_of(make_model: MakeModel, train: Interactions) -> tuple[Callable[..., Any], Any]:
-    """`step(index, variables, train) -> variables`, and the variables to start with."""
+def make_lightgcn(dim: int, layers: int) -> MakeModel:
+    return lambda train: LightGCN(train.num_users, train.num_items, make_graph(train), dim, layers)
+
+
+def products(train: Interactions) -> Step:
+    graph = make_graph(train)
+    return lambda index, tables: add_neighbours(tables, tables, graph)
+
+
+def steps_of(make_model: MakeModel, train: Interactions) -> tuple[Callable[[Interactions], Step], Any]:
+    """What makes the step of a model, and the variables to start with."""
     keys = jax.random.split(jax.random.key(SEED), 3)
     order, negatives = shuffle(keys[0], len(train)), unseen_items(keys[1], train)
     one, where = jnp.zeros(1, jnp.int32), jnp.ones(BATCH, bool)
 
-    def step(index, variables, train):
-        rows = jax.lax.dynamic_slice_in_dim(order, index * BATCH, BATCH)
-        triples = train.users[rows], train.items[rows], negatives[rows], where
-        gradient = jax.grad(lambda v: make_model(train).apply(v, *triples, method="loss"))(variables)
-        return jax.tree.map(lambda x, y: x - 1e-3 * y, variables, gradient)
+    def make_step(train):
+        model = make_model(train)
 
-    return step, make_model(train).init(keys[2], one, one, method="score")
+        def step(index, variables):
+            rows = jax.lax.dynamic_slice_in_dim(order, index * BATCH, BATCH)
+            triples = train.users[rows], train.items[rows], negatives[rows], where
+            gradient = jax.grad(lambda v: model.apply(v, *triples, method="loss"))(variables)
+            return jax.tree.map(lambda x, y: x - 1e-3 * y, variables, gradient)
+
+        return step
+
+    return make_step, make_model(train).init(keys[2], one, one, method="score")
 
 
-def seconds(step: Callable[..., Any], carry: Any, train: Interactions, options: Options) -> float:
-    """Of one `step(index, carry, train) -> carry` among `options.steps` in one compiled loop."""
-    run = jax.jit(
-        lambda carry, train: jax.lax.fori_loop(0, options.steps, lambda i, carry: step(i, carry, train), carry)
-    )
+def seconds(make_step: Callable[[Interactions], Step], carry: Any, train: Interactions, options: Options) -> float:
+    """Of one step among `options.steps` in one compiled loop, with its share of what is made once before them."""
+    run = jax.jit(lambda carry, train: jax.lax.fori_loop(0, options.steps, make_step(train), carry))
     return median_seconds(lambda: run(carry, train), options.times) / options.steps
 
 

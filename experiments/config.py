@@ -13,7 +13,7 @@ from htd_jax.distillers import LEVELS, Distiller
 from htd_jax.errors import UserError
 from htd_jax.evaluation import CUTOFFS, METRICS, Full, Sampled
 from htd_jax.losses.topology import GROUP_LEVELS, PAIRS
-from htd_jax.models import BPR, LightGCN, NeuMF
+from htd_jax.models import BPR, LightGCN, NeuMF, make_graph
 from htd_jax.training import EarlyStopping, MakeModel, Representations
 
 
@@ -58,7 +58,9 @@ MODELS = {
         lambda config, dim: lambda train: NeuMF(train.num_users, train.num_items, dim, config.layers), 250, ("layers",)
     ),
     "lightgcn": Model(
-        lambda config, dim: lambda train: LightGCN(train.num_users, train.num_items, train, dim, config.layers),
+        lambda config, dim: (
+            lambda train: LightGCN(train.num_users, train.num_items, make_graph(train), dim, config.layers)
+        ),
         200,
         ("layers",),
     ),

@@ -10,7 +10,7 @@ import pytest
 
 from htd_jax import losses
 from htd_jax.data import Interactions
-from htd_jax.models import BPR, LightGCN, NeuMF, Recommender, lightgcn
+from htd_jax.models import BPR, LightGCN, NeuMF, Recommender, lightgcn, make_graph
 
 USERS, ITEMS, DIM = 13, 29, 6
 
@@ -46,7 +46,7 @@ MODELS = {
     "neumf": lambda graph: NeuMF(USERS, ITEMS, DIM),
     "neumf, one layer": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=1),
     "neumf, more layers than halves": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=6),
-    "lightgcn": lambda graph: LightGCN(USERS, ITEMS, graph, DIM),
+    "lightgcn": lambda graph: LightGCN(USERS, ITEMS, make_graph(graph), DIM),
     "foreign": lambda graph: Distance(USERS, ITEMS),
 }
 
@@ -198,14 +198,15 @@ def operator(graph, layers):
     return sum(np.linalg.matrix_power(normalised, layer) for layer in range(layers + 1)) / (layers + 1)
 
 
-@pytest.mark.parametrize("block", [1, 7, 4096])  # a block a pair, a last block that is short, one block
+@pytest.mark.parametrize("width", [1, 3, 8, 64])  # a row a pair, rows that are full and short, a row an entity
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
-def test_propagate_is_the_dense_product_and_so_is_its_gradient(graph, rng, monkeypatch, layers, block):
-    monkeypatch.setattr(lightgcn, "BLOCK", block)
+def test_propagate_is_the_dense_product_and_so_is_its_gradient(graph, rng, monkeypatch, layers, width):
+    monkeypatch.setattr(lightgcn, "WIDTH", width)
     x, cotangent = rng.normal(size=(2, USERS + ITEMS, DIM))
     tables = lambda x: (jnp.asarray(x[:USERS], jnp.float32), jnp.asarray(x[USERS:], jnp.float32))
     expected = operator(graph, layers)
-    apply = jax.jit(lambda tables, train: jax.vjp(lambda tables: lightgcn.propagate(tables, train, layers), tables))
+    propagate = lambda tables, train: lightgcn.propagate(tables, make_graph(train), layers)
+    apply = jax.jit(lambda tables, train: jax.vjp(lambda tables: propagate(tables, train), tables))
     out, transpose = apply(tables(x), graph)
     np.testing.assert_allclose(np.concatenate(out), expected @ x, atol=2e-6)
     (gradient,) = transpose(tables(cotangent))
@@ -214,19 +215,19 @@ def test_propagate_is_the_dense_product_and_so_is_its_gradient(graph, rng, monke
 
 def test_who_has_no_neighbours_keeps_a_share_of_itself(graph, rng):
     x = rng.normal(size=(USERS + ITEMS, DIM)).astype(np.float32)
-    users, items = lightgcn.propagate((jnp.asarray(x[:USERS]), jnp.asarray(x[USERS:])), graph, 2)
+    users, items = lightgcn.propagate((jnp.asarray(x[:USERS]), jnp.asarray(x[USERS:])), make_graph(graph), 2)
     np.testing.assert_allclose(users[jnp.array([0, 12])], x[[0, 12]] / 3, rtol=1e-6)
     np.testing.assert_allclose(items[jnp.array([0, 28])], x[[USERS, USERS + 28]] / 3, rtol=1e-6)
 
 
 def test_propagate_refuses_tables_of_other_sizes(graph):
     with pytest.raises(AssertionError):
-        lightgcn.propagate((jnp.zeros((USERS + 1, 2)), jnp.zeros((ITEMS, 2))), graph, 1)
+        lightgcn.propagate((jnp.zeros((USERS + 1, 2)), jnp.zeros((ITEMS, 2))), make_graph(graph), 1)
 
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_lightgcn_loss_and_gradient_are_their_definitions(graph, rng, layers):
-    model = LightGCN(USERS, ITEMS, graph, DIM, layers)
+    model = LightGCN(USERS, ITEMS, make_graph(graph), DIM, layers)
     variables = init(model, rng)
     users, positives, negatives = (rng.integers(0, size, 20) for size in (USERS, ITEMS, ITEMS))
     users[:2], positives[:2] = (0, 5), (3, 28)  # without neighbours
@@ -238,8 +239,8 @@ def test_lightgcn_loss_and_gradient_are_their_definitions(graph, rng, layers):
         score = lambda items: np.sum(out[users] * out[USERS + items], axis=1)
         return oracle.bpr(score(positives), score(negatives), where)
 
-    # `train` traced, as in a compiled epoch
-    of_variables = lambda v, train: LightGCN(USERS, ITEMS, train, DIM, layers).apply(
+    # interactions traced, as in a compiled epoch
+    of_variables = lambda v, train: LightGCN(USERS, ITEMS, make_graph(train), DIM, layers).apply(
         v, users, positives, negatives, jnp.asarray(where), method="loss"
     )
     value, gradient = jax.jit(jax.value_and_grad(of_variables))(variables, graph)

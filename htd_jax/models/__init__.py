@@ -2,7 +2,7 @@
 
 from htd_jax.models.base import InnerProduct, Recommender
 from htd_jax.models.bpr import BPR
-from htd_jax.models.lightgcn import LightGCN
+from htd_jax.models.lightgcn import LightGCN, make_graph
 from htd_jax.models.neumf import NeuMF
 
-__all__ = ["BPR", "InnerProduct", "LightGCN", "NeuMF", "Recommender"]
+__all__ = ["BPR", "InnerProduct", "LightGCN", "NeuMF", "Recommender", "make_graph"]

@@ -74,7 +74,8 @@ def make_trainer(
     """Builds the compiled epoch of a model under `distiller`.
 
     Args:
-      make_model: the Flax module, given the training interactions, see `htd_jax.models`.
+      make_model: the Flax module, given the training interactions, see `htd_jax.models`; called once an epoch, so what
+        it computes of them is no part of a step.
       distiller: see `htd_jax.distillers`.
       optimizer: applied to the parameters of model and distiller alike.
       batch_size: triples a step; an epoch's last batch is short.
@@ -92,7 +93,7 @@ def make_trainer(
         }
         return TrainState(params, optimizer.init(_flat(params)), jnp.zeros((), jnp.int32))
 
-    def loss(params, triple, key, epoch, train, teacher):
+    def loss(params, model, triple, key, epoch, train, teacher):
         users, positives, negatives, where = triple
         distinct_users = distinct(users, where, train.num_users)
         distinct_items = lambda *ids: distinct(jnp.concatenate(ids), jnp.tile(where, len(ids)), train.num_items)
@@ -102,7 +103,7 @@ def make_trainer(
             represented = [model.represent(distinct_users[0], ids) for ids, _ in item_sides]
             return model.loss(users, positives, negatives, where), represented
 
-        base, represented = nn.apply(of_batch, make_model(train))(params["model"])
+        base, represented = nn.apply(of_batch, model)(params["model"])
         side = lambda own, table, chosen: Side(own, table[chosen[0]], chosen[1], chosen[0])
         entities = Entities(
             side(represented[0][0], teacher.users, distinct_users),
@@ -121,13 +122,14 @@ def make_trainer(
         order = jnp.pad(shuffle(shuffle_key, size), (0, steps * width - size)).reshape(steps, width)
         where = (jnp.arange(steps * width) < size).reshape(steps, width)
 
+        model = make_model(train)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
         def step(carry, batch):
             flat, opt_state = carry
             index, rows, where = batch
             triple = (train.users[rows], train.items[rows], negatives[rows], where)
-            step_inputs = (triple, jax.random.fold_in(step_key, index), state.epoch, train, teacher)
+            step_inputs = (model, triple, jax.random.fold_in(step_key, index), state.epoch, train, teacher)
             of_flat = lambda flat: loss(shaped(flat), *step_inputs)
             gradient, terms = jax.grad(of_flat, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)
