@@ -11,6 +11,7 @@ Without --baseline, only this program's side is measured.
 """
 
 import dataclasses
+import functools
 import json
 import statistics
 import subprocess
@@ -81,7 +82,7 @@ def prepare(split: data.Split) -> Callable[[], dict[str, float]]:
     """Compiles everything; returns a function that measures every phase once."""
     train = split.train
     teacher = random_teacher(train, TEACHER_DIM)
-    evaluate = make_evaluator(make_bpr(TEACHER_DIM), split)
+    evaluate = functools.partial(make_evaluator(split), make_bpr(TEACHER_DIM))
     variables = {"params": teacher._asdict()}
     jax.block_until_ready(evaluate(variables))
 

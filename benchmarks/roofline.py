@@ -10,6 +10,7 @@ for its program, in which a loop of unknown length counts once.
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def phases(split: Split) -> dict[str, tuple[float, float, float, dict[str, float
         name: (seconds, steps * flops, steps * moved, epoch.compiled.cost_analysis())
         for name, (epoch, seconds, flops, moved) in counted.items()
     }
-    evaluate = make_evaluator(make_bpr(TEACHER_DIM), split)
+    evaluate = functools.partial(make_evaluator(split), make_bpr(TEACHER_DIM))
     seconds = median_seconds(lambda: evaluate({"params": teacher._asdict()}))
     scores = train.num_users * train.num_items
     found["evaluation"] = (seconds, 2 * scores * TEACHER_DIM, 4 * entities * TEACHER_DIM, {})

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -21,7 +22,6 @@ from report import (
     PhaseProgress,
     draw_curves,
     gap_closed,
-    is_partial,
     print_table,
     summarise,
     write_json,
@@ -32,7 +32,7 @@ from htd_jax import data
 from htd_jax.data import Split
 from htd_jax.distillers import none, svd_factors
 from htd_jax.errors import UserError
-from htd_jax.evaluation import make_evaluator
+from htd_jax.evaluation import Evaluator, make_evaluator
 from htd_jax.models import BPR
 from htd_jax.training import (
     Checkpoints,
@@ -47,6 +47,7 @@ from htd_jax.training import (
     represent_all,
     run_phase,
 )
+from htd_jax.writing import is_partial
 
 # What a phase's random key is folded from. A helped student starts where the plain one does, on the same batches.
 TEACHER_KEY, STUDENT_KEY = 0, 1
@@ -98,9 +99,10 @@ def run(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(config, teacher_dim=given.dim)
     if config.student_dim > config.teacher_dim:
         print(f"note: the student ({config.student_dim}) is wider than its teacher ({config.teacher_dim})")
-    config.make_protocol().blocks(split)  # if it cannot be on this split, that is said before anything is written
+    # A protocol that cannot be on this split is refused here, before anything is written.
+    evaluate = make_evaluator(split, cutoffs=config.cutoffs, protocol=config.make_protocol())
     claim_folder(config, split, fingerprint)
-    job = Job(config, split, fingerprint, {"teacher": given.result.records} if given else {})
+    job = Job(config, split, fingerprint, evaluate, {"teacher": given.result.records} if given else {})
 
     phases: dict[str, PhaseResult] = {}
     phases["teacher"] = given.result if given else job.train("teacher", config.teacher_dim)
@@ -157,6 +159,7 @@ class Job:
     config: Config
     split: Split
     fingerprint: str
+    evaluate: Evaluator
     records: dict[str, list[dict[str, Any]]]
 
     def train(
@@ -176,8 +179,9 @@ class Job:
         if not methods and not folder.exists() and (found := find_phase(config.runs, name, settings)):
             print(f"{name}: found trained, in {found}")
             copy_checkpoints(found, folder)
+        make_model = config.make_model(dim)
         trainer = make_trainer(
-            config.make_model(dim),
+            make_model,
             config.distiller(teacher) if methods else none(),
             adam(config.learning_rate, config.l2),
             batch_size=config.batch_size,
@@ -191,7 +195,7 @@ class Job:
 
             result = run_phase(
                 trainer,
-                self._evaluator(config.make_model(dim)),
+                functools.partial(self.evaluate, make_model),
                 self.split,
                 teacher if methods else no_teacher(self.split.train),
                 jax.random.fold_in(jax.random.key(config.seed), TEACHER_KEY if name == "teacher" else STUDENT_KEY),
@@ -209,13 +213,9 @@ class Job:
     def evaluate_only(self, variables: dict[str, Any]) -> PhaseResult:
         """A phase of no epochs: tables scored as BPR scores."""
         make_model = lambda train: BPR(train.num_users, train.num_items, variables["params"]["users"].shape[1])
-        metrics = jax.tree.map(float, self._evaluator(make_model)(variables))
+        metrics = jax.tree.map(float, self.evaluate(make_model, variables))
         record = {"epoch": 0, "terms": {}, **metrics, "seconds": 0.0}
         return PhaseResult(variables, [record], [], record)
-
-    def _evaluator(self, make_model: MakeModel):
-        config = self.config
-        return make_evaluator(make_model, self.split, cutoffs=config.cutoffs, protocol=config.make_protocol())
 
 
 class GivenTeacher(NamedTuple):

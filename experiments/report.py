@@ -13,20 +13,13 @@ from rich.table import Table
 
 from htd_jax.training import PhaseResult, best_record
 from htd_jax.training import Progress as News
-
-PARTIAL = ".partial-"
+from htd_jax.writing import whole
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    partial = path.with_name(PARTIAL + path.name)
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def is_partial(path: Path) -> bool:
-    """Whether a kill left this file half-written."""
-    return path.name.startswith(PARTIAL)
+    with whole(path) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -144,8 +137,6 @@ def draw_curves(config: Config, records: dict[str, list[dict[str, Any]]]) -> Non
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.margins(x=0.02)
-    path = config.folder / "curves.png"
-    partial = path.with_name(PARTIAL + path.name)
-    figure.savefig(partial, dpi=150)
+    with whole(config.folder / "curves.png") as partial:
+        figure.savefig(partial, dpi=150)
     plt.close(figure)
-    os.replace(partial, path)

@@ -30,8 +30,8 @@ class Scores(nn.Module):
 
 
 def evaluate(split, scores, **choices):
-    evaluator = make_evaluator(lambda train: Scores(scores.shape), split, **choices)
-    found = evaluator({"params": {"table": jnp.asarray(scores, jnp.float32)}})
+    evaluator = make_evaluator(split, **choices)
+    found = evaluator(lambda train: Scores(scores.shape), {"params": {"table": jnp.asarray(scores, jnp.float32)}})
     return {part: {name: float(x) for name, x in metrics.items()} for part, metrics in found.items()}
 
 
@@ -194,7 +194,7 @@ def test_candidates_are_uniform_over_the_unseen_items(small_split):
 def test_a_sample_that_cannot_be_is_refused(small_split, protocol):
     reason = "11 candidates asked for, but user 0 has only 10 unseen items of 90" if protocol.candidates == 11 else "a"
     with pytest.raises(UserError, match=reason):
-        make_evaluator(lambda train: None, small_split, protocol=protocol)
+        make_evaluator(small_split, protocol=protocol)
 
 
 def test_a_model_that_scores_nan_is_ranked_last(small_split):
@@ -227,7 +227,7 @@ def test_a_model_over_the_training_pairs_makes_its_tables_once(small_split):
 
     counts = np.bincount(small_split.train.items, minlength=90).astype(float)
     for protocol in (Full(), Sampled(8)):
-        found = make_evaluator(Popularity, small_split, protocol=protocol)({})
+        found = make_evaluator(small_split, protocol=protocol)(Popularity, {})
         wanted = evaluate(small_split, np.tile(counts, (60, 1)), protocol=protocol)
         assert jax.tree.map(float, found) == {part: pytest.approx(x) for part, x in wanted.items()}
     assert len(made) == 2

@@ -1,5 +1,7 @@
 """The compiled epoch, the loop, and what resumes it."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -119,7 +121,7 @@ def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teache
 def fit(split, teacher, method, folder, epochs=4, on_epoch=lambda news: None, settings=None, **options):
     return run_phase(
         make(METHODS[method]()),
-        make_evaluator(make_model, split),
+        functools.partial(make_evaluator(split), make_model),
         split,
         teacher,
         jax.random.key(3),
@@ -287,7 +289,7 @@ def test_a_phase_starts_where_it_is_told(small_split, teacher, tmp_path):
     untrained = lambda distiller: make(distiller, adam(0.0, 0.0))
     result = run_phase(
         untrained(distillers.none()),
-        make_evaluator(make_model, small_split),
+        functools.partial(make_evaluator(small_split), make_model),
         small_split,
         teacher,
         jax.random.key(3),

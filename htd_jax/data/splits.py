@@ -1,13 +1,12 @@
 """Splits: drawn from a seed, and kept in a file."""
 
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 
 from htd_jax.data.interactions import Split, make_split
 from htd_jax.errors import UserError
+from htd_jax.writing import whole
 
 # How many of a user's d items each of valid and test gets. At least one stays in train, whatever d is.
 SPLITS = {
@@ -50,15 +49,11 @@ def save_split(path: Path, split: Split) -> None:
       UserError: the file cannot be written.
     """
     pairs = {name: np.stack([part.users, part.items], 1) for name, part in zip(split._fields, split)}
-    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with open(partial, "xb") as file:
+        with whole(path) as partial, open(partial, "xb") as file:
             np.savez_compressed(file, sizes=[split.train.num_users, split.train.num_items], **pairs)
-        os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_split(path: Path) -> Split:

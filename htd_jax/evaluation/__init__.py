@@ -2,6 +2,15 @@
 
 from htd_jax.evaluation.metrics import CUTOFFS, METRICS, ranking_metrics
 from htd_jax.evaluation.protocols import Full, Sampled, sample_candidates
-from htd_jax.evaluation.ranking import make_evaluator
+from htd_jax.evaluation.ranking import Evaluator, make_evaluator
 
-__all__ = ["CUTOFFS", "METRICS", "Full", "Sampled", "make_evaluator", "ranking_metrics", "sample_candidates"]
+__all__ = [
+    "CUTOFFS",
+    "METRICS",
+    "Evaluator",
+    "Full",
+    "Sampled",
+    "make_evaluator",
+    "ranking_metrics",
+    "sample_candidates",
+]

@@ -1,5 +1,6 @@
 """The compiled evaluation of a model on a split."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +12,21 @@ from htd_jax.data import Interactions, Split
 from htd_jax.evaluation.metrics import CUTOFFS, Metrics, ranking_metrics
 from htd_jax.evaluation.protocols import Full, Sampled
 
+Evaluator = Callable[[Callable[[Interactions], nn.Module], Any], dict[str, Metrics]]
+
 
 def make_evaluator(
-    make_model: Callable[[Interactions], nn.Module],
     split: Split,
     *,
     cutoffs: tuple[int, ...] = CUTOFFS,
     protocol: Full | Sampled = Full(),  # noqa: B008 (a constant)
-) -> Callable[[Any], dict[str, Metrics]]:
-    """Builds `evaluate(variables) -> {"valid": metrics, "test": metrics}`, compiled, for the model's variables.
+) -> Evaluator:
+    """Builds `evaluate(make_model, variables) -> {"valid": metrics, "test": metrics}`, compiled.
+
+    `make_model` gives the Flax module for the training interactions, see `htd_jax.models`, and `variables` are its own.
+    It is compiled once for one function `make_model`.
 
     Args:
-      make_model: the Flax module, given the training interactions, see `htd_jax.models`.
       split: what is ranked.
       cutoffs: the k of every metric, see `ranking_metrics`.
       protocol: what a held-out item is ranked against. Users are scored in blocks, one after the other.
@@ -32,8 +36,8 @@ def make_evaluator(
     """
     blocks = protocol.blocks(split)
 
-    @jax.jit
-    def evaluate(variables, train, blocks):
+    @functools.partial(jax.jit, static_argnums=0)
+    def evaluate(make_model, variables, train, blocks):
         def of_blocks(model):
             nothing = jnp.zeros(1, jnp.int32)
             model.score(nothing, nothing)  # makes the model's tables here, once, not in every block
@@ -46,4 +50,4 @@ def make_evaluator(
             for name, of_part in zip(("valid", "test"), ranks)
         }
 
-    return lambda variables: evaluate(variables, split.train, blocks)
+    return lambda make_model, variables: evaluate(make_model, variables, split.train, blocks)

@@ -1,8 +1,6 @@
 """Orbax checkpoints of a phase: its state, and in the same step what is known of how it got there."""
 
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from htd_jax.errors import UserError
+from htd_jax.writing import whole
 
 
 class Checkpoints:
@@ -78,9 +77,5 @@ def _here() -> jax.sharding.Sharding:
 def copy_checkpoints(source: Path, target: Path) -> None:
     """Copies a phase's folder whole, or, if killed, not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-    try:
+    with whole(target) as partial:
         shutil.copytree(source, partial)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
