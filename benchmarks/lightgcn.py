@@ -33,7 +33,7 @@ Step = Callable[[Any, Any], Any]  # (index, carry) -> carry
 class Options:
     data_dir: Path | None = None
     """Folder of the citeulike files; else they are found as the main command finds them."""
-    layers: int = 2
+    layers: int = 1
     """LightGCN's."""
     steps: int = 100
     """Steps a measurement."""

@@ -114,8 +114,9 @@ class Config:
     """Width of the teacher's tables. Default: 200, neumf 250."""
     student_dim: int | None = None
     """Width of the student's. Default: a tenth of the usual teacher's: 20, neumf 25."""
-    layers: int = 2
-    """LightGCN: how often neighbours are averaged. NeuMF: hidden layers of its tower."""
+    layers: int = 1
+    """LightGCN: how often neighbours are averaged. NeuMF: hidden layers of its tower. The published
+    figures were measured with one of either."""
     student_init: _choice(INITS, "where students start; svd: at the best factors of the teacher's scores (bpr).") = (
         "random"
     )

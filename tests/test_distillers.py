@@ -94,29 +94,26 @@ def test_hint_loss_is_its_definition(rng):
 def test_personalised_is_the_product_with_weights_of_ones_own(rng, rows):
     """Values, and gradients in all arguments, against every row's weights built and applied one by one."""
     x, mixture = rng.normal(size=(rows, 4)), rng.normal(size=(rows, 3))
-    maps = {"kernel": rng.normal(size=(3, 4, 5)), "bias": rng.normal(size=(3, 5))}
+    maps = rng.normal(size=(3, 4, 5))
     upstream = rng.normal(size=(rows, 5))
     f32 = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (x, mixture, maps))
     found, pull = jax.vjp(personalised, *f32)
-    d_x, d_mixture = np.zeros_like(x), np.zeros_like(mixture)
-    d_kernel, d_bias = np.zeros_like(maps["kernel"]), np.zeros_like(maps["bias"])
+    d_x, d_mixture, d_maps = np.zeros_like(x), np.zeros_like(mixture), np.zeros_like(maps)
     for a in range(rows):
-        weights = sum(c * kernel for c, kernel in zip(mixture[a], maps["kernel"]))
-        bias = sum(c * bias for c, bias in zip(mixture[a], maps["bias"]))
-        np.testing.assert_allclose(found[a], x[a] @ weights + bias, rtol=1e-4, atol=1e-5)
+        weights = sum(c * kernel for c, kernel in zip(mixture[a], maps))
+        np.testing.assert_allclose(found[a], x[a] @ weights, rtol=1e-4, atol=1e-5)
         d_x[a] = weights @ upstream[a]
         for k in range(3):
-            d_mixture[a, k] = (x[a] @ maps["kernel"][k] + maps["bias"][k]) @ upstream[a]
-            d_kernel[k] += mixture[a, k] * np.outer(x[a], upstream[a])
-            d_bias[k] += mixture[a, k] * upstream[a]
-    expected = (d_x, d_mixture, {"kernel": d_kernel, "bias": d_bias})
+            d_mixture[a, k] = x[a] @ maps[k] @ upstream[a]
+            d_maps[k] += mixture[a, k] * np.outer(x[a], upstream[a])
+    expected = (d_x, d_mixture, d_maps)
     close = lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, pull(jnp.asarray(upstream, jnp.float32)), expected)
 
 
 def test_what_the_hints_refuse():
     x = jnp.zeros((2, 3))
-    maps = {"kernel": jnp.zeros((4, 3, 5)), "bias": jnp.zeros((4, 5))}
+    maps = jnp.zeros((4, 3, 5))
     for refused, name in (
         (lambda: hint_loss(x, jnp.zeros((2, 4))), "teacher"),
         (lambda: hint_loss(x.astype(int), x), "prediction"),
@@ -149,17 +146,17 @@ def test_phr_is_its_definition(entities):
         units = np.maximum(side.teacher @ own["network"]["kernel"] + own["network"]["bias"], 0)
         predictions = []
         for s, c in zip(side.student, units):
-            weights = own["maps"]["kernel"][0] + np.tensordot(c, own["maps"]["kernel"][1:], 1)
-            predictions.append(s @ weights + own["maps"]["bias"][0] + c @ own["maps"]["bias"][1:])
+            weights = own["maps"][0] + np.tensordot(c, own["maps"][1:], 1)
+            predictions.append(s @ weights)
         expected += hint(predictions, side.teacher, side.where)
     np.testing.assert_allclose(run(method, entities)[0], expected, rtol=1e-5)
 
 
 def test_phrs_maps_begin_at_the_usual_scale():
     maps = distillers.phr(width=16).init(jax.random.key(0), 20, 200)["users"]["maps"]
-    assert maps["kernel"].shape == (17, 20, 200)
+    assert maps.shape == (17, 20, 200)
     units = np.abs(np.random.default_rng(0).normal(size=16))
-    weights = maps["kernel"][0] + np.tensordot(units, maps["kernel"][1:], 1)
+    weights = maps[0] + np.tensordot(units, maps[1:], 1)
     usual = 1 / np.sqrt(3 * 20)
     assert usual < weights.std() < 1.7 * usual
 

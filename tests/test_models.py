@@ -43,10 +43,10 @@ def graph(rng):
 
 MODELS = {
     "bpr": lambda graph: BPR(USERS, ITEMS, DIM),
-    "neumf": lambda graph: NeuMF(USERS, ITEMS, DIM),
+    "neumf": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=2),
     "neumf, one layer": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=1),
     "neumf, more layers than halves": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=6),
-    "lightgcn": lambda graph: LightGCN(USERS, ITEMS, make_graph(graph), DIM),
+    "lightgcn": lambda graph: LightGCN(USERS, ITEMS, make_graph(graph), DIM, layers=2),
     "foreign": lambda graph: Distance(USERS, ITEMS),
 }
 

@@ -37,10 +37,10 @@ def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array 
     return jnp.sum(keep_rows(gap, where) ** 2)
 
 
-def personalised(x: chex.Array, mixture: chex.Array, maps: dict[str, chex.Array]) -> jax.Array:
-    r"""Each row through an affine map of its own, mixed from m common ones.
+def personalised(x: chex.Array, mixture: chex.Array, maps: chex.Array) -> jax.Array:
+    r"""Each row through a linear map of its own, mixed from m common ones.
 
-    .. math:: y_a = x_a W_a + b_a, \quad W_a = \sum_k c_{ak} A_k, \quad b_a = \sum_k c_{ak} a_k
+    .. math:: y_a = x_a W_a, \quad W_a = \sum_k c_{ak} A_k
 
     It is computed as one product, of the rows' outer products with their mixtures, `[n, m d]`, and the stacked
     kernels, `[m d, e]`: no row's `[d, e]` weights are ever held. A map that all rows share is one whose mixture is 1.
@@ -50,7 +50,7 @@ def personalised(x: chex.Array, mixture: chex.Array, maps: dict[str, chex.Array]
     Args:
       x: `[n, d]` floats.
       mixture: `[n, m]` floats, c.
-      maps: m affine maps, stacked: `kernel` `[m, d, e]`, A, and `bias` `[m, e]`, a.
+      maps: `[m, d, e]` floats, A.
 
     Returns:
       `[n, e]`.
@@ -59,18 +59,16 @@ def personalised(x: chex.Array, mixture: chex.Array, maps: dict[str, chex.Array]
       AssertionError: an argument of a wrong rank, shape or dtype.
 
     >>> import jax.numpy as jnp
-    >>> maps = {"kernel": jnp.array([[[1.0]], [[10.0]]]), "bias": jnp.array([[0.0], [5.0]])}
+    >>> maps = jnp.array([[[1.0]], [[10.0]]])
     >>> print(personalised(jnp.array([[2.0], [2.0]]), jnp.array([[1.0, 0.0], [0.5, 1.0]]), maps))
     [[ 2.]
-     [26.]]
+     [21.]]
     """
     check_floats("x", x, None, None)
     rows, fan_in = x.shape
     check_floats("mixture", mixture, rows, None)
     check_dtype("mixture", mixture, x.dtype)
     count = mixture.shape[1]
-    check_floats('maps["kernel"]', maps["kernel"], count, fan_in, None)
-    check_floats('maps["bias"]', maps["bias"], count, maps["kernel"].shape[2])
-    dot = lambda x, y: jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
+    check_floats("maps", maps, count, fan_in, None)
     outer = (mixture[:, :, None] * x[:, None, :]).reshape(rows, count * fan_in)
-    return dot(outer, maps["kernel"].reshape(count * fan_in, -1)) + dot(mixture, maps["bias"])
+    return jnp.dot(outer, maps.reshape(count * fan_in, -1), precision=jax.lax.Precision.HIGHEST)

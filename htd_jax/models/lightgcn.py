@@ -52,7 +52,7 @@ class LightGCN(InnerProduct):
 
     graph: Graph
     dim: int
-    layers: int = 2
+    layers: int = 1
 
     def setup(self) -> None:
         normal = nn.initializers.normal(0.1)

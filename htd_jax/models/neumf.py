@@ -31,7 +31,7 @@ class NeuMF(Recommender):
     """
 
     dim: int
-    layers: int = 2
+    layers: int = 1
 
     def setup(self) -> None:
         normal, glorot, zeros = nn.initializers.normal(0.01), nn.initializers.glorot_uniform(), nn.initializers.zeros
