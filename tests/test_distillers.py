@@ -11,7 +11,7 @@ import pytest
 
 from htd_jax import distillers
 from htd_jax.distillers import Entities, Side
-from htd_jax.losses import routed_assignment_loss
+from htd_jax.losses import perturb, routed_assignment_loss
 from htd_jax.losses.hints import hint_loss, personalised
 
 USERS, ITEMS, NARROW, WIDE, GROUPS, EPOCHS = 40, 70, 4, 9, 3, 11
@@ -161,6 +161,10 @@ def test_phrs_maps_begin_at_the_usual_scale():
     assert usual < weights.std() < 1.7 * usual
 
 
+def gumbel(key, shape):
+    return np.asarray(perturb(key, jnp.zeros(shape)), float)
+
+
 def gate(params, teacher):
     return np.log(oracle.softmax(teacher @ params["gate"]["kernel"] + params["gate"]["bias"]) + 1e-10)
 
@@ -173,9 +177,9 @@ def test_de_is_its_definition(entities, epoch):
     key = jax.random.key(2)
     rows = len(entities.positives.where)
     both = rows + len(entities.negatives.where)
-    item_noise = np.asarray(jax.random.gumbel(jax.random.fold_in(key, 1), (both, GROUPS)), float)
+    item_noise = gumbel(jax.random.fold_in(key, 1), (both, GROUPS))
     noise = {
-        "users": np.asarray(jax.random.gumbel(jax.random.fold_in(key, 0), (len(sides.users.where), GROUPS)), float),
+        "users": gumbel(jax.random.fold_in(key, 0), (len(sides.users.where), GROUPS)),
         "positives": item_noise[:rows],
         "negatives": item_noise[rows:],
     }
@@ -198,7 +202,7 @@ def test_cold_de_is_the_regression_of_the_chosen_experts(entities):
     )
     own, side = wide(start(method))["items"], wide(entities.positives)
     rows = len(side.where) + len(entities.negatives.where)
-    noise = np.asarray(jax.random.gumbel(jax.random.fold_in(jax.random.key(2), 1), (rows, GROUPS)))
+    noise = gumbel(jax.random.fold_in(jax.random.key(2), 1), (rows, GROUPS))
     chosen = np.argmax(gate(own, side.teacher) + noise[: len(side.where)], -1)
     assert len(set(chosen)) > 1
     expected = oracle.assignment(side.student, side.teacher, np.eye(GROUPS)[chosen], own["experts"], side.where) / 2
@@ -336,7 +340,7 @@ def test_the_assignment_of_htd_is_the_routed_mixture_of_its_sides(entities):
     for i, name in enumerate(SIDES):
         side, own = getattr(entities, name), params[name]
         logits = jnp.asarray(gate(wide(own), wide(side.teacher)), jnp.float32)
-        noise = jax.random.gumbel(jax.random.fold_in(key, i), logits.shape)
+        noise = gumbel(jax.random.fold_in(key, i), logits.shape)
         heat = distillers.annealing(EPOCHS)(jnp.int32(4))
         of_side = side.student, side.teacher, logits + noise, heat, own["experts"]
         expected += routed_assignment_loss(*of_side, where=side.where)

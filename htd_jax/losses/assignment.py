@@ -72,7 +72,8 @@ def gumbel_softmax(key: chex.PRNGKey, logits: chex.Array, temperature: chex.Nume
 def perturb(key: chex.PRNGKey, logits: chex.Array) -> jax.Array:
     """`logits` plus Gumbel(0, 1) noise: the argmax of the result is a sample of `softmax(logits)`."""
     _check_logits(logits)
-    return logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+    with jax.threefry_partitionable(False):  # a hash yields two numbers, not one; what that forgoes is sharded noise
+        return logits + jax.random.gumbel(key, logits.shape, logits.dtype)
 
 
 def group_assignment_loss(
