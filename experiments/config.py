@@ -84,7 +84,7 @@ INITS = ("random", "svd")
 PROTOCOLS = ("full", "sampled")
 
 # Of the checkpoints; one of another format is not taken up.
-FORMAT = 2
+FORMAT = 3
 
 # The settings that make a phase what it is, beside the data, the model's and the method's own.
 COMMON = ("epochs", "batch_size", "learning_rate", "l2", "seed", "eval_every", "cutoffs", "patience", "metric")

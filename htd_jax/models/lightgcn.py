@@ -68,7 +68,7 @@ def make_graph(train: Interactions) -> Graph:
     """
     users, items = train.users, train.items
     degrees = jnp.diff(train.offsets), jnp.zeros(train.num_items, jnp.int32).at[items].add(1)
-    weights = 1 / jnp.sqrt((degrees[0][users] * degrees[1][items]).astype(jnp.float32))
+    weights = jax.lax.rsqrt(degrees[0][users] * degrees[1][items].astype(jnp.float32))  # int32 could overflow
     order = jnp.argsort(items)
     return Graph(
         _neighbours(users, items, weights, degrees[0]),
