@@ -22,9 +22,8 @@ from roofline import copy_rate, median_seconds
 
 from htd_jax import data
 from htd_jax.data import Interactions, shuffle, unseen_items
-from htd_jax.models import LightGCN, make_graph
+from htd_jax.models import LightGCN, MakeModel, make_graph
 from htd_jax.models.lightgcn import add_neighbours
-from htd_jax.training import MakeModel
 
 Step = Callable[[Any, Any], Any]  # (index, carry) -> carry
 

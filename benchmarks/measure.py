@@ -13,8 +13,8 @@ import numpy as np
 
 from htd_jax.data import Interactions
 from htd_jax.distillers import Distiller
-from htd_jax.models import BPR
-from htd_jax.training import MakeModel, Representations, TrainState, adam, make_trainer
+from htd_jax.models import BPR, MakeModel
+from htd_jax.training import Representations, TrainState, adam, make_trainer
 
 SEED = 0
 

@@ -37,6 +37,7 @@ from measure import (
 from htd_jax import data, distillers
 from htd_jax.data import Interactions, Split, distinct, shuffle, unseen_items
 from htd_jax.evaluation import make_evaluator
+from htd_jax.products import dot
 from htd_jax.training import no_teacher
 
 HIDDEN = (TEACHER_DIM + STUDENT_DIM) // 2
@@ -124,7 +125,7 @@ def entities_of_a_batch(train: Interactions) -> tuple[float, float]:
 def product_rate(size: int = 2048) -> float:
     """Operations a second of a product of two square matrices in float32."""
     x = jax.random.normal(jax.random.key(0), (size, size))
-    multiply = jax.jit(lambda x: jnp.dot(x, x, precision=jax.lax.Precision.HIGHEST))
+    multiply = jax.jit(lambda x: dot(x, x))
     return 2 * size**3 / median_seconds(lambda: multiply(x))
 
 

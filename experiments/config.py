@@ -13,8 +13,8 @@ from htd_jax.distillers import LEVELS, Distiller
 from htd_jax.errors import UserError
 from htd_jax.evaluation import CUTOFFS, METRICS, Full, Sampled
 from htd_jax.losses.topology import GROUP_LEVELS, PAIRS
-from htd_jax.models import BPR, LightGCN, NeuMF, make_graph
-from htd_jax.training import EarlyStopping, MakeModel, Representations
+from htd_jax.models import BPR, LightGCN, MakeModel, NeuMF, make_graph
+from htd_jax.training import EarlyStopping, Representations
 
 
 class Model(NamedTuple):

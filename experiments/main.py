@@ -33,10 +33,9 @@ from htd_jax.data import Split
 from htd_jax.distillers import none, svd_factors
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluator, make_evaluator
-from htd_jax.models import BPR
+from htd_jax.models import BPR, MakeModel
 from htd_jax.training import (
     Checkpoints,
-    MakeModel,
     PhaseResult,
     Representations,
     adam,

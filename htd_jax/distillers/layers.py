@@ -6,7 +6,8 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
+
+from htd_jax.products import dot
 
 
 def init_sides(key: chex.PRNGKey, init: Callable[[chex.PRNGKey], Any]) -> dict[str, Any]:
@@ -28,4 +29,4 @@ def init_dense(key: chex.PRNGKey, stack: tuple[int, ...], fan_in: int, fan_out: 
 
 def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """`x` `[n, fan_in]` through one layer, in full float32 on every backend: `[n, fan_out]`."""
-    return jnp.dot(x, layer["kernel"], precision=jax.lax.Precision.HIGHEST) + layer["bias"]
+    return dot(x, layer["kernel"]) + layer["bias"]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats
+from htd_jax.products import dot
 
 
 @functools.partial(jax.jit, static_argnames="rank")
@@ -42,7 +43,6 @@ def svd_factors(users: chex.Array, items: chex.Array, rank: int) -> tuple[jax.Ar
     check_dtype("items", items, users.dtype)
     if rank < 1:
         raise ValueError(f"rank: expected at least 1, got {rank}")
-    dot = lambda x, y: jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
     (user_basis, user_part), (item_basis, item_part) = jnp.linalg.qr(users), jnp.linalg.qr(items)
     left, values, right = jnp.linalg.svd(dot(user_part, item_part.T), full_matrices=False)
     kept = min(rank, len(values))

@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from htd_jax.data import Interactions, Split
+from htd_jax.data import Split
 from htd_jax.evaluation.metrics import CUTOFFS, Metrics, ranking_metrics
 from htd_jax.evaluation.protocols import Full, Sampled
+from htd_jax.models import MakeModel
 
-Evaluator = Callable[[Callable[[Interactions], nn.Module], Any], dict[str, Metrics]]
+Evaluator = Callable[[MakeModel, Any], dict[str, Metrics]]
 
 
 def make_evaluator(

@@ -4,7 +4,6 @@ The symbols of the paper (Kang et al., KDD'21): expert k is a small network `f_k
 space to the teacher's, `z_a` the mixture `[K]` of entity `a`. Entities that one expert serves form a group.
 """
 
-import functools
 from typing import TypedDict
 
 import chex
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
+from htd_jax.products import dot, einsum
 
 # A mixture weight under this, times the temperature where that is under 1, is left out. It is lost in the rounding of
 # a sum of weights that is 1; and the gradient of its logit, which is divided by the temperature, loses no more.
@@ -23,9 +23,6 @@ BLOCK, CHUNK = 32, 8
 # A routed product costs about this much more than its share of a dense one, so a mixture with more than one weight
 # in ROUTING_COST in use is computed densely, ROWS rows at once.
 ROUTING_COST, ROWS = 3.3, 512
-
-_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class Layer(TypedDict):
@@ -120,10 +117,10 @@ def group_assignment_loss(
     num_experts, student_dim, width = hidden["kernel"].shape
     # Matrices throughout, all experts' units side by side: of three axes XLA on a CPU makes copies to transpose them.
     kernel = jnp.swapaxes(hidden["kernel"], 0, 1).reshape(student_dim, num_experts * width)
-    units = jax.nn.relu(_dot(student, kernel) + hidden["bias"].ravel())
+    units = jax.nn.relu(dot(student, kernel) + hidden["bias"].ravel())
     weighted = mixture[:, :, None] * units.reshape(-1, num_experts, width)
-    mixed = _dot(weighted.reshape(-1, num_experts * width), output["kernel"].reshape(num_experts * width, -1))
-    return jnp.sum((teacher - mixed - _dot(mixture, output["bias"])) ** 2)
+    mixed = dot(weighted.reshape(-1, num_experts * width), output["kernel"].reshape(num_experts * width, -1))
+    return jnp.sum((teacher - mixed - dot(mixture, output["bias"])) ** 2)
 
 
 def routed_assignment_loss(
@@ -230,7 +227,7 @@ def _routed_regression(student, teacher, mixture, experts, in_use):
         outputs."""
         row = jax.lax.dynamic_slice_in_dim(route[0], index * CHUNK, CHUNK)
         expert = jax.lax.dynamic_slice_in_dim(route[1], index * CHUNK, CHUNK)
-        apply = lambda layer, x: _einsum("bnd,bde->bne", x, layer["kernel"][expert]) + layer["bias"][expert][:, None]
+        apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"][expert]) + layer["bias"][expert][:, None]
         inputs = _rows(student, row)
         hidden = jax.nn.relu(apply(hidden_layer, inputs))
         weight = _rows(mixture, (row, expert[:, None]))[..., None]
@@ -254,11 +251,11 @@ def _routed_regression(student, teacher, mixture, experts, in_use):
         d_mixed = 2 * left
         d_weight = jnp.sum(d_mixed * output, -1)
         d_output = weight * d_mixed
-        d_hidden = _einsum("bne,bde->bnd", d_output, output_layer["kernel"][expert])
+        d_hidden = einsum("bne,bde->bnd", d_output, output_layer["kernel"][expert])
         d_hidden = jnp.where(hidden > 0, d_hidden, 0)
-        d_inputs = _einsum("bne,bde->bnd", d_hidden, hidden_layer["kernel"][expert])
+        d_inputs = einsum("bne,bde->bnd", d_hidden, hidden_layer["kernel"][expert])
         add = lambda layer, x, y: {
-            "kernel": layer["kernel"].at[expert].add(_einsum("bnd,bne->bde", x, y)),
+            "kernel": layer["kernel"].at[expert].add(einsum("bnd,bne->bde", x, y)),
             "bias": layer["bias"].at[expert].add(y.sum(1)),
         }
         return (

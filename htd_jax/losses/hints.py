@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
+from htd_jax.products import dot
 
 
 def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -71,4 +72,4 @@ def personalised(x: chex.Array, mixture: chex.Array, maps: chex.Array) -> jax.Ar
     count = mixture.shape[1]
     check_floats("maps", maps, count, fan_in, None)
     outer = (mixture[:, :, None] * x[:, None, :]).reshape(rows, count * fan_in)
-    return jnp.dot(outer, maps.reshape(count * fan_in, -1), precision=jax.lax.Precision.HIGHEST)
+    return dot(outer, maps.reshape(count * fan_in, -1))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_choice, check_dtype, check_floats, check_ints, check_where, keep_rows
+from htd_jax.products import einsum
 
 GROUP_LEVELS = ("prototype-entity", "prototype-prototype")
 PAIRS = ("positive", "all")
@@ -26,8 +27,6 @@ PRODUCT_TILE = 64
 
 # By how much an operation of `_within_groups` costs more than one of `_meet`.
 PRODUCT_COST = 2
-
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def pairwise_cosine(x: chex.Array, y: chex.Array) -> jax.Array:
@@ -56,7 +55,7 @@ def pairwise_cosine(x: chex.Array, y: chex.Array) -> jax.Array:
     """
     check_floats("x", x, None, None)
     check_floats("y", y, None, x.shape[1])
-    return _einsum("ad,bd->ab", _directions(x), _directions(y))
+    return einsum("ad,bd->ab", _directions(x), _directions(y))
 
 
 def ftd_loss(student: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -89,7 +88,7 @@ def ftd_loss(student: chex.Array, teacher: chex.Array, *, where: chex.Array | No
     """
     _check_pair(student, teacher, where)
     s, t = _entity_directions(student, teacher, where)
-    square = lambda x, y: jnp.sum(_einsum("nd,ne->de", x, y) ** 2)
+    square = lambda x, y: jnp.sum(einsum("nd,ne->de", x, y) ** 2)
     return square(t, t) - 2 * square(t, s) + square(s, s)
 
 
@@ -282,15 +281,15 @@ def _meet(s, t, groups, meets, num_groups, positive):
         number = chunk * MEETINGS + jnp.arange(MEETINGS)
         i = jnp.minimum(jnp.searchsorted(end, number, side="right"), num_tiles - 1)
         j = jnp.minimum(i + number - (end[i] - meets[i]), num_tiles - 1)
-        target = _einsum("iad,ibd->iab", t[i], t[j])
+        target = einsum("iad,ibd->iab", t[i], t[j])
         own = groups[i][:, :, None]
         counted = (own == groups[j][:, None, :]) & (own < num_groups) & (number < end[-1])[:, None, None]
         if positive:
             counted &= target > 0
-        gap = jnp.where(counted, _einsum("iad,ibd->iab", s[i], s[j]) - target, 0)
+        gap = jnp.where(counted, einsum("iad,ibd->iab", s[i], s[j]) - target, 0)
         orders = jnp.where(i == j, 1, 2).astype(s.dtype)[:, None, None]  # within a tile, both are there already
         force = 2 * orders * gap
-        pull = pull.at[i].add(_einsum("iab,ibd->iad", force, s[j])).at[j].add(_einsum("iab,iad->ibd", force, s[i]))
+        pull = pull.at[i].add(einsum("iab,ibd->iad", force, s[j])).at[j].add(einsum("iab,iad->ibd", force, s[i]))
         return loss + jnp.sum(orders * gap**2), pull
 
     start = (jnp.zeros((), s.dtype), jnp.zeros_like(s))
@@ -313,7 +312,7 @@ def _within_groups(s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: in
     owner = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(num_tiles), side="right")
 
     def square(x, y):
-        products = _einsum("bnd,bne->bde", x, y)
+        products = einsum("bnd,bne->bde", x, y)
         return jnp.sum(jax.ops.segment_sum(products, owner, num_groups, indices_are_sorted=True) ** 2)
 
     return square(t, t) - 2 * square(t, s) + square(s, s)

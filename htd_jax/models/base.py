@@ -1,11 +1,15 @@
 """What every base model has in common."""
 
+from collections.abc import Callable
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from htd_jax.data import Interactions
 from htd_jax.losses import bpr_loss
+from htd_jax.products import dot
 
 
 class Recommender(nn.Module):
@@ -48,6 +52,10 @@ class Recommender(nn.Module):
         return self.score(users, items)
 
 
+# A module for the interactions that it is trained on: its sizes, and LightGCN's graph, are theirs.
+MakeModel = Callable[[Interactions], Recommender]
+
+
 class InnerProduct(Recommender):
     """A pair's score is the product of two representations, trained with BPR (Rendle et al., UAI'09).
 
@@ -67,7 +75,7 @@ class InnerProduct(Recommender):
     def score_all(self, users: chex.Array) -> jax.Array:
         """Scores `[n, num_items]` of every item for the users `[n]`, in full float32 on every backend."""
         chex.assert_rank(users, 1)
-        return jnp.dot(self.users[users], self.items.T, precision=jax.lax.Precision.HIGHEST)
+        return dot(self.users[users], self.items.T)
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
         """`bpr_loss`, summed over triples `[n]` (user, seen item, unseen item)."""

@@ -1,6 +1,5 @@
 """A product of vectors and a small network side by side, trained with binary cross-entropy."""
 
-import functools
 import itertools
 
 import chex
@@ -10,8 +9,7 @@ import jax.numpy as jnp
 
 from htd_jax.losses import bce_loss
 from htd_jax.models.base import Recommender
-
-_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+from htd_jax.products import dot
 
 
 class NeuMF(Recommender):
@@ -69,15 +67,15 @@ class NeuMF(Recommender):
     def _of_users(self, users: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the product and the tower's first layer take of users `[...]`: `[..., dim]` each."""
         product, tower = jnp.split(self.users[users], 2, axis=-1)
-        return product * self.product_weights, _dot(tower, self.user_kernel) + self.bias
+        return product * self.product_weights, dot(tower, self.user_kernel) + self.bias
 
     def _of_items(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The same of items, from their rows `[..., 2 dim]`."""
         product, tower = jnp.split(rows, 2, axis=-1)
-        return product, _dot(tower, self.item_kernel)
+        return product, dot(tower, self.item_kernel)
 
     def _logits(self, user: tuple[jax.Array, jax.Array], item: tuple[jax.Array, jax.Array]) -> jax.Array:
         units = jax.nn.relu(user[1] + item[1])
         for kernel, bias in self.tower:
-            units = jax.nn.relu(_dot(units, kernel) + bias)
-        return jnp.sum(user[0] * item[0], axis=-1) + _dot(units, self.tower_weights) + self.output_bias[0]
+            units = jax.nn.relu(dot(units, kernel) + bias)
+        return jnp.sum(user[0] * item[0], axis=-1) + dot(units, self.tower_weights) + self.output_bias[0]

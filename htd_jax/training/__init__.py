@@ -3,7 +3,6 @@
 from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints
 from htd_jax.training.loop import EarlyStopping, PhaseResult, Progress, best_record, choose, run_phase
 from htd_jax.training.step import (
-    MakeModel,
     Representations,
     Trainer,
     TrainState,
@@ -16,7 +15,6 @@ from htd_jax.training.step import (
 __all__ = [
     "Checkpoints",
     "EarlyStopping",
-    "MakeModel",
     "PhaseResult",
     "Progress",
     "Representations",

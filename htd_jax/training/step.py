@@ -12,8 +12,7 @@ from flax import struct
 
 from htd_jax.data import Interactions, distinct, shuffle, unseen_items
 from htd_jax.distillers import Distiller, Entities, Side
-
-MakeModel = Callable[[Interactions], nn.Module]
+from htd_jax.models import MakeModel
 
 
 class Representations(NamedTuple):
