@@ -21,7 +21,8 @@ class NeuMF(Recommender):
     side by side: a table's first `dim` columns are the product's ("GMF"), its last `dim` the tower's ("MLP"). Tables
     start at N(0, 0.01^2), kernels at Glorot's uniform distribution, biases at zero.
 
-    The tower's first layer is a sum of a user's part and an item's, so that `score_all` computes either once.
+    The tower's first layer is a sum of a user's part and an item's, so that where every user is scored with many items
+    an item's part is computed once.
 
     Attributes:
       dim: of each of the four vectors; a representation is twice as wide.
@@ -43,6 +44,7 @@ class NeuMF(Recommender):
         ]
         self.user_kernel, self.item_kernel = jnp.split(first, 2)
         self.product_weights, self.tower_weights = jnp.split(output[:, 0], [self.dim])
+        self.of_all_items = self._of_items(self.items)  # under jit, only where they are asked for
 
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
         """Representations `[n, 2 dim]` of the users `[n]` and `[m, 2 dim]` of the items `[m]`."""
@@ -52,13 +54,13 @@ class NeuMF(Recommender):
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Logits of the pairs (user, item) of two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
-        return self._logits(self._of_users(users), self._of_items(self.items[items]))
+        of_items = self._of_items(self.items[items]) if items.ndim < 2 else [part[items] for part in self.of_all_items]
+        return self._logits(self._of_users(users), of_items)
 
     def score_all(self, users: chex.Array) -> jax.Array:
         """Logits `[n, num_items]` of every item for the users `[n]`, one user at a time."""
         chex.assert_rank(users, 1)
-        of_items = self._of_items(self.items)
-        return jax.lax.map(lambda of_user: self._logits(of_user, of_items), self._of_users(users))
+        return jax.lax.map(lambda of_user: self._logits(of_user, self.of_all_items), self._of_users(users))
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
         """`bce_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
