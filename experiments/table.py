@@ -20,7 +20,7 @@ class Options:
     runs: Path = Path("runs")
     """Folder of run folders."""
     metrics: tuple[str, ...] = ("recall@10", "recall@20", "recall@50", "ndcg@50")
-    """Columns. The gap closed is of the last of those that are recalls."""
+    """Columns; a run that has none of them is left out. The gap closed is of the last of those that are recalls."""
 
 
 def main() -> None:
@@ -31,9 +31,8 @@ def main() -> None:
     for path in sorted(options.runs.glob("*/results.json")):
         results, config = json.loads(path.read_text()), json.loads((path.parent / "config.json").read_text())
         for phase, entry in results["phases"].items():
-            if missing := [name for name in shown if name not in entry["final"]["test"]]:
-                print(f"error: {path}: no {missing[0]}; --metrics names the columns", file=sys.stderr)
-                sys.exit(2)
+            if not set(shown) & set(entry["final"]["test"]):
+                continue  # a run with other cutoffs, for a table of its own
             width = config["teacher_dim" if phase == "teacher" else "student_dim"]
             what = (config["dataset"], config["model"], config["protocol"])
             row = (*what, -width, order(phase), phase, json.dumps(choices(config, phase)))
@@ -43,7 +42,7 @@ def main() -> None:
                 print(f"error: {path.parent}: a second run of the same settings", file=sys.stderr)
                 sys.exit(2)
     if not rows:
-        print(f"error: no finished run in {options.runs}", file=sys.stderr)
+        print(f"error: no finished run in {options.runs} has {' or '.join(shown)}", file=sys.stderr)
         sys.exit(2)
     defaults = dataclasses.asdict(Config())
     print("| dataset | model | dimensions | | seeds |", " | ".join(shown), f"| gap closed ({closed_of}) |")
@@ -51,9 +50,9 @@ def main() -> None:
     for (dataset, model, protocol, width, _, phase, chosen), by_seed in sorted(rows.items()):
         changed = [f"{name} {value}" for name, value in json.loads(chosen).items() if value != defaults[name]]
         name = ", ".join([label(phase), *([] if protocol == "full" else [protocol]), *changed])
-        cells = [spread([figures[metric] for figures in by_seed.values()], ".4f") for metric in shown]
-        closed = [figures["closed"] for figures in by_seed.values() if figures["closed"] is not None]
-        cells.append(spread(closed, ".0%") if phase not in ("teacher", "student") and closed else "")
+        cells = [spread([figures.get(metric) for figures in by_seed.values()], ".4f") for metric in shown]
+        closed = [figures["closed"] for figures in by_seed.values()]
+        cells.append(spread(closed, ".0%") if phase not in ("teacher", "student") else "")
         seeds = ", ".join(map(str, sorted(by_seed)))
         print("|", " | ".join([dataset, model, str(-width), name, seeds, *cells]), "|")
 
@@ -73,10 +72,11 @@ def choices(config: dict, phase: str) -> dict:
     return {name: config[name] for name in dict.fromkeys(names) if name != "seed" and name not in filled}
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean ± sample standard deviation."""
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{deviation}"
+def spread(values: list[float | None], form: str) -> str:
+    """Mean ± sample standard deviation of those that are there; empty where none is."""
+    there = [value for value in values if value is not None]
+    deviation = f" ± {statistics.stdev(there):{form}}" if len(there) > 1 else ""
+    return f"{statistics.mean(there):{form}}{deviation}" if there else ""
 
 
 if __name__ == "__main__":

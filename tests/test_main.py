@@ -306,6 +306,36 @@ def test_an_early_stopped_run_keeps_its_best_epoch(shared_runs):
         assert phase["epochs"] in (3, phase["best"]["epoch"] + 2)
 
 
+def test_runs_are_tabulated_with_mean_and_spread(finished, tmp_path):
+    folder, _ = finished
+    config = json.loads((folder / "config.json").read_text())
+
+    def add(name, recall, **settings):
+        found = results(folder)
+        for entry in found["phases"].values():
+            entry["final"]["test"] = recall
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+        (tmp_path / name / "config.json").write_text(json.dumps(config | settings))
+
+    def rows(*metrics):
+        table = [sys.executable, str(MAIN.parent / "table.py"), "--runs", str(tmp_path), "--metrics", *metrics]
+        done = subprocess.run(table, capture_output=True, text=True, timeout=300)
+        return done, [[cell.strip() for cell in line.split("|")[4:-2]] for line in done.stdout.splitlines()[2:]]
+
+    add("first", {"recall@10": 0.2, "recall@50": 0.5})
+    add("second", {"recall@10": 0.4, "recall@50": 0.5}, seed=1)
+    add("sampled", {"recall@5": 0.7, "recall@10": 0.8}, protocol="sampled")
+    _, found = rows("recall@10", "recall@50")
+    full = [["0, 1", "0.3000 ± 0.1414", "0.5000 ± 0.0000"]] * 3
+    assert [row[1:] for row in found] == [*full, *[["0", "0.8000", ""]] * 3]
+    assert found[0][0] == "teacher, epochs 3, eval_every 2"
+    _, found = rows("recall@5")
+    assert [row[1:] for row in found] == [["0", "0.7000"]] * 3
+    done, _ = rows("recall@7")
+    assert (done.returncode, done.stderr) == (2, f"error: no finished run in {tmp_path} has recall@7\n")
+
+
 def test_a_split_is_given_back(finished, tmp_path):
     folder, _ = finished
     done = start("--method", "none", "--split-file", folder / "split.npz", runs=tmp_path)
