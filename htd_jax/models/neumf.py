@@ -11,6 +11,9 @@ from htd_jax.losses import bce_loss
 from htd_jax.models.base import Recommender
 from htd_jax.products import dot
 
+# How many units of the tower `score_all` holds at once: as many as a cache does.
+UNITS = 2**20
+
 
 class NeuMF(Recommender):
     r"""Neural matrix factorisation (He et al., WWW'17): a pair's score is the logit of its having been seen.
@@ -58,9 +61,12 @@ class NeuMF(Recommender):
         return self._logits(self._of_users(users), of_items)
 
     def score_all(self, users: chex.Array) -> jax.Array:
-        """Logits `[n, num_items]` of every item for the users `[n]`, one user at a time."""
+        """Logits `[n, num_items]` of every item for the users `[n]`, with UNITS of the tower's first layer at once."""
         chex.assert_rank(users, 1)
-        return jax.lax.map(lambda of_user: self._logits(of_user, self.of_all_items), self._of_users(users))
+        (product, tower), (of_product, of_tower) = self._of_users(users), self.of_all_items
+        items_at_once = max(1, UNITS // max(1, tower.size))
+        through_tower = jax.lax.map(lambda item: self._tower(tower + item), of_tower, batch_size=items_at_once)
+        return dot(product, of_product.T) + through_tower.T
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
         """`bce_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
@@ -77,7 +83,11 @@ class NeuMF(Recommender):
         return product, dot(tower, self.item_kernel)
 
     def _logits(self, user: tuple[jax.Array, jax.Array], item: tuple[jax.Array, jax.Array]) -> jax.Array:
-        units = jax.nn.relu(user[1] + item[1])
+        return jnp.sum(user[0] * item[0], axis=-1) + self._tower(user[1] + item[1])
+
+    def _tower(self, first: jax.Array) -> jax.Array:
+        """What the tower adds to a logit, `[...]`, from the sums that its first layer takes, `[..., dim]`."""
+        units = jax.nn.relu(first)
         for kernel, bias in self.tower:
             units = jax.nn.relu(dot(units, kernel) + bias)
-        return jnp.sum(user[0] * item[0], axis=-1) + dot(units, self.tower_weights) + self.output_bias[0]
+        return dot(units, self.tower_weights) + self.output_bias[0]
