@@ -63,10 +63,10 @@ class NeuMF(Recommender):
     def score_all(self, users: chex.Array) -> jax.Array:
         """Logits `[n, num_items]` of every item for the users `[n]`, with UNITS of the tower's first layer at once."""
         chex.assert_rank(users, 1)
-        (product, tower), (of_product, of_tower) = self._of_users(users), self.of_all_items
-        items_at_once = max(1, UNITS // max(1, tower.size))
-        through_tower = jax.lax.map(lambda item: self._tower(tower + item), of_tower, batch_size=items_at_once)
-        return dot(product, of_product.T) + through_tower.T
+        (user_product, user_first), (item_product, item_first) = self._of_users(users), self.of_all_items
+        items_at_once = max(1, UNITS // max(1, user_first.size))
+        of_item = lambda first: self._tower(user_first + first)
+        return dot(user_product, item_product.T) + jax.lax.map(of_item, item_first, batch_size=items_at_once).T
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
         """`bce_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
