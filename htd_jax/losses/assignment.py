@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
+from htd_jax.losses.lanes import LANES, accumulate
 from htd_jax.products import dot, einsum
 
 # A mixture weight under this, times the temperature where that is under 1, is left out. It is lost in the rounding of
 # a sum of weights that is 1; and the gradient of its logit, which is divided by the temperature, loses no more.
 NEGLIGIBLE = 2.0**-30
 
-# The routed mixture's unit of work: BLOCK rows of one expert, CHUNK blocks at once.
-BLOCK, CHUNK = 32, 8
+# The routed mixture's unit of work: BLOCK rows of one expert, CHUNK blocks in a lane at once.
+BLOCK, CHUNK = 32, 2
 
 # A routed product costs about this much more than its share of a dense one, so a mixture with more than one weight
 # in ROUTING_COST in use is computed densely, ROWS rows at once.
@@ -69,8 +70,7 @@ def gumbel_softmax(key: chex.PRNGKey, logits: chex.Array, temperature: chex.Nume
 def perturb(key: chex.PRNGKey, logits: chex.Array) -> jax.Array:
     """`logits` plus Gumbel(0, 1) noise: the argmax of the result is a sample of `softmax(logits)`."""
     _check_logits(logits)
-    with jax.threefry_partitionable(False):  # a hash yields two numbers, not one; what that forgoes is sharded noise
-        return logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+    return logits + jax.random.gumbel(key, logits.shape, logits.dtype)
 
 
 def group_assignment_loss(
@@ -184,10 +184,15 @@ def _regression(student, teacher, mixture, experts, in_use):
 
 
 def _regression_and_gradients(student, teacher, mixture, experts, in_use):
-    """The gradients are taken within the branch and within its loops: residuals would be kept for both branches,
-    and the loops' lengths are known only when they run."""
+    """The gradients are taken within the loops, whose lengths are known only when they run. Where most weights are in
+    use the routed loops have no turn, and elsewhere the dense one has none."""
     crowded = ROUTING_COST * jnp.sum(in_use) > mixture.size
-    return jax.lax.cond(crowded, _dense_regression, _routed_regression, student, teacher, mixture, experts, in_use)
+    total = jnp.zeros((), student.dtype), *jax.tree.map(jnp.zeros_like, (student, mixture, experts))
+    total = _dense_regression(total, student, teacher, mixture, experts, crowded)
+    loss, d_student, d_mixture, d_experts = _routed_regression(
+        total, student, teacher, mixture, experts, in_use & ~crowded
+    )
+    return loss, (d_student, None, d_mixture, d_experts, None)
 
 
 _regression.defvjp(
@@ -196,80 +201,86 @@ _regression.defvjp(
 )
 
 
-def _dense_regression(student, teacher, mixture, experts, in_use):
-    """Loss and gradients over all pairs (row, expert), ROWS rows at a time; rows of zeros fill the last."""
-    rows = len(student)
-    split = lambda x: jnp.pad(x, [(0, -rows % ROWS), (0, 0)]).reshape(-1, ROWS, x.shape[1])
-    join = lambda x: x.reshape(-1, x.shape[2])[:rows]
+def _dense_regression(total, student, teacher, mixture, experts, wanted):
+    """Adds loss and gradients over all pairs (row, expert), ROWS rows at a time, if `wanted`."""
 
-    def add(total, some):
-        loss, (d_student, d_mixture, d_experts) = jax.value_and_grad(group_assignment_loss, (0, 2, 3))(*some, experts)
-        return jax.tree.map(jnp.add, total, (loss, d_experts)), (d_student, d_mixture)
+    def add(index, total):
+        loss, d_student, d_mixture, d_experts = total
+        row = index * ROWS + jnp.arange(ROWS)
+        some = [_rows(x, row) for x in (student, teacher, mixture)]
+        part, gradients = jax.value_and_grad(group_assignment_loss, (0, 2, 3))(*some, experts)
+        return (
+            loss + part,
+            d_student.at[row].set(gradients[0], mode="drop"),
+            d_mixture.at[row].set(gradients[1], mode="drop"),
+            jax.tree.map(jnp.add, d_experts, gradients[2]),
+        )
 
-    start = (jnp.zeros((), student.dtype), jax.tree.map(jnp.zeros_like, experts))
-    (loss, d_experts), (d_student, d_mixture) = jax.lax.scan(
-        add, start, (split(student), split(teacher), split(mixture))
-    )
-    return loss, (join(d_student), None, join(d_mixture), d_experts, None)
+    return jax.lax.fori_loop(0, jnp.where(wanted, -(-len(student) // ROWS), 0), add, total)
 
 
-def _routed_regression(student, teacher, mixture, experts, in_use):
-    """Loss and gradients over the pairs (row, expert) in use.
+def _routed_regression(total, student, teacher, mixture, experts, in_use):
+    """Adds loss and gradients over the pairs (row, expert) in use.
 
     The rows of a single expert, nearly all at a low temperature, are done in one visit. Those of several are visited
     twice: what is left of a row is known when all its experts have spoken.
     """
     several = in_use.sum(1) > 1
-    hidden_layer, output_layer = experts["hidden"], experts["output"]
+    loss, d_student, d_mixture, d_experts = total
 
     def visit(route, index):
-        """A chunk's rows `[CHUNK, BLOCK]` (`rows` where empty), experts `[CHUNK]`, inputs, weights, hidden units and
-        outputs."""
+        """A chunk's rows `[CHUNK, BLOCK]` (`rows` where empty), experts `[CHUNK]` and their layers, and the rows'
+        inputs, weights, hidden units and outputs."""
         row = jax.lax.dynamic_slice_in_dim(route[0], index * CHUNK, CHUNK)
         expert = jax.lax.dynamic_slice_in_dim(route[1], index * CHUNK, CHUNK)
-        apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"][expert]) + layer["bias"][expert][:, None]
+        layers = jax.tree.map(lambda x: x[expert], experts)
+        apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"]) + layer["bias"][:, None]
         inputs = _rows(student, row)
-        hidden = jax.nn.relu(apply(hidden_layer, inputs))
         weight = _rows(mixture, (row, expert[:, None]))[..., None]
-        return row, expert, inputs, weight, hidden, apply(output_layer, hidden)
+        hidden = jax.nn.relu(apply(layers["hidden"], inputs))
+        return row, expert, layers, inputs, weight, hidden, apply(layers["output"], hidden)
 
-    def speak(index, mixed):
-        row, _, _, weight, _, output = visit(to_several, index)
-        return mixed.at[row].add(weight * output, mode="drop")
+    def speak(index):
+        visited = visit(to_several, index)
+        row, *_, weight, _, output = visited
+        return row, weight * output, visited
 
     to_several = _route(in_use & several[:, None])
-    mixed = jax.lax.fori_loop(0, to_several[2], speak, jnp.zeros_like(teacher))
+    mixed = accumulate(
+        speak,
+        lambda mixed, spoken: mixed.at[spoken[0]].add(spoken[1], mode="drop"),
+        jnp.zeros_like(teacher),
+        to_several[2],
+    )
     residual = mixed - teacher  # of a single expert's row: without its output
-    loss = jnp.sum(jnp.where(several, jnp.sum(residual**2, 1), 0))
+    loss += jnp.sum(jnp.where(several, jnp.sum(residual**2, 1), 0))
 
-    def differentiate(index, carry):
-        loss, d_student, d_mixture, d_hidden_layer, d_output_layer = carry
-        row, expert, inputs, weight, hidden, output = visit(to_all, index)
+    def differentiate(index):
+        visited = visit(to_all, index)
+        row, expert, layers, inputs, weight, hidden, output = visited
         single = ~_rows(several, row)
         left = _rows(residual, row) + jnp.where(single[..., None], weight * output, 0)
-        loss += jnp.sum(jnp.where(single, jnp.sum(left**2, -1), 0))
-        d_mixed = 2 * left
-        d_weight = jnp.sum(d_mixed * output, -1)
-        d_output = weight * d_mixed
-        d_hidden = einsum("bne,bde->bnd", d_output, output_layer["kernel"][expert])
-        d_hidden = jnp.where(hidden > 0, d_hidden, 0)
-        d_inputs = einsum("bne,bde->bnd", d_hidden, hidden_layer["kernel"][expert])
-        add = lambda layer, x, y: {
-            "kernel": layer["kernel"].at[expert].add(einsum("bnd,bne->bde", x, y)),
-            "bias": layer["bias"].at[expert].add(y.sum(1)),
-        }
+        part = jnp.sum(jnp.where(single, jnp.sum(left**2, -1), 0))
+        d_weight = 2 * jnp.sum(left * output, -1)
+        d_output = 2 * weight * left
+        d_hidden = jnp.where(hidden > 0, einsum("bne,bde->bnd", d_output, layers["output"]["kernel"]), 0)
+        d_inputs = einsum("bne,bde->bnd", d_hidden, layers["hidden"]["kernel"])
+        of_layer = lambda x, y: Layer(kernel=einsum("bnd,bne->bde", x, y), bias=y.sum(1))
+        d_layers = Experts(hidden=of_layer(inputs, d_hidden), output=of_layer(hidden, d_output))
+        return row, expert, part, d_inputs, d_weight, d_layers, (visited, left, d_output, d_hidden)
+
+    def add(total, differentiated):
+        loss, d_student, d_mixture, d_experts = total
+        row, expert, part, d_inputs, d_weight, d_layers, _ = differentiated
         return (
-            loss,
+            loss + part,
             d_student.at[row].add(d_inputs, mode="drop"),
             d_mixture.at[row, expert[:, None]].set(d_weight, mode="drop"),
-            add(d_hidden_layer, inputs, d_hidden),
-            add(d_output_layer, hidden, d_output),
+            jax.tree.map(lambda d, some: d.at[expert].add(some), d_experts, d_layers),
         )
 
     to_all = _route(in_use)
-    start = (loss, *jax.tree.map(jnp.zeros_like, (student, mixture, hidden_layer, output_layer)))
-    loss, d_student, d_mixture, d_hidden, d_output = jax.lax.fori_loop(0, to_all[2], differentiate, start)
-    return loss, (d_student, None, d_mixture, {"hidden": d_hidden, "output": d_output}, None)
+    return accumulate(differentiate, add, (loss, d_student, d_mixture, d_experts), to_all[2])
 
 
 def _rows(x: jax.Array, index: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
@@ -289,7 +300,7 @@ def _route(active: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     blocks = -(-position[-1] // BLOCK)
     last_block = jnp.cumsum(blocks)
     num_blocks = num_experts * -(-rows // BLOCK)
-    num_blocks = CHUNK * -(-num_blocks // CHUNK)
+    num_blocks = LANES * CHUNK * -(-num_blocks // (LANES * CHUNK))
     slot = jnp.where(active, (last_block - blocks) * BLOCK + position - 1, num_blocks * BLOCK)
     row = jnp.broadcast_to(jnp.arange(rows)[:, None], active.shape)
     row_of = jnp.full(num_blocks * BLOCK, rows).at[slot].set(row, mode="drop").reshape(num_blocks, BLOCK)

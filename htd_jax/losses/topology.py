@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_choice, check_dtype, check_floats, check_ints, check_where, keep_rows
+from htd_jax.losses.lanes import accumulate
 from htd_jax.products import einsum
 
 GROUP_LEVELS = ("prototype-entity", "prototype-prototype")
 PAIRS = ("positive", "all")
 
 # Rows in a tile of the entity-level topology: wide enough for a good matrix product, narrow enough that a small
-# group does not pay for much of its neighbours. And how many pairs of tiles are met at once.
+# group does not pay for much of its neighbours. And how many pairs of tiles a lane meets at once.
 TILE, MEETINGS = 32, 32
 
 # Rows in a tile of `_within_groups`: it writes a [d_t, d_t] matrix a tile, so fewer, and a group's last is part empty.
@@ -199,8 +200,8 @@ def group_level_loss(
     else:
         student_prototypes = jax.lax.stop_gradient(student_prototypes)
         counted = jnp.ones(len(student), bool) if where is None else where
-    gap = pairwise_cosine(teacher_prototypes, teacher) - pairwise_cosine(student_prototypes, student)
-    return jnp.sum(jnp.where(present[:, None] & counted, gap, 0) ** 2)
+    gap = pairwise_cosine(teacher, teacher_prototypes) - pairwise_cosine(student, student_prototypes)
+    return jnp.sum(jnp.where(counted[:, None] & present, gap, 0) ** 2)
 
 
 def _directions(x: jax.Array) -> jax.Array:
@@ -276,24 +277,30 @@ def _meet(s, t, groups, meets, num_groups, positive):
     num_tiles = len(groups)
     end = jnp.cumsum(meets)
 
-    def work(chunk, carry):
-        loss, pull = carry
+    def meet(chunk):
         number = chunk * MEETINGS + jnp.arange(MEETINGS)
-        i = jnp.minimum(jnp.searchsorted(end, number, side="right"), num_tiles - 1)
+        i = jnp.minimum(jnp.sum(end <= number[:, None], axis=1), num_tiles - 1)
         j = jnp.minimum(i + number - (end[i] - meets[i]), num_tiles - 1)
-        target = einsum("iad,ibd->iab", t[i], t[j])
-        own = groups[i][:, :, None]
-        counted = (own == groups[j][:, None, :]) & (own < num_groups) & (number < end[-1])[:, None, None]
+        ours, theirs = (s[i], t[i], groups[i]), (s[j], t[j], groups[j])
+        target = einsum("iad,ibd->iab", ours[1], theirs[1])
+        own = ours[2][:, :, None]
+        counted = (own == theirs[2][:, None, :]) & (own < num_groups) & (number < end[-1])[:, None, None]
         if positive:
             counted &= target > 0
-        gap = jnp.where(counted, einsum("iad,ibd->iab", s[i], s[j]) - target, 0)
+        cosine = einsum("iad,ibd->iab", ours[0], theirs[0])
+        gap = jnp.where(counted, cosine - target, 0)
         orders = jnp.where(i == j, 1, 2).astype(s.dtype)[:, None, None]  # within a tile, both are there already
         force = 2 * orders * gap
-        pull = pull.at[i].add(einsum("iab,ibd->iad", force, s[j])).at[j].add(einsum("iab,iad->ibd", force, s[i]))
-        return loss + jnp.sum(orders * gap**2), pull
+        part = jnp.sum(orders * gap**2)
+        pulls = einsum("iab,ibd->iad", force, theirs[0]), einsum("iab,iad->ibd", force, ours[0])
+        return i, j, part, pulls, (ours, theirs, target, cosine, gap, force)
 
-    start = (jnp.zeros((), s.dtype), jnp.zeros_like(s))
-    return jax.lax.fori_loop(0, -(-end[-1] // MEETINGS), work, start)
+    def add(total, met):
+        loss, pull = total
+        i, j, part, pulls, _ = met
+        return loss + part, pull.at[i].add(pulls[0]).at[j].add(pulls[1])
+
+    return accumulate(meet, add, (jnp.zeros((), s.dtype), jnp.zeros_like(s)), -(-end[-1] // MEETINGS))
 
 
 def _within_groups(s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:

@@ -1,0 +1,45 @@
+"""A loop over pieces of work that keeps more than one core of a CPU busy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+LANES = 2
+
+
+def accumulate(
+    work: Callable[[jax.Array], Any], add: Callable[[Any, Any], Any], total: Any, pieces: chex.Numeric
+) -> Any:
+    """`for i in range(pieces): total = add(total, work(i))`, LANES pieces side by side.
+
+    XLA on a CPU runs a small product, and any batched one, on one core. A second core takes another product only if
+    neither it nor its memory has to wait for the first. So what `work` returns, its intermediate results included, is
+    carried by the loop: memory that a lane has to itself.
+
+    Args:
+      work: index -> a pytree of arrays; from `pieces` on, where the last turn may reach, what changes no total.
+      add: (total, what `work` returned) -> total.
+      total: a pytree of arrays to start from.
+      pieces: how many, a scalar, traced or not.
+
+    Returns:
+      The total.
+    """
+
+    def turn(number, state):
+        total, _ = state
+        done = [work(number * LANES + lane) for lane in range(LANES)]
+        for one in done:
+            total = add(total, one)
+        return total, done
+
+    memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), [jax.eval_shape(work, jnp.int32(0))] * LANES)
+    total, memory = jax.lax.fori_loop(0, -(-pieces // LANES), turn, (total, memory))
+    # XLA drops what is carried and never read: a number from each of these, to be added if pieces were negative.
+    read = sum(x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(memory))
+    leaves, structure = jax.tree.flatten(total)
+    first = leaves[0].at[(0,) * leaves[0].ndim].add(jnp.where(pieces < 0, read, 0).astype(leaves[0].dtype))
+    return jax.tree.unflatten(structure, [first, *leaves[1:]])
