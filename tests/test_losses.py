@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htd_jax import losses
+from htd_jax.losses.lanes import accumulate
 
 # Sizes on both sides of a tile, and no multiple of one.
 SIZES = (1, 2, 31, 32, 33, 63, 64, 65, 150)
@@ -243,6 +244,20 @@ def test_routed_assignment_when_experts_are_idle_or_overrun(crowded):
         lambda s: oracle.assignment(s, teacher, oracle.softmax(logits), experts, np.ones(rows, bool)),
         student,
     )
+
+
+@pytest.mark.parametrize("pieces", range(6))
+def test_accumulate_adds_every_piece_once(pieces):
+    """Whether the pieces fill the last turn of the loop or not, and if there are none."""
+
+    def work(index):  # what is not added may be anything
+        return index, jnp.where(index < pieces, index + 1.0, 0), jnp.full(3, jnp.nan)
+
+    add = lambda total, done: (total[0].at[done[0]].add(done[1], mode="drop"), total[1] + done[1])
+    start = jnp.zeros(8), jnp.zeros(())
+    expected = np.where(np.arange(8) < pieces, np.arange(8) + 1.0, 0)
+    for run in (accumulate, jax.jit(accumulate, static_argnums=(0, 1))):
+        chex.assert_trees_all_equal(run(work, add, start, jnp.int32(pieces)), (expected, np.float32(expected.sum())))
 
 
 def test_gumbel_softmax_samples_its_categories():

@@ -23,7 +23,7 @@ BLOCK, CHUNK = 32, 2
 
 # A routed product costs about this much more than its share of a dense one, so a mixture with more than one weight
 # in ROUTING_COST in use is computed densely, ROWS rows at once.
-ROUTING_COST, ROWS = 3.3, 512
+ROUTING_COST, ROWS = 2.8, 512
 
 
 class Layer(TypedDict):
