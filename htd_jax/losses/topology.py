@@ -21,7 +21,7 @@ PAIRS = ("positive", "all")
 
 # Rows in a tile of the entity-level topology: wide enough for a good matrix product, narrow enough that a small
 # group does not pay for much of its neighbours. And how many pairs of tiles a lane meets at once.
-TILE, MEETINGS = 32, 32
+TILE, MEETINGS = 32, 8
 
 # Rows in a tile of `_within_groups`: it writes a [d_t, d_t] matrix a tile, so fewer, and a group's last is part empty.
 PRODUCT_TILE = 64
@@ -88,7 +88,7 @@ def ftd_loss(student: chex.Array, teacher: chex.Array, *, where: chex.Array | No
     2.0
     """
     _check_pair(student, teacher, where)
-    s, t = _entity_directions(student, teacher, where)
+    s, t = _directions(keep_rows(student, where)), _directions(keep_rows(jax.lax.stop_gradient(teacher), where))
     square = lambda x, y: jnp.sum(einsum("nd,ne->de", x, y) ** 2)
     return square(t, t) - 2 * square(t, s) + square(s, s)
 
@@ -158,9 +158,9 @@ def entity_level_loss(
     """
     _check_groups(student, teacher, groups, num_groups, where)
     check_choice("pairs", pairs, PAIRS)
-    s, t = _entity_directions(student, teacher, where)
+    s, t = _directions(keep_rows(student, where)), _directions(jax.lax.stop_gradient(teacher))
     groups = jnp.asarray(groups, jnp.int32)
-    groups = groups if where is None else jnp.where(where, groups, num_groups)
+    groups = groups if where is None else jnp.where(where, groups, num_groups)  # a group that meets none
     order = _sorted_by(groups, num_groups)
     return _entity_level(s[order], t[order], groups[order], num_groups, pairs == "positive")
 
@@ -188,7 +188,7 @@ def group_level_loss(
     _check_groups(student, teacher, groups, num_groups, where)
     check_choice("group_level", group_level, GROUP_LEVELS)
     teacher = jax.lax.stop_gradient(teacher)
-    student, teacher = keep_rows(student, where), keep_rows(teacher, where)
+    student = keep_rows(student, where)
     groups = jnp.asarray(groups, jnp.int32)
     groups = groups if where is None else jnp.where(where, groups, num_groups)  # a group of no number is not summed
     size = jnp.bincount(groups, length=num_groups)
@@ -215,11 +215,6 @@ def _directions(x: jax.Array) -> jax.Array:
     x = x / jnp.where(zero, 1, largest)
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(zero, 1, square))
-
-
-def _entity_directions(student, teacher, where):
-    teacher = jax.lax.stop_gradient(teacher)
-    return _directions(keep_rows(student, where)), _directions(keep_rows(teacher, where))
 
 
 def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
