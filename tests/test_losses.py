@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htd_jax import losses
+from htd_jax.losses import assignment
 from htd_jax.losses.lanes import accumulate
 
 # Sizes on both sides of a tile, and no multiple of one.
@@ -238,6 +239,26 @@ def test_routed_assignment_when_experts_are_idle_or_overrun(crowded):
     rows = 1300
     experts = draw_experts(rng, experts=3)
     logits = rng.normal(size=(rows, 3)) * 0.01 + (0 if crowded else np.array([0, 100, 0]))
+    student, teacher = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6))
+    check(
+        lambda s: losses.routed_assignment_loss(s, f32(teacher), f32(logits), 1.0, f32(experts)),
+        lambda s: oracle.assignment(s, teacher, oracle.softmax(logits), experts, np.ones(rows, bool)),
+        student,
+    )
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_routed_assignment_about_its_fullest(over):
+    """The most pairs that are routed, each expert's last block nearly empty, and one pair more: densely computed."""
+    rng = np.random.default_rng(1)
+    rows, num = 3 * assignment.BLOCK, 40
+    pairs = int(rows * num / assignment.ROUTING_COST) + over
+    used = (np.arange(rows)[:, None] - 7 * np.arange(num)) % rows < assignment.BLOCK + 1
+    spare = rng.permutation(np.flatnonzero(~used))[: pairs - used.sum()]
+    used.ravel()[spare] = True
+    assert used.sum() == pairs and used.any(1).all()
+    experts = draw_experts(rng, experts=num)
+    logits = np.where(used, rng.normal(size=used.shape), -1e3)
     student, teacher = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6))
     check(
         lambda s: losses.routed_assignment_loss(s, f32(teacher), f32(logits), 1.0, f32(experts)),

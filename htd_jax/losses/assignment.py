@@ -23,7 +23,7 @@ BLOCK, CHUNK = 32, 2
 
 # A routed product costs about this much more than its share of a dense one, so a mixture with more than one weight
 # in ROUTING_COST in use is computed densely, ROWS rows at once.
-ROUTING_COST, ROWS = 2.8, 512
+ROUTING_COST, ROWS = 2.8, 256
 
 
 class Layer(TypedDict):
@@ -164,9 +164,8 @@ def routed_assignment_loss(
     _check_temperature(temperature)
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, student.dtype))
     mixture = keep_rows(_softmax(keep_rows(logits, where), temperature), where)
-    teacher = jax.lax.stop_gradient(keep_rows(teacher, where))
     in_use = ~(mixture < NEGLIGIBLE * jnp.minimum(temperature, 1))  # so is what is no number: the loss must show it
-    return _regression(keep_rows(student, where), teacher, mixture, experts, in_use)
+    return _regression(student, jax.lax.stop_gradient(teacher), mixture, experts, in_use)
 
 
 def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
@@ -179,7 +178,7 @@ def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
 @jax.custom_vjp
 def _regression(student, teacher, mixture, experts, in_use):
     """`group_assignment_loss`, with no need of more than the weights `in_use`, `[n, K]` bool; a row of none is masked,
-    and zero in student and teacher."""
+    and may hold anything."""
     return _regression_and_gradients(student, teacher, mixture, experts, in_use)[0]
 
 
@@ -188,7 +187,7 @@ def _regression_and_gradients(student, teacher, mixture, experts, in_use):
     use the routed loops have no turn, and elsewhere the dense one has none."""
     crowded = ROUTING_COST * jnp.sum(in_use) > mixture.size
     total = jnp.zeros((), student.dtype), *jax.tree.map(jnp.zeros_like, (student, mixture, experts))
-    total = _dense_regression(total, student, teacher, mixture, experts, crowded)
+    total = _dense_regression(total, student, teacher, mixture, experts, in_use, crowded)
     loss, d_student, d_mixture, d_experts = _routed_regression(
         total, student, teacher, mixture, experts, in_use & ~crowded
     )
@@ -201,12 +200,15 @@ _regression.defvjp(
 )
 
 
-def _dense_regression(total, student, teacher, mixture, experts, wanted):
-    """Adds loss and gradients over all pairs (row, expert), ROWS rows at a time, if `wanted`."""
+def _dense_regression(total, student, teacher, mixture, experts, in_use, wanted):
+    """Adds loss and gradients over all pairs of an expert and a row that is not masked, ROWS rows at a time, if
+    `wanted`."""
+    kept = in_use.any(1)
+    rows = jnp.flatnonzero(kept, size=-(-len(kept) // ROWS) * ROWS, fill_value=len(kept))
 
     def add(index, total):
         loss, d_student, d_mixture, d_experts = total
-        row = index * ROWS + jnp.arange(ROWS)
+        row = jax.lax.dynamic_slice_in_dim(rows, index * ROWS, ROWS)
         some = [_rows(x, row) for x in (student, teacher, mixture)]
         part, gradients = jax.value_and_grad(group_assignment_loss, (0, 2, 3))(*some, experts)
         return (
@@ -216,7 +218,7 @@ def _dense_regression(total, student, teacher, mixture, experts, wanted):
             jax.tree.map(jnp.add, d_experts, gradients[2]),
         )
 
-    return jax.lax.fori_loop(0, jnp.where(wanted, -(-len(student) // ROWS), 0), add, total)
+    return jax.lax.fori_loop(0, jnp.where(wanted, -(-jnp.sum(kept) // ROWS), 0), add, total)
 
 
 def _routed_regression(total, student, teacher, mixture, experts, in_use):
@@ -227,37 +229,40 @@ def _routed_regression(total, student, teacher, mixture, experts, in_use):
     """
     several = in_use.sum(1) > 1
     loss, d_student, d_mixture, d_experts = total
+    rows, expert_of, num_blocks = _route(in_use)
+    spoken_in = jnp.flatnonzero(_rows(several, rows).any(1), size=len(rows), fill_value=len(rows))
 
-    def visit(route, index):
-        """A chunk's rows `[CHUNK, BLOCK]` (`rows` where empty), experts `[CHUNK]` and their layers, and the rows'
+    def visit(row, expert):
+        """Of blocks' rows `[CHUNK, BLOCK]` (`n` where empty) and experts `[CHUNK]`: the experts' layers, and the rows'
         inputs, weights, hidden units and outputs."""
-        row = jax.lax.dynamic_slice_in_dim(route[0], index * CHUNK, CHUNK)
-        expert = jax.lax.dynamic_slice_in_dim(route[1], index * CHUNK, CHUNK)
         layers = jax.tree.map(lambda x: x[expert], experts)
         apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"]) + layer["bias"][:, None]
         inputs = _rows(student, row)
         weight = _rows(mixture, (row, expert[:, None]))[..., None]
         hidden = jax.nn.relu(apply(layers["hidden"], inputs))
-        return row, expert, layers, inputs, weight, hidden, apply(layers["output"], hidden)
+        return layers, inputs, weight, hidden, apply(layers["output"], hidden)
 
     def speak(index):
-        visited = visit(to_several, index)
-        row, *_, weight, _, output = visited
+        block = jax.lax.dynamic_slice_in_dim(spoken_in, index * CHUNK, CHUNK)
+        row = rows.at[block].get(mode="fill", fill_value=len(student))
+        row, expert = jnp.where(_rows(several, row), row, len(student)), expert_of[block]
+        visited = visit(row, expert)
+        *_, weight, _, output = visited
         return row, weight * output, visited
 
-    to_several = _route(in_use & several[:, None])
-    mixed = accumulate(
+    residual = accumulate(  # of a single expert's row: without its output
         speak,
-        lambda mixed, spoken: mixed.at[spoken[0]].add(spoken[1], mode="drop"),
-        jnp.zeros_like(teacher),
-        to_several[2],
+        lambda residual, spoken: residual.at[spoken[0]].add(spoken[1], mode="drop"),
+        -teacher,
+        -(-jnp.sum(spoken_in < len(rows)) // CHUNK),
     )
-    residual = mixed - teacher  # of a single expert's row: without its output
     loss += jnp.sum(jnp.where(several, jnp.sum(residual**2, 1), 0))
 
     def differentiate(index):
-        visited = visit(to_all, index)
-        row, expert, layers, inputs, weight, hidden, output = visited
+        chunk = lambda x: jax.lax.dynamic_slice_in_dim(x, index * CHUNK, CHUNK)
+        row, expert = chunk(rows), chunk(expert_of)
+        visited = visit(row, expert)
+        layers, inputs, weight, hidden, output = visited
         single = ~_rows(several, row)
         left = _rows(residual, row) + jnp.where(single[..., None], weight * output, 0)
         part = jnp.sum(jnp.where(single, jnp.sum(left**2, -1), 0))
@@ -279,8 +284,7 @@ def _routed_regression(total, student, teacher, mixture, experts, in_use):
             jax.tree.map(lambda d, some: d.at[expert].add(some), d_experts, d_layers),
         )
 
-    to_all = _route(in_use)
-    return accumulate(differentiate, add, (loss, d_student, d_mixture, d_experts), to_all[2])
+    return accumulate(differentiate, add, (loss, d_student, d_mixture, d_experts), -(-num_blocks // CHUNK))
 
 
 def _rows(x: jax.Array, index: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
@@ -289,23 +293,23 @@ def _rows(x: jax.Array, index: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _route(active: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Blocks of rows for each expert, from `[n, K]` bool.
+    """Blocks of rows for each expert, from `[n, K]` bool of which no more than one in ROUTING_COST is true.
 
     Returns:
       The rows of each block `[blocks, BLOCK]`, `n` where a block has no more; each block's expert `[blocks]`; and
-      how many chunks of CHUNK blocks hold a row. The number of blocks is static, enough for every pair.
+      how many blocks hold a row.
     """
     rows, num_experts = active.shape
+    most = num_experts + int(active.size / ROUTING_COST) // BLOCK  # each expert's last block may be part empty
+    most = LANES * CHUNK * -(-most // (LANES * CHUNK))
     position = jax.lax.associative_scan(jnp.add, active.astype(jnp.int32))  # among its expert's rows, from 1
     blocks = -(-position[-1] // BLOCK)
     last_block = jnp.cumsum(blocks)
-    num_blocks = num_experts * -(-rows // BLOCK)
-    num_blocks = LANES * CHUNK * -(-num_blocks // (LANES * CHUNK))
-    slot = jnp.where(active, (last_block - blocks) * BLOCK + position - 1, num_blocks * BLOCK)
+    slot = jnp.where(active, (last_block - blocks) * BLOCK + position - 1, most * BLOCK)
     row = jnp.broadcast_to(jnp.arange(rows)[:, None], active.shape)
-    row_of = jnp.full(num_blocks * BLOCK, rows).at[slot].set(row, mode="drop").reshape(num_blocks, BLOCK)
-    expert_of = jnp.searchsorted(last_block, jnp.arange(num_blocks), side="right")
-    return row_of, jnp.minimum(expert_of, num_experts - 1), -(-last_block[-1] // CHUNK)
+    row_of = jnp.full(most * BLOCK, rows).at[slot].set(row, mode="drop").reshape(most, BLOCK)
+    expert_of = jnp.searchsorted(last_block, jnp.arange(most), side="right")
+    return row_of, jnp.minimum(expert_of, num_experts - 1), last_block[-1]
 
 
 def _check_logits(logits):
