@@ -75,7 +75,7 @@ def phases(split: Split) -> dict[str, tuple[float, float, float, dict[str, float
     adam = lambda parameters: 8 * 4 * parameters
     gathered = 4 * n * TEACHER_DIM
 
-    ftd = 2 * n * (TEACHER_DIM**2 + 2 * TEACHER_DIM * STUDENT_DIM + 2 * STUDENT_DIM**2)
+    ftd = 2 * n * (TEACHER_DIM**2 / 2 + 2 * TEACHER_DIM * STUDENT_DIM + 1.5 * STUDENT_DIM**2)  # T'T is symmetric
     pairs = (users**2 + items**2) / GROUPS / 2  # groups of equal size, as on a random teacher
     topology = 2 * pairs * (TEACHER_DIM + 3 * STUDENT_DIM)
     topology += 2 * n * (2 * GROUPS + 1) * (TEACHER_DIM + 2 * STUDENT_DIM)
