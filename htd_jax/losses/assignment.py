@@ -224,13 +224,14 @@ def _dense_regression(total, student, teacher, mixture, experts, in_use, wanted)
 def _routed_regression(total, student, teacher, mixture, experts, in_use):
     """Adds loss and gradients over the pairs (row, expert) in use.
 
-    The rows of a single expert, nearly all at a low temperature, are done in one visit. Those of several are visited
-    twice: what is left of a row is known when all its experts have spoken.
+    The rows of a single expert, nearly all at a low temperature, are done in one visit. Blocks that hold a row of
+    several are visited twice: what is left of a row is known when all its experts have spoken.
     """
     several = in_use.sum(1) > 1
     loss, d_student, d_mixture, d_experts = total
     rows, expert_of, num_blocks = _route(in_use)
-    spoken_in = jnp.flatnonzero(_rows(several, rows).any(1), size=len(rows), fill_value=len(rows))
+    mixed_in = _rows(several, rows).any(1)  # the blocks to be visited twice
+    twice = jnp.flatnonzero(mixed_in, size=len(rows), fill_value=len(rows))
 
     def visit(row, expert):
         """Of blocks' rows `[CHUNK, BLOCK]` (`n` where empty) and experts `[CHUNK]`: the experts' layers, and the rows'
@@ -243,7 +244,7 @@ def _routed_regression(total, student, teacher, mixture, experts, in_use):
         return layers, inputs, weight, hidden, apply(layers["output"], hidden)
 
     def speak(index):
-        block = jax.lax.dynamic_slice_in_dim(spoken_in, index * CHUNK, CHUNK)
+        block = jax.lax.dynamic_slice_in_dim(twice, index * CHUNK, CHUNK)
         row = rows.at[block].get(mode="fill", fill_value=len(student))
         row, expert = jnp.where(_rows(several, row), row, len(student)), expert_of[block]
         visited = visit(row, expert)
@@ -254,7 +255,7 @@ def _routed_regression(total, student, teacher, mixture, experts, in_use):
         speak,
         lambda residual, spoken: residual.at[spoken[0]].add(spoken[1], mode="drop"),
         -teacher,
-        -(-jnp.sum(spoken_in < len(rows)) // CHUNK),
+        -(-jnp.sum(mixed_in) // CHUNK),
     )
     loss += jnp.sum(jnp.where(several, jnp.sum(residual**2, 1), 0))
 
