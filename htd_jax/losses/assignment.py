@@ -187,10 +187,9 @@ def _regression_and_gradients(student, teacher, mixture, experts, in_use):
     use the routed loops have no turn, and elsewhere the dense one has none."""
     crowded = ROUTING_COST * jnp.sum(in_use) > mixture.size
     total = jnp.zeros((), student.dtype), *jax.tree.map(jnp.zeros_like, (student, mixture, experts))
-    total = _dense_regression(total, student, teacher, mixture, experts, in_use, crowded)
-    loss, d_student, d_mixture, d_experts = _routed_regression(
-        total, student, teacher, mixture, experts, in_use & ~crowded
-    )
+    total = _dense_regression(total, student, teacher, mixture, experts, in_use & crowded)
+    total = _routed_regression(total, student, teacher, mixture, experts, in_use & ~crowded)
+    loss, d_student, d_mixture, d_experts = total
     return loss, (d_student, None, d_mixture, d_experts, None)
 
 
@@ -200,9 +199,8 @@ _regression.defvjp(
 )
 
 
-def _dense_regression(total, student, teacher, mixture, experts, in_use, wanted):
-    """Adds loss and gradients over all pairs of an expert and a row that is not masked, ROWS rows at a time, if
-    `wanted`."""
+def _dense_regression(total, student, teacher, mixture, experts, in_use):
+    """Adds loss and gradients over all experts of every row with a weight in use, ROWS rows at a time."""
     kept = in_use.any(1)
     rows = jnp.flatnonzero(kept, size=-(-len(kept) // ROWS) * ROWS, fill_value=len(kept))
 
@@ -218,7 +216,7 @@ def _dense_regression(total, student, teacher, mixture, experts, in_use, wanted)
             jax.tree.map(jnp.add, d_experts, gradients[2]),
         )
 
-    return jax.lax.fori_loop(0, jnp.where(wanted, -(-jnp.sum(kept) // ROWS), 0), add, total)
+    return jax.lax.fori_loop(0, -(-jnp.sum(kept) // ROWS), add, total)
 
 
 def _routed_regression(total, student, teacher, mixture, experts, in_use):
@@ -232,6 +230,7 @@ def _routed_regression(total, student, teacher, mixture, experts, in_use):
     rows, expert_of, num_blocks = _route(in_use)
     mixed_in = _rows(several, rows).any(1)  # the blocks to be visited twice
     twice = jnp.flatnonzero(mixed_in, size=len(rows), fill_value=len(rows))
+    chunk = lambda x, index: jax.lax.dynamic_slice_in_dim(x, index * CHUNK, CHUNK)
 
     def visit(row, expert):
         """Of blocks' rows `[CHUNK, BLOCK]` (`n` where empty) and experts `[CHUNK]`: the experts' layers, and the rows'
@@ -244,7 +243,7 @@ def _routed_regression(total, student, teacher, mixture, experts, in_use):
         return layers, inputs, weight, hidden, apply(layers["output"], hidden)
 
     def speak(index):
-        block = jax.lax.dynamic_slice_in_dim(twice, index * CHUNK, CHUNK)
+        block = chunk(twice, index)
         row = rows.at[block].get(mode="fill", fill_value=len(student))
         row, expert = jnp.where(_rows(several, row), row, len(student)), expert_of[block]
         visited = visit(row, expert)
@@ -260,8 +259,7 @@ def _routed_regression(total, student, teacher, mixture, experts, in_use):
     loss += jnp.sum(jnp.where(several, jnp.sum(residual**2, 1), 0))
 
     def differentiate(index):
-        chunk = lambda x: jax.lax.dynamic_slice_in_dim(x, index * CHUNK, CHUNK)
-        row, expert = chunk(rows), chunk(expert_of)
+        row, expert = chunk(rows, index), chunk(expert_of, index)
         visited = visit(row, expert)
         layers, inputs, weight, hidden, output = visited
         single = ~_rows(several, row)

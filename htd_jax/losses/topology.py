@@ -159,8 +159,7 @@ def entity_level_loss(
     _check_groups(student, teacher, groups, num_groups, where)
     check_choice("pairs", pairs, PAIRS)
     s, t = _directions(keep_rows(student, where)), _directions(jax.lax.stop_gradient(teacher))
-    groups = jnp.asarray(groups, jnp.int32)
-    groups = groups if where is None else jnp.where(where, groups, num_groups)  # a group that meets none
+    groups = _kept_groups(groups, num_groups, where)
     order = _sorted_by(groups, num_groups)
     return _entity_level(s[order], t[order], groups[order], num_groups, pairs == "positive")
 
@@ -189,8 +188,7 @@ def group_level_loss(
     check_choice("group_level", group_level, GROUP_LEVELS)
     teacher = jax.lax.stop_gradient(teacher)
     student = keep_rows(student, where)
-    groups = jnp.asarray(groups, jnp.int32)
-    groups = groups if where is None else jnp.where(where, groups, num_groups)  # a group of no number is not summed
+    groups = _kept_groups(groups, num_groups, where)
     size = jnp.bincount(groups, length=num_groups)
     mean = lambda x: jax.ops.segment_sum(x, groups, num_groups) / jnp.maximum(size, 1)[:, None]
     present = size > 0
@@ -215,6 +213,13 @@ def _directions(x: jax.Array) -> jax.Array:
     x = x / jnp.where(zero, 1, largest)
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(zero, 1, square))
+
+
+def _kept_groups(groups: jax.Array, num_groups: int, where: jax.Array | None) -> jax.Array:
+    """The groups as int32, `num_groups` for a masked row: a group that meets none and is not summed, so what the
+    teacher holds there is never counted."""
+    groups = jnp.asarray(groups, jnp.int32)
+    return groups if where is None else jnp.where(where, groups, num_groups)
 
 
 def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
