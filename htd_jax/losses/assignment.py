@@ -14,10 +14,6 @@ from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_r
 from htd_jax.losses.lanes import LANES, accumulate
 from htd_jax.products import dot, einsum
 
-# A mixture weight under this, times the temperature where that is under 1, is left out. It is lost in the rounding of
-# a sum of weights that is 1; and the gradient of its logit, which is divided by the temperature, loses no more.
-NEGLIGIBLE = 2.0**-30
-
 # The routed mixture's unit of work: BLOCK rows of one expert, CHUNK blocks in a lane at once.
 BLOCK, CHUNK = 32, 2
 
@@ -134,13 +130,13 @@ def routed_assignment_loss(
 ) -> jax.Array:
     r"""`group_assignment_loss` of the mixture `softmax(logits / temperature)`, at the cost of the experts in use.
 
-    .. math:: \sum_a |t_a - \sum_{k:\, z_{ak} \ge \epsilon} z_{ak} f_k(s_a)|^2,
-              \quad z_a = softmax(l_a / T), \quad \epsilon = 2^{-30} \min(T, 1)
+    .. math:: \sum_a |t_a - \sum_{k:\, z_{ak} \ge \epsilon} z_{ak} f_k(s_a)|^2, \quad z_a = softmax(l_a / T)
 
-    Loss and gradients equal the dense mixture's to rounding at every temperature: a weight left out is too small to
-    change the sum, and since the softmax multiplies the gradient of a weight by the weight over T, too small to
-    change the gradient of the logits. (`group_assignment_loss` has no such right: its mixture is any, and the gradient
-    of a zero weight is not zero.) At a low temperature this is one expert a row instead of K.
+    with epsilon the rounding of a sum that is 1, `2^-24` in float32. Loss and gradients are the dense mixture's to
+    rounding at every temperature: a weight left out is lost when it is added to the others; and the gradient of its
+    logit, which the softmax multiplies by the weight over T, is as small beside the rounding of the others', which are
+    divided by T too. (`group_assignment_loss` has no such right: its mixture is any, and the gradient of a zero weight
+    is not zero.) At a low temperature this is one expert a row instead of K.
 
     The pairs (row, expert) in use are sorted by expert into blocks of rows, and blocks are worked off in chunks
     of batched products for as long as there are any; where most pairs are in use, the dense products are faster and
@@ -164,7 +160,8 @@ def routed_assignment_loss(
     _check_temperature(temperature)
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, student.dtype))
     mixture = keep_rows(_softmax(keep_rows(logits, where), temperature), where)
-    in_use = ~(mixture < NEGLIGIBLE * jnp.minimum(temperature, 1))  # so is what is no number: the loss must show it
+    rounding = jnp.finfo(mixture.dtype).eps / 2
+    in_use = ~(mixture < rounding)  # so is what is no number: the loss must show it
     return _regression(student, jax.lax.stop_gradient(teacher), mixture, experts, in_use)
 
 
