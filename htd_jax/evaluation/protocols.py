@@ -6,13 +6,13 @@ A protocol is a value with two methods: `blocks(split)`, a pytree of arrays with
 
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.data import Interactions, Split
 from htd_jax.errors import UserError
+from htd_jax.models import Recommender
 
 # Scores held at once, 16 MiB of them: a good matrix product, and most of them still in a processor's cache when read.
 SCORES = 2**22
@@ -46,7 +46,7 @@ class Full(NamedTuple):
         held_out = {f"{name}_at": _positions(blocks[name]) for name in ("valid", "test")}
         return blocks | held_out | dict(zip(("row", "item"), map(jnp.asarray, seen)))
 
-    def ranks(self, model: nn.Module, block: Block) -> tuple[jax.Array, jax.Array]:
+    def ranks(self, model: Recommender, block: Block) -> tuple[jax.Array, jax.Array]:
         scores = model.score_all(block["users"])
         of_part = lambda name, other: _ranks(
             scores, block[name], block[f"{name}_at"], block[other], block["row"], block["item"]
@@ -74,7 +74,7 @@ class Sampled(NamedTuple):
         blocks = _blocks(split, max(1, min(split.train.num_users, PAIRS // scored)))
         return blocks | {"candidates": jnp.asarray(candidates)[blocks["users"]]}
 
-    def ranks(self, model: nn.Module, block: Block) -> tuple[jax.Array, jax.Array]:
+    def ranks(self, model: Recommender, block: Block) -> tuple[jax.Array, jax.Array]:
         parts = [block["valid"], block["test"], block["candidates"]]
         items = jnp.concatenate(parts, axis=1)
         scores = model.score(block["users"][:, None], jnp.maximum(items, 0))
