@@ -16,8 +16,8 @@ def accumulate(
     """`for i in range(pieces): total = add(total, work(i))`, LANES pieces side by side.
 
     XLA on a CPU runs a small product, and any batched one, on one core. A second core takes another product only if
-    neither it nor its memory has to wait for the first. So what `work` returns, its intermediate results included, is
-    carried by the loop: memory that a lane has to itself.
+    neither it nor its memory has to wait for the first: what waited goes on in the thread that it waited for. So what
+    `work` returns, its intermediate results included, is carried by the loop: memory that a lane has to itself.
 
     Args:
       work: index -> a pytree of arrays; from `pieces` on, where the last turn may reach, what changes no total.
