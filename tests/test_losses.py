@@ -209,6 +209,10 @@ def dense_assignment(student, logits, experts, teacher, temperature, where=None)
     return losses.group_assignment_loss(student, teacher, mixture, experts, where=where)
 
 
+def routed_assignment(student, logits, experts, teacher, temperature, where=None):
+    return losses.routed_assignment_loss(student, teacher, logits, temperature, experts, where=where)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 0.1, 0.03, 1e-2, 1e-3, 1e-5, 1e-7, 1e-10])
 @pytest.mark.parametrize("rows", [3, 200])
 def test_routed_assignment_is_the_dense_one_at_every_temperature(rows, temperature):
@@ -218,9 +222,6 @@ def test_routed_assignment_is_the_dense_one_at_every_temperature(rows, temperatu
     logits[0] = logits[0, 0]  # a tie stays a tie at every temperature
     student, teacher, where = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6)), rng.random(rows) < 0.8
     where[0] = True
-
-    def routed(s, logit, e, t):
-        return losses.routed_assignment_loss(s, f32(teacher), logit, t, e, where=jnp.asarray(where))
 
     with jax.enable_x64(True):
         expected = jax.value_and_grad(dense_assignment, (0, 1, 2))(
@@ -233,7 +234,8 @@ def test_routed_assignment_is_the_dense_one_at_every_temperature(rows, temperatu
         )
     mixture = oracle.softmax((logits - logits.max(-1, keepdims=True)).astype(float) / temperature)
     np.testing.assert_allclose(expected[0], oracle.assignment(student, teacher, mixture, experts, where), rtol=1e-7)
-    found = jax.jit(jax.value_and_grad(routed, (0, 1, 2)))(f32(student), logits, f32(experts), temperature)
+    inputs = *f32((student, logits, experts, teacher)), temperature, jnp.asarray(where)
+    found = jax.jit(jax.value_and_grad(routed_assignment, (0, 1, 2)))(*inputs)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1])):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5 * np.abs(b).max())
@@ -249,19 +251,17 @@ def test_the_weights_left_out_are_lost_in_rounding(temperature, rng):
     assert (weights >= 2.0**-24).mean() < 1 / assignment.ROUTING_COST  # it is routed
     assert ((weights < 2.0**-24) & (weights > 0)).sum() > 100
 
-    def routed(s, logit, e, t, T):
-        return losses.routed_assignment_loss(s, t, logit, T, e)
-
-    inputs = f32((student, logits, experts, teacher)), np.float32(temperature)
-    found = {
-        loss: jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*inputs[0], inputs[1]) for loss in (dense_assignment, routed)
-    }
+    inputs = *f32((student, logits, experts, teacher)), np.float32(temperature)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), inputs)
-        expected = jax.tree.map(np.asarray, jax.value_and_grad(dense_assignment, (0, 1, 2))(*exact[0], exact[1]))
-    error = lambda a, b: np.linalg.norm(np.asarray(a, float) - b) / np.linalg.norm(b)
-    errors = {loss: jax.tree.leaves(jax.tree.map(error, found[loss], expected)) for loss in found}
-    for of_routed, of_dense in zip(errors[routed], errors[dense_assignment]):
+        expected = jax.tree.map(np.asarray, jax.value_and_grad(dense_assignment, (0, 1, 2))(*exact))
+
+    def errors(loss):
+        error = lambda a, b: np.linalg.norm(np.asarray(a, float) - b) / np.linalg.norm(b)
+        found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*inputs)
+        return jax.tree.leaves(jax.tree.map(error, found, expected))
+
+    for of_routed, of_dense in zip(errors(routed_assignment), errors(dense_assignment)):
         assert of_routed < 2 * of_dense + 3e-7  # a sum alone may be off by that
 
 
@@ -272,9 +272,10 @@ def test_even_weights_under_the_rounding_are_not_left_out(rng):
     student, teacher = (jnp.asarray(rng.normal(size=(5, d)), jnp.bfloat16) for d in (3, 6))
     even = jnp.zeros((5, num), jnp.bfloat16)
     assert 1 / num < jnp.finfo(jnp.bfloat16).eps / 2
-    dense = lambda s, e: dense_assignment(s, even, e, teacher, 1.0)
-    routed = lambda s, e: losses.routed_assignment_loss(s, teacher, even, 1.0, e)
-    expected, found = (jax.value_and_grad(loss, (0, 1))(student, experts) for loss in (dense, routed))
+    expected, found = (
+        jax.value_and_grad(loss, (0, 2))(student, even, experts, teacher, 1.0)
+        for loss in (dense_assignment, routed_assignment)
+    )
     chex.assert_trees_all_close(
         *jax.tree.map(lambda x: np.asarray(x, np.float32), (found, expected)), rtol=0.05, atol=0.05
     )
