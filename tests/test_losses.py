@@ -361,6 +361,28 @@ def test_narrow_and_numpy_groups_will_do():
     np.testing.assert_allclose(call(groups.astype(np.int8)), call(jnp.asarray(groups)), rtol=1e-6)
 
 
+def test_numpy_experts_will_do(rng):
+    experts, rows = draw_experts(rng), np.float32(rng.normal(size=(9, 3)))
+    arguments = rows, np.float32(rng.normal(size=(9, 6))), np.float32(rng.normal(size=(9, 4))), 0.3
+    experts = jax.tree.map(np.float32, experts)
+    found = losses.routed_assignment_loss(*arguments, experts)
+    np.testing.assert_allclose(found, losses.routed_assignment_loss(*f32(arguments[:3]), 0.3, f32(experts)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("pairs", ["positive", "all"])
+def test_of_no_rows_a_loss_is_0(rng, pairs):
+    student, teacher, experts = jnp.zeros((0, 3)), jnp.zeros((0, 6)), f32(draw_experts(rng))
+    groups = jnp.zeros(0, int)
+    for loss in (
+        lambda s: losses.ftd_loss(s, teacher),
+        lambda s: losses.htd_loss(s, teacher, groups, num_groups=5, pairs=pairs),
+        lambda s: losses.routed_assignment_loss(s, teacher, jnp.zeros((0, 4)), 0.1, experts),
+        lambda s: losses.group_assignment_loss(s, teacher, jnp.zeros((0, 4)), experts),
+    ):
+        value, gradient = jax.value_and_grad(loss)(student)
+        assert value == 0 and gradient.shape == (0, 3)
+
+
 def test_gumbel_softmax_is_one_hot_and_finite_at_the_lowest_temperature(rng):
     logits = f32(rng.normal(size=(50, 4)))
     sample, pull = jax.vjp(jax.jit(lambda x: losses.gumbel_softmax(jax.random.key(0), x, 1e-10)), logits)
@@ -426,6 +448,32 @@ def test_gradients_are_finite_on_degenerate_rows(loss, rows):
         teacher[:] = teacher[5]
     value, gradient = loss(*f32((student, teacher, groups)), None)
     assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["ftd", "htd positive", "htd all"])
+def test_a_zero_row_has_no_gradient(name):
+    """Of no direction, it is not pulled in any. (But it is as part of a prototype.)"""
+    student, teacher, groups, _ = draw(3, 70, 4)
+    _, gradient = VALUE_AND_GRADIENT[name](*f32((student, teacher, groups)), None)
+    np.testing.assert_array_equal(gradient[1], 0)
+    assert (gradient[2:] != 0).any(1).all()
+
+
+def test_a_zero_row_has_no_gradient_in_a_cosine():
+    x = jnp.array([[0.0, 0.0], [3.0, 1.0]])
+    gradient = jax.grad(lambda x: losses.pairwise_cosine(x, jnp.array([[1.0, 0.0]])).sum())(x)
+    np.testing.assert_array_equal(gradient[0], 0)
+    assert gradient[1, 1] != 0
+
+
+@pytest.mark.parametrize("size", [8e37, 9e37, 3.4e38])
+def test_rows_up_to_the_largest_number_have_a_direction(size):
+    rows = jnp.array([[size, -size, 0], [1, 0, 0]])
+    half = 0.5**0.5
+    np.testing.assert_allclose(losses.pairwise_cosine(rows, jnp.eye(3)), [[half, -half, 0], [1, 0, 0]], rtol=1e-6)
+    value, gradient = jax.value_and_grad(losses.ftd_loss)(rows, jnp.eye(2))
+    np.testing.assert_allclose(value, 1, rtol=1e-5)
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)

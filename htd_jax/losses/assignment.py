@@ -158,6 +158,9 @@ def routed_assignment_loss(
     """
     _check_mixture_of_experts(student, teacher, "logits", logits, experts, where)
     _check_temperature(temperature)
+    if not len(student):
+        return jnp.zeros((), student.dtype)
+    student, teacher, logits, experts = jax.tree.map(jnp.asarray, (student, teacher, logits, experts))
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, student.dtype))
     mixture = keep_rows(_softmax(keep_rows(logits, where), temperature), where)
     lost = min(jnp.finfo(mixture.dtype).eps / 2, 1 / (2 * mixture.shape[1]))  # which a row's largest weight is never
