@@ -243,14 +243,28 @@ def test_routed_assignment_is_the_dense_one_at_every_temperature(rows, temperatu
 
 @pytest.mark.parametrize("temperature", [0.16, 0.1, 0.03, 1e-2, 1e-3])
 def test_the_weights_left_out_are_lost_in_rounding(temperature, rng):
-    """Where many are left out, loss and gradients lie no farther from float64's than the dense mixture's in float32."""
     rows, num = 300, 30
     experts, logits = draw_experts(rng, experts=num), np.asarray(rng.gumbel(size=(rows, num)) * 2, np.float32)
     student, teacher = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6))
     weights = oracle.softmax(logits.astype(float) / temperature)
-    assert (weights >= 2.0**-24).mean() < 1 / assignment.ROUTING_COST  # it is routed
-    assert ((weights < 2.0**-24) & (weights > 0)).sum() > 100
+    lost = 2.0**-24 / num
+    assert (weights >= lost).mean() < 1 / assignment.ROUTING_COST  # it is routed
+    assert ((weights < lost) & (weights > 0)).sum() > 100
+    assert_near_as_the_dense_one(experts, logits, student, teacher, temperature)
 
+
+def test_many_weights_that_are_each_lost_beside_1_are_not_left_out(rng):
+    """600 of 1e-8 or so: together they are a hundred roundings."""
+    num = 600
+    experts, logits = draw_experts(rng, experts=num), np.asarray(rng.normal(size=(50, num)) * 0.1 - 18, np.float32)
+    logits[:, 7] = 0
+    assert (np.exp(logits).sum(1) - 1 > 100 * 2.0**-24).all() and (np.sort(np.exp(logits))[:, -2] < 2.0**-24).all()
+    student, teacher = rng.normal(size=(50, 3)), rng.normal(size=(50, 6))
+    assert_near_as_the_dense_one(experts, logits, student, teacher, 1.0)
+
+
+def assert_near_as_the_dense_one(experts, logits, student, teacher, temperature):
+    """The routed loss and gradients lie no farther from float64's than the dense mixture's in float32."""
     inputs = *f32((student, logits, experts, teacher)), np.float32(temperature)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), inputs)

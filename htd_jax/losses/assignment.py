@@ -132,11 +132,13 @@ def routed_assignment_loss(
 
     .. math:: \sum_a |t_a - \sum_{k:\, z_{ak} \ge \epsilon} z_{ak} f_k(s_a)|^2, \quad z_a = softmax(l_a / T)
 
-    with epsilon the rounding of a sum that is 1, `2^-24` in float32, and at most `1 / 2K`. Loss and gradients are the
-    dense mixture's to rounding at every temperature: a weight left out is lost when it is added to the others; and the
-    gradient of its logit, which the softmax multiplies by the weight over T, is as small beside the rounding of the
-    others', which are divided by T too. (`group_assignment_loss` has no such right: its mixture is any, and the
-    gradient of a zero weight is not zero.) At a low temperature this is one expert a row instead of K.
+    with epsilon `2^-24 / K` in float32, so that what is left out of a row sums to less than the rounding of a sum that
+    is 1. Where experts' outputs are of like size, loss and gradients are then the dense mixture's to rounding at every
+    temperature (one output C times the others' is missed by up to C roundings): a weight left out is lost when it is
+    added to the others; and the gradient of its logit, which the softmax multiplies by the weight over T, is as small
+    beside the rounding of the others', which are divided by T too. (`group_assignment_loss` has no such right: its
+    mixture is any, and the gradient of a zero weight is not zero.) At a low temperature this is one expert a row
+    instead of K.
 
     The pairs (row, expert) in use are sorted by expert into blocks of rows, and blocks are worked off in chunks
     of batched products for as long as there are any; where most pairs are in use, the dense products are faster and
@@ -163,7 +165,7 @@ def routed_assignment_loss(
     student, teacher, logits, experts = jax.tree.map(jnp.asarray, (student, teacher, logits, experts))
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, student.dtype))
     mixture = keep_rows(_softmax(keep_rows(logits, where), temperature), where)
-    lost = min(jnp.finfo(mixture.dtype).eps / 2, 1 / (2 * mixture.shape[1]))  # which a row's largest weight is never
+    lost = jnp.finfo(mixture.dtype).eps / (2 * mixture.shape[1])  # which a row's largest weight never is
     in_use = ~(mixture < lost)  # so is what is no number: the loss must show it
     return _regression(student, jax.lax.stop_gradient(teacher), mixture, experts, in_use)
 
