@@ -33,7 +33,7 @@ PRODUCT_COST = 2
 def pairwise_cosine(x: chex.Array, y: chex.Array) -> jax.Array:
     """The cosine of every row of `x` with every row of `y`.
 
-    A row of zeros has no direction: its cosine with anything is 0, and its gradient finite (zero).
+    A row of zeros has no direction: its cosine with anything is 0, and so is the gradient.
 
     Source: the topology `A` of the paper.
 
