@@ -200,12 +200,25 @@ def pairs(*rows):
         ((pairs((-1, 0)), pairs((0, 1)), pairs((0, 2))), r"user ids must lie in \[0, 2\)"),
         ((pairs((0, 0)), pairs((0, 1)), pairs((0, 0))), "user 0 and item 0 stand in more than one"),
         ((pairs((0, 0)), pairs(), pairs((0, 2))), "the valid part holds no interaction"),
+        ((pairs((0, 0)), (np.array([]), np.array([])), pairs((0, 2))), "the valid part holds no interaction"),
+        ((pairs((0, 0)), (np.array([0]), np.array([1.5])), pairs((0, 2))), "item ids must be integers, not float64"),
         ((pairs((0, 0), (0, 1), (0, 2), (0, 3)), pairs((1, 1)), pairs((1, 2))), "has all 4 items"),
     ],
 )
 def test_an_impossible_split_is_refused(parts, reason):
     with pytest.raises(UserError, match=reason):
         data.make_split(*parts, 2, 4)
+
+
+def test_more_users_or_items_than_an_id_can_name_are_refused():
+    for sizes, name in (((2**31, 5), "2147483648 users"), ((1, 2**31), "2147483648 items")):
+        with pytest.raises(UserError, match=name):
+            Interactions.from_pairs(*pairs((0, 4)), *sizes)
+
+
+def test_unsigned_ids_will_do():
+    found = Interactions.from_pairs(*np.array([[1, 0], [3, 4]], np.uint64), 2, 5)
+    assert found.users.tolist() == [0, 1] and found.items.tolist() == [4, 3]
 
 
 def test_interactions_are_sorted_and_each_once():
@@ -258,6 +271,11 @@ def test_what_is_held_out_is_uniform():
 def test_an_impossible_way_to_split_is_refused(choice, reason):
     with pytest.raises(UserError, match=reason):
         data.split_pairs(np.zeros(3, int), np.arange(3), **choice)
+
+
+def test_nothing_cannot_be_split():
+    with pytest.raises(UserError, match="no interaction to split"):
+        data.split_pairs(np.array([]), np.array([]))
 
 
 def test_a_split_is_saved_and_loaded(small_split, tmp_path):

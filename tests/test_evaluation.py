@@ -247,3 +247,4 @@ def test_bpr_scores_all_as_it_scores_pairs(rng):
 def test_ranking_metrics_counts_only_users_with_a_held_out_item():
     ranks, where = jnp.array([[1, 1], [11, 1]]), jnp.array([[True, False], [False, False]])
     assert float(ranking_metrics(ranks, where)["recall@10"]) == 1.0
+    assert float(ranking_metrics(np.asarray(ranks, np.int64), np.asarray(where))["recall@10"]) == 1.0

@@ -34,12 +34,17 @@ class Interactions:
         """Sorts `[n]` users and `[n]` items and drops repeated pairs.
 
         Raises:
-          UserError: an id outside [0, num_users) or [0, num_items).
+          UserError: an id outside [0, num_users) or [0, num_items), or no integer; 2^31 users or items, or more.
         """
+        users, items = np.asarray(users), np.asarray(items)
         for name, ids, size in (("user", users, num_users), ("item", items, num_items)):
+            if size >= 2**31:
+                raise UserError(f"{size} {name}s are more than the {2**31 - 1} that there can be")
+            if len(ids) and ids.dtype.kind not in "iu":
+                raise UserError(f"{name} ids must be integers, not {ids.dtype}")
             if len(ids) and not (0 <= ids.min() and ids.max() < size):
                 raise UserError(f"{name} ids must lie in [0, {size}), but go from {ids.min()} to {ids.max()}")
-        pairs = np.unique(np.asarray(users, np.int64) * num_items + items)
+        pairs = np.unique(users.astype(np.int64) * num_items + items.astype(np.int64))
         users, items = pairs // num_items, pairs % num_items
         degree = np.bincount(users, minlength=num_users)
         return cls(

@@ -19,6 +19,9 @@ def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
     its size, a keyed hash of the other. Every round is a bijection, so the whole is one. The few results from `size`
     to a b are sent through again until they fall below `size` ("cycle walking"), which keeps it a bijection.
 
+    Of a handful of numbers not all orders are equally likely (of 5, by up to a quarter; a number's place, 3%), and
+    where size = a b with both odd, no odd permutation is made. Of some dozens, places are uniform as tests see it.
+
     Source: Luby and Rackoff, SIAM J. Comput. 1988; for shuffling, Mitchell et al., ACM TOPC 2022.
 
     Args:

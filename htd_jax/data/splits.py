@@ -32,6 +32,8 @@ def split_pairs(users: np.ndarray, items: np.ndarray, *, split: str = "leave-one
         raise UserError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
     if seed < 0:
         raise UserError(f"--split-seed: must be at least 0, not {seed}")
+    if not len(users):
+        raise UserError("there is no interaction to split")
     order = np.lexsort((np.random.default_rng(seed).permutation(len(users)), users))
     users, items = users[order], items[order]
     degree = np.bincount(users)

@@ -38,6 +38,7 @@ def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: tuple[int, ..
     """
     chex.assert_rank([ranks, where], 2)
     chex.assert_equal_shape([ranks, where])
+    ranks, where = jnp.asarray(ranks), jnp.asarray(where)
     count = where.sum(1)
     users = jnp.maximum((count > 0).sum(), 1)
     ranks = jnp.sort(jnp.where(where, ranks, jnp.iinfo(ranks.dtype).max), axis=1)
