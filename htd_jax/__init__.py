@@ -1,3 +1,28 @@
-"""Topology distillation for recommender systems, in JAX and Flax."""
+"""Topology distillation for recommender systems, in JAX and Flax.
 
-__version__ = "0.1.0"
+`fit` trains a recommender, `distill` a small one with its help; `htd_jax.losses` are the losses, as pure functions.
+"""
+
+__version__ = "0.2.0"
+
+from htd_jax import data, distillers, evaluation, losses, models
+from htd_jax.data import Split
+from htd_jax.distillers import Lists, Representations, Teacher
+from htd_jax.errors import UserError
+from htd_jax.pipeline import Fitted, distill, fit
+
+__all__ = [
+    "Fitted",
+    "Lists",
+    "Representations",
+    "Split",
+    "Teacher",
+    "UserError",
+    "data",
+    "distill",
+    "distillers",
+    "evaluation",
+    "fit",
+    "losses",
+    "models",
+]

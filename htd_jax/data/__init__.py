@@ -1,55 +1,45 @@
-"""Data sets as `Split` values, by name, and what is sampled from them."""
+"""Data sets as `Split` values, by name, and what is sampled from them.
+
+A data set is one file: its settings, with a method `load(data_dir) -> Split`, which a line here makes known.
+"""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from htd_jax.data.citeulike import find_citeulike, load_citeulike
+from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
 from htd_jax.data.interactions import Interactions, Split, make_split
-from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, UserLists, load_lists
+from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.sampling import distinct, shuffle, unseen_items
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
-from htd_jax.data.synthetic import make_synthetic
-from htd_jax.errors import UserError
+from htd_jax.data.synthetic import Synthetic, make_synthetic
+from htd_jax.settings import Registry, check, override
 
-# name -> a file to be split, or (data_dir) -> Split where the split is fixed. The synthetic set is the same in every
-# run: a run's seed is not the data's.
-SOURCES: dict[str, UserLists | Callable[[Path | None], Split]] = {
-    "citeulike": load_citeulike,
-    "citeulike-t": CITEULIKE_T,
-    "foursquare": FOURSQUARE,
-    "synthetic": lambda data_dir: make_synthetic(),
-}
+SOURCES = Registry(
+    "dataset",
+    {"citeulike": CiteULike, "citeulike-t": CiteULikeT, "foursquare": Foursquare, "synthetic": Synthetic},
+)
+register = SOURCES.register
 
 
-def load(
-    name: str,
-    data_dir: Path | None = None,
-    *,
-    min_interactions: int | None = None,
-    split: str = "leave-one-out",
-    split_seed: int = 0,
-) -> Split:
+def load(name: str, data_dir: Path | None = None, **settings: Any) -> Split:
     """The data set called `name`.
 
     Args:
       name: one of `SOURCES`.
       data_dir: the folder that its files are looked for in first.
-      min_interactions, split, split_seed: see `load_lists`; to be left alone where the split is fixed.
+      settings: the data set's own, see its class: `data.load("citeulike-t", split="ratio")`.
 
     Raises:
-      UserError: an unknown name, a file that cannot be had or read, or a choice that the data set does not have.
+      UserError: an unknown name, a value that cannot be, or a file that cannot be had or read.
+      TypeError: a setting that the data set does not have.
     """
-    if name not in SOURCES:
-        raise UserError(f"unknown dataset {name!r}; known datasets: {', '.join(SOURCES)}")
-    source = SOURCES[name]
-    if isinstance(source, UserLists):
-        return load_lists(source, data_dir, min_interactions=min_interactions, split=split, split_seed=split_seed)
-    if (min_interactions, split, split_seed) != (None, "leave-one-out", 0):
-        raise UserError(f"{name} has a fixed split, leave-one-out: it takes no other, no seed and no min-interactions")
-    return source(data_dir)
+    source = override(SOURCES[name](), **settings)
+    check(source, f"{name}.")
+    split: Split = source.load(data_dir)
+    return split
 
 
 def fingerprint(split: Split) -> str:
@@ -62,10 +52,17 @@ def fingerprint(split: Split) -> str:
 
 
 __all__ = [
+    "CITEULIKE_T",
+    "FOURSQUARE",
     "SOURCES",
     "SPLITS",
+    "CiteULike",
+    "CiteULikeT",
+    "Foursquare",
     "Interactions",
     "Split",
+    "Synthetic",
+    "UserLists",
     "distinct",
     "find_citeulike",
     "fingerprint",
@@ -75,6 +72,7 @@ __all__ = [
     "load_split",
     "make_split",
     "make_synthetic",
+    "register",
     "save_split",
     "shuffle",
     "split_pairs",

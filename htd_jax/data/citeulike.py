@@ -1,5 +1,6 @@
 """The CiteULike split that the topology distillation paper was measured on: 5,219 users, 25,181 items."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ PUBLISHED = Published(
         "Test": "b1375faa9e1fcccf7f8e481d9e350c11604be41f330b3fd4c663576ce71175c5",
     },
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CiteULike:
+    """The paper's split of CiteULike, leave-one-out: 5,219 users, 25,181 items."""
+
+    def load(self, data_dir: Path | None = None) -> Split:
+        return load_citeulike(data_dir)
 
 
 def load_citeulike(data_dir: Path | None = None) -> Split:

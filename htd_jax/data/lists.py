@@ -1,9 +1,11 @@
 """Data sets published as one file `users.dat`, a line for every user: a count, then that many item ids."""
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split
@@ -91,3 +93,29 @@ def read_users_dat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not any(map(len, rows)):
         raise UserError(f"{path}: it holds no item of any user")
     return np.repeat(np.arange(len(rows)), [len(row) for row in rows]), np.concatenate(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class CiteULikeT:
+    """Users of CiteULike and the articles in their libraries, split here."""
+
+    min_interactions: Annotated[int, Ge(3)] = CITEULIKE_T.min_interactions
+    """Users with fewer are dropped."""
+    split: Literal["leave-one-out", "ratio"] = "leave-one-out"
+    """What is held out for each of validation and test: one item a user, or a fifth of its items."""
+    split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+    """Of the split. The runs of one comparison share it, whatever their --seed."""
+
+    def load(self, data_dir: Path | None = None) -> Split:
+        return load_lists(CITEULIKE_T, data_dir, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Foursquare(CiteULikeT):
+    """Users of Foursquare and the places they have been to, split here."""
+
+    min_interactions: Annotated[int, Ge(3)] = FOURSQUARE.min_interactions
+    """Users with fewer are dropped."""
+
+    def load(self, data_dir: Path | None = None) -> Split:
+        return load_lists(FOURSQUARE, data_dir, **dataclasses.asdict(self))

@@ -1,8 +1,28 @@
 """A data set made on the spot, for a first run with nothing to download."""
 
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
 import numpy as np
+from annotated_types import Ge, Interval
 
 from htd_jax.data.interactions import Split, make_split
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic:
+    """Planted preferences, made on the spot, leave-one-out. The same in every run, whatever its --seed."""
+
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+    """Of the data."""
+    users: Annotated[int, Ge(1)] = 1000
+    """How many."""
+    items: Annotated[int, Ge(100)] = 1500
+    """How many."""
+
+    def load(self, data_dir: Path | None = None) -> Split:
+        return make_synthetic(self.seed, num_users=self.users, num_items=self.items)
 
 
 def make_synthetic(

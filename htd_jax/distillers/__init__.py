@@ -1,30 +1,69 @@
-"""Methods of distillation: each a `Distiller`, a pair of pure functions, composed with `scale` and `chain`."""
+"""Methods of distillation: each a `Distiller`, a few pure functions, composed with `scale` and `chain`.
 
-from htd_jax.distillers.base import Distiller, Entities, Side, chain, none, scale
-from htd_jax.distillers.de import de
+A method is one file: its settings, and its functions. A line here makes it known to the command; `register` does so
+from outside.
+"""
+
+from htd_jax.distillers.base import (
+    Batch,
+    Distiller,
+    Entities,
+    Method,
+    Run,
+    Shapes,
+    Side,
+    Triples,
+    chain,
+    every,
+    none,
+    scale,
+)
+from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
-from htd_jax.distillers.fitnet import fitnet
-from htd_jax.distillers.ftd import ftd
+from htd_jax.distillers.fitnet import FitNet, fitnet
+from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
-from htd_jax.distillers.htd import LEVELS, htd
-from htd_jax.distillers.phr import phr
-from htd_jax.distillers.svd import svd_factors
+from htd_jax.distillers.htd import HTD, htd
+from htd_jax.distillers.phr import PHR, phr
+from htd_jax.distillers.svd import SVD, svd_factors
+from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
+from htd_jax.settings import Registry
+
+METHODS = Registry("method", {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR})
+register = METHODS.register
 
 __all__ = [
-    "LEVELS",
+    "DE",
+    "FTD",
+    "HTD",
+    "METHODS",
+    "PHR",
+    "SVD",
+    "Batch",
     "Distiller",
     "Entities",
+    "FitNet",
+    "Lists",
+    "Method",
+    "Representations",
+    "Run",
+    "Shapes",
     "Side",
+    "Teacher",
+    "Triples",
     "annealing",
     "chain",
     "de",
+    "every",
     "fitnet",
     "ftd",
     "htd",
     "kmeans_groups",
+    "model_scores",
     "none",
     "phr",
     "random_groups",
+    "register",
     "scale",
     "svd_factors",
 ]

@@ -1,15 +1,32 @@
-"""What a distillation method is: a pair of pure functions, and how methods compose."""
+"""What a distillation method is: a few pure functions, and how methods compose.
+
+How methods of other kinds sit in it:
+
+- **RRD** (rankings). `prepare`: of the teacher, its 500 best unseen items a user. `refresh`: of these, forty drawn by
+  rank, and forty of the rest, anew each epoch. `loss`: the student's scores of the eighty, by `batch.score`.
+- **BD** (both models learn, from each other). `init`: the teacher's variables, which `prepare` passes on: a second
+  model in `params`, trained by the same optimiser in the same step, its own loss on `batch.triples` being a term of
+  `loss`. `refresh`: ranks under either model, as it now is, hence `params` among its arguments; every tenth epoch, by
+  `every`.
+- **Many teachers**. The teacher is then a tuple of them; the `prepare` of a link takes its own out of it, and a chain
+  of links, one a teacher, is the method; weights between them that are learned are `params`, those by epoch are
+  `loss`'s.
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from htd_jax.data import Interactions
 from htd_jax.losses.checks import keep_rows
+from htd_jax.models import Recommender
 
 Params = Any
+Drawn = Any
+Known = Any
 Terms = dict[str, jax.Array]
 
 
@@ -18,7 +35,7 @@ class Side(NamedTuple):
 
     Attributes:
       student: `[n, d_s]`, the representations being trained.
-      teacher: `[n, d_t]`, those of the same entities in the teacher.
+      teacher: `[n, d_t]`, those of the same entities in the teacher; `[n, 0]` if it has none.
       where: `[n]` bool, false where an entity is a repeat and does not count.
       ids: `[n]` int32, which users or items they are.
     """
@@ -57,54 +74,169 @@ class Entities(NamedTuple):
 
 def concatenate(*sides: Side) -> Side:
     """All their rows, one side after the other."""
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *sides)
+    joined: Side = jax.tree.map(lambda *parts: jnp.concatenate(parts), *sides)
+    return joined
+
+
+class Triples(NamedTuple):
+    """A batch as it was drawn: `[n]` int32 users, seen items and unseen items; `where` is false past the last triple."""
+
+    users: jax.Array
+    positives: jax.Array
+    negatives: jax.Array
+    where: jax.Array
+
+
+class Batch(NamedTuple):
+    """What a method sees of a step.
+
+    Attributes:
+      entities: the batch's users and items with their representations. What a method does not read costs nothing.
+      triples: the batch as it was drawn.
+      score: the student's scores, differentiable, of the pairs of two integer arrays that broadcast (users `[n, 1]`
+        with items `[n, m]`), at the cost of these pairs alone.
+      teacher: what `prepare` made of the teacher.
+    """
+
+    entities: Entities
+    triples: Triples
+    score: Callable[[jax.Array, jax.Array], jax.Array]
+    teacher: Known = None
+
+
+class Shapes(NamedTuple):
+    """The student's sizes: how many users and items, and the width of its representations."""
+
+    num_users: int
+    num_items: int
+    dim: int
 
 
 class Distiller(NamedTuple):
-    """A method of distillation.
+    """A method of distillation: pure functions, traced into the compiled epoch.
 
     Attributes:
-      init: `(key, student_dim, teacher_dim) -> params`, what the method learns beside the student.
-      loss: `(params, entities, key, epoch) -> (loss, terms)`, a scalar to add to the base model's loss, and its named
-        parts for the log; `epoch` is a traced integer.
+      init: `(key, student, teacher) -> params`, what the method learns beside the student. `student` are its `Shapes`.
+      loss: `(params, drawn, batch, key, epoch) -> (loss, terms)`, a scalar to add to the base model's loss, and its
+        named parts for the log; `epoch` is a traced integer.
+      refresh: `(params, drawn, key, epoch, teacher, student) -> drawn`, called as an epoch begins: what is drawn for
+        it, from what was drawn for the epoch before (zeros before the first; None where only its shape is asked for).
+        `student` is the model as it now is, see `Recommender`. What is drawn is part of the phase's state, so that a
+        resumed run goes on with the same.
+      prepare: `(teacher, train) -> teacher`, called once, before the first epoch: what the other functions want to know
+        of the `Teacher`, and what they are given under that name.
+      needs: what a teacher must have, of `representations`, `scores` and `lists`; one that lacks it is refused.
     """
 
-    init: Callable[[chex.PRNGKey, int, int], Params]
-    loss: Callable[[Params, Entities, chex.PRNGKey, jax.Array], tuple[jax.Array, Terms]]
+    init: Callable[[chex.PRNGKey, Shapes, Known], Params]
+    loss: Callable[[Params, Drawn, Batch, chex.PRNGKey, jax.Array], tuple[jax.Array, Terms]]
+    refresh: Callable[[Params, Drawn, chex.PRNGKey, jax.Array, Known, Recommender], Drawn] = (
+        lambda params, drawn, key, epoch, teacher, student: ()
+    )
+    prepare: Callable[[Any, Interactions], Known] = lambda teacher, train: teacher
+    needs: tuple[str, ...] = ("representations",)
+
+
+class Run(NamedTuple):
+    """What a method may be made for.
+
+    Attributes:
+      epochs: how many the phase has, over which a temperature falls.
+      seed: of the run.
+      teacher: whose groups, say, are found before the training.
+    """
+
+    epochs: int
+    seed: int
+    teacher: Any
+
+
+class Method(Protocol):
+    """What the registry holds of a method: a frozen dataclass of its settings, and how a `Distiller` is made of them.
+
+    Attributes:
+      weight: lambda, a field: the loss counts this much against the base loss.
+      label: its name for people; if it has none, its class's.
+      scheduled: true if what it does depends on how many epochs there are; if it says nothing, it does not.
+    """
+
+    weight: float
+    label: ClassVar[str]
+    scheduled: ClassVar[bool]
+
+    def make(self, run: Run) -> Distiller:
+        """The method, not yet weighted."""
+        ...
+
+
+def learns_nothing(key: chex.PRNGKey, student: Shapes, teacher: Known) -> Params:
+    """The `init` of a method that has nothing to learn beside the student."""
+    return {}
 
 
 def none() -> Distiller:
     """No distillation: the student learns from the data alone."""
     return Distiller(
-        init=lambda key, student_dim, teacher_dim: {},
-        loss=lambda params, entities, key, epoch: (jnp.zeros(()), {}),
+        init=learns_nothing,
+        loss=lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {}),
+        needs=(),
     )
 
 
 def scale(distiller: Distiller, weight: float) -> Distiller:
     """`distiller` with its loss times `weight`; the terms in the log stay as they are."""
 
-    def loss(params, entities, key, epoch):
-        value, terms = distiller.loss(params, entities, key, epoch)
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
+        value, terms = distiller.loss(params, drawn, batch, key, epoch)
         return weight * value, terms
 
-    return Distiller(distiller.init, loss)
+    return distiller._replace(loss=loss)
+
+
+def every(epochs: int, distiller: Distiller) -> Distiller:
+    """`distiller` with its `refresh` called in one epoch of `epochs` only, from the first on."""
+
+    def refresh(
+        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Known, student: Recommender
+    ) -> Drawn:
+        anew = lambda: distiller.refresh(params, drawn, key, epoch, teacher, student)
+        return anew() if drawn is None else jax.lax.cond(epoch % epochs == 0, anew, lambda: drawn)
+
+    return distiller._replace(refresh=refresh)
 
 
 def chain(*distillers: Distiller) -> Distiller:
     """Several methods at once: the sum of their losses. Terms of one name are summed too."""
 
-    def init(key, student_dim, teacher_dim):
+    def init(key: chex.PRNGKey, student: Shapes, teacher: Known) -> Params:
         keys = jax.random.split(key, len(distillers))
-        return tuple(d.init(k, student_dim, teacher_dim) for d, k in zip(distillers, keys))
+        return tuple(d.init(k, student, t) for d, k, t in zip(distillers, keys, teacher))
 
-    def loss(params, entities, key, epoch):
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
         keys = jax.random.split(key, len(distillers))
         total, terms = jnp.zeros(()), {}
-        for distiller, own, k in zip(distillers, params, keys):
-            value, parts = distiller.loss(own, entities, k, epoch)
+        for number, distiller in enumerate(distillers):
+            own = batch._replace(teacher=batch.teacher[number])
+            value, parts = distiller.loss(params[number], drawn[number], own, keys[number], epoch)
             total += value
             terms |= {name: part + terms.get(name, 0) for name, part in parts.items()}
         return total, terms
 
-    return Distiller(init, loss)
+    def refresh(
+        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Known, student: Recommender
+    ) -> Drawn:
+        keys = jax.random.split(key, len(distillers))
+        of_links = zip(distillers, params, drawn or [None] * len(distillers), keys, teacher)
+        return tuple(d.refresh(own, last, k, epoch, t, student) for d, own, last, k, t in of_links)
+
+    return Distiller(
+        init=init,
+        loss=loss,
+        refresh=refresh,
+        prepare=lambda teacher, train: tuple(d.prepare(teacher, train) for d in distillers),
+        needs=tuple(dict.fromkeys(need for d in distillers for need in d.needs)),
+    )

@@ -1,10 +1,30 @@
 """DE, Distillation Experts (Kang et al., "DE-RRD", CIKM'20)."""
 
-import jax
+import dataclasses
+from typing import Annotated, ClassVar
 
-from htd_jax.distillers.base import Distiller, concatenate
+import jax
+from annotated_types import Ge
+
+from htd_jax.distillers.base import Distiller, Run, concatenate
 from htd_jax.distillers.experts import annealing, assign, init_experts
 from htd_jax.distillers.layers import init_sides
+
+
+@dataclasses.dataclass(frozen=True)
+class DE:
+    """The teacher's representations, through experts chosen by Gumbel-softmax (Kang et al., CIKM'20)."""
+
+    weight: Annotated[float, Ge(0)] = 1e-2
+    """Lambda: the distillation loss counts this much against the base loss."""
+    experts: Annotated[int, Ge(1)] = 30
+    """K, experts a side."""
+
+    label: ClassVar[str] = "DE"
+    scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
+
+    def make(self, run: Run) -> Distiller:
+        return de(num_experts=self.experts, epochs=run.epochs)
 
 
 def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
@@ -22,10 +42,11 @@ def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
     """
     temperature = annealing(epochs, first=0)
 
-    def init(key, student_dim, teacher_dim):
-        return init_sides(key, lambda key: init_experts(key, student_dim, teacher_dim, num_experts))
+    def init(key, student, teacher):
+        return init_sides(key, lambda key: init_experts(key, student.dim, teacher.dim, num_experts))
 
-    def loss(params, entities, key, epoch):
+    def loss(params, drawn, batch, key, epoch):
+        entities = batch.entities
         heat = temperature(epoch)
         items = concatenate(entities.positives, entities.negatives)  # one sum, so one visit to each expert
         user_term, _ = assign(params["users"], entities.users, heat, jax.random.fold_in(key, 0))

@@ -1,8 +1,26 @@
 """FitNet, hint regression (Romero et al., ICLR'15)."""
 
-from htd_jax.distillers.base import Distiller
+import dataclasses
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+
+from htd_jax.distillers.base import Distiller, Run
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class FitNet:
+    """The teacher's representations, through one projection a side (Romero et al., ICLR'15)."""
+
+    weight: Annotated[float, Ge(0)] = 1e-2
+    """Lambda: the distillation loss counts this much against the base loss."""
+
+    label: ClassVar[str] = "FitNet"
+
+    def make(self, run: Run) -> Distiller:
+        return fitnet()
 
 
 def fitnet() -> Distiller:
@@ -12,12 +30,13 @@ def fitnet() -> Distiller:
       A `Distiller`; its term is `fitnet`.
     """
 
-    def init(key, student_dim, teacher_dim):
-        return init_sides(key, lambda key: init_dense(key, (), student_dim, teacher_dim))
+    def init(key, student, teacher):
+        return init_sides(key, lambda key: init_dense(key, (), student.dim, teacher.dim))
 
-    def loss(params, entities, key, epoch):
+    def loss(params, drawn, batch, key, epoch):
         of = lambda layer, side: hint_loss(dense(layer, side.student), side.teacher, where=side.where)
-        value = of(params["users"], entities.users.kept()) + of(params["items"], entities.items.kept())
+        users, items = batch.entities.users.kept(), batch.entities.items.kept()
+        value = of(params["users"], users) + of(params["items"], items)
         return value, {"fitnet": value}
 
     return Distiller(init, loss)

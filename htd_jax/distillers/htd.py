@@ -1,16 +1,64 @@
 """HTD, Hierarchical Topology Distillation (Kang et al., KDD'21)."""
 
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Interval
 
-from htd_jax.distillers.base import Distiller
+from htd_jax.distillers.base import Distiller, Run
 from htd_jax.distillers.experts import annealing, assign, init_experts
+from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.layers import init_sides
 from htd_jax.losses import entity_level_loss, group_level_loss
 from htd_jax.losses.checks import check_choice, check_ints
 
 LEVELS = ("both", "entity", "group")
 SIDES = ("users", "items")
+
+
+@dataclasses.dataclass(frozen=True)
+class HTD:
+    """Cosines within and across groups, and experts that assign the groups (Kang et al., KDD'21)."""
+
+    weight: Annotated[float, Ge(0)] = 1e-3
+    """Lambda: the distillation loss counts this much against the base loss."""
+    groups: Annotated[int, Ge(1)] = 30
+    """K: groups of users, and as many of items."""
+    alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """The topology's share of the distillation; the rest is the group assignment's."""
+    group_level: Literal["prototype-entity", "prototype-prototype"] = "prototype-entity"
+    """What is related across groups: their means and all entities, or their means."""
+    pairs: Literal["positive", "all"] = "positive"
+    """The pairs of one group that are related: those with a positive cosine in the teacher (as the published figures
+    were measured), or all (as the paper's equation says)."""
+    levels: Literal["both", "entity", "group"] = "both"
+    """Which levels of the topology count."""
+    grouping: Literal["learned", "random", "kmeans"] = "learned"
+    """Where groups come from; kmeans: of the teacher's representations."""
+    noise: bool = True
+    """Gumbel noise in the assignment of groups."""
+
+    label: ClassVar[str] = "HTD"
+    scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
+
+    def make(self, run: Run) -> Distiller:
+        given = {
+            "learned": lambda: None,
+            "random": lambda: random_groups(run.seed, *map(len, run.teacher.representations), self.groups),
+            "kmeans": lambda: kmeans_groups(run.seed, *run.teacher.representations, self.groups),
+        }
+        return htd(
+            num_groups=self.groups,
+            alpha=self.alpha,
+            group_level=self.group_level,
+            pairs=self.pairs,
+            levels=self.levels,
+            noise=self.noise,
+            groups=given[self.grouping](),
+            epochs=run.epochs,
+        )
 
 
 def htd(
@@ -55,10 +103,12 @@ def htd(
     if groups is not None:
         _check_groups(groups, num_groups)
 
-    def init(key, student_dim, teacher_dim):
+    def init(key, student, teacher):
         if groups is not None:
+            for name, given, size in zip(SIDES, groups, (student.num_users, student.num_items)):
+                check_ints(f"groups of {name}", given, size)
             return {}
-        return init_sides(key, lambda key: init_experts(key, student_dim, teacher_dim, num_groups))
+        return init_sides(key, lambda key: init_experts(key, student.dim, teacher.dim, num_groups))
 
     def learned(params, entities, key, epoch):
         """The assignment loss, and the likeliest groups of the batch's users and items."""
@@ -71,7 +121,8 @@ def htd(
             of_sides.append(jnp.argmax(logits, axis=-1))
         return sum(losses), of_sides
 
-    def loss(params, entities, key, epoch):
+    def loss(params, drawn, batch, key, epoch):
+        entities = batch.entities
         if groups is None:
             assignment, of_sides = learned(params, entities, key, epoch)
         else:

@@ -1,12 +1,31 @@
 """PHR, Personalised Hint Regression (Kang et al., "Personalized Knowledge Distillation for Recommender System",
 Knowledge-Based Systems, 2022)."""
 
+import dataclasses
+from typing import Annotated, ClassVar
+
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller
+from htd_jax.distillers.base import Distiller, Run
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss, personalised
+
+
+@dataclasses.dataclass(frozen=True)
+class PHR:
+    """The teacher's representations, each through a projection of its own (Kang et al., KBS'22)."""
+
+    weight: Annotated[float, Ge(0)] = 1e-2
+    """Lambda: the distillation loss counts this much against the base loss."""
+    width: Annotated[int, Ge(1)] = 16
+    """Maps that a projection is mixed from, beside the common one."""
+
+    label: ClassVar[str] = "PHR"
+
+    def make(self, run: Run) -> Distiller:
+        return phr(width=self.width)
 
 
 def phr(*, width: int = 16) -> Distiller:
@@ -26,11 +45,12 @@ def phr(*, width: int = 16) -> Distiller:
       A `Distiller`; its term is `phr`.
     """
 
-    def init(key, student_dim, teacher_dim):
-        return init_sides(key, lambda key: _init_side(key, student_dim, teacher_dim, width))
+    def init(key, student, teacher):
+        return init_sides(key, lambda key: _init_side(key, student.dim, teacher.dim, width))
 
-    def loss(params, entities, key, epoch):
-        value = _side_loss(params["users"], entities.users.kept()) + _side_loss(params["items"], entities.items.kept())
+    def loss(params, drawn, batch, key, epoch):
+        users, items = batch.entities.users.kept(), batch.entities.items.kept()
+        value = _side_loss(params["users"], users) + _side_loss(params["items"], items)
         return value, {"phr": value}
 
     return Distiller(init, loss)

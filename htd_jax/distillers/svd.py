@@ -1,13 +1,27 @@
 """What costs no training: the best factors of the teacher's own scores."""
 
+import dataclasses
 import functools
+from typing import ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from htd_jax.distillers.base import Distiller, Run, none
 from htd_jax.losses.checks import check_dtype, check_floats
 from htd_jax.products import dot
+
+
+@dataclasses.dataclass(frozen=True)
+class SVD:
+    """No training: the best factors of the teacher's scores (Eckart and Young, 1936)."""
+
+    label: ClassVar[str] = "SVD of the teacher"
+    trained: ClassVar[bool] = False
+
+    def make(self, run: Run) -> Distiller:
+        return none()
 
 
 @functools.partial(jax.jit, static_argnames="rank")

@@ -1,8 +1,30 @@
-"""Base models: Flax modules with the methods `represent`, `score`, `score_all` and `loss`, see `Recommender`."""
+"""Base models: Flax modules with the methods `represent`, `score`, `score_all` and `loss`, see `Recommender`.
 
-from htd_jax.models.base import InnerProduct, MakeModel, Recommender
-from htd_jax.models.bpr import BPR
-from htd_jax.models.lightgcn import LightGCN, make_graph
-from htd_jax.models.neumf import NeuMF
+A model is one file: the module, and its settings, which a line here makes known.
+"""
 
-__all__ = ["BPR", "InnerProduct", "LightGCN", "MakeModel", "NeuMF", "Recommender", "make_graph"]
+from htd_jax.models.base import InnerProduct, MakeModel, ModelOf, ModelSettings, Recommender
+from htd_jax.models.bpr import BPR, BPRSettings
+from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
+from htd_jax.models.neumf import NeuMF, NeuMFSettings
+from htd_jax.settings import Registry
+
+MODELS = Registry("model", {"bpr": BPRSettings, "neumf": NeuMFSettings, "lightgcn": LightGCNSettings})
+register = MODELS.register
+
+__all__ = [
+    "BPR",
+    "MODELS",
+    "BPRSettings",
+    "InnerProduct",
+    "LightGCN",
+    "LightGCNSettings",
+    "MakeModel",
+    "ModelOf",
+    "ModelSettings",
+    "NeuMF",
+    "NeuMFSettings",
+    "Recommender",
+    "make_graph",
+    "register",
+]

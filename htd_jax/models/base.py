@@ -1,6 +1,8 @@
 """What every base model has in common."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import chex
 import flax.linen as nn
@@ -54,6 +56,33 @@ class Recommender(nn.Module):
 
 # A module for the interactions that it is trained on: its sizes, and LightGCN's graph, are theirs.
 MakeModel = Callable[[Interactions], Recommender]
+
+
+class ModelSettings(Protocol):
+    """What the registry holds of a base model: a frozen dataclass of its settings, and how a module is made of them.
+
+    Attributes:
+      teacher_dim: the width that its teachers usually have.
+      label: its name for people.
+    """
+
+    teacher_dim: ClassVar[int]
+    label: ClassVar[str]
+
+    def build(self, train: Interactions, dim: int) -> Recommender:
+        """The module of width `dim` for these interactions."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOf:
+    """A `MakeModel` that is a value: equal settings and widths are equal, so what is compiled for one serves both."""
+
+    settings: ModelSettings
+    dim: int
+
+    def __call__(self, train: Interactions) -> Recommender:
+        return self.settings.build(train, self.dim)
 
 
 class InnerProduct(Recommender):

@@ -1,7 +1,11 @@
 """Matrix factorisation trained with BPR."""
 
+import dataclasses
+from typing import ClassVar
+
 import flax.linen as nn
 
+from htd_jax.data import Interactions
 from htd_jax.models.base import InnerProduct
 
 
@@ -14,3 +18,14 @@ class BPR(InnerProduct):
         normal = nn.initializers.normal(0.01)
         self.users = self.param("users", normal, (self.num_users, self.dim))
         self.items = self.param("items", normal, (self.num_items, self.dim))
+
+
+@dataclasses.dataclass(frozen=True)
+class BPRSettings:
+    """Matrix factorisation (Rendle et al., UAI'09)."""
+
+    teacher_dim: ClassVar[int] = 200
+    label: ClassVar[str] = "BPR"
+
+    def build(self, train: Interactions, dim: int) -> BPR:
+        return BPR(train.num_users, train.num_items, dim)

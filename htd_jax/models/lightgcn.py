@@ -1,12 +1,14 @@
 """Vectors that are averaged over the graph of interactions, trained with BPR."""
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 
 from htd_jax.data import Interactions
 from htd_jax.models.base import InnerProduct
@@ -59,6 +61,20 @@ class LightGCN(InnerProduct):
         users = self.param("users", normal, (self.num_users, self.dim))
         items = self.param("items", normal, (self.num_items, self.dim))
         self.users, self.items = propagate((users, items), self.graph, self.layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class LightGCNSettings:
+    """Vectors averaged along the graph (He et al., SIGIR'20)."""
+
+    layers: Annotated[int, Ge(0)] = 1
+    """How often neighbours are averaged. The published figures were measured with one."""
+
+    teacher_dim: ClassVar[int] = 200
+    label: ClassVar[str] = "LightGCN"
+
+    def build(self, train: Interactions, dim: int) -> LightGCN:
+        return LightGCN(train.num_users, train.num_items, make_graph(train), dim, self.layers)
 
 
 def make_graph(train: Interactions) -> Graph:

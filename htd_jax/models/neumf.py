@@ -1,12 +1,16 @@
 """A product of vectors and a small network side by side, trained with binary cross-entropy."""
 
+import dataclasses
 import itertools
+from typing import Annotated, ClassVar
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 
+from htd_jax.data import Interactions
 from htd_jax.losses import bce_loss
 from htd_jax.models.base import Recommender
 from htd_jax.products import dot
@@ -91,3 +95,17 @@ class NeuMF(Recommender):
         for kernel, bias in self.tower:
             units = jax.nn.relu(dot(units, kernel) + bias)
         return dot(units, self.tower_weights) + self.output_bias[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuMFSettings:
+    """A product and a small network side by side (He et al., WWW'17)."""
+
+    layers: Annotated[int, Ge(1)] = 1
+    """Hidden layers of the network. The published figures were measured with one."""
+
+    teacher_dim: ClassVar[int] = 250
+    label: ClassVar[str] = "NeuMF"
+
+    def build(self, train: Interactions, dim: int) -> NeuMF:
+        return NeuMF(train.num_users, train.num_items, dim, self.layers)

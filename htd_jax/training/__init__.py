@@ -1,9 +1,20 @@
 """Training: one compiled epoch, the loop around it, and the checkpoints it leaves."""
 
+from htd_jax.distillers import Representations
 from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints
-from htd_jax.training.loop import EarlyStopping, PhaseResult, Progress, best_record, choose, run_phase
+from htd_jax.training.loop import (
+    Diverged,
+    EarlyStopping,
+    PhaseResult,
+    Progress,
+    best_record,
+    choose,
+    is_finished,
+    run_phase,
+)
+from htd_jax.training.settings import Training
 from htd_jax.training.step import (
-    Representations,
+    Prepared,
     Trainer,
     TrainState,
     adam,
@@ -14,16 +25,20 @@ from htd_jax.training.step import (
 
 __all__ = [
     "Checkpoints",
+    "Diverged",
     "EarlyStopping",
     "PhaseResult",
+    "Prepared",
     "Progress",
     "Representations",
     "TrainState",
     "Trainer",
+    "Training",
     "adam",
     "best_record",
     "choose",
     "copy_checkpoints",
+    "is_finished",
     "make_trainer",
     "no_teacher",
     "represent_all",

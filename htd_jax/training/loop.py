@@ -1,5 +1,6 @@
 """One phase from its first epoch, or its last checkpoint, to its end."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 from htd_jax.data import Split
 from htd_jax.errors import UserError
 from htd_jax.training.checkpoint import Checkpoints
-from htd_jax.training.step import Representations, Trainer
+from htd_jax.training.step import AnyTeacher, Trainer
 
-# Seconds after which a checkpoint is written between two evaluations: the most that a kill can lose, and an epoch.
-CHECKPOINT_SECONDS = 60
+# Seconds after which a checkpoint is written: the most that a kill can lose, and an epoch.
+CHECKPOINT_SECONDS = 20
 
 Record = dict[str, Any]
 
@@ -63,17 +64,21 @@ class PhaseResult(NamedTuple):
     chosen: Record
 
 
+class Diverged(UserError):
+    """A training whose loss is no longer a number."""
+
+
 def run_phase(
     trainer: Trainer,
     evaluate: Callable[[Any], dict[str, dict[str, jax.Array]]],
     split: Split,
-    teacher: Representations,
+    teacher: AnyTeacher,
     key: chex.PRNGKey,
     *,
     epochs: int,
     eval_every: int,
-    checkpoints: Checkpoints,
-    settings: dict[str, Any],
+    checkpoints: Checkpoints | None = None,
+    settings: dict[str, Any] | None = None,
     early_stopping: EarlyStopping | None = None,
     start: Any = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
@@ -81,55 +86,80 @@ def run_phase(
     """Trains for at most `epochs` epochs and evaluates at epoch 0, every `eval_every`-th and the last.
 
     A record is `{"epoch", "terms", "valid", "test", "seconds"}`, `seconds` the training time of that epoch without
-    compilation. A checkpoint follows every evaluation, and any minute that passes without one; with early stopping,
-    where evaluations may be many, only the latter. If `checkpoints` holds a step made under the same `settings`, the
-    phase goes on from there, and ends with the same bits.
+    compilation. With no epochs at all, the one record is of the model as it starts. A checkpoint is written every
+    `CHECKPOINT_SECONDS` and at the end. If `checkpoints` holds a step made under the same `settings`, the phase goes on
+    from there, and ends with the same bits; one that ended after fewer epochs goes on to `epochs`.
 
     Args:
+      teacher: whatever there is of one, see `Teacher.of`.
+      checkpoints: none are written without.
+      settings: what made this phase, as JSON.
       start: the model's variables to begin with, instead of random ones.
 
     Raises:
-      UserError: the checkpoints were made under other settings.
+      UserError: the checkpoints were made under other settings, or hold more epochs; or the teacher lacks what the
+        method needs.
+      Diverged: the loss is no longer a number.
     """
     init_key, epochs_key = jax.random.split(key)
-    state, records, seconds = trainer.init(init_key, split.train, teacher), [], []
+    known = trainer.prepare(split.train, teacher)
+    state, records, seconds = trainer.init(init_key, split.train, known), [], []
     if start is not None:
         state = state.replace(params={**state.params, "model": jax.tree.map(jnp.copy, start)})
     best = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
-    finished = False
-    if checkpoints.latest is not None:
+    if checkpoints and checkpoints.latest is not None:
         history = checkpoints.history()
         if history["settings"] != settings:
             raise UserError(f"{checkpoints.folder}: made by other settings; name another run folder or delete this one")
+        records, seconds = history["records"], history["seconds"]
+        if len(seconds) > epochs:
+            raise UserError(f"{checkpoints.folder}: has {len(seconds)} epochs done, more than {epochs}")
         found = checkpoints.state({"train": state, "best": best})
         state, best = found["train"], found["best"]
-        records, seconds, finished = history["records"], history["seconds"], history["finished"]
+    if not epochs and not records:
+        metrics = jax.tree.map(float, evaluate(state.params["model"]))
+        records.append({"epoch": 0, "terms": {}, **metrics, "seconds": 0.0})
+    finished = is_finished(records, len(seconds), epochs, early_stopping)
     if not finished:
-        epoch_fn = trainer.epoch.lower(state, epochs_key, split.train, teacher).compile()
+        epoch_fn = _compiled(trainer.epoch, state, epochs_key, split.train, known)
     saved = time.monotonic()
     while not finished:
         epoch = len(seconds)
         begun = time.perf_counter()
-        state, terms = jax.block_until_ready(epoch_fn(state, epochs_key, split.train, teacher))
+        state, terms = jax.block_until_ready(epoch_fn(state, epochs_key, split.train, known))
         seconds.append(time.perf_counter() - begun)
         terms = {name: float(value) for name, value in terms.items()}
+        if not math.isfinite(terms["loss"]):
+            raise Diverged(
+                f"the training diverged in epoch {epoch}: its loss is {terms['loss']}; lower --learning-rate"
+            )
         finished = epoch == epochs - 1
-        evaluated = epoch % eval_every == 0 or finished
-        if evaluated:
+        if finished or epoch % eval_every == 0:
             metrics = jax.tree.map(float, evaluate(state.params["model"]))
             records.append({"epoch": epoch, "terms": terms, **metrics, "seconds": seconds[-1]})
-            if early_stopping:
-                best_epoch = choose(records, early_stopping)["epoch"]
-                if best_epoch == epoch:
-                    best = jax.tree.map(jnp.copy, state.params["model"])
-                finished |= epoch - best_epoch >= early_stopping.patience
-        if finished or (evaluated and not early_stopping) or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if early_stopping and choose(records, early_stopping)["epoch"] == epoch:
+                best = jax.tree.map(jnp.copy, state.params["model"])
+            finished = is_finished(records, len(seconds), epochs, early_stopping)
+        if checkpoints and (finished or time.monotonic() - saved > CHECKPOINT_SECONDS):
             history = {"settings": settings, "records": records, "seconds": seconds, "finished": finished}
             checkpoints.save(epoch + 1, {"train": state, "best": best}, history)
             saved = time.monotonic()
         on_epoch(Progress(epoch, terms, seconds[-1], records))
     variables = best if early_stopping else state.params["model"]
     return PhaseResult(variables, records, seconds, choose(records, early_stopping))
+
+
+def _compiled(epoch: Any, *inputs: Any) -> Callable[..., Any]:
+    """Compiled before the clock starts; with `jax_disable_jit` there is nothing to compile."""
+    compiled: Callable[..., Any] = epoch if jax.config.jax_disable_jit else epoch.lower(*inputs).compile()
+    return compiled
+
+
+def is_finished(records: list[Record], done: int, epochs: int, early_stopping: EarlyStopping | None) -> bool:
+    """Whether all of `epochs` are done, or the last evaluation lies `patience` of them behind the best one."""
+    if done >= epochs or not early_stopping or not records:
+        return done >= epochs
+    return bool(records[-1]["epoch"] - choose(records, early_stopping)["epoch"] >= early_stopping.patience)
 
 
 def choose(records: list[Record], early_stopping: EarlyStopping | None) -> Record:

@@ -11,15 +11,8 @@ import optax
 from flax import struct
 
 from htd_jax.data import Interactions, distinct, shuffle, unseen_items
-from htd_jax.distillers import Distiller, Entities, Side
-from htd_jax.models import MakeModel
-
-
-class Representations(NamedTuple):
-    """A trained model's representations: users `[num_users, d]`, items `[num_items, d]`."""
-
-    users: jax.Array
-    items: jax.Array
+from htd_jax.distillers import Batch, Distiller, Entities, Lists, Representations, Shapes, Side, Teacher, Triples
+from htd_jax.models import MakeModel, Recommender
 
 
 @struct.dataclass
@@ -30,24 +23,39 @@ class TrainState:
       params: `{"model": ..., "distiller": ...}`.
       opt_state: the optimiser's, over the parameters as vectors.
       epoch: int32 scalar, the number of epochs done.
+      drawn: what the distiller's `refresh` gave last.
     """
 
     params: Any
     opt_state: Any
     epoch: jax.Array
+    drawn: Any = ()
+
+
+@struct.dataclass
+class Prepared:
+    """A teacher, and what a distiller's `prepare` made of it."""
+
+    teacher: Teacher
+    known: Any
+
+
+# Whatever there is of a teacher; `Trainer.prepare` saves every epoch from doing so anew.
+AnyTeacher = Prepared | Teacher | Representations | Lists | None
 
 
 class Trainer(NamedTuple):
     """What a phase computes: `init(key, train, teacher) -> TrainState`, `epoch(state, key, train, teacher) ->
-    (TrainState, terms)`.
+    (TrainState, terms)`, and `prepare(train, teacher) -> Prepared`, to be called once, and given to the others.
 
     `epoch` takes the same key at every call, another than `init`: what is random in an epoch follows from key and
     epoch number, so a resumed run draws what an unbroken one draws. `terms` are means over the epoch's batches.
     `epoch` is jitted and takes over the state it is given.
     """
 
-    init: Callable[[chex.PRNGKey, Interactions, Representations], TrainState]
-    epoch: Callable[[TrainState, chex.PRNGKey, Interactions, Representations], tuple[TrainState, dict[str, jax.Array]]]
+    init: Callable[[chex.PRNGKey, Interactions, AnyTeacher], TrainState]
+    epoch: Callable[[TrainState, chex.PRNGKey, Interactions, AnyTeacher], tuple[TrainState, dict[str, jax.Array]]]
+    prepare: Callable[[Interactions, AnyTeacher], Prepared]
 
 
 def adam(learning_rate: float, l2: float) -> optax.GradientTransformation:
@@ -80,38 +88,56 @@ def make_trainer(
       batch_size: triples a step; an epoch's last batch is short.
     """
 
+    def prepare(train, teacher):
+        if isinstance(teacher, Prepared):
+            return teacher
+        teacher = Teacher.of(teacher)
+        teacher.check(train, distiller.needs)
+        return Prepared(teacher, distiller.prepare(teacher, train))
+
     def init(key, train, teacher):
+        teacher = prepare(train, teacher)
         for_model, for_distiller = jax.random.split(key)
         one = jnp.zeros(1, jnp.int32)
         model = make_model(train)
         variables = model.init(for_model, one, one, method="score")
         student, _ = jax.eval_shape(lambda: model.apply(variables, one, one, method="represent"))
-        params = {
-            "model": variables,
-            "distiller": distiller.init(for_distiller, student.shape[1], teacher.users.shape[1]),
-        }
-        return TrainState(params, optimizer.init(_flat(params)), jnp.zeros((), jnp.int32))
+        shapes = Shapes(train.num_users, train.num_items, student.shape[1])
+        learned = distiller.init(for_distiller, shapes, teacher.known)
+        params = {"model": variables, "distiller": learned}
+        first = lambda: draw(params, None, key, jnp.zeros((), jnp.int32), model, teacher)
+        drawn = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
+        return TrainState(params, optimizer.init(_flat(params)), jnp.zeros((), jnp.int32), drawn)
 
-    def loss(params, model, triple, key, epoch, train, teacher):
-        users, positives, negatives, where = triple
-        distinct_users = distinct(users, where, train.num_users)
-        distinct_items = lambda *ids: distinct(jnp.concatenate(ids), jnp.tile(where, len(ids)), train.num_items)
-        item_sides = distinct_items(positives, negatives), distinct_items(positives), distinct_items(negatives)
+    def draw(params, drawn, key, epoch, model, teacher):
+        """What the distiller draws for this epoch, under the model as it is."""
+        of_model = lambda model: distiller.refresh(params["distiller"], drawn, key, epoch, teacher.known, made(model))
+        return jax.lax.stop_gradient(nn.apply(of_model, model)(params["model"]))
+
+    def loss(params, drawn, model, triples, key, epoch, train, teacher):
+        distinct_users = distinct(triples.users, triples.where, train.num_users)
+        chosen_items = [(triples.positives, triples.negatives), (triples.positives,), (triples.negatives,)]
+        distinct_items = [
+            distinct(jnp.concatenate(ids), jnp.tile(triples.where, len(ids)), train.num_items) for ids in chosen_items
+        ]
+        tables = teacher.teacher.representations or no_teacher(train)
+        side = lambda own, table, chosen: Side(own, table[chosen[0]], chosen[1], chosen[0])
 
         def of_batch(model):  # on one bound module: what its methods share is computed once
-            represented = [model.represent(distinct_users[0], ids) for ids, _ in item_sides]
-            return model.loss(users, positives, negatives, where), represented
+            represented = [model.represent(distinct_users[0], ids) for ids, _ in distinct_items]
+            base = model.loss(*triples)
+            entities = Entities(
+                side(represented[0][0], tables.users, distinct_users),
+                *(side(own, tables.items, chosen) for (_, own), chosen in zip(represented, distinct_items)),
+            )
+            batch = Batch(entities, triples, model.score, teacher.known)
+            return base, *distiller.loss(params["distiller"], drawn, batch, key, epoch)
 
-        base, represented = nn.apply(of_batch, model)(params["model"])
-        side = lambda own, table, chosen: Side(own, table[chosen[0]], chosen[1], chosen[0])
-        entities = Entities(
-            side(represented[0][0], teacher.users, distinct_users),
-            *(side(own, teacher.items, chosen) for (_, own), chosen in zip(represented, item_sides)),
-        )
-        extra, terms = distiller.loss(params["distiller"], entities, key, epoch)
+        base, extra, terms = nn.apply(of_batch, model)(params["model"])
         return base + extra, {"loss": base + extra, "base": base, **terms}
 
     def epoch(state, key, train, teacher):
+        teacher = prepare(train, teacher)
         key = jax.random.fold_in(key, state.epoch)
         shuffle_key, negative_key, step_key = jax.random.split(key, 3)
         size = len(train)
@@ -122,13 +148,15 @@ def make_trainer(
         where = (jnp.arange(steps * width) < size).reshape(steps, width)
 
         model = make_model(train)
+        draw_key = jax.random.fold_in(key, 3)  # the next after those of the split
+        drawn = draw(state.params, state.drawn, draw_key, state.epoch, model, teacher)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
         def step(carry, batch):
             flat, opt_state = carry
             index, rows, where = batch
-            triple = (train.users[rows], train.items[rows], negatives[rows], where)
-            step_inputs = (model, triple, jax.random.fold_in(step_key, index), state.epoch, train, teacher)
+            triples = Triples(train.users[rows], train.items[rows], negatives[rows], where)
+            step_inputs = (drawn, model, triples, jax.random.fold_in(step_key, index), state.epoch, train, teacher)
             of_flat = lambda flat: loss(shaped(flat), *step_inputs)
             gradient, terms = jax.grad(of_flat, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)
@@ -137,9 +165,16 @@ def make_trainer(
         carry = (_flat(state.params), state.opt_state)
         (flat, opt_state), terms = jax.lax.scan(step, carry, (jnp.arange(steps), order, where))
         terms = jax.tree.map(lambda x: x.mean(0), terms)
-        return TrainState(shaped(flat), opt_state, state.epoch + 1), terms
+        return TrainState(shaped(flat), opt_state, state.epoch + 1, drawn), terms
 
-    return Trainer(jax.jit(init), jax.jit(epoch, donate_argnums=0))
+    return Trainer(jax.jit(init), jax.jit(epoch, donate_argnums=0), jax.jit(prepare))
+
+
+def made(model: Recommender) -> Recommender:
+    """The bound module with its tables made, once, before a loop of another's asks for them in every turn."""
+    nothing = jnp.zeros(1, jnp.int32)
+    model.score(nothing, nothing)
+    return model
 
 
 def _flat(params: Any) -> Any:

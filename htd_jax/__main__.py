@@ -1,0 +1,5 @@
+"""`python -m htd_jax`."""
+
+from htd_jax.command import main
+
+main()

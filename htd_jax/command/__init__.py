@@ -1,0 +1,100 @@
+"""The command `htd-jax`: what a user types, and what can go wrong there."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from htd_jax.errors import UserError
+
+USAGE = """usage: htd-jax COMMAND ...
+
+commands:
+  train   train a wide recommender, a narrow one, and the narrow one with the wide one's help
+  table   tabulate finished runs, mean and spread over seeds
+
+htd-jax COMMAND --help tells more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`htd-jax`, `python -m htd_jax`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    from htd_jax.command.table import table
+    from htd_jax.command.train import train
+
+    commands = {"train": train, "table": table}
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        enter(lambda _: print(USAGE), arguments)
+    elif name not in commands:
+        enter(_unknown, arguments)
+    else:
+        enter(commands[name], arguments[1:])
+
+
+def _unknown(arguments: Sequence[str]) -> None:
+    raise UserError(f"unknown command {arguments[0]!r}; there are train and table, see htd-jax --help")
+
+
+def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
+    """Runs a command as a user meets it: an error is a line and status 2, a stop leaves the terminal as it was."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _quieten_readers()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")  # type: ignore[union-attr]
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _use_devices()
+        command(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on at the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """As an exception, so that what was begun is ended: a hidden cursor is shown, a half-written file removed."""
+    sys.exit(128 + number)
+
+
+def _use_devices() -> None:
+    """Sees that there is a device, and keeps what is compiled.
+
+    Raises:
+      UserError: the device that JAX was told to use is not there.
+    """
+    import jax
+    import platformdirs
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"JAX finds no device: {reason}; see JAX_PLATFORMS and `pip install -U jax[cuda13]`") from None
+    if jax.config.jax_compilation_cache_dir is None:
+        with contextlib.suppress(RuntimeError, OSError, KeyError):  # nobody's home
+            cache = platformdirs.user_cache_path("htd_jax") / "compiled"
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _quieten_readers() -> None:
+    """Reading a damaged checkpoint ends at its first bad part, and that error is the one we report: what the readers of
+    the other parts log after it, or raise in threads and finalisers where none can catch it, is no news."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda raised: None

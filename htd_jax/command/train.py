@@ -1,0 +1,15 @@
+"""Distil a wide recommender into a narrow one, and show how much of the gap between the two was closed."""
+
+from collections.abc import Sequence
+
+from htd_jax.command.flags import parse_config
+from htd_jax.command.report import draw_curves, print_table
+from htd_jax.pipeline import run
+
+
+def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
+    config = parse_config(arguments, prog=prog, description=__doc__ or "")
+    result = run(config)
+    print_table(result)
+    draw_curves(result)
+    print(f"run folder: {result.config.folder}")

@@ -1,0 +1,167 @@
+"""What a teacher is: a value that has representations, or scores, or lists, or several of these."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from htd_jax.data import Interactions
+from htd_jax.errors import UserError
+from htd_jax.models import MakeModel
+from htd_jax.products import dot
+
+# Scores that `Teacher.top` holds at once: 16 MiB of them.
+SCORES = 2**22
+
+
+class Representations(NamedTuple):
+    """A trained model's representations: users `[num_users, d]`, items `[num_items, d]`."""
+
+    users: jax.Array
+    items: jax.Array
+
+
+class Lists(NamedTuple):
+    """Every user's items, the best first.
+
+    Attributes:
+      items: `[num_users, k]` int32, -1 where a user has fewer.
+      scores: `[num_users, k]` floats, if they are known.
+    """
+
+    items: jax.Array
+    scores: jax.Array | None = None
+
+
+@struct.dataclass
+class Teacher:
+    """What is known of a teacher. A method says what it needs, see `Distiller.needs`.
+
+    Attributes:
+      representations: of users and items.
+      scores: users `[n]` -> scores `[n, num_items]`, a pytree (`jax.tree_util.Partial`): a NeuMF teacher's scores are
+        no product of representations.
+      lists: every user's best items. `top` makes them of scores.
+    """
+
+    representations: Representations | None = None
+    scores: Callable[[jax.Array], jax.Array] | None = None
+    lists: Lists | None = None
+
+    @classmethod
+    def of(cls, teacher: "Teacher | Representations | Lists | None") -> "Teacher":
+        """A teacher of what there is of one: of representations, whose scores are their products; of lists; of nothing.
+
+        Raises:
+          TypeError: anything else.
+        """
+        if teacher is None:
+            return cls()
+        if isinstance(teacher, Teacher):
+            return teacher
+        if isinstance(teacher, Lists):
+            return cls(lists=teacher)
+        if isinstance(teacher, Representations):
+            return cls(representations=teacher, scores=jax.tree_util.Partial(_products, *teacher))
+        raise TypeError(f"expected a Teacher, its Representations or its Lists, not {type(teacher).__name__}")
+
+    @property
+    def dim(self) -> int:
+        """The width of its representations, 0 if it has none."""
+        return self.representations.users.shape[1] if self.representations else 0
+
+    def has(self, need: str) -> bool:
+        """Whether it has `representations`, `scores` or `lists`; scores make lists."""
+        return getattr(self, need) is not None or (need == "lists" and self.scores is not None)
+
+    def check(self, train: Interactions, needs: tuple[str, ...] = ()) -> None:
+        """Raises UserError if it lacks what is needed, or was made for other numbers of users or items."""
+        for need in needs:
+            if not self.has(need):
+                has = [name for name in ("representations", "scores", "lists") if self.has(name)]
+                raise UserError(f"the method needs a teacher's {need}, and this one has {' and '.join(has) or 'none'}")
+        sizes = {"users": train.num_users, "items": train.num_items}
+        if self.representations is not None:
+            for name, table in self.representations._asdict().items():
+                if table.ndim != 2 or len(table) != sizes[name]:
+                    raise UserError(f"the teacher's {name} are {list(table.shape)}, the data has {sizes[name]} {name}")
+            if self.representations.users.shape[1] != self.representations.items.shape[1]:
+                raise UserError("the teacher's users and items are of different widths")
+        if self.lists is not None and (self.lists.items.ndim != 2 or len(self.lists.items) != sizes["users"]):
+            shape = list(self.lists.items.shape)
+            raise UserError(f"the teacher's lists are {shape}, the data has {sizes['users']} users")
+
+    def top(self, train: Interactions, k: int) -> jax.Array:
+        """The `k` best items that each user has not seen, the best first: `[num_users, k]` int32, -1 for none.
+
+        From its lists if it has them, which may be shorter or hold seen items; else from its scores, some users at a
+        time: no users x items array is held. Equal scores stand in the order of items.
+        """
+        k = min(k, train.num_items)
+        if self.lists is not None:
+            return _unseen(self.lists.items, train, k)
+        assert self.scores is not None, "a teacher with neither lists nor scores"
+        scores, width = self.scores, max(1, min(train.num_users, SCORES // train.num_items))
+        position = jnp.arange(train.max_degree)
+
+        def of_block(users: jax.Array) -> jax.Array:
+            start, stop = train.offsets[users][:, None], train.offsets[users + 1][:, None]
+            at = start + position[None, :]
+            seen = jnp.where(at < stop, train.items[jnp.minimum(at, len(train) - 1)], train.num_items)
+            rows = jnp.arange(len(users))[:, None]
+            values = scores(users).at[rows, seen].set(-jnp.inf, mode="drop")
+            values, items = jax.lax.top_k(values, k)
+            return jnp.where(values > -jnp.inf, items, -1).astype(jnp.int32)
+
+        blocks = -(-train.num_users // width)
+        users = jnp.minimum(jnp.arange(blocks * width), train.num_users - 1).reshape(blocks, width)
+        return jax.lax.map(of_block, users).reshape(-1, k)[: train.num_users]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ScoresOf:
+    """The scores of a model of any kind; equal models are equal, as what is compiled for them is kept by that."""
+
+    make_model: MakeModel
+
+    def __call__(self, variables: Any, train: Interactions, users: jax.Array) -> jax.Array:
+        scores: jax.Array = self.make_model(train).apply(variables, users, method="score_all")
+        return scores
+
+
+def model_scores(make_model: MakeModel, variables: Any, train: Interactions) -> Callable[[jax.Array], jax.Array]:
+    """The scores of a trained model, for `Teacher.scores`."""
+    return jax.tree_util.Partial(_ScoresOf(make_model), variables, train)
+
+
+def _products(users_table: jax.Array, items_table: jax.Array, users: jax.Array) -> jax.Array:
+    return dot(users_table[users], items_table.T)
+
+
+def _unseen(items: jax.Array, train: Interactions, k: int) -> jax.Array:
+    """Lists without what their users have seen, moved up and cut, or filled up with -1, to `k`: `[num_users, k]`."""
+    items = jnp.asarray(items, jnp.int32)
+    low = jnp.broadcast_to(train.offsets[:-1, None], items.shape)
+    high = stop = jnp.broadcast_to(train.offsets[1:, None], items.shape)
+    for _ in range(train.max_degree.bit_length()):  # bisection: the first of a user's items that is not below
+        middle = (low + high) // 2
+        below = (low < high) & (train.items[jnp.minimum(middle, len(train) - 1)] < items)
+        low, high = jnp.where(below, middle + 1, low), jnp.where(below | (low >= high), high, middle)
+    seen = (low < stop) & (train.items[jnp.minimum(low, len(train) - 1)] == items)
+    kept = (items >= 0) & ~seen
+    order = jnp.argsort(~kept, axis=1, stable=True)
+    items = jnp.take_along_axis(jnp.where(kept, items, -1), order, axis=1)[:, :k]
+    return jnp.pad(items, [(0, 0), (0, k - items.shape[1])], constant_values=-1)
+
+
+def check_lists(lists: Lists, num_items: int) -> None:
+    """Raises UserError for an item outside [0, num_items) that is not -1, and AssertionError for a wrong rank."""
+    chex.assert_rank(lists.items, 2)
+    items = np.asarray(lists.items)
+    if items.size and not (-1 <= items.min() and items.max() < num_items):
+        raise UserError(f"the teacher's lists hold items from {items.min()} to {items.max()}, the data has {num_items}")

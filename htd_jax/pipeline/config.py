@@ -1,0 +1,154 @@
+"""Every choice of a run, checked, and as JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Interval
+
+from htd_jax.data import SOURCES
+from htd_jax.distillers import METHODS
+from htd_jax.errors import UserError
+from htd_jax.evaluation import Evaluation
+from htd_jax.models import MODELS
+from htd_jax.settings import Settings, as_json, check, flag_name
+from htd_jax.training import EarlyStopping, Training
+
+NO_METHOD = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class What:
+    """What is trained, on what."""
+
+    dataset: str = "synthetic"
+    """The data set; citeulike is the paper's."""
+    model: str = "bpr"
+    """The base model of teacher and student."""
+    method: str = "htd"
+    """How the student is helped. Several at once: htd+fitnet. svd trains nothing, none helps not at all. One of your
+    own: package.module:Class."""
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+    """Of everything random. The same seed gives the same bits."""
+    teacher_dim: Annotated[int, Ge(1)] | None = None
+    """Width of the teacher's tables. Default: 200, neumf 250."""
+    student_dim: Annotated[int, Ge(1)] | None = None
+    """Width of the student's. Default: a tenth of the usual teacher's: 20, neumf 25."""
+    student_init: Literal["random", "svd"] = "random"
+    """Where students start; svd: at the best factors of the teacher's scores (bpr)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where things are."""
+
+    data_dir: Path | None = None
+    """Folder with the data set's files. Else $HTD_DATA_DIR/<dataset>, the user's cache, and a download, in turn."""
+    split_file: Path | None = None
+    """A split to use as it is, in place of a data set: the split.npz of a run folder."""
+    runs: Path = Path("runs")
+    """Folder of run folders; a teacher (or a plain student) already trained there under the same settings is used."""
+    run: Path | None = None
+    """This run's folder. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>, the dataset followed by model and
+    protocol if they are not bpr and full. A killed run goes on there."""
+    teacher: Path | None = None
+    """A trained teacher to use: a run folder or a checkpoint in it. --teacher-dim is then the checkpoint's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every choice of a run.
+
+    Attributes:
+      own: the settings of data set, model and methods by the name that their flags begin with; what is missing has its
+        defaults.
+    """
+
+    what: What = dataclasses.field(default_factory=What)
+    training: Training = dataclasses.field(default_factory=Training)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    places: Places = dataclasses.field(default_factory=Places)
+    own: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+
+    def filled(self) -> "Config":
+        """Itself with every default in place, if every value is possible.
+
+        Raises:
+          UserError: the first one that is not.
+        """
+        what = self.what
+        for settings in (what, self.training, self.evaluation, self.places):
+            check(settings)
+        own = {name: settings for name, settings in self._own()}
+        for name, settings in own.items():
+            check(settings, f"{name}.")
+        names = what.method.split("+")
+        alone = [name for name in names if name == NO_METHOD or not getattr(METHODS[name], "trained", True)]
+        if len(names) > 1 and (alone or len(set(names)) < len(names)):
+            raise UserError(f"--method: {what.method!r} must join different methods, none of them none or svd")
+        if what.model == "neumf" and what.method == "svd":
+            raise UserError("--method: svd needs scores that are products of two vectors, which neumf's are not")
+        if what.model != "bpr" and what.student_init == "svd":
+            raise UserError(f"--student-init: svd starts a bpr student, not one of {what.model}")
+        usual = MODELS[what.model].teacher_dim
+        what = dataclasses.replace(
+            what,
+            dataset=self.places.split_file.stem if self.places.split_file else what.dataset,
+            teacher_dim=what.teacher_dim or usual,
+            student_dim=what.student_dim or max(1, usual // 10),
+        )
+        return dataclasses.replace(self, what=what, evaluation=self.evaluation.filled(), own=own)
+
+    def _own(self) -> list[tuple[str, Settings]]:
+        """What data set, model and methods are set to, in that order."""
+        what = self.what
+        registries = [] if self.places.split_file else [(SOURCES, what.dataset)]
+        registries += [(MODELS, what.model)]
+        registries += [(METHODS, name) for name in what.method.split("+") if what.method != NO_METHOD]
+        made = []
+        for registry, name in registries:
+            settings = registry[name]
+            made.append((flag_name(name), self.own.get(flag_name(name)) or settings()))
+        return made
+
+    @property
+    def source(self) -> Settings:
+        return self.own[flag_name(self.what.dataset)]
+
+    @property
+    def model(self) -> Settings:
+        return self.own[flag_name(self.what.model)]
+
+    @property
+    def methods(self) -> dict[str, Settings]:
+        """The settings of each method, by its name as it was given."""
+        names = [] if self.what.method == NO_METHOD else self.what.method.split("+")
+        return {name: self.own[flag_name(name)] for name in names}
+
+    @property
+    def folder(self) -> Path:
+        what, protocol = self.what, self.evaluation.protocol
+        method = "+".join(flag_name(name) for name in what.method.split("+"))
+        name = [what.dataset, what.model, protocol, method, str(what.student_dim), f"seed{what.seed}"]
+        return self.places.run or self.places.runs / "-".join(part for part in name if part not in ("bpr", "full"))
+
+    def as_json(self) -> dict[str, Any]:
+        """What `config.json` holds: everything but places, which a run may be moved between."""
+        common = [as_json(part) for part in (self.what, self.training, self.evaluation)]
+        own = {name: as_json(settings) for name, settings in self.own.items()}
+        return {key: value for part in (*common, own) for key, value in part.items()}
+
+
+def early_stopping(training: Training, evaluation: Evaluation) -> EarlyStopping | None:
+    """By the evaluation's metric, which must be filled in."""
+    assert evaluation.metric is not None
+    return None if training.patience is None else EarlyStopping(evaluation.metric, training.patience)
+
+
+def describe(phase: str) -> str:
+    """A phase's name for people: `htd+fitnet` is `student + HTD + FitNet`."""
+    if phase in ("teacher", "student"):
+        return phase
+    labels = [getattr(METHODS[name], "label", METHODS[name].__name__) for name in phase.split("+")]
+    return labels[0] if phase == "svd" else " + ".join(["student", *labels])

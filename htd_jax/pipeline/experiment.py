@@ -1,0 +1,457 @@
+"""A phase: a recommender trained, alone or with a teacher's help; in memory, or in a folder where it is taken up."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax import data as datasets
+from htd_jax.data import Interactions, Split
+from htd_jax.distillers import (
+    METHODS,
+    Distiller,
+    Lists,
+    Representations,
+    Run,
+    Teacher,
+    chain,
+    model_scores,
+    none,
+    scale,
+    svd_factors,
+)
+from htd_jax.errors import UserError
+from htd_jax.evaluation import Evaluation, Evaluator, make_evaluator
+from htd_jax.models import MODELS, InnerProduct, MakeModel, ModelOf
+from htd_jax.pipeline.config import NO_METHOD, early_stopping
+from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
+from htd_jax.settings import Settings, as_json, check, flag_name, override
+from htd_jax.training import (
+    Checkpoints,
+    EarlyStopping,
+    Progress,
+    Training,
+    adam,
+    copy_checkpoints,
+    is_finished,
+    make_trainer,
+    represent_all,
+    run_phase,
+)
+
+# Of the checkpoints; one of another format is not taken up.
+FORMAT = 4
+
+# What a phase's random key is folded from. A helped student starts where the plain one does, on the same batches.
+TEACHER_KEY, STUDENT_KEY = 0, 1
+
+AnyMethod = str | Settings | Distiller
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A trained recommender, and how it came about.
+
+    Attributes:
+      make_model: its Flax module for the training interactions.
+      variables: the module's, at the last epoch or, with early stopping, at the best.
+      train: what it was trained on.
+      settings: what made it, as JSON.
+      records: one for every evaluation: `{"epoch", "terms", "valid", "test", "seconds"}`.
+      seconds: of training, of every epoch.
+      chosen: the record of the epoch that `variables` are of.
+    """
+
+    make_model: MakeModel
+    variables: Any
+    train: Interactions
+    settings: dict[str, Any]
+    records: list[dict[str, Any]]
+    seconds: list[float]
+    chosen: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """In test: `{"recall@50": ..., ...}`; those in validation are `chosen["valid"]`."""
+        test: dict[str, float] = self.chosen["test"]
+        return test
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it is made of."""
+        return sum(x.size for x in jax.tree.leaves(self.variables))
+
+    def representations(self) -> Representations:
+        """Of every user `[num_users, d]` and item `[num_items, d]`."""
+        return represent_all(self.make_model, self.variables, self.train)
+
+    def scores(self, users: Any) -> jax.Array:
+        """Scores `[n, num_items]` of every item for the users `[n]`."""
+        of = jax.jit(lambda variables, train, users: model_scores(self.make_model, variables, train)(users))
+        scores: jax.Array = of(self.variables, self.train, jnp.asarray(users, jnp.int32))
+        return scores
+
+    def teacher(self) -> Teacher:
+        """All that it can teach: representations, and scores, which are their products where the model's are."""
+        teacher = Teacher.of(self.representations())
+        if isinstance(self.make_model(self.train), InnerProduct):
+            return teacher
+        return teacher.replace(scores=model_scores(self.make_model, self.variables, self.train))
+
+
+def fit(
+    data: Split | str,
+    *,
+    model: str | Settings | MakeModel = "bpr",
+    dim: int | None = None,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Fitted:
+    """Trains a recommender: a teacher, or a plain student.
+
+    Args:
+      data: a `Split`, or the name of a data set, see `htd_jax.data.load`.
+      model: the name of a base model, its settings (`LightGCNSettings(layers=2)`), or what makes a module of one's own.
+      dim: the width of its tables; the model's usual one if None.
+      seed: of everything random. The same seed gives the same bits, on a CPU.
+      folder: where checkpoints are kept. The same call goes on at the last one. Without, nothing is written.
+      progress: whether a line shows how far it is.
+      settings: any of `Training` and `Evaluation`: `epochs=50, cutoffs=(5, 10), patience=20`.
+
+    Returns:
+      The recommender, with its metrics and records.
+
+    Raises:
+      UserError: a value that cannot be, or a folder that holds something else.
+      TypeError: a setting that there is not.
+
+    >>> import htd_jax
+    >>> data = htd_jax.data.make_synthetic(num_users=100, num_items=200)
+    >>> teacher = htd_jax.fit(data, dim=8, epochs=2, progress=False)
+    >>> student = htd_jax.distill(teacher, data, method="ftd", dim=2, epochs=2, progress=False)
+    >>> sorted(student.metrics)[:3], student.representations().users.shape
+    (['map@10', 'map@20', 'map@50'], (100, 2))
+    """
+    with numerics():
+        experiment = Experiment.of(data, seed, **settings)
+        with claimed(folder):
+            return experiment.phase("teacher", model, dim, folder=folder, progress=progress)
+
+
+def distill(
+    teacher: Fitted | Teacher | Representations | Lists,
+    data: Split | str,
+    *,
+    method: AnyMethod | list[AnyMethod] = "htd",
+    model: str | Settings | MakeModel = "bpr",
+    dim: int | None = None,
+    seed: int = 0,
+    start: str = "random",
+    folder: Path | str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Fitted:
+    """Trains a student with a teacher's help.
+
+    Args:
+      teacher: what `fit` returned, or what there is of a teacher of any origin: its `Representations` (whose products
+        are then its scores), its `Lists`, or a `Teacher` that has several of these. A method refuses a teacher that
+        lacks what it needs.
+      data: what the student is trained on, see `fit`.
+      method: a name (`"htd"`, `"htd+fitnet"`), settings (`HTD(groups=60)`), a `Distiller`, or a list of them.
+      dim: the width of the student; a tenth of the model's usual teacher if None.
+      start: `random`, or `svd`: at the best factors of the teacher's scores (bpr).
+      model, seed, folder, progress, settings: see `fit`.
+
+    Returns:
+      The student, with its metrics and records.
+
+    Raises:
+      UserError: a value that cannot be, a teacher that lacks what the method needs, or a folder of something else.
+      TypeError: a setting that there is not.
+    """
+    with numerics():
+        experiment = Experiment.of(data, seed, **settings)
+        given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
+        its = teacher.settings if isinstance(teacher, Fitted) else {}
+        methods = resolve(method)
+        with claimed(folder):
+            return experiment.phase(
+                method_name(methods), model, dim, given, its, methods, start=start, folder=folder, progress=progress
+            )
+
+
+@contextlib.contextmanager
+def numerics() -> Iterator[None]:
+    """Everything here is in float32, whatever JAX is set to for other work in the same process."""
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@contextlib.contextmanager
+def claimed(folder: Path | str | None) -> Iterator[None]:
+    """The folder is this process's alone; on a file system without locks, that is hoped for.
+
+    Raises:
+      UserError: another process is at work there, or the folder cannot be made.
+    """
+    if folder is None:
+        yield
+        return
+    lock = filelock.FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(NotImplementedError):
+            lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"{folder}: another process is at work there; wait for it, or name another folder") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used ({error.strerror or error}); name another") from None
+    with contextlib.closing(_Released(lock)):
+        yield
+
+
+@dataclasses.dataclass
+class _Released:
+    lock: filelock.BaseFileLock
+
+    def close(self) -> None:
+        self.lock.release()
+
+
+def resolve(method: AnyMethod | list[AnyMethod]) -> dict[str, Settings | Distiller]:
+    """The methods by name; a `Distiller` has none, and is called by its number.
+
+    Raises:
+      UserError: an unknown name, or one method twice.
+    """
+    methods: dict[str, Settings | Distiller] = {}
+    for one in method if isinstance(method, list) else [method]:
+        if isinstance(one, str):
+            parts = {name: METHODS[name]() for name in one.split("+") if name != NO_METHOD}
+        elif isinstance(one, Distiller):
+            parts = {f"distiller{len(methods)}": one}
+        else:
+            name = next((name for name, settings in METHODS.items() if settings is type(one)), None)
+            parts = {name or f"{type(one).__module__}:{type(one).__name__}": one}
+        if twice := set(parts) & set(methods):
+            raise UserError(f"--method: {twice.pop()} stands twice")
+        methods |= parts
+    return methods
+
+
+def method_name(methods: Mapping[str, Any]) -> str:
+    return "+".join(methods) or NO_METHOD
+
+
+@dataclasses.dataclass
+class Experiment:
+    """What phases that are compared have in common: data, training, evaluation and seed."""
+
+    split: Split
+    training: Training
+    evaluation: Evaluation
+    seed: int
+
+    @classmethod
+    def of(cls, data: Split | str, seed: int = 0, **settings: Any) -> "Experiment":
+        """Of settings by name.
+
+        Raises:
+          UserError: a value that cannot be.
+          TypeError: a setting that there is not.
+        """
+        of_training = {field.name for field in dataclasses.fields(Training)}
+        of_evaluation = {field.name for field in dataclasses.fields(Evaluation)}
+        if unknown := [name for name in settings if name not in of_training | of_evaluation]:
+            known = ", ".join(sorted(of_training | of_evaluation))
+            raise TypeError(f"there is no setting {unknown[0]!r}; there are {known}")
+        training = override(Training(), **{name: value for name, value in settings.items() if name in of_training})
+        evaluation = override(Evaluation(), **{n: value for n, value in settings.items() if n in of_evaluation})
+        check(training)
+        check(evaluation)
+        split = datasets.load(data) if isinstance(data, str) else data
+        return cls(split, training, evaluation.filled(), seed)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return datasets.fingerprint(self.split)
+
+    @functools.cached_property
+    def evaluate(self) -> Evaluator:
+        """Compiled once for all phases of one model and width."""
+        return make_evaluator(self.split, cutoffs=self.evaluation.cutoffs, protocol=self.evaluation.make())
+
+    def phase(
+        self,
+        name: str,
+        model: str | Settings | MakeModel,
+        dim: int | None = None,
+        teacher: Teacher | None = None,
+        teacher_settings: dict[str, Any] | None = None,
+        methods: Mapping[str, Settings | Distiller] | None = None,
+        *,
+        start: str = "random",
+        folder: Path | str | None = None,
+        runs: Path | None = None,
+        progress: bool | ProgressLine = True,
+        title: str | None = None,
+        on_epoch: Callable[[Progress], None] = lambda news: None,
+    ) -> Fitted:
+        """A phase from wherever it stands: to be begun, to be gone on with, done, or done in another run.
+
+        Args:
+          name: `teacher`, or what the student is helped by; a teacher's key is another than its students'.
+          model, dim: of the recommender that is trained.
+          teacher, teacher_settings: who helps, and what made it, if that is known.
+          methods: how; none for a plain phase.
+          start: see `distill`.
+          folder: of its checkpoints.
+          runs: a folder of run folders, where a plain phase of the same settings may have been trained before.
+          title: for the line of progress, if not `name`.
+          on_epoch: told of every epoch.
+        """
+        maker, of_model = _model(model, dim, is_teacher=name == "teacher")
+        methods = methods or {}
+        trained = all(getattr(settings, "trained", True) for settings in methods.values())
+        scheduled = any(
+            getattr(settings, "scheduled", isinstance(settings, Distiller)) for settings in methods.values()
+        )
+        epochs = self.training.epochs if trained else 0
+        start = start if trained else "svd"
+        first = _svd_start(maker, teacher, self.split.train) if start == "svd" else None
+        helped = bool(methods) or first is not None
+        stopping = early_stopping(self.training, self.evaluation)
+        settings = {
+            "format": FORMAT,
+            "data": self.fingerprint,
+            "model": of_model,
+            "training": {name: x for name, x in as_json(self.training).items() if name != "epochs" or scheduled},
+            "evaluation": as_json(self.evaluation),
+            "seed": self.seed,
+            "start": start,
+            "methods": {name: _describe(one) for name, one in methods.items()},
+            "teacher": {"hash": hash_of(teacher), **(teacher_settings or {})} if helped else None,
+        }
+        if folder is not None and any(isinstance(one, Distiller) for one in methods.values()):
+            raise UserError("a Distiller has no settings to know its checkpoints by: give settings, or no folder")
+        checkpoints = None
+        if folder is not None:
+            if runs and not helped and not Path(folder).exists():
+                found = find_phase(runs, name, settings, epochs, stopping)
+                if found:
+                    print(f"{name}: found trained, in {found}")
+                    copy_checkpoints(found, Path(folder))
+            checkpoints = Checkpoints(Path(folder))
+        trainer = make_trainer(
+            maker,
+            _distiller(methods, Run(epochs, self.seed, teacher)),
+            adam(self.training.learning_rate, self.training.l2),
+            batch_size=self.training.batch_size,
+        )
+        line = progress if callable(progress) else progress_line if progress and epochs else silent
+        assert self.evaluation.metric is not None
+        try:
+            with line(title or name, epochs, self.evaluation.metric) as show:
+
+                def told(news: Progress) -> None:
+                    show(news)
+                    on_epoch(news)
+
+                result = run_phase(
+                    trainer,
+                    functools.partial(self.evaluate, maker),
+                    self.split,
+                    teacher if methods else None,
+                    jax.random.fold_in(jax.random.key(self.seed), TEACHER_KEY if name == "teacher" else STUDENT_KEY),
+                    epochs=epochs,
+                    eval_every=self.training.eval_every,
+                    checkpoints=checkpoints,
+                    settings=settings,
+                    early_stopping=stopping,
+                    start=first,
+                    on_epoch=told,
+                )
+        except UserError as error:
+            error.args = (f"{title or name}: {error}",) if str(error).startswith("the ") else error.args
+            raise
+        made_by = {**settings, "training": as_json(self.training) | {"epochs": epochs}}
+        return Fitted(maker, result.variables, self.split.train, made_by, *result[1:])
+
+
+def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bool) -> tuple[MakeModel, dict[str, Any]]:
+    """What makes the module, and what it is, as JSON."""
+    if isinstance(model, str) or (dataclasses.is_dataclass(model) and not callable(model)):
+        made = MODELS[model]() if isinstance(model, str) else model
+        named = next((name for name, known in MODELS.items() if known is type(made)), type(made).__name__)
+        name = model if isinstance(model, str) else named
+        check(made, f"{flag_name(name)}.")
+        width = dim or (made.teacher_dim if is_teacher else max(1, made.teacher_dim // 10))
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise UserError(f"dim: must be a whole number of at least 1, not {width!r}")
+        return ModelOf(made, width), {"name": name, "dim": width, **as_json(made)}
+    if isinstance(model, ModelOf):
+        return _model(model.settings, model.dim, is_teacher=is_teacher)
+    return model, {"name": f"{model.__module__}.{model.__qualname__}", "dim": dim}
+
+
+def _distiller(methods: Mapping[str, Settings | Distiller], run: Run) -> Distiller:
+    """The methods, weighted."""
+    parts = []
+    for name, one in methods.items():
+        if isinstance(one, Distiller):
+            parts.append(one)
+        else:
+            check(one, f"{flag_name(name)}.")
+            parts.append(scale(one.make(run), getattr(one, "weight", 1.0)))
+    return none() if not parts else parts[0] if len(parts) == 1 else chain(*parts)
+
+
+def _describe(method: Settings | Distiller) -> dict[str, Any]:
+    return {} if isinstance(method, Distiller) else as_json(method)
+
+
+def _svd_start(maker: MakeModel, teacher: Teacher | None, train: Interactions) -> dict[str, Any]:
+    """The variables of a BPR student that scores with the best factors of the teacher's scores."""
+    if not (isinstance(maker, ModelOf) and type(maker.settings) is MODELS["bpr"]):
+        raise UserError("svd starts a bpr student, no other")
+    if teacher is None or teacher.representations is None:
+        raise UserError("svd needs a teacher's representations")
+    teacher.check(train)
+    users, items = svd_factors(*teacher.representations, maker.dim)
+    return {"params": {"users": users, "items": items}}
+
+
+def find_phase(
+    runs: Path, name: str, settings: dict[str, Any], epochs: int, stopping: EarlyStopping | None
+) -> Path | None:
+    """The checkpoints of a finished phase `name` with these settings in any run folder under `runs`."""
+    for folder in sorted(runs.glob(f"*/checkpoints/{name}")):
+        try:
+            checkpoints = Checkpoints(folder)
+            history = checkpoints.history()
+            done = is_finished(history["records"], len(history["seconds"]), epochs, stopping)
+            if done and history["settings"] == settings:
+                checkpoints.tree()  # whole, or not found
+                return folder
+        except (UserError, OSError):
+            continue  # another run's trouble
+    return None
+
+
+def hash_of(teacher: Teacher | None) -> str:
+    """Of all that the teacher is."""
+    digest = hashlib.sha256()
+    for table in jax.tree.leaves(teacher):
+        digest.update(np.asarray(table).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,283 @@
+"""The whole job in a run folder: a teacher, a plain student, and the student that the teacher helps."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from htd_jax import data
+from htd_jax.data import Split
+from htd_jax.errors import UserError
+from htd_jax.evaluation import make_evaluator
+from htd_jax.models import MODELS, ModelOf
+from htd_jax.pipeline.config import NO_METHOD, Config, describe, early_stopping
+from htd_jax.pipeline.experiment import Experiment, Fitted, claimed, hash_of, numerics
+from htd_jax.pipeline.progress import ProgressLine, progress_line
+from htd_jax.settings import as_json, override
+from htd_jax.training import Checkpoints, best_record, choose
+from htd_jax.writing import is_partial, whole
+
+# What the folder of a run may hold before it is one.
+LOCK = ".lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+      config: with every default in place.
+      phases: `teacher`, `student` and the method, each trained.
+      results: what `results.json` holds.
+    """
+
+    config: Config
+    phases: dict[str, Fitted]
+    results: dict[str, Any]
+
+    @property
+    def records(self) -> dict[str, list[dict[str, Any]]]:
+        """Of every phase."""
+        return {name: phase.records for name, phase in self.phases.items()}
+
+
+def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
+    """Trains what is not yet trained, and leaves `config.json`, `split.npz`, `metrics.jsonl`, `results.json` and the
+    checkpoints in the run's folder.
+
+    Raises:
+      UserError: a value that cannot be, or a folder that holds something else; then nothing is written.
+    """
+    with numerics():
+        config = config.filled()
+        split = load_split(config)
+        experiment = Experiment(split, config.training, config.evaluation, config.what.seed)
+        # A protocol that cannot be on this split is refused here, before anything is written.
+        experiment.evaluate = make_evaluator(
+            split, cutoffs=config.evaluation.cutoffs, protocol=config.evaluation.make()
+        )
+        given = open_teacher(config.places.teacher, config, experiment) if config.places.teacher else None
+        if given:
+            config = override_dim(config, given.settings["model"]["dim"])
+        what = config.what
+        assert what.student_dim and what.teacher_dim
+        if what.student_dim > what.teacher_dim:
+            print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
+        check_folder(config, experiment, given)
+        with claimed(config.folder):
+            claim_folder(config, experiment, given)
+            return _train(config, experiment, given, progress)
+
+
+def _train(config: Config, experiment: Experiment, given: Fitted | None, progress: ProgressLine) -> RunResult:
+    what, folder = config.what, config.folder
+    records: dict[str, list[dict[str, Any]]] = {}
+
+    def phase(name: str, dim: int, **arguments: Any) -> Fitted:
+        def note(news: Any) -> None:
+            if news.records and news.records[-1]["epoch"] == news.epoch:
+                write_metrics(folder, {**records, name: news.records})
+
+        fitted = experiment.phase(
+            name,
+            config.model,
+            dim,
+            folder=folder / "checkpoints" / name,
+            runs=config.places.runs,
+            progress=progress,
+            title=describe(name),
+            on_epoch=note,
+            **arguments,
+        )
+        records[name] = fitted.records
+        return fitted
+
+    assert what.student_dim and what.teacher_dim
+    teacher = given or phase("teacher", what.teacher_dim)
+    records["teacher"] = teacher.records
+    phases = {"teacher": teacher}
+    helps = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
+    phases["student"] = phase("student", what.student_dim, **helps, start=what.student_init)
+    if what.method != NO_METHOD:
+        phases[what.method] = phase(
+            what.method, what.student_dim, **helps, methods=config.methods, start=what.student_init
+        )
+    results = summarise(config, phases)
+    write_metrics(folder, records)
+    write_json(folder / "results.json", results)
+    return RunResult(config, phases, results)
+
+
+def load_split(config: Config) -> Split:
+    if config.places.split_file:
+        return data.load_split(config.places.split_file)
+    split: Split = config.source.load(config.places.data_dir)
+    return split
+
+
+def override_dim(config: Config, dim: int) -> Config:
+    return dataclasses.replace(config, what=override(config.what, teacher_dim=dim))
+
+
+def summarise(config: Config, phases: dict[str, Fitted]) -> dict[str, Any]:
+    """`final` is of the model that counts, `best` the best epoch in validation; `settings` are what made a phase."""
+    metric = config.evaluation.metric
+    assert metric is not None
+    of_epoch = lambda record: {name: record[name] for name in ("epoch", "valid", "test")}
+    entries = {
+        name: {
+            "parameters": phase.parameters,
+            "epochs": len(phase.seconds),
+            "seconds_per_epoch": sum(phase.seconds) / max(len(phase.seconds), 1),
+            "final": of_epoch(phase.chosen),
+            "best": of_epoch(best_record(phase.records, metric)),
+            "settings": phase.settings,
+        }
+        for name, phase in phases.items()
+    }
+    return {
+        "dataset": config.what.dataset,
+        "model": config.what.model,
+        "method": config.what.method,
+        "protocol": config.evaluation.protocol,
+        "seed": config.what.seed,
+        "phases": entries,
+        "gap_closed": gap_closed(entries, config.what.method),
+    }
+
+
+def gap_closed(phases: dict[str, Any], method: str) -> dict[str, float | None]:
+    """By test metric: (distilled - student) / (teacher - student); None where there is no gap."""
+    closed: dict[str, float | None] = {}
+    for name in phases["teacher"]["final"]["test"] if method in phases else ():
+        teacher, student, helped = (phases[p]["final"]["test"][name] for p in ("teacher", "student", method))
+        closed[name] = (helped - student) / (teacher - student) if teacher > student else None
+    return closed
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON, whole or not at all: a number that is none is null."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_metrics(folder: Path, records: dict[str, list[dict[str, Any]]]) -> None:
+    """`metrics.jsonl`: a line an evaluation, phase by phase."""
+    lines = [{"phase": phase, **record} for phase, of_phase in records.items() for record in of_phase]
+    with whole(folder / "metrics.jsonl") as partial:
+        partial.write_text("".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def open_teacher(path: Path, config: Config, experiment: Experiment) -> Fitted:
+    """The teacher in a run folder, its `checkpoints/teacher`, or a step in that; of any base model.
+
+    Raises:
+      UserError: there is no such checkpoint, or it was trained on other data, or evaluated in another way.
+    """
+    folder = next((p for p in (path / "checkpoints" / "teacher", path) if p.is_dir()), None)
+    if folder is None:
+        raise UserError(f"--teacher: no folder {path}")
+    if folder.name.isdecimal():
+        folder = folder.parent
+    checkpoints = Checkpoints(folder)
+    history, tree = checkpoints.history(), checkpoints.tree()
+    settings = history["settings"]
+    try:
+        variables = tree.get("best") or tree["train"]["params"]["model"]
+        its = dict(settings["model"])
+        model = override(MODELS[its.pop("name")](), **{n: x for n, x in its.items() if n != "dim"})
+        its_data, finished, dim = settings["data"], history["finished"], its["dim"]
+        its_evaluation = settings["evaluation"] | {"patience": settings["training"]["patience"]}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"--teacher: {folder} is a checkpoint, but of no teacher") from None
+    if its_data != experiment.fingerprint:
+        raise UserError(f"--teacher: {folder} was trained on other data than this run's")
+    if not finished:
+        raise UserError(f"--teacher: {folder} stopped after {checkpoints.latest} epochs, unfinished; finish it first")
+    if settings["model"]["name"] == "neumf" and "svd" in (config.what.method, config.what.student_init):
+        raise UserError("--teacher: svd needs scores that are products of two vectors, which neumf's are not")
+    asked = as_json(config.evaluation) | {"patience": config.training.patience}
+    for name, now in asked.items():
+        if its_evaluation.get(name) != now and (name, config.evaluation.protocol) != ("candidates", "full"):
+            raise UserError(
+                f"--teacher: {folder} was evaluated with {name} {its_evaluation.get(name)}, this run with {now}"
+            )
+    records = history["records"]
+    chosen = choose(records, early_stopping(config.training, config.evaluation))
+    settings["training"]["epochs"] = len(history["seconds"])
+    return Fitted(ModelOf(model, dim), variables, experiment.split.train, settings, records, history["seconds"], chosen)
+
+
+def check_folder(config: Config, experiment: Experiment, given: Fitted | None) -> None:
+    """Raises UserError if the run's folder holds something else than this run."""
+    folder, path = config.folder, config.folder / "config.json"
+    settings = _identity(config, experiment, given)
+    try:
+        if path.is_file():
+            found = json.loads(path.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+            was, now = _flat(found), _flat(settings)
+            for name in sorted(was | now):
+                if was.get(name) == now.get(name) or (name == "epochs" and _goes_on(config, was.get(name))):
+                    continue
+                raise UserError(
+                    f"{folder}: made by other settings ({name} was {was.get(name)!r}, is {now.get(name)!r}); "
+                    "name another folder with --run or delete this one"
+                )
+        elif folder.exists() and (not folder.is_dir() or any(not _nothing(path) for path in folder.iterdir())):
+            raise UserError(f"{folder}: exists and is not a run folder; name another with --run")
+    except ValueError as error:
+        raise UserError(f"{path}: not the settings of a run ({error}); name another folder with --run") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used ({error.strerror}); name another with --run") from None
+
+
+def claim_folder(config: Config, experiment: Experiment, given: Fitted | None) -> None:
+    """Makes the run folder, or takes up the one that these settings made."""
+    check_folder(config, experiment, given)
+    write_json(config.folder / "config.json", _identity(config, experiment, given))
+    if not (config.folder / "split.npz").exists():  # new, or killed between the two
+        data.save_split(config.folder / "split.npz", experiment.split)
+
+
+def _identity(config: Config, experiment: Experiment, given: Fitted | None) -> dict[str, Any]:
+    teacher = hash_of(given.teacher()) if given else None
+    return {**config.as_json(), "data": experiment.fingerprint, "teacher": teacher}
+
+
+def _goes_on(config: Config, epochs: Any) -> bool:
+    """Whether a run of so many epochs can go on to the present ones.
+
+    Raises:
+      UserError: it could, but for a student that learns from its teacher.
+    """
+    if not isinstance(epochs, int) or epochs >= config.training.epochs:
+        return False
+    if config.methods:
+        raise UserError(
+            f"{config.folder}: was made with {epochs} epochs; trained on, its teacher is another, whose student begins "
+            "anew: name another folder with --run"
+        )
+    return True
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        flat.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _nothing(path: Path) -> bool:
+    """Whether this is what a kill leaves of a run that was about to begin."""
+    return is_partial(path) or path.name == LOCK
