@@ -55,9 +55,8 @@ def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description
     except SystemExit as stop:
         if stop.code == 2:
             lines = [line.strip("│|+ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰+"]
-            reason = " ".join(
-                lines[: next((i for i, line in enumerate(lines) if line[:2] in ("──", "--", "- ")), None)]
-            )
+            rule = next((i for i, line in enumerate(lines) if line[:3] in ("───", "---")), None)
+            reason = " ".join(lines[:rule])
             raise UserError(f"{reason}; --help lists every flag") from None
         raise
 
@@ -111,11 +110,10 @@ def _shown(names: dict[str, list[str]], own: dict[str, type]) -> dict[str, type]
 
 def _description(description: str, names: dict[str, list[str]], common: dict[str, type]) -> str:
     if not common:
-        return (
-            f"The flags of {' and '.join(name for of in names.values() for name in of)}; --help alone lists the others."
-        )
-    known = "; ".join(f"--{what}: {', '.join(registry)}" for what, registry in REGISTRIES.items())
-    return f"{description} Known are {known} (several methods: htd+fitnet)."
+        named = " and ".join(name for of in names.values() for name in of)
+        return f"The flags of {named} alone; --help lists the others too."
+    known = "\n".join(f"  --{what}: {', '.join(registry)}" for what, registry in REGISTRIES.items())
+    return f"{description}\n\n{known} (several: htd+fitnet)"
 
 
 def _field(name: str) -> str:

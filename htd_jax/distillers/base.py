@@ -79,7 +79,7 @@ def concatenate(*sides: Side) -> Side:
 
 
 class Triples(NamedTuple):
-    """A batch as it was drawn: `[n]` int32 users, seen items and unseen items; `where` is false past the last triple."""
+    """A batch as it was drawn: `[n]` int32 users, seen and unseen items; `where` is false past the last triple."""
 
     users: jax.Array
     positives: jax.Array
