@@ -11,25 +11,19 @@ Without --baseline, only this program's side is measured.
 """
 
 import dataclasses
-import functools
 import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 import tyro
-from measure import BATCH, COLD, EPOCHS, HTD_EPOCHS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, make_bpr, random_teacher
+from measure import Phases
 from rich.console import Console
 from rich.table import Table
 
-from htd_jax import data, distillers
-from htd_jax.evaluation import make_evaluator
-from htd_jax.training import no_teacher
+from htd_jax import data
 
 # What is measured here -> the baseline's phase that does the same work.
 SAME_WORK = {
@@ -62,53 +56,26 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     split = data.load("citeulike", options.data_dir)
-    measure = prepare(split)
+    phases = Phases(split)
     ours, theirs = [], []
     for number in range(options.rounds):
-        ours.append(measure())
+        ours.append(phases.seconds())
         if options.baseline:
-            phases = list(dict.fromkeys(SAME_WORK.values()))
-            command = [options.baseline_python, options.baseline, "--data", data_folder(options), "--phases", *phases]
-            command += ["--device", options.baseline_device] if options.baseline_device else []
-            done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
-            theirs.append(json.loads(done.stdout.splitlines()[-1]))
+            theirs.append(measure_pytorch(options))
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     report(ours, theirs)
     if options.output:
         options.output.write_text(json.dumps({"ours": ours, "baseline": theirs}, indent=2) + "\n")
 
 
-def prepare(split: data.Split) -> Callable[[], dict[str, float]]:
-    """Compiles everything; returns a function that measures every phase once."""
-    train = split.train
-    teacher = random_teacher(train, TEACHER_DIM)
-    evaluate = functools.partial(make_evaluator(split), make_bpr(TEACHER_DIM))
-    variables = {"params": teacher._asdict()}
-    jax.block_until_ready(evaluate(variables))
-
-    none, scale = distillers.none, distillers.scale
-    teacher_epoch = Epoch(train, none(), TEACHER_DIM, no_teacher(train), BATCH)
-    student_epoch = Epoch(train, none(), STUDENT_DIM, no_teacher(train), BATCH)
-    ftd_epoch = Epoch(train, scale(distillers.ftd(), WEIGHT), STUDENT_DIM, teacher, BATCH)
-    htd_epoch = Epoch(train, scale(distillers.htd(epochs=EPOCHS), WEIGHT), STUDENT_DIM, teacher, BATCH)
-    median = lambda epoch: statistics.median(epoch.seconds(range(1, 6)))
-
-    def measure() -> dict[str, float]:
-        htd = htd_epoch.seconds(HTD_EPOCHS)
-        start = time.perf_counter()
-        jax.block_until_ready(evaluate(variables))
-        evaluation = time.perf_counter() - start
-        return {
-            "teacher epoch": median(teacher_epoch),
-            "student epoch": median(student_epoch),
-            "FTD epoch": median(ftd_epoch),
-            "HTD epoch, T = 1": htd[0],
-            "HTD epoch, T < 0.01": statistics.median(htd[COLD:]),
-            "HTD epoch, mean of 101": float(np.interp(np.arange(EPOCHS), HTD_EPOCHS, htd).mean()),
-            "evaluation, valid + test": evaluation,
-        }
-
-    return measure
+def measure_pytorch(options: "Options") -> dict[str, float]:
+    """Seconds by the baseline's names of the phases, in a process of its own."""
+    phases = list(dict.fromkeys(SAME_WORK.values()))
+    command = [options.baseline_python, options.baseline, "--data", data_folder(options), "--phases", *phases]
+    command += ["--device", options.baseline_device] if options.baseline_device else []
+    done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def data_folder(options: Options) -> Path:

@@ -1,8 +1,10 @@
 """What the benchmarks share: an epoch of any phase at any size, compiled and timed."""
 
+import functools
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout will do, installed or not
@@ -11,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.data import Interactions
+from htd_jax import distillers
+from htd_jax.data import Interactions, Split
 from htd_jax.distillers import Distiller
-from htd_jax.models import BPR, MakeModel
-from htd_jax.training import Representations, TrainState, adam, make_trainer
+from htd_jax.evaluation import make_evaluator
+from htd_jax.models import BPRSettings, MakeModel, ModelOf
+from htd_jax.training import Representations, TrainState, adam, make_trainer, no_teacher
 
 SEED = 0
 
@@ -26,6 +30,9 @@ TEACHER_DIM, STUDENT_DIM, GROUPS, EPOCHS, BATCH, WEIGHT = 200, 20, 30, 101, 1024
 # fall into one group, which is not what a run comes to.
 HTD_EPOCHS = (1, 4, 6, 7, 8, 10, 13, 16, 22, 30, 60, 100)
 COLD = HTD_EPOCHS.index(22)
+
+# The phases whose every epoch costs the same.
+PLAIN = ("teacher", "student", "FTD")
 
 
 def random_teacher(train: Interactions, dim: int) -> Representations:
@@ -44,7 +51,7 @@ def random_interactions(num_users: int, num_items: int, num_pairs: int) -> Inter
 
 
 def make_bpr(dim: int) -> MakeModel:
-    return lambda train: BPR(train.num_users, train.num_items, dim)
+    return ModelOf(BPRSettings(), dim)
 
 
 class Epoch:
@@ -52,12 +59,18 @@ class Epoch:
 
     Attributes:
       compiled: as XLA has it, with its `cost_analysis()` and `memory_analysis()`.
+      trace_seconds, compile_seconds: what it took to trace and lower it, and to compile it.
     """
 
     def __init__(self, train: Interactions, distiller: Distiller, dim: int, teacher: Representations, batch_size: int):
         self._trainer = make_trainer(make_bpr(dim), distiller, adam(1e-3, 1e-3), batch_size=batch_size)
-        self._inputs = (jax.random.key(SEED), train, teacher)
-        self.compiled = self._trainer.epoch.lower(self.start(), *self._inputs).compile()
+        self._inputs = (jax.random.key(SEED), train, self._trainer.prepare(train, teacher))
+        start = self.start()
+        begun = time.perf_counter()
+        lowered = self._trainer.epoch.lower(start, *self._inputs)
+        traced = time.perf_counter()
+        self.compiled = lowered.compile()
+        self.trace_seconds, self.compile_seconds = traced - begun, time.perf_counter() - traced
 
     def start(self) -> TrainState:
         return self._trainer.init(*self._inputs)
@@ -71,3 +84,38 @@ class Epoch:
             state, _ = jax.block_until_ready(self.compiled(state, *self._inputs))
             seconds.append(time.perf_counter() - start)
         return seconds[1:]
+
+
+class Phases:
+    """Every phase at the default settings, on random teacher tables, compiled; and the evaluation.
+
+    Attributes:
+      epochs: the phases that are trained, by name.
+    """
+
+    def __init__(self, split: Split):
+        train = split.train
+        teacher, nobody = random_teacher(train, TEACHER_DIM), no_teacher(train)
+        weigh = lambda distiller: distillers.scale(distiller, WEIGHT)
+        self.epochs = {
+            "teacher": Epoch(train, distillers.none(), TEACHER_DIM, nobody, BATCH),
+            "student": Epoch(train, distillers.none(), STUDENT_DIM, nobody, BATCH),
+            "FTD": Epoch(train, weigh(distillers.ftd()), STUDENT_DIM, teacher, BATCH),
+            "HTD": Epoch(train, weigh(distillers.htd(epochs=EPOCHS)), STUDENT_DIM, teacher, BATCH),
+        }
+        evaluate = functools.partial(make_evaluator(split), make_bpr(TEACHER_DIM), {"params": teacher._asdict()})
+        self._evaluate: Callable[[], object] = lambda: jax.block_until_ready(evaluate())
+        self._evaluate()
+
+    def seconds(self) -> dict[str, float]:
+        """Of an epoch of every phase, and of an evaluation; HTD's falls with its temperature."""
+        found = {f"{name} epoch": statistics.median(self.epochs[name].seconds(range(1, 6))) for name in PLAIN}
+        htd = self.epochs["HTD"].seconds(HTD_EPOCHS)
+        start = time.perf_counter()
+        self._evaluate()
+        return found | {
+            "HTD epoch, T = 1": htd[0],
+            "HTD epoch, T < 0.01": statistics.median(htd[COLD:]),
+            "HTD epoch, mean of 101": float(np.interp(np.arange(EPOCHS), HTD_EPOCHS, htd).mean()),
+            "evaluation, valid + test": time.perf_counter() - start,
+        }

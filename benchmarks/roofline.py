@@ -10,7 +10,6 @@ for its program, in which a loop of unknown length counts once.
 """
 
 import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,25 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from measure import (
-    BATCH,
-    COLD,
-    EPOCHS,
-    GROUPS,
-    HTD_EPOCHS,
-    STUDENT_DIM,
-    TEACHER_DIM,
-    WEIGHT,
-    Epoch,
-    make_bpr,
-    random_teacher,
-)
+from measure import BATCH, GROUPS, STUDENT_DIM, TEACHER_DIM, Phases
 
-from htd_jax import data, distillers
-from htd_jax.data import Interactions, Split, distinct, shuffle, unseen_items
-from htd_jax.evaluation import make_evaluator
+from htd_jax import data
+from htd_jax.data import Interactions, distinct, shuffle, unseen_items
 from htd_jax.products import dot
-from htd_jax.training import no_teacher
 
 HIDDEN = (TEACHER_DIM + STUDENT_DIM) // 2
 EXPERT = STUDENT_DIM * HIDDEN + HIDDEN * TEACHER_DIM  # multiplications of one expert for one row
@@ -54,20 +39,24 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     split = data.load("citeulike", options.data_dir)
     product, copy = product_rate(), copy_rate()
+    phases = Phases(split)
+    seconds = phases.seconds()
     print(f"{jax.devices()[0].device_kind}: products {product / 1e9:.0f} GFLOP/s, memory {copy / 1e9:.1f} GB/s\n")
     print("| | seconds | GFLOP | GB | limit, seconds | share | XLA: GFLOP | GB |\n|---|---|---|---|---|---|---|---|")
-    for name, (seconds, flops, moved, cost) in phases(split).items():
+    for name, (flops, moved) in counts(split.train).items():
         limit = max(flops / product, moved / copy)
+        epoch = phases.epochs.get(name.split()[0])
+        cost = epoch.compiled.cost_analysis() if epoch else {}
         print(
-            f"| {name} | {seconds:.3f} | {flops / 1e9:.1f} | {moved / 1e9:.1f} | {limit:.3f} | {limit / seconds:.0%} |"
-            f" {cost.get('flops', 0) / 1e9:.1f} | {cost.get('bytes accessed', 0) / 1e9:.1f} |",
+            f"| {name} | {seconds[name]:.3f} | {flops / 1e9:.1f} | {moved / 1e9:.1f} | {limit:.3f} |"
+            f" {limit / seconds[name]:.0%} | {cost.get('flops', 0) / 1e9:.1f} |"
+            f" {cost.get('bytes accessed', 0) / 1e9:.1f} |",
             flush=True,
         )
 
 
-def phases(split: Split) -> dict[str, tuple[float, float, float, dict[str, float]]]:
-    """Per phase: seconds, operations and bytes an epoch, and XLA's count."""
-    train = split.train
+def counts(train: Interactions) -> dict[str, tuple[float, float]]:
+    """Operations and bytes that an epoch of each phase cannot do without, and an evaluation."""
     steps = -(-len(train) // BATCH)
     users, items = entities_of_a_batch(train)
     n, entities = users + items, train.num_users + train.num_items
@@ -82,33 +71,19 @@ def phases(split: Split) -> dict[str, tuple[float, float, float, dict[str, float
     gate = 2 * 2 * n * TEACHER_DIM * GROUPS
     assignment = 3 * 2 * n * EXPERT
 
-    teacher, nobody = random_teacher(train, TEACHER_DIM), no_teacher(train)
-    weigh = lambda distiller: distillers.scale(distiller, WEIGHT)
-    of_teacher = Epoch(train, distillers.none(), TEACHER_DIM, nobody, BATCH)
-    of_student = Epoch(train, distillers.none(), STUDENT_DIM, nobody, BATCH)
-    of_ftd = Epoch(train, weigh(distillers.ftd()), STUDENT_DIM, teacher, BATCH)
-    of_htd = Epoch(train, weigh(distillers.htd(epochs=EPOCHS)), STUDENT_DIM, teacher, BATCH)
-    median = lambda epoch: statistics.median(epoch.seconds(range(1, 6)))
-    htd_seconds = of_htd.seconds(HTD_EPOCHS)
     student = adam(entities * STUDENT_DIM)
     htd = topology + gate
     htd_moved = student + adam(experts) + gathered
-    counted = {
-        "teacher": (of_teacher, median(of_teacher), 0, adam(entities * TEACHER_DIM)),
-        "student": (of_student, median(of_student), 0, student),
-        "FTD": (of_ftd, median(of_ftd), ftd, student + gathered),
-        "HTD, T = 1": (of_htd, htd_seconds[0], htd + GROUPS * assignment, htd_moved),
-        "HTD, T < 0.01": (of_htd, statistics.median(htd_seconds[COLD:]), htd + assignment, htd_moved),
+    of_step = {
+        "teacher epoch": (0, adam(entities * TEACHER_DIM)),
+        "student epoch": (0, student),
+        "FTD epoch": (ftd, student + gathered),
+        "HTD epoch, T = 1": (htd + GROUPS * assignment, htd_moved),
+        "HTD epoch, T < 0.01": (htd + assignment, htd_moved),
     }
-    found = {
-        name: (seconds, steps * flops, steps * moved, epoch.compiled.cost_analysis())
-        for name, (epoch, seconds, flops, moved) in counted.items()
-    }
-    evaluate = functools.partial(make_evaluator(split), make_bpr(TEACHER_DIM))
-    seconds = median_seconds(lambda: evaluate({"params": teacher._asdict()}))
     scores = train.num_users * train.num_items
-    found["evaluation"] = (seconds, 2 * scores * TEACHER_DIM, 4 * entities * TEACHER_DIM, {})
-    return found
+    found = {name: (float(steps * flops), float(steps * moved)) for name, (flops, moved) in of_step.items()}
+    return found | {"evaluation, valid + test": (2.0 * scores * TEACHER_DIM, 4.0 * entities * TEACHER_DIM)}
 
 
 def entities_of_a_batch(train: Interactions) -> tuple[float, float]:
