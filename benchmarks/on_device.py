@@ -2,8 +2,8 @@
 
     python benchmarks/on_device.py --data-dir DIR --baseline PROGRAM --baseline-python PYTHON
 
-An epoch of every phase and an evaluation, on CiteULike at the default settings; each beside a plain PyTorch program that
-does the same work on the same device (PROGRAM: see `against_pytorch.py`), and beside what the device's measured rates
+An epoch of every phase and an evaluation, on CiteULike at the default settings; each beside a plain PyTorch program
+that does the same work on the same device (PROGRAM: see `against_pytorch.py`), and beside what its measured rates
 allow (`roofline.py`); what every phase takes to trace and to compile; and the whole job, `--dataset citeulike --method
 htd`, by a new process with nothing compiled before, with the recall that it ends at.
 """

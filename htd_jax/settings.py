@@ -149,19 +149,24 @@ def _check(flag: str, value: Any, hint: Any) -> None:
     elif hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise UserError(f"{flag}: must be a whole number, not {value!r}")
+    elif hint is Path and isinstance(value, Path):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{flag}: {str(value)!r} is no UTF-8, which the checkpoints need") from None
     elif isinstance(hint, type) and not isinstance(value, hint):
         raise UserError(f"{flag}: must be of type {hint.__name__}, not {value!r}")
 
 
 def _check_limit(flag: str, value: Any, limit: Any) -> None:
     if isinstance(limit, annotated_types.Ge):
-        if not value >= limit.ge:  # type: ignore[operator]
+        if not value >= limit.ge:
             raise UserError(f"{flag}: must be at least {limit.ge}, not {value}")
     elif isinstance(limit, annotated_types.Gt):
-        if not value > limit.gt:  # type: ignore[operator]
+        if not value > limit.gt:
             raise UserError(f"{flag}: must be more than {limit.gt}, not {value}")
     elif isinstance(limit, annotated_types.Interval):
         low, high = limit.ge, limit.le if limit.le is not None else limit.lt
-        inside = value >= low and (value <= high if limit.le is not None else value < high)  # type: ignore[operator]
+        inside = value >= low and (value <= high if limit.le is not None else value < high)
         if not inside:
             raise UserError(f"{flag}: must lie in [{low}, {high}{']' if limit.le is not None else ')'}, not {value}")

@@ -69,8 +69,8 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
       SystemExit: after `--help`.
     """
     arguments = [part for argument in arguments for part in _split_equals(argument)]
-    chosen = {what: names for what in REGISTRIES if (names := _value(arguments, what))}
-    names = {what: names.split("+") if what == "method" else [names] for what, names in chosen.items()}
+    chosen = {what: value for what in REGISTRIES if (value := _value(arguments, what))}
+    names = {what: value.split("+") if what == "method" else [value] for what, value in chosen.items()}
     own: dict[str, type] = {}
     for what, registry in REGISTRIES.items():
         for name in dict.fromkeys([*registry, *(name for name in names.get(what, []) if ":" in name)]):
@@ -81,7 +81,7 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
     else:
         common = COMMON
         arguments = _moved(arguments, names)
-    flags = parse(_flags(common, own), arguments, prog=prog, description=_description(description, names, common))
+    flags: Any = parse(_flags(common, own), arguments, prog=prog, description=_description(description, names, common))
     parts = {name: getattr(flags, name) for name in COMMON}
     default = {name: settings() for name, settings in own.items()}
     given = {name: getattr(flags, _field(name)) for name, of in own.items() if dataclasses.fields(of)}

@@ -218,7 +218,8 @@ def chain(*distillers: Distiller) -> Distiller:
         params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
     ) -> tuple[jax.Array, Terms]:
         keys = jax.random.split(key, len(distillers))
-        total, terms = jnp.zeros(()), {}
+        total = jnp.zeros(())
+        terms: Terms = {}
         for number, distiller in enumerate(distillers):
             own = batch._replace(teacher=batch.teacher[number])
             value, parts = distiller.loss(params[number], drawn[number], own, keys[number], epoch)

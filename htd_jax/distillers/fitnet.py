@@ -3,10 +3,13 @@
 import dataclasses
 from typing import Annotated, ClassVar
 
+import chex
+import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Run
+from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Terms
 from htd_jax.distillers.layers import dense, init_dense, init_sides
+from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import hint_loss
 
 
@@ -30,10 +33,12 @@ def fitnet() -> Distiller:
       A `Distiller`; its term is `fitnet`.
     """
 
-    def init(key, student, teacher):
+    def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
         return init_sides(key, lambda key: init_dense(key, (), student.dim, teacher.dim))
 
-    def loss(params, drawn, batch, key, epoch):
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
         of = lambda layer, side: hint_loss(dense(layer, side.student), side.teacher, where=side.where)
         users, items = batch.entities.users.kept(), batch.entities.items.kept()
         value = of(params["users"], users) + of(params["items"], items)

@@ -3,9 +3,11 @@
 import dataclasses
 from typing import Annotated, ClassVar
 
+import chex
+import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Run, learns_nothing
+from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
 from htd_jax.losses import ftd_loss
 
 
@@ -25,7 +27,9 @@ class FTD:
 def ftd() -> Distiller:
     """The whole matrix of cosines between a batch's entities, users and items in one set. Nothing to learn."""
 
-    def loss(params, drawn, batch, key, epoch):
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
         every = batch.entities.together()
         value = ftd_loss(every.student, every.teacher, where=every.where)
         return value, {"ftd": value}

@@ -35,13 +35,14 @@ def kmeans_groups(
     Returns:
       `[num_users]` and `[num_items]` int32 in [0, num_groups).
     """
-    return tuple(
+    of_users, of_items = (
         _kmeans(_rng(seed, side), rows, num_groups) for side, rows in enumerate((teacher_users, teacher_items))
     )
+    return of_users, of_items
 
 
-def _kmeans(rng: np.random.Generator, rows: jax.Array, num_groups: int) -> jax.Array:
-    rows = np.asarray(rows, np.float64)
+def _kmeans(rng: np.random.Generator, table: jax.Array, num_groups: int) -> jax.Array:
+    rows = np.asarray(table, np.float64)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = rows / np.where(length == 0, 1, length)
     with warnings.catch_warnings():

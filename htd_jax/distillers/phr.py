@@ -2,14 +2,16 @@
 Knowledge-Based Systems, 2022)."""
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Run
+from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Side, Terms
 from htd_jax.distillers.layers import dense, init_dense, init_sides
+from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import hint_loss, personalised
 
 
@@ -45,10 +47,12 @@ def phr(*, width: int = 16) -> Distiller:
       A `Distiller`; its term is `phr`.
     """
 
-    def init(key, student, teacher):
+    def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
         return init_sides(key, lambda key: _init_side(key, student.dim, teacher.dim, width))
 
-    def loss(params, drawn, batch, key, epoch):
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
         users, items = batch.entities.users.kept(), batch.entities.items.kept()
         value = _side_loss(params["users"], users) + _side_loss(params["items"], items)
         return value, {"phr": value}
@@ -56,13 +60,13 @@ def phr(*, width: int = 16) -> Distiller:
     return Distiller(init, loss)
 
 
-def _side_loss(params, side):
+def _side_loss(params: Params, side: Side) -> jax.Array:
     units = jax.nn.relu(dense(params["network"], side.teacher))
     mixture = jnp.concatenate([jnp.ones_like(units[:, :1]), units], axis=1)
     return hint_loss(personalised(side.student, mixture, params["maps"]), side.teacher, where=side.where)
 
 
-def _init_side(key, student_dim: int, teacher_dim: int, width: int) -> dict:
+def _init_side(key: chex.PRNGKey, student_dim: int, teacher_dim: int, width: int) -> dict[str, Any]:
     """The common map begins as `fitnet`'s, the others at 1 / sqrt(width) of it: their sum adds at most about as much
     again, where units are about 1, and the less the smaller they are."""
     network, maps = jax.random.split(key)

@@ -130,8 +130,8 @@ class _ScoresOf:
     make_model: MakeModel
 
     def __call__(self, variables: Any, train: Interactions, users: jax.Array) -> jax.Array:
-        scores: jax.Array = self.make_model(train).apply(variables, users, method="score_all")
-        return scores
+        of_users: Any = self.make_model(train).apply(variables, users, method="score_all")
+        return of_users
 
 
 def model_scores(make_model: MakeModel, variables: Any, train: Interactions) -> Callable[[jax.Array], jax.Array]:

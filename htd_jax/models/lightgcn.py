@@ -129,7 +129,8 @@ def propagate(tables: Tables, graph: Graph, layers: int) -> Tables:
     total = tables
     for _ in range(layers):  # Horner's rule: E + A (E + A (E + ...))
         total = add_neighbours(tables, total, graph)
-    return tuple(x / (layers + 1) for x in total)
+    users, items = total
+    return users / (layers + 1), items / (layers + 1)
 
 
 propagate.defvjp(

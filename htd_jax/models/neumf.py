@@ -61,8 +61,10 @@ class NeuMF(Recommender):
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Logits of the pairs (user, item) of two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
-        of_items = self._of_items(self.items[items]) if items.ndim < 2 else [part[items] for part in self.of_all_items]
-        return self._logits(self._of_users(users), of_items)
+        if items.ndim < 2:
+            return self._logits(self._of_users(users), self._of_items(self.items[items]))
+        product, first = self.of_all_items
+        return self._logits(self._of_users(users), (product[items], first[items]))
 
     def score_all(self, users: chex.Array) -> jax.Array:
         """Logits `[n, num_items]` of every item for the users `[n]`, with UNITS of the tower's first layer at once."""

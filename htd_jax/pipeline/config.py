@@ -91,7 +91,7 @@ class Config:
             raise UserError("--method: svd needs scores that are products of two vectors, which neumf's are not")
         if what.model != "bpr" and what.student_init == "svd":
             raise UserError(f"--student-init: svd starts a bpr student, not one of {what.model}")
-        usual = MODELS[what.model].teacher_dim
+        usual = own[flag_name(what.model)].teacher_dim
         what = dataclasses.replace(
             what,
             dataset=self.places.split_file.stem if self.places.split_file else what.dataset,

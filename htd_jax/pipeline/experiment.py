@@ -104,7 +104,7 @@ class Fitted:
         teacher = Teacher.of(self.representations())
         if isinstance(self.make_model(self.train), InnerProduct):
             return teacher
-        return teacher.replace(scores=model_scores(self.make_model, self.variables, self.train))
+        return dataclasses.replace(teacher, scores=model_scores(self.make_model, self.variables, self.train))
 
 
 def fit(
@@ -391,18 +391,19 @@ class Experiment:
 
 def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bool) -> tuple[MakeModel, dict[str, Any]]:
     """What makes the module, and what it is, as JSON."""
-    if isinstance(model, str) or (dataclasses.is_dataclass(model) and not callable(model)):
-        made = MODELS[model]() if isinstance(model, str) else model
-        named = next((name for name, known in MODELS.items() if known is type(made)), type(made).__name__)
-        name = model if isinstance(model, str) else named
-        check(made, f"{flag_name(name)}.")
-        width = dim or (made.teacher_dim if is_teacher else max(1, made.teacher_dim // 10))
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise UserError(f"dim: must be a whole number of at least 1, not {width!r}")
-        return ModelOf(made, width), {"name": name, "dim": width, **as_json(made)}
     if isinstance(model, ModelOf):
         return _model(model.settings, model.dim, is_teacher=is_teacher)
-    return model, {"name": f"{model.__module__}.{model.__qualname__}", "dim": dim}
+    if not isinstance(model, str) and not hasattr(model, "build"):
+        return model, {"name": f"{model.__module__}.{model.__qualname__}", "dim": dim}
+    settings: Any = MODELS[model]() if isinstance(model, str) else model
+    of = type(settings)
+    known = next((name for name, known in MODELS.items() if known is of), f"{of.__module__}:{of.__name__}")
+    name = model if isinstance(model, str) else known
+    check(settings, f"{flag_name(name)}.")
+    width = dim or (settings.teacher_dim if is_teacher else max(1, settings.teacher_dim // 10))
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise UserError(f"dim: must be a whole number of at least 1, not {width!r}")
+    return ModelOf(settings, width), {"name": name, "dim": width, **as_json(settings)}
 
 
 def _distiller(methods: Mapping[str, Settings | Distiller], run: Run) -> Distiller:

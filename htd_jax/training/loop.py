@@ -1,5 +1,6 @@
 """One phase from its first epoch, or its last checkpoint, to its end."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def run_phase(
     known = trainer.prepare(split.train, teacher)
     state, records, seconds = trainer.init(init_key, split.train, known), [], []
     if start is not None:
-        state = state.replace(params={**state.params, "model": jax.tree.map(jnp.copy, start)})
+        state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, start)})
     best = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
     if checkpoints and checkpoints.latest is not None:
         history = checkpoints.history()
@@ -151,7 +152,7 @@ def run_phase(
 
 def _compiled(epoch: Any, *inputs: Any) -> Callable[..., Any]:
     """Compiled before the clock starts; with `jax_disable_jit` there is nothing to compile."""
-    compiled: Callable[..., Any] = epoch if jax.config.jax_disable_jit else epoch.lower(*inputs).compile()
+    compiled: Callable[..., Any] = epoch if jax.config.read("jax_disable_jit") else epoch.lower(*inputs).compile()
     return compiled
 
 

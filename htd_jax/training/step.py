@@ -88,15 +88,15 @@ def make_trainer(
       batch_size: triples a step; an epoch's last batch is short.
     """
 
-    def prepare(train, teacher):
+    def prepare(train: Interactions, teacher: AnyTeacher) -> Prepared:
         if isinstance(teacher, Prepared):
             return teacher
         teacher = Teacher.of(teacher)
         teacher.check(train, distiller.needs)
         return Prepared(teacher, distiller.prepare(teacher, train))
 
-    def init(key, train, teacher):
-        teacher = prepare(train, teacher)
+    def init(key: chex.PRNGKey, train: Interactions, given: AnyTeacher) -> TrainState:
+        teacher = prepare(train, given)
         for_model, for_distiller = jax.random.split(key)
         one = jnp.zeros(1, jnp.int32)
         model = make_model(train)
@@ -109,12 +109,23 @@ def make_trainer(
         drawn = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
         return TrainState(params, optimizer.init(_flat(params)), jnp.zeros((), jnp.int32), drawn)
 
-    def draw(params, drawn, key, epoch, model, teacher):
+    def draw(
+        params: Any, drawn: Any, key: chex.PRNGKey, epoch: jax.Array, model: Recommender, teacher: Prepared
+    ) -> Any:
         """What the distiller draws for this epoch, under the model as it is."""
         of_model = lambda model: distiller.refresh(params["distiller"], drawn, key, epoch, teacher.known, made(model))
         return jax.lax.stop_gradient(nn.apply(of_model, model)(params["model"]))
 
-    def loss(params, drawn, model, triples, key, epoch, train, teacher):
+    def loss(
+        params: Any,
+        drawn: Any,
+        model: Recommender,
+        triples: Triples,
+        key: chex.PRNGKey,
+        epoch: jax.Array,
+        train: Interactions,
+        teacher: Prepared,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         distinct_users = distinct(triples.users, triples.where, train.num_users)
         chosen_items = [(triples.positives, triples.negatives), (triples.positives,), (triples.negatives,)]
         distinct_items = [
@@ -123,7 +134,11 @@ def make_trainer(
         tables = teacher.teacher.representations or no_teacher(train)
         side = lambda own, table, chosen: Side(own, table[chosen[0]], chosen[1], chosen[0])
 
-        def of_batch(model):  # on one bound module: what its methods share is computed once
+        def of_batch(
+            model: Recommender,
+        ) -> tuple[
+            jax.Array, jax.Array, dict[str, jax.Array]
+        ]:  # on one bound module: what its methods share is computed once
             represented = [model.represent(distinct_users[0], ids) for ids, _ in distinct_items]
             base = model.loss(*triples)
             entities = Entities(
@@ -131,13 +146,16 @@ def make_trainer(
                 *(side(own, tables.items, chosen) for (_, own), chosen in zip(represented, distinct_items)),
             )
             batch = Batch(entities, triples, model.score, teacher.known)
-            return base, *distiller.loss(params["distiller"], drawn, batch, key, epoch)
+            extra, terms = distiller.loss(params["distiller"], drawn, batch, key, epoch)
+            return base, extra, terms
 
         base, extra, terms = nn.apply(of_batch, model)(params["model"])
         return base + extra, {"loss": base + extra, "base": base, **terms}
 
-    def epoch(state, key, train, teacher):
-        teacher = prepare(train, teacher)
+    def epoch(
+        state: TrainState, key: chex.PRNGKey, train: Interactions, given: AnyTeacher
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        teacher = prepare(train, given)
         key = jax.random.fold_in(key, state.epoch)
         shuffle_key, negative_key, step_key = jax.random.split(key, 3)
         size = len(train)
@@ -152,7 +170,7 @@ def make_trainer(
         drawn = draw(state.params, state.drawn, draw_key, state.epoch, model, teacher)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
-        def step(carry, batch):
+        def step(carry: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
             flat, opt_state = carry
             index, rows, where = batch
             triples = Triples(train.users[rows], train.items[rows], negatives[rows], where)
