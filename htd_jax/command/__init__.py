@@ -86,7 +86,7 @@ def _use_devices() -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"JAX finds no device: {reason}; see JAX_PLATFORMS and `pip install -U jax[cuda13]`") from None
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError, OSError, KeyError):  # nobody's home
             cache = platformdirs.user_cache_path("htd_jax") / "compiled"
             jax.config.update("jax_compilation_cache_dir", str(cache))
