@@ -8,7 +8,7 @@ import numpy as np
 
 from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split, make_split
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 
 PUBLISHED = Published(
     "citeulike",
@@ -72,7 +72,7 @@ def read_numbers(path: Path) -> dict:
         with open(path, "rb") as file:
             table = _Numbers(file).load()
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise UserError(f"{path}: not a pickle of dicts and ints ({error})") from None
+        raise UserError(f"{shown(path)}: not a pickle of dicts and ints ({shown(str(error))})") from None
     if not table or not whole(table, 2):
-        raise UserError(f"{path}: not a pickle of dicts and ints")
+        raise UserError(f"{shown(path)}: not a pickle of dicts and ints")
     return table
