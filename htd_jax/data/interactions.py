@@ -126,8 +126,8 @@ def make_split(
     split = Split(*(Interactions.from_pairs(*part, num_users, num_items) for part in parts.values()))
     if empty := [name for name, part in zip(Split._fields, split) if not len(part)]:
         raise UserError(f"the {empty[0]} part holds no interaction")
-    codes = [np.asarray(part.users, np.int64) * num_items + np.asarray(part.items) for part in split]
-    codes, times = np.unique(np.concatenate(codes), return_counts=True)
+    codes_of = lambda part: np.asarray(part.users, np.int64) * num_items + np.asarray(part.items)
+    codes, times = np.unique(np.concatenate([codes_of(part) for part in split]), return_counts=True)
     if (times > 1).any():
         user, item = divmod(int(codes[times > 1][0]), num_items)
         raise UserError(f"user {user} and item {item} stand in more than one of train, valid and test")

@@ -42,8 +42,8 @@ def split_pairs(users: ArrayLike, items: ArrayLike, *, split: str = "leave-one-o
     place = np.arange(len(users)) - (np.cumsum(degree) - degree)[users]
     held_out = SPLITS[split](degree)[users]
     part = (place < 2 * held_out).astype(int) + (place < held_out)  # 2: valid, 1: test, 0: train
-    parts = [(users[part == p], items[part == p]) for p in (0, 2, 1)]
-    return make_split(*parts, num_users=len(degree), num_items=int(items.max()) + 1)
+    train, valid, test = ((users[part == p], items[part == p]) for p in (0, 2, 1))
+    return make_split(train, valid, test, num_users=len(degree), num_items=int(items.max()) + 1)
 
 
 def save_split(path: Path, split: Split) -> None:
@@ -77,6 +77,7 @@ def load_split(path: Path) -> Split:
     if not sound or not all(part.ndim == 2 and part.shape[1] == 2 for part in parts):
         raise UserError(f"{shown(path)}: damaged, or no split that this program saved")
     try:
-        return make_split(*(tuple(part.T) for part in parts), *sizes.tolist())
+        train, valid, test = ((part[:, 0], part[:, 1]) for part in parts)
+        return make_split(train, valid, test, *sizes.tolist())
     except (UserError, MemoryError, ValueError) as error:
         raise UserError(f"{shown(path)}: {error}") from None

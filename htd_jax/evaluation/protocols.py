@@ -62,7 +62,7 @@ class Full(NamedTuple):
         width = max(1, min(num_users, sizes().scores // num_items))
         blocks = -(-num_users // width)
         parts = (split.valid, split.test)
-        degree = sum(jnp.diff(part.offsets) for part in split)
+        degree = jnp.diff(jnp.stack([part.offsets for part in split])).sum(0)
 
         def of_block(block: jax.Array, found: Any) -> Any:
             """Adds the block's bars, the scores of its held-out items, and how many never seen items reach them."""
