@@ -71,6 +71,33 @@ def test_without_files_and_connection_one_line_says_what_to_do(tmp_path, monkeyp
         assert part in message
 
 
+@pytest.mark.parametrize("home", [RuntimeError("no home"), Path("~/.cache/htd_jax")])
+def test_a_user_without_a_home_is_told_where_to_put_the_files(tmp_path, monkeypatch, home):
+    def cache(name):
+        if isinstance(home, Exception):
+            raise home
+        return home
+
+    monkeypatch.delenv("HTD_DATA_DIR", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", cache)
+    monkeypatch.chdir(tmp_path)
+    assert len(data.load("synthetic").test) == 1000  # needs none
+    for folder in (None, tmp_path / "given"):
+        with pytest.raises(UserError, match=r"no home folder to download to; .* --data-dir") as error:
+            data.load("citeulike", folder)
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []  # and no folder named "~"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("HTD_DATA_DIR", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "file" / name)
+    with pytest.raises(UserError, match=r"no download .*file/htd_jax/citeulike: ") as error:
+        data.load("citeulike")
+    assert "\n" not in str(error.value)
+
+
 class Trap:
     def __reduce__(self):
         return print, ("the trap was sprung",)
@@ -216,6 +243,78 @@ def test_more_users_or_items_than_an_id_can_name_are_refused():
             Interactions.from_pairs(*pairs((0, 4)), *sizes)
 
 
+USERS, ITEMS = np.repeat(np.arange(6), 5), np.concatenate([np.arange(k, k + 5) for k in range(6)])
+
+
+def the_same(users, items):
+    """Whether every way in takes these for the pairs (USERS, ITEMS)."""
+    of = lambda users, items: data.fingerprint(data.split_pairs(users, items))
+    parts = [(users, items), ([0], [9]), ((1,), (9,))]
+    found = data.make_split(*parts, 6, 10).train, Interactions.from_pairs(users, items, 6, 10)
+    return of(users, items) == of(USERS, ITEMS) and all(
+        one.users.tolist() == USERS.tolist() and one.items.tolist() == ITEMS.tolist() for one in found
+    )
+
+
+@pytest.mark.parametrize("kind", [list, tuple, jnp.asarray, np.uint8, np.int16, np.uint64, lambda x: x.astype(object)])
+def test_pairs_are_values_in_their_order(kind):
+    assert the_same(kind(USERS), kind(ITEMS))
+    assert the_same(USERS, kind(ITEMS))
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "category"])
+def test_labels_of_a_column_do_not_count(kind):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"user": USERS, "item": ITEMS}).astype(kind)
+    frame.index = np.random.default_rng(0).permutation(len(frame))
+    assert the_same(frame.user, frame.item)
+    shuffled = frame.sample(frac=1, random_state=1)
+    found, wanted = (data.split_pairs(f(shuffled.user), f(shuffled.item)) for f in (lambda x: x, np.asarray))
+    assert data.fingerprint(found) == data.fingerprint(wanted)
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ([0], "as many .* not (1 and 3|3 and 1)"),
+        ([], "as many .* not (0 and 3|3 and 0)"),
+        (0, r"one column of integers, not an array of shape \(\)"),
+        ([[0, 1, 2]], r"one column of integers, not an array of shape \(1, 3\)"),
+        ([[0], [1, 2], [0]], "one column of integers, which this list is not"),
+        ({0, 1, 2}, "one column of integers, not an array of shape"),
+        ([0.0, 1.0, 2.0], "must be integers, not float64; convert"),
+        ([0.0, np.nan, 2.0], "some are missing"),
+        (np.ma.masked_array([0, 1, 2], [False, True, False]), "some are missing"),
+        ([0, None, 2], "must be integers, not object; number them"),
+        (["a", "b", "c"], "must be integers, not <U1; number them"),
+        ([True, False, True], "must be integers, not bool"),
+        ([0, -1, 2], "must lie in .*, but go from -1 to 2"),
+        (np.array([0, 1, 2**63], np.uint64), r"must lie in \[0, \d+\), but go from 0 to 9223372036854775808"),
+        ([0, 1, 2**70], "must be integers, not object|must lie in"),
+        (np.array(["2020-01-01"] * 3, "datetime64[D]"), "must be integers, not datetime64"),
+    ],
+)
+def test_what_are_no_pairs_is_refused_by_name(ids, reason):
+    good = [0, 1, 2]
+    ways = [
+        data.split_pairs,
+        lambda users, items: Interactions.from_pairs(users, items, 3, 5),
+        lambda users, items: data.make_split((users, items), ([0], [3]), ([1], [3]), 3, 5),
+        lambda users, items: data.make_split((good, good), (users, items), ([1], [3]), 3, 5),
+    ]
+    for way in ways:
+        for name, pair in (("user", (ids, good)), ("item", (good, ids))):
+            with pytest.raises(UserError, match=reason) as error:
+                way(*pair)
+            assert "\n" not in str(error.value) and (name in str(error.value))
+
+
+@pytest.mark.parametrize("part", [np.arange(3), ([0],), None, {"user": [0], "item": [1]}])
+def test_a_part_that_is_no_pair_is_refused(part):
+    with pytest.raises(UserError, match="the valid part must be a pair of users and items"):
+        data.make_split(([0], [0]), part, ([0], [1]), 2, 4)
+
+
 def test_unsigned_ids_will_do():
     found = Interactions.from_pairs(*np.array([[1, 0], [3, 4]], np.uint64), 2, 5)
     assert found.users.tolist() == [0, 1] and found.items.tolist() == [4, 3]
@@ -335,7 +434,23 @@ def test_a_damaged_or_foreign_file_is_no_split(small_split, tmp_path):
         data.save_split(tmp_path / "nowhere" / "split.npz", small_split)
 
 
+def test_a_path_that_cannot_be_printed_is_shown_in_escapes(small_split, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9\n")
+    data.save_split(path, small_split)
+    assert data.fingerprint(data.load_split(path)) == data.fingerprint(small_split)
+    for use in (data.load_split, lambda path: data.save_split(path, small_split)):
+        with pytest.raises(UserError, match=r"caf\\udce9\\n/x\.npz: cannot be") as error:
+            use(path / "x.npz")
+        assert str(error.value).isprintable()
+
+
 # --- sampling
+
+
+def test_sampling_needs_no_rank_promotion(small_split):
+    with jax.numpy_rank_promotion("raise"):
+        data.unseen_items(jax.random.key(0), small_split.train)
+        data.distinct(jnp.array([1, 2, 2]), jnp.ones(3, bool), 5)
 
 
 @settings(max_examples=12, deadline=None)

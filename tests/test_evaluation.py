@@ -10,7 +10,17 @@ import pytrec_eval
 
 from htd_jax import data
 from htd_jax.errors import UserError
-from htd_jax.evaluation import CUTOFFS, METRICS, Full, Sampled, make_evaluator, ranking_metrics, sample_candidates
+from htd_jax.evaluation import (
+    CUTOFFS,
+    METRICS,
+    Full,
+    Sampled,
+    make_evaluator,
+    protocols,
+    ranking_metrics,
+    sample_candidates,
+)
+from htd_jax.evaluation.protocols import Sizes
 from htd_jax.models import BPR
 
 
@@ -137,7 +147,7 @@ def test_tied_held_out_items_count_against_each_other():
 
 @pytest.mark.parametrize("kind", ["distinct", "ties"])
 def test_sampled_ranking_is_its_definition(small_split, rng, kind, monkeypatch):
-    monkeypatch.setattr("htd_jax.evaluation.protocols.PAIRS", 200)  # several blocks, the last not full
+    monkeypatch.setattr(protocols, "sizes", lambda: Sizes(1, 200, 1))  # several blocks, the last not full
     for split, size in ((small_split, 8), (several_held_out(rng), 15)):
         shape = split.train.num_users, split.train.num_items
         scores = {"distinct": rng.normal(size=shape), "ties": rng.integers(9, size=shape).astype(float)}[kind]
@@ -151,11 +161,11 @@ def test_full_ranking_in_several_blocks(rng, monkeypatch):
     split = several_held_out(rng)
     scores = rng.normal(size=(100, 40))
     whole = evaluate(split, scores, protocol=Full())
-    monkeypatch.setattr("htd_jax.evaluation.protocols.SCORES", 40 * 7)
-    monkeypatch.setattr("htd_jax.evaluation.protocols.TARGETS", 4)
-    parts = evaluate(split, scores)
-    for part in whole:
-        assert parts[part] == pytest.approx(whole[part], abs=1e-6)
+    for sizes in (Sizes(40 * 7, 1, 4), Sizes(1, 1, 1), protocols.ACCELERATOR):
+        monkeypatch.setattr(protocols, "sizes", lambda: sizes)
+        parts = evaluate(split, scores)
+        for part in whole:
+            assert parts[part] == pytest.approx(whole[part], abs=1e-6)
 
 
 def test_ranking_against_every_unseen_item_is_the_full_one(rng):
@@ -242,6 +252,119 @@ def test_bpr_scores_all_as_it_scores_pairs(rng):
     np.testing.assert_allclose(
         model.apply(variables, users, items, method="score"), all_scores[jnp.arange(3), items], rtol=1e-5
     )
+
+
+def ranks_of(split, scores, protocol):
+    """The ranks themselves, by user and item, of valid and of test."""
+    model = Scores(scores.shape).bind({"params": {"table": jnp.asarray(scores)}})
+    found = jax.jit(lambda prepared: protocol.ranks(model, split, prepared))(protocol.prepare(split))
+    return [dict(zip(zip(p.users.tolist(), p.items.tolist()), r.tolist())) for p, r in zip(split[1:], found)]
+
+
+def wanted_ranks(split, scores, candidates=None):
+    """By loops over users, with the comparison that a tie and a score that is no number count as not lower."""
+    train, *parts = map(item_sets, split)
+    found = []
+    for part, other in zip(parts, parts[::-1]):
+        found.append({})
+        for user, items in enumerate(part):
+            among = set(range(scores.shape[1])) - train[user] - other[user]
+            if candidates is not None:
+                among = set(candidates[user].tolist()) | items
+            for item in items:
+                found[-1][user, item] = sum(not scores[user, i] < scores[user, item] for i in among)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "strange", "integers"])
+@pytest.mark.parametrize("several", [False, True])
+def test_ranks_are_exact_whatever_the_scores(small_split, rng, kind, several, monkeypatch):
+    split = several_held_out(rng) if several else small_split
+    shape = (split.train.num_users, split.train.num_items)
+    scores = {
+        "distinct": rng.normal(size=shape).astype(np.float32),
+        "ties": rng.integers(4, size=shape).astype(np.float32),
+        "strange": rng.choice(np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0]), size=shape),
+        "integers": rng.choice(np.array([-(2**31), -1, 0, 2**31 - 1], np.int32), size=shape),
+    }[kind]
+    for sizes in (protocols.PROCESSOR, Sizes(shape[1] * 7, 100, 3)):
+        monkeypatch.setattr(protocols, "sizes", lambda: sizes)
+        assert ranks_of(split, scores, Full()) == wanted_ranks(split, scores)
+        sample = sample_candidates(split, 8, 0)
+        assert ranks_of(split, scores, Sampled(8)) == wanted_ranks(split, scores, sample)
+
+
+def one_heavy_user(rng, users, items, heavy):
+    """Leave a fifth out: one user with `heavy` items, the others with ten."""
+    degrees = np.full(users, 10)
+    degrees[users // 2] = heavy
+    rows = [rng.permutation(items)[:degree] for degree in degrees]
+    return data.split_pairs(np.repeat(np.arange(users), degrees), np.concatenate(rows), split="ratio")
+
+
+def test_one_heavy_user_is_ranked_as_every_other(rng):
+    split = one_heavy_user(rng, 30, 90, 60)
+    scores = rng.normal(size=(30, 90)).astype(np.float32)
+    assert ranks_of(split, scores, Full()) == wanted_ranks(split, scores)
+    assert ranks_of(split, scores, Sampled(8)) == wanted_ranks(split, scores, sample_candidates(split, 8, 0))
+
+
+@pytest.mark.parametrize("protocol", [Full(), Sampled(99)])
+def test_memory_does_not_grow_with_the_square_of_the_longest_list(rng, protocol):
+    """Of 500 users one has 5,000 of 10,000 pairs: XLA plans for no more than a few blocks of scores."""
+    split = one_heavy_user(rng, 500, 8000, 5000)
+    make_model = lambda train: BPR(train.num_users, train.num_items, 8)
+    model = make_model(split.train)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, int), jnp.zeros(1, int))
+    prepared = protocol.prepare(split)
+    assert sum(x.nbytes for x in jax.tree.leaves(prepared)) < 1e6
+    ranks = lambda variables: nn.apply(lambda model: protocol.ranks(model, split, prepared), model)(variables)
+    planned = jax.jit(ranks).lower(variables).compile().memory_analysis()
+    assert planned.temp_size_in_bytes < 100e6
+
+
+def test_evaluation_needs_no_rank_promotion(small_split):
+    scores = np.zeros((small_split.train.num_users, small_split.train.num_items))
+    with jax.numpy_rank_promotion("raise"):
+        for protocol in (Full(), Sampled(8)):
+            evaluate(small_split, scores, protocol=protocol)
+        ranking_metrics(jnp.ones((3, 2), int), jnp.ones((3, 2), bool))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int64])
+def test_ranks_in_any_integer(kind):
+    """Rank 100 is a hit at 300, whatever holds it, and a masked slot never is one."""
+    where = np.array([[True, True], [True, False]])
+    for k in (50, 100, 127, 255, 300, 2**40):
+        found, wanted = (ranking_metrics(np.array([[1, 100], [7, 9]], t), where, (k,)) for t in (kind, np.int32))
+        assert jax.tree.map(float, found) == jax.tree.map(float, wanted)
+        assert float(found[f"recall@{k}"]) == (0.75 if k < 100 else 1)
+
+
+def test_ranks_that_are_no_integers_are_refused():
+    with pytest.raises(ValueError, match="ranks: must be integers, not float32"):
+        ranking_metrics(jnp.ones((2, 2)), jnp.ones((2, 2), bool))
+
+
+@pytest.mark.parametrize("cutoffs", [(0,), (10, -1), (), (1.5,), ("10",), (True,), 10, None, (10.0,)])
+def test_cutoffs_that_cannot_be_are_refused(small_split, cutoffs):
+    for use in (
+        lambda: ranking_metrics(jnp.ones((2, 2), int), jnp.ones((2, 2), bool), cutoffs),
+        lambda: make_evaluator(small_split, cutoffs=cutoffs),
+    ):
+        with pytest.raises(ValueError, match="cutoffs: must be whole numbers of at least 1"):
+            use()
+
+
+def test_cutoffs_may_be_of_any_kind_of_whole_number():
+    found = ranking_metrics(jnp.ones((2, 2), int), jnp.ones((2, 2), bool), np.array([1, 5]))
+    assert set(found) == {f"{name}@{k}" for name in METRICS for k in (1, 5)}
+
+
+def test_nobody_has_no_metrics_but_zero():
+    for shape in ((0, 0), (3, 0), (0, 3)):
+        found = ranking_metrics(np.zeros(shape, int), np.zeros(shape, bool))
+        assert all(float(x) == 0 for x in found.values())
 
 
 def test_ranking_metrics_counts_only_users_with_a_held_out_item():

@@ -20,7 +20,6 @@ from htd_jax.training import (
     EarlyStopping,
     Representations,
     adam,
-    copy_checkpoints,
     make_trainer,
     no_teacher,
     run_phase,
@@ -197,42 +196,6 @@ def test_other_settings_are_refused(small_split, teacher, tmp_path):
     fit(small_split, teacher, "none", tmp_path / "run", epochs=1)
     with pytest.raises(UserError, match="made by other settings"):
         fit(small_split, teacher, "none", tmp_path / "run", epochs=1, settings={"method": "another"})
-
-
-def test_what_is_no_checkpoint_is_said_to_be_none(small_split, teacher, tmp_path):
-    with pytest.raises(UserError, match="not a checkpoint"):
-        Checkpoints(tmp_path).history()
-    (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match="not a checkpoint"):
-        Checkpoints(tmp_path).history()
-
-
-def test_a_damaged_checkpoint_is_said_to_be_one(small_split, teacher, tmp_path):
-    folder = tmp_path / "run"
-    fit(small_split, teacher, "none", folder, epochs=1)
-    like = Checkpoints(folder).tree()
-    data = sorted(p for p in (folder / "1" / "state").rglob("*") if p.is_file() and p.stat().st_size > 0)
-    for path in data:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"1: not a checkpoint of this program, or damaged"):
-        Checkpoints(folder).state(like)
-
-
-def test_a_copy_of_checkpoints_is_whole_or_absent(small_split, teacher, tmp_path, monkeypatch):
-    source, target = tmp_path / "run", tmp_path / "other" / "teacher"
-    fit(small_split, teacher, "none", source, epochs=1)
-
-    def fail(*args):
-        raise Killed
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(Killed):
-        copy_checkpoints(source, target)
-    assert list(target.parent.iterdir()) == []
-    monkeypatch.undo()
-    copy_checkpoints(source, target)
-    assert bits(target) == bits(source)
 
 
 def test_early_stopping_keeps_the_best_epoch_even_if_killed_after_it(small_split, teacher, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 
 from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split, make_split
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 
 PUBLISHED = Published(
     "citeulike",
@@ -46,7 +46,7 @@ def load_citeulike(data_dir: Path | None = None) -> Split:
     items = np.concatenate([list(items) for items in train.values()])
     parts = [(users, items), pairs(valid), pairs(test)]
     num_users, num_items = (1 + max(int(part[i].max()) for part in parts) for i in (0, 1))
-    return make_split(*parts, num_users, num_items)
+    return make_split(parts[0], parts[1], parts[2], num_users, num_items)
 
 
 def find_citeulike(data_dir: Path | None) -> list[Path]:
@@ -64,7 +64,7 @@ class _Numbers(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to an object outside itself")
 
 
-def read_numbers(path: Path) -> dict:
+def read_numbers(path: Path) -> dict[int, Any]:
     """A pickled dict of ints, or of dicts of ints.
 
     Raises:
@@ -79,9 +79,9 @@ def read_numbers(path: Path) -> dict:
 
     try:
         with open(path, "rb") as file:
-            table = _Numbers(file).load()
+            table: dict[int, Any] = _Numbers(file).load()
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise UserError(f"{path}: not a pickle of dicts and ints ({error})") from None
+        raise UserError(f"{shown(path)}: not a pickle of dicts and ints ({shown(str(error))})") from None
     if not table or not whole(table, 2):
-        raise UserError(f"{path}: not a pickle of dicts and ints")
+        raise UserError(f"{shown(path)}: not a pickle of dicts and ints")
     return table

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 
 
 class Published(NamedTuple):
@@ -25,34 +25,49 @@ def find_files(published: Published, data_dir: Path | None) -> list[Path]:
     Raises:
       UserError: a file that cannot be had, or that is not the published one.
     """
-    import platformdirs
-
     names = ", ".join(published.sha256)
-    cache = platformdirs.user_cache_path("htd_jax") / published.name
+    cache = root / published.name if (root := user_cache()) else None
     folders = [data_dir] if data_dir else []
-    if root := os.environ.get("HTD_DATA_DIR"):
-        folders.append(Path(root) / published.name)
-    for folder in [*folders, cache]:
+    if given := os.environ.get("HTD_DATA_DIR"):
+        folders.append(Path(given) / published.name)
+    for folder in [*folders, cache] if cache else folders:
         paths = [folder / name for name in published.sha256]
-        present = [path.name for path in paths if path.is_file()]
+        present = [path.name for path in paths if os.path.isfile(path)]  # false where it cannot be seen
         if len(present) == len(paths):
             for path in paths:
                 _check_hash(path, published.sha256[path.name])
             return paths
         if present and folder != cache:
             missing = ", ".join(name for name in published.sha256 if name not in present)
-            raise UserError(f"{folder}: {missing} missing; the {published.name} data set is the files {names}")
+            raise UserError(f"{shown(folder)}: {missing} missing; the {published.name} data set is the files {names}")
+    if cache is None:
+        tried = "".join(f"in {shown(folder)}, " for folder in folders)
+        raise UserError(
+            f"{published.name}: no {names} {tried}and no home folder to download to; name the folder that holds "
+            "them with --data-dir, or use --dataset synthetic, which needs no file"
+        )
     return [_download(published, name, cache, folders) for name in published.sha256]
+
+
+def user_cache() -> Path | None:
+    """This program's folder in the user's cache, None for a user without a home: `~` is then no place but a name."""
+    import platformdirs
+
+    try:
+        cache = platformdirs.user_cache_path("htd_jax")
+    except (OSError, RuntimeError, KeyError):
+        return None
+    return cache if cache.is_absolute() else None
 
 
 def _check_hash(path: Path, expected: str) -> None:
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
     if found != expected:
         raise UserError(
-            f"{path}: damaged or not the published file (sha256 {found[:12]}..., expected "
+            f"{shown(path)}: damaged or not the published file (sha256 {found[:12]}..., expected "
             f"{expected[:12]}...); delete it to have it downloaded again"
         )
 
@@ -67,8 +82,9 @@ def _download(published: Published, name: str, cache: Path, folders: list[Path])
     except ValueError:
         raise UserError(f"{url}: what was downloaded is not the published file (its sha256 differs)") from None
     except OSError as error:  # a failed request is one too
-        tried = ", ".join(map(str, [*folders, cache]))
+        tried = ", ".join(map(shown, [*folders, cache]))
+        reason = f"{shown(cache)}: {error.strerror}" if error.strerror else f"{type(error).__name__} at {url}"
         raise UserError(
-            f"{published.name}: no {name} in {tried}, and no download ({type(error).__name__} at {url}); put "
-            f"{', '.join(published.sha256)} into {cache}, or use --dataset synthetic, which needs no file"
+            f"{published.name}: no {name} in {tried}, and no download ({reason}); put "
+            f"{', '.join(published.sha256)} into {shown(cache)}, or use --dataset synthetic, which needs no file"
         ) from None

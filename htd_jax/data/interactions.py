@@ -1,13 +1,19 @@
 """Who has seen what, as arrays on the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from numpy.typing import ArrayLike
 
 from htd_jax.errors import UserError
+
+Pairs = tuple[ArrayLike, ArrayLike]
+
+# Users or items: an id is an int32.
+MOST = 2**31 - 1
 
 
 @struct.dataclass
@@ -30,21 +36,17 @@ class Interactions:
     max_degree: int = struct.field(pytree_node=False)
 
     @classmethod
-    def from_pairs(cls, users: np.ndarray, items: np.ndarray, num_users: int, num_items: int) -> "Interactions":
-        """Sorts `[n]` users and `[n]` items and drops repeated pairs.
+    def from_pairs(cls, users: ArrayLike, items: ArrayLike, num_users: int, num_items: int) -> "Interactions":
+        """Sorts `[n]` users and `[n]` items, see `as_pairs`, and drops repeated pairs.
 
         Raises:
-          UserError: an id outside [0, num_users) or [0, num_items), or no integer; 2^31 users or items, or more.
+          UserError: what are no pairs, an id outside [0, num_users) or [0, num_items); 2^31 users or items, or more.
         """
-        users, items = np.asarray(users), np.asarray(items)
-        for name, ids, size in (("user", users, num_users), ("item", items, num_items)):
-            if size >= 2**31:
-                raise UserError(f"{size} {name}s are more than the {2**31 - 1} that there can be")
-            if len(ids) and ids.dtype.kind not in "iu":
-                raise UserError(f"{name} ids must be integers, not {ids.dtype}")
-            if len(ids) and not (0 <= ids.min() and ids.max() < size):
-                raise UserError(f"{name} ids must lie in [0, {size}), but go from {ids.min()} to {ids.max()}")
-        pairs = np.unique(users.astype(np.int64) * num_items + items.astype(np.int64))
+        for name, size in (("user", num_users), ("item", num_items)):
+            if size > MOST:
+                raise UserError(f"{size} {name}s are more than the {MOST} that there can be")
+        users, items = as_pairs(users, items, num_users, num_items)
+        pairs = np.unique(users * num_items + items)
         users, items = pairs // num_items, pairs % num_items
         degree = np.bincount(users, minlength=num_users)
         return cls(
@@ -60,6 +62,43 @@ class Interactions:
         return len(self.users)
 
 
+def as_pairs(
+    users: ArrayLike, items: ArrayLike, num_users: int = MOST, num_items: int = MOST
+) -> tuple[np.ndarray, np.ndarray]:
+    """`[n]` users and `[n]` items as int64: the values of columns, arrays or lists in their order, never by labels.
+
+    Raises:
+      UserError: unlike lengths, more than one axis, or ids that are no integers from 0 or not below their number.
+    """
+    found_users, found_items = _ids("user", users, num_users), _ids("item", items, num_items)
+    if len(found_users) != len(found_items):
+        raise UserError(f"pairs need as many users as items, not {len(found_users)} and {len(found_items)}")
+    return found_users, found_items
+
+
+def _ids(name: str, given: Any, size: int) -> np.ndarray:
+    try:
+        ids = np.asarray(given)
+    except (ValueError, TypeError, OverflowError):  # rows of unlike lengths, above all
+        raise UserError(
+            f"{name} ids must be one column of integers, which this {type(given).__name__} is not"
+        ) from None
+    if ids.ndim != 1:
+        raise UserError(f"{name} ids must be one column of integers, not an array of shape {ids.shape}")
+    if not len(ids):
+        return np.zeros(0, np.int64)
+    if ids.dtype == object and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in ids):
+        ids = np.array(ids.tolist())  # as tables keep integers of which some were missing
+    if np.ma.is_masked(given) or (ids.dtype.kind == "f" and np.isnan(ids).any()):
+        raise UserError(f"{name} ids must be integers, and some are missing; leave those rows out")
+    if ids.dtype.kind not in "iu":
+        advice = "convert them to integers" if ids.dtype.kind in "fb" else "number them from 0"
+        raise UserError(f"{name} ids must be integers, not {ids.dtype}; {advice}")
+    if ids.min() < 0 or ids.max() >= size:
+        raise UserError(f"{name} ids must lie in [0, {size}), but go from {ids.min()} to {ids.max()}")
+    return ids.astype(np.int64)
+
+
 class Split(NamedTuple):
     """One data set in three disjoint parts over the same users and items."""
 
@@ -69,22 +108,26 @@ class Split(NamedTuple):
 
 
 def make_split(
-    train: tuple[np.ndarray, np.ndarray],
-    valid: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    train: Pairs,
+    valid: Pairs,
+    test: Pairs,
     num_users: int,
     num_items: int,
 ) -> Split:
-    """A `Split` from (users, items) pairs of each part.
+    """A `Split` from (users, items) pairs of each part, see `as_pairs`.
 
     Raises:
-      UserError: an id out of range, a pair in two parts, an empty part, or a user who has seen every item.
+      UserError: what are no pairs, an id out of range, a pair in two parts, an empty part, or a user who has seen
+        every item.
     """
-    split = Split(*(Interactions.from_pairs(*part, num_users, num_items) for part in (train, valid, test)))
+    parts = {"train": train, "valid": valid, "test": test}
+    if wrong := [name for name, part in parts.items() if not isinstance(part, (tuple, list)) or len(part) != 2]:
+        raise UserError(f"the {wrong[0]} part must be a pair of users and items")
+    split = Split(*(Interactions.from_pairs(*part, num_users, num_items) for part in parts.values()))
     if empty := [name for name, part in zip(Split._fields, split) if not len(part)]:
         raise UserError(f"the {empty[0]} part holds no interaction")
-    codes = [np.asarray(part.users, np.int64) * num_items + np.asarray(part.items) for part in split]
-    codes, times = np.unique(np.concatenate(codes), return_counts=True)
+    codes_of = lambda part: np.asarray(part.users, np.int64) * num_items + np.asarray(part.items)
+    codes, times = np.unique(np.concatenate([codes_of(part) for part in split]), return_counts=True)
     if (times > 1).any():
         user, item = divmod(int(codes[times > 1][0]), num_items)
         raise UserError(f"user {user} and item {item} stand in more than one of train, valid and test")

@@ -10,7 +10,7 @@ from annotated_types import Ge, Interval
 from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split
 from htd_jax.data.splits import split_pairs
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 
 
 class UserLists(NamedTuple):
@@ -79,19 +79,19 @@ def read_users_dat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         words = line.split()
         if wrong := next((word for word in words if not word.isdigit() or len(word) > 9), None):
-            shown = wrong[:20].decode("ascii", "replace")
-            raise UserError(f"{path}: line {number}: {shown!r} is not a whole number from 0 to 999999999")
+            text = wrong[:20].decode("ascii", "replace")
+            raise UserError(f"{shown(path)}: line {number}: {text!r} is not a whole number from 0 to 999999999")
         if not words or int(words[0]) != len(words) - 1:
             says = f"its count says {int(words[0])} items, but {len(words) - 1} follow" if words else "it is empty"
-            raise UserError(f"{path}: line {number}: {says}")
+            raise UserError(f"{shown(path)}: line {number}: {says}")
         rows.append(np.unique(np.array(words[1:], np.int64)))
     if not any(map(len, rows)):
-        raise UserError(f"{path}: it holds no item of any user")
+        raise UserError(f"{shown(path)}: it holds no item of any user")
     return np.repeat(np.arange(len(rows)), [len(row) for row in rows]), np.concatenate(rows)
 
 

@@ -35,7 +35,7 @@ def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
     b = -(-size // a)
     round_keys = jax.random.bits(key, (ROUNDS,))
 
-    def scramble(x):
+    def scramble(x: jax.Array) -> jax.Array:
         left, right = x // b, x % b
         for i in range(0, ROUNDS, 2):
             left = (left + _hash(right, round_keys[i]) % a) % a

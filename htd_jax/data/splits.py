@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from htd_jax.data.interactions import Split, make_split
-from htd_jax.errors import UserError
+from htd_jax.data.interactions import Split, as_pairs, make_split
+from htd_jax.errors import UserError, shown
 from htd_jax.writing import whole
 
 # How many of a user's d items each of valid and test gets. At least one stays in train, whatever d is.
@@ -15,23 +16,24 @@ SPLITS = {
 }
 
 
-def split_pairs(users: np.ndarray, items: np.ndarray, *, split: str = "leave-one-out", seed: int = 0) -> Split:
+def split_pairs(users: ArrayLike, items: ArrayLike, *, split: str = "leave-one-out", seed: int = 0) -> Split:
     """Deals every user's items at random to train, valid and test.
 
     Args:
-      users: `[n]` integers from 0.
+      users: `[n]` integers from 0: an array, a list, or a column of a DataFrame, whose labels do not count.
       items: `[n]` integers from 0; no pair (user, item) stands twice.
       split: `"leave-one-out"`, one item a user in valid and one in test, or `"ratio"`, a fifth (rounded) in each. Of a
         user with less than three items all are in train.
       seed: any integer of at least 0. The same one gives the same split.
 
     Raises:
-      UserError: an unknown split, a seed below 0, or a split that cannot be, see `make_split`.
+      UserError: what are no pairs, an unknown split, a seed below 0, or a split that cannot be, see `make_split`.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
     if seed < 0:
         raise UserError(f"--split-seed: must be at least 0, not {seed}")
+    users, items = as_pairs(users, items)
     if not len(users):
         raise UserError("there is no interaction to split")
     order = np.lexsort((np.random.default_rng(seed).permutation(len(users)), users))
@@ -40,8 +42,8 @@ def split_pairs(users: np.ndarray, items: np.ndarray, *, split: str = "leave-one
     place = np.arange(len(users)) - (np.cumsum(degree) - degree)[users]
     held_out = SPLITS[split](degree)[users]
     part = (place < 2 * held_out).astype(int) + (place < held_out)  # 2: valid, 1: test, 0: train
-    parts = [(users[part == p], items[part == p]) for p in (0, 2, 1)]
-    return make_split(*parts, num_users=len(degree), num_items=int(items.max()) + 1)
+    train, valid, test = ((users[part == p], items[part == p]) for p in (0, 2, 1))
+    return make_split(train, valid, test, num_users=len(degree), num_items=int(items.max()) + 1)
 
 
 def save_split(path: Path, split: Split) -> None:
@@ -55,7 +57,7 @@ def save_split(path: Path, split: Split) -> None:
         with whole(path) as partial, open(partial, "xb") as file:
             np.savez_compressed(file, sizes=[split.train.num_users, split.train.num_items], **pairs)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from None
 
 
 def load_split(path: Path) -> Split:
@@ -68,13 +70,14 @@ def load_split(path: Path) -> Split:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             sizes, *parts = (arrays[name] for name in ("sizes", *Split._fields))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or error})") from None
     except Exception:  # a damaged archive raises whatever its bytes happen to mean
-        raise UserError(f"{path}: damaged, or no split that this program saved") from None
-    whole = all(array.dtype.kind == "i" for array in (sizes, *parts)) and sizes.shape == (2,)
-    if not whole or not all(part.ndim == 2 and part.shape[1] == 2 for part in parts):
-        raise UserError(f"{path}: damaged, or no split that this program saved")
+        raise UserError(f"{shown(path)}: damaged, or no split that this program saved") from None
+    sound = all(array.dtype.kind == "i" for array in (sizes, *parts)) and sizes.shape == (2,)
+    if not sound or not all(part.ndim == 2 and part.shape[1] == 2 for part in parts):
+        raise UserError(f"{shown(path)}: damaged, or no split that this program saved")
     try:
-        return make_split(*(tuple(part.T) for part in parts), *sizes.tolist())
+        train, valid, test = ((part[:, 0], part[:, 1]) for part in parts)
+        return make_split(train, valid, test, *sizes.tolist())
     except (UserError, MemoryError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{shown(path)}: {error}") from None

@@ -1,5 +1,8 @@
 """Metrics of a ranking, from the ranks of what should stand on top."""
 
+import operator
+from collections.abc import Iterable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ METRICS = ("recall", "ndcg", "mrr", "precision", "map")
 Metrics = dict[str, jax.Array]
 
 
-def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: tuple[int, ...] = CUTOFFS) -> Metrics:
+def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: Iterable[int] = CUTOFFS) -> Metrics:
     """Every one of `METRICS` at every cutoff, means over the users who have a held-out item.
 
     For a user with held-out items at the ranks r_1 <= r_2 <= ... <= r_n, those at k or better being the hits:
@@ -31,6 +34,9 @@ def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: tuple[int, ..
     Returns:
       Scalars in [0, 1] by name: `{"recall@10": ..., "ndcg@10": ..., ...}`.
 
+    Raises:
+      ValueError: ranks that are no integers, or cutoffs that are not whole numbers of at least 1.
+
     >>> import jax.numpy as jnp
     >>> metrics = ranking_metrics(jnp.array([[1], [4], [99]]), jnp.ones((3, 1), bool), cutoffs=(10,))
     >>> print({name: round(float(value), 3) for name, value in metrics.items()})
@@ -38,21 +44,68 @@ def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: tuple[int, ..
     """
     chex.assert_rank([ranks, where], 2)
     chex.assert_equal_shape([ranks, where])
-    ranks, where = jnp.asarray(ranks), jnp.asarray(where)
-    count = where.sum(1)
-    users = jnp.maximum((count > 0).sum(), 1)
-    ranks = jnp.sort(jnp.where(where, ranks, jnp.iinfo(ranks.dtype).max), axis=1)
-    place = jnp.arange(1, 1 + ranks.shape[1])
-    best = jnp.concatenate([jnp.ones(1), jnp.cumsum(1 / jnp.log2(1 + place))])
+    num_users, most = ranks.shape
+    users = jnp.repeat(jnp.arange(num_users), most, total_repeat_length=num_users * most)
+    return metrics_of_pairs(users, jnp.ravel(ranks), jnp.ravel(where), num_users, cutoffs)
 
-    def of_users(k):
-        over_hits = lambda x: jnp.where(ranks <= k, x, 0).sum(1)
-        return {
-            "recall": over_hits(1) / jnp.maximum(count, 1),
-            "ndcg": over_hits(1 / jnp.log2(1.0 + ranks)) / best[jnp.minimum(count, k)],
-            "mrr": over_hits(jnp.where(place == 1, 1 / ranks, 0)),
-            "precision": over_hits(1) / k,
-            "map": over_hits(place / ranks) / jnp.maximum(count, 1),
-        }
 
-    return {f"{name}@{k}": of_user.sum() / users for k in cutoffs for name, of_user in of_users(k).items()}
+def metrics_of_pairs(
+    users: chex.Array, ranks: chex.Array, where: chex.Array, num_users: int, cutoffs: Iterable[int] = CUTOFFS
+) -> Metrics:
+    """`ranking_metrics` of held-out pairs one after the other, however many each user has.
+
+    Args:
+      users: `[n]` integers in [0, num_users), whose each is, in any order.
+      ranks: `[n]` integers from 1.
+      where: `[n]` bool; a masked pair is none.
+      num_users: static.
+      cutoffs: the values of k.
+
+    Raises:
+      ValueError: see `ranking_metrics`.
+    """
+    cutoffs = check_cutoffs(cutoffs)
+    chex.assert_rank([users, ranks, where], 1)
+    chex.assert_equal_shape([users, ranks, where])
+    if not jnp.issubdtype(ranks.dtype, jnp.integer):
+        raise ValueError(f"ranks: must be integers, not {ranks.dtype}")
+    # Short integers have no room for what stands in a masked slot, nor for the cutoffs.
+    ranks = jnp.asarray(ranks).astype(jnp.promote_types(ranks.dtype, jnp.int32))
+    last = jnp.iinfo(ranks.dtype).max
+    users, where = jnp.asarray(users), jnp.asarray(where, bool)
+    users, ranks, where = jax.lax.sort((users, jnp.where(where, ranks, last), ~where), num_keys=3)
+    where = ~where
+    slots = jax.ops.segment_sum(jnp.ones_like(users), users, num_users, indices_are_sorted=True)
+    of_user = jax.ops.segment_sum(where.astype(jnp.int32), users, num_users, indices_are_sorted=True)
+    place = jnp.arange(1, 1 + len(users)) - (jnp.cumsum(slots) - slots)[users]
+    count = jnp.maximum(of_user[users], 1)
+    longest = max(1, min(max(cutoffs), len(users)))
+    best = jnp.cumsum(1 / jnp.log2(1.0 + jnp.arange(1, 1 + longest)))
+    # Every metric is a sum over pairs, each with its share of its user's: no users x items array.
+    shares = lambda k: {
+        "recall": 1 / count,
+        "ndcg": 1 / jnp.log2(1.0 + ranks) / best[jnp.minimum(count, k) - 1],
+        "mrr": jnp.where(place == 1, 1 / ranks, 0),
+        "precision": jnp.full(len(users), 1 / k),
+        "map": place / ranks / count,
+    }
+    mean = lambda share, k: (
+        jnp.where(where & (ranks <= min(k, last)), share, 0).sum() / jnp.maximum((of_user > 0).sum(), 1)
+    )
+    return {f"{name}@{k}": mean(share, k) for k in cutoffs for name, share in shares(min(k, last)).items()}
+
+
+def check_cutoffs(cutoffs: Iterable[int]) -> tuple[int, ...]:
+    """The cutoffs as ints.
+
+    Raises:
+      ValueError: there is none, or one that is not a whole number of at least 1.
+    """
+    try:
+        found = tuple(operator.index(k) for k in cutoffs if not isinstance(k, bool))
+        whole = len(found) == len(tuple(cutoffs))
+    except TypeError:
+        found, whole = (), False
+    if not whole or not found or min(found) < 1:
+        raise ValueError(f"cutoffs: must be whole numbers of at least 1, and one at least, not {cutoffs!r}")
+    return found

@@ -1,10 +1,12 @@
 """What a held-out item is ranked against.
 
-A protocol is a value with two methods: `blocks(split)`, a pytree of arrays with a leading axis of blocks of users, and
-`ranks(model, block)`, the ranks `[users, m]` of the held-out items of valid and of test in one such block.
+A protocol is a value with two methods: `prepare(split)`, a pytree of arrays that it needs beside the split, made once,
+and `ranks(model, split, prepared)`, the ranks `[n]` of the held-out pairs of `split.valid` and of `split.test`, in
+their order. What is held in memory grows with the pairs, not with users x the most pairs of one.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +16,33 @@ from htd_jax.data import Interactions, Split
 from htd_jax.errors import UserError
 from htd_jax.models import Recommender
 
-# Scores held at once, 16 MiB of them: a good matrix product, and most of them still in a processor's cache when read.
-SCORES = 2**22
+T = TypeVar("T")
 
-# Pairs scored at once where each is scored for itself: a model holds vectors of every one, and a few megabytes of them
-# stay in a processor's cache.
-PAIRS = 2**12
 
-# Held-out items of a block ranked at once.
-TARGETS = 256
+class Sizes(NamedTuple):
+    """How much is done at once.
 
-Block = dict[str, jax.Array]
+    Attributes:
+      scores: scores of all items that are held at once, each 4 bytes.
+      pairs: pairs scored at once where each is scored for itself, and a model holds vectors of every one.
+      targets: held-out items that are compared with all items at once.
+    """
+
+    scores: int
+    pairs: int
+    targets: int
+
+
+# 16 MiB of scores are a good matrix product, and most of them are still in a processor's cache when they are read; so
+# are a few megabytes of vectors.
+PROCESSOR = Sizes(scores=2**22, pairs=2**12, targets=2**6)
+
+# A step of a loop costs a launch, which takes as long as a million comparisons: few large ones, half a GiB of scores.
+ACCELERATOR = Sizes(scores=2**27, pairs=2**20, targets=2**12)
+
+
+def sizes() -> Sizes:
+    return PROCESSOR if jax.default_backend() == "cpu" else ACCELERATOR
 
 
 class Full(NamedTuple):
@@ -33,25 +51,55 @@ class Full(NamedTuple):
     For test, the items of train and valid are hidden; for valid, those of train and test. A held-out item's rank is
     one plus the number of visible items that do not score lower, the user's other held-out items of the same part
     among them: ties count against it, and so does a score that is not a number. No users x items array is held, and
-    nothing is sorted.
+    no row of scores is sorted.
     """
 
-    def blocks(self, split: Split) -> Block:
-        train = split.train
-        width = max(1, min(train.num_users, SCORES // train.num_items))
-        blocks = _blocks(split, width)
-        users, items = np.asarray(train.users), np.asarray(train.items)
-        count = len(blocks["users"])
-        seen = _padded(users // width, users % width, count, width), _padded(users // width, items, count, 0)
-        held_out = {f"{name}_at": _positions(blocks[name]) for name in ("valid", "test")}
-        return blocks | held_out | dict(zip(("row", "item"), map(jnp.asarray, seen)))
+    def prepare(self, split: Split) -> Any:
+        return ()
 
-    def ranks(self, model: Recommender, block: Block) -> tuple[jax.Array, jax.Array]:
-        scores = model.score_all(block["users"])
-        of_part = lambda name, other: _ranks(
-            scores, block[name], block[f"{name}_at"], block[other], block["row"], block["item"]
-        )
-        return of_part("valid", "test"), of_part("test", "valid")
+    def ranks(self, model: Recommender, split: Split, prepared: Any) -> tuple[jax.Array, jax.Array]:
+        num_users, num_items = split.train.num_users, split.train.num_items
+        width = max(1, min(num_users, sizes().scores // num_items))
+        blocks = -(-num_users // width)
+        parts = (split.valid, split.test)
+        degree = jnp.diff(jnp.stack([part.offsets for part in split])).sum(0)
+
+        def of_block(block: jax.Array, found: Any) -> Any:
+            """Adds the block's bars, the scores of its held-out items, and how many never seen items reach them."""
+            bars, counts = found
+            first = block * width
+            stop = jnp.minimum(first + width, num_users)
+            scores = model.score_all(jnp.minimum(first + jnp.arange(width), num_users - 1))
+            low = _lowest(scores.dtype)
+
+            def fold(part: Interactions, size: int, f: Callable[..., T], init: T) -> T:
+                return _fold(part, first, stop, min(size, -(-len(part) // blocks)), f, init)
+
+            read = lambda bar, at, row, item: bar.at[at].set(scores[row, item], mode="drop")
+            bars = [fold(part, len(part), read, bar) for part, bar in zip(parts, bars)]
+            hide = lambda scores, at, row, item: scores.at[row, item].set(low, mode="drop")
+            for part in split:
+                scores = fold(part, len(part), hide, scores)
+            # What is hidden is not below a bar that is the lowest, or no number, either: it is taken off again.
+            unseen = scores
+
+            def count(part: Interactions, bar: jax.Array, counts: jax.Array) -> jax.Array:
+                def add(counts: jax.Array, at: jax.Array, row: jax.Array, item: jax.Array) -> jax.Array:
+                    its = bar.at[at].get(mode="clip")
+                    above = _count(unseen.at[row].get(mode="clip"), its[:, None])
+                    hidden = degree.at[first + row].get(mode="clip") * ~(low < its)
+                    return counts.at[at].set(above - hidden, mode="drop")
+
+                return fold(part, sizes().targets, add, counts)
+
+            return bars, [count(*each) for each in zip(parts, bars, counts)]
+
+        dtype = jax.eval_shape(model.score_all, jax.ShapeDtypeStruct((width,), jnp.int32)).dtype
+        bars = [jnp.zeros(len(part), dtype) for part in parts]
+        counts = [jnp.zeros(len(part), jnp.int32) for part in parts]
+        bars, counts = jax.lax.fori_loop(0, blocks, of_block, (bars, counts))
+        valid, test = (count + _rank_within(part.users, bar) for part, bar, count in zip(parts, bars, counts))
+        return valid, test
 
 
 class Sampled(NamedTuple):
@@ -68,21 +116,47 @@ class Sampled(NamedTuple):
     candidates: int = 499
     seed: int = 0
 
-    def blocks(self, split: Split) -> Block:
-        candidates = sample_candidates(split, self.candidates, self.seed)
-        scored = self.candidates + split.valid.max_degree + split.test.max_degree
-        blocks = _blocks(split, max(1, min(split.train.num_users, PAIRS // scored)))
-        return blocks | {"candidates": jnp.asarray(candidates)[blocks["users"]]}
+    def prepare(self, split: Split) -> Any:
+        """The candidates, and rows of a user and so many of its held-out items as users have in the mean.
 
-    def ranks(self, model: Recommender, block: Block) -> tuple[jax.Array, jax.Array]:
-        parts = [block["valid"], block["test"], block["candidates"]]
-        items = jnp.concatenate(parts, axis=1)
-        scores = model.score(block["users"][:, None], jnp.maximum(items, 0))
-        valid, test, candidates = jnp.split(scores, np.cumsum([part.shape[1] for part in parts[:-1]]), axis=1)
-        of_part = lambda bar, targets: (
-            _as_good(candidates, bar).sum(-1) + (_as_good(bar, bar) * (targets >= 0)[:, None, :]).sum(-1)
+        Who has more gets several rows, each of which scores the user's candidates again; so there are at most twice
+        as many rows as users.
+        """
+        candidates = sample_candidates(split, self.candidates, self.seed)
+        users, items = (np.concatenate([getattr(part, name) for part in split[1:]]) for name in ("users", "items"))
+        most = -(-len(users) // split.train.num_users)
+        order = np.argsort(users, kind="stable")
+        degree = np.bincount(users, minlength=split.train.num_users)
+        place = np.arange(len(users)) - (np.cumsum(degree) - degree)[users[order]]
+        row_degree = -(-degree // most)
+        row = (np.cumsum(row_degree) - row_degree)[users[order]] + place // most
+        rows = int(row_degree.sum())
+        width = max(1, min(rows, sizes().pairs // (self.candidates + most)))
+        shape = (-(-rows // width), width, most)
+        at = np.full(shape[0] * width * most, len(users), np.int32)  # past the end: nobody's
+        at[row * most + place % most] = order
+        of_row = np.zeros(shape[0] * width, np.int32)
+        of_row[:rows] = np.repeat(np.arange(len(degree)), row_degree)
+        targets = np.append(items, 0)[at].astype(np.int32)
+        arrays = {"users": of_row.reshape(shape[:2]), "at": at.reshape(shape), "targets": targets.reshape(shape)}
+        return {name: jnp.asarray(array) for name, array in (arrays | {"candidates": candidates}).items()}
+
+    def ranks(self, model: Recommender, split: Split, prepared: Any) -> tuple[jax.Array, jax.Array]:
+        def of_block(block: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            items = jnp.concatenate([block["targets"], prepared["candidates"][block["users"]]], axis=1)
+            scores = model.score(block["users"][:, None], items)
+            bar, candidates = jnp.split(scores, [block["targets"].shape[1]], axis=1)
+            return bar, _count(candidates[:, None, :], bar[:, :, None])
+
+        rows = {name: prepared[name] for name in ("users", "targets")}
+        found = jax.lax.map(of_block, rows)
+        size = len(split.valid) + len(split.test)
+        flat = lambda x: jnp.zeros(size, x.dtype).at[prepared["at"].ravel()].set(x.ravel(), mode="drop")
+        bars, counts = (jnp.split(flat(x), [len(split.valid)]) for x in found)
+        valid, test = (
+            count + _rank_within(part.users, bar) for part, bar, count in zip((split.valid, split.test), bars, counts)
         )
-        return of_part(valid, block["valid"]), of_part(test, block["test"])
+        return valid, test
 
 
 def sample_candidates(split: Split, size: int, seed: int) -> np.ndarray:
@@ -116,57 +190,48 @@ def sample_candidates(split: Split, size: int, seed: int) -> np.ndarray:
     return sample
 
 
-def _blocks(split: Split, width: int) -> Block:
-    """Users `[blocks, width]`, and their held-out items `[blocks, width, most of a user]` in valid and test.
+def _fold(part: Interactions, first: jax.Array, stop: jax.Array, size: int, f: Callable[..., T], init: T) -> T:
+    """Folds `f(value, at, row, item)` over the pairs of the users from `first` to `stop`, `size` pairs at once.
 
-    -1 is no item; the last block is filled up with the last user, without items.
+    Args:
+      f: takes arrays `[size]`: where the pairs stand in `part`, the users counted from `first`, and the items. Of the
+        last, what is past the users' pairs has places and rows past any end, to be dropped where they are written.
     """
-    blocks = -(-split.train.num_users // width)
-    users = np.minimum(np.arange(blocks * width), split.train.num_users - 1).reshape(blocks, width)
-    targets = lambda part: _targets(part, blocks * width).reshape(blocks, width, -1)
-    arrays = {"users": users.astype(np.int32), "valid": targets(split.valid), "test": targets(split.test)}
-    return {name: jnp.asarray(array) for name, array in arrays.items()}
+    start, end = part.offsets[first], part.offsets[stop]
+
+    def chunk(k: jax.Array, value: T) -> T:
+        at = start + k * size + jnp.arange(size, dtype=start.dtype)
+        inside = at < end
+        row = part.users.at[at].get(mode="clip") - first
+        past = jnp.iinfo(jnp.int32).max
+        return f(value, jnp.where(inside, at, past), jnp.where(inside, row, past), part.items.at[at].get(mode="clip"))
+
+    return jax.lax.fori_loop(0, -(-(end - start) // size), chunk, init)
 
 
-def _targets(part: Interactions, rows: int) -> np.ndarray:
-    """`[rows, most held-out items of a user]` int32, -1 where there are fewer."""
-    return _padded(np.asarray(part.users), np.asarray(part.items), rows, -1)
+def _count(scores: jax.Array, bar: jax.Array) -> jax.Array:
+    """How many scores on the last axis are not below the bar, or are no number: int32."""
+    return (~(scores < bar)).astype(jnp.int32).sum(-1)
 
 
-def _positions(targets: jax.Array) -> jax.Array:
-    """Where the items of `[blocks, users, m]` targets stand in a block laid out flat, past its end where no more do."""
-    flat = np.asarray(targets).reshape(len(targets), -1)
-    return jnp.asarray(_padded(*np.nonzero(flat >= 0), len(flat), flat.shape[1]))
+def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
+    """For each of `[n]` pairs in the order of users, how many of its user's pairs do not score lower, itself included.
 
-
-def _padded(row: np.ndarray, values: np.ndarray, rows: int, fill: int) -> np.ndarray:
-    """`[rows, most of a row]` int32: the values `[n]` of each row, which come in the order of rows, then `fill`."""
-    count = np.bincount(row, minlength=rows)
-    table = np.full((rows, count.max()), fill, np.int32)
-    table[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = values
-    return table
-
-
-def _ranks(
-    scores: jax.Array, targets: jax.Array, at: jax.Array, others: jax.Array, row: jax.Array, item: jax.Array
-) -> jax.Array:
-    """`[users, m]` ranks of the targets among all items but `others` and the pairs (row, item) seen in training.
-
-    -1 in `targets` or `others` is no item, a row past the last no pair. What is hidden is counted with the rest and
-    taken off again: it is little, and the scores need no copy in which it is overwritten. `at` are the positions of
-    the targets: where users have very different numbers of them, only these are worth a pass over a user's scores.
+    One less than its place from below, where what ties has the first place among them; as above, nothing is lower than
+    a score that is no number.
     """
-    bar = jnp.take_along_axis(scores, targets, axis=1)
-    above = lambda i: (~(scores[i // bar.shape[1]] < bar.ravel()[i])).astype(jnp.int32).sum()
-    counts = jax.lax.map(above, at, batch_size=min(TARGETS, len(at)))
-    count = jnp.zeros(bar.size, jnp.int32).at[at].set(counts, mode="drop").reshape(bar.shape)
-    seen = (~(scores[row, item][:, None] < bar[row])).astype(jnp.int32)
-    count -= jnp.zeros_like(count).at[row].add(seen, mode="drop")
-    other = _as_good(jnp.take_along_axis(scores, others, axis=1), bar)
-    count -= jnp.where(others[:, None, :] >= 0, other, 0).sum(-1)
-    return jnp.maximum(count, 1)  # the target is as good as itself
+    n = len(users)
+    index = jnp.arange(n, dtype=jnp.int32)
+    users, ordered, index_of = jax.lax.sort((users, scores, index), num_keys=2)
+    starts = jnp.concatenate([jnp.ones(1, bool), users[1:] != users[:-1]])
+    rises = starts | jnp.concatenate([jnp.ones(1, bool), ordered[:-1] < ordered[1:]])
+    begin = jax.lax.cummax(jnp.where(starts, index, 0))
+    tied = jnp.where(jnp.isnan(ordered), begin, jax.lax.cummax(jnp.where(rises, index, 0)))
+    end = jax.lax.cummin(jnp.where(jnp.append(starts[1:], True), index + 1, n), reverse=True)
+    return jnp.zeros(n, jnp.int32).at[index_of].set(end - tied)
 
 
-def _as_good(scores: jax.Array, bar: jax.Array) -> jax.Array:
-    """`[users, m, n]` int32, 1 where a score `[users, n]` is not below the bar `[users, m]`, or is no number."""
-    return (~(scores[:, None, :] < bar[:, :, None])).astype(jnp.int32)
+def _lowest(dtype: Any) -> jax.Array:
+    """A number that no other of the type is below."""
+    lowest = -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+    return jnp.asarray(lowest, dtype)

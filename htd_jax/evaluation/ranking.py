@@ -1,7 +1,7 @@
 """The compiled evaluation of a model on a split."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Split
-from htd_jax.evaluation.metrics import CUTOFFS, Metrics, ranking_metrics
+from htd_jax.evaluation.metrics import CUTOFFS, Metrics, check_cutoffs, metrics_of_pairs
 from htd_jax.evaluation.protocols import Full, Sampled
-from htd_jax.models import MakeModel
+from htd_jax.models import MakeModel, Recommender
 
 Evaluator = Callable[[MakeModel, Any], dict[str, Metrics]]
 
@@ -19,7 +19,7 @@ Evaluator = Callable[[MakeModel, Any], dict[str, Metrics]]
 def make_evaluator(
     split: Split,
     *,
-    cutoffs: tuple[int, ...] = CUTOFFS,
+    cutoffs: Iterable[int] = CUTOFFS,
     protocol: Full | Sampled = Full(),  # noqa: B008 (a constant)
 ) -> Evaluator:
     """Builds `evaluate(make_model, variables) -> {"valid": metrics, "test": metrics}`, compiled.
@@ -34,21 +34,22 @@ def make_evaluator(
 
     Raises:
       UserError: a protocol that cannot be on this split.
+      ValueError: cutoffs that are not whole numbers of at least 1.
     """
-    blocks = protocol.blocks(split)
+    cutoffs = check_cutoffs(cutoffs)
+    prepared = protocol.prepare(split)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def evaluate(make_model, variables, train, blocks):
-        def of_blocks(model):
+    def evaluate(make_model: MakeModel, variables: Any, split: Split, prepared: Any) -> dict[str, Metrics]:
+        def of_model(model: Recommender) -> tuple[jax.Array, jax.Array]:
             nothing = jnp.zeros(1, jnp.int32)
             model.score(nothing, nothing)  # makes the model's tables here, once, not in every block
-            return jax.lax.map(lambda block: protocol.ranks(model, block), blocks)
+            return protocol.ranks(model, split, prepared)
 
-        ranks = nn.apply(of_blocks, make_model(train))(variables)
-        flat = lambda x: x.reshape(-1, x.shape[-1])
-        return {
-            name: ranking_metrics(flat(of_part), flat(blocks[name]) >= 0, cutoffs)
-            for name, of_part in zip(("valid", "test"), ranks)
-        }
+        ranks = nn.apply(of_model, make_model(split.train))(variables)
+        of_part = lambda part, ranks: metrics_of_pairs(
+            part.users, ranks, jnp.ones(len(part), bool), part.num_users, cutoffs
+        )
+        return {name: of_part(getattr(split, name), its) for name, its in zip(("valid", "test"), ranks)}
 
-    return lambda make_model, variables: evaluate(make_model, variables, split.train, blocks)
+    return lambda make_model, variables: evaluate(make_model, variables, split, prepared)
