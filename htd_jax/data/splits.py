@@ -53,9 +53,10 @@ def save_split(path: Path, split: Split) -> None:
       UserError: the file cannot be written.
     """
     pairs = {name: np.stack([part.users, part.items], 1) for name, part in zip(split._fields, split)}
+    pairs["sizes"] = np.array([split.train.num_users, split.train.num_items])
     try:
         with whole(path) as partial, open(partial, "xb") as file:
-            np.savez_compressed(file, sizes=[split.train.num_users, split.train.num_items], **pairs)
+            np.savez_compressed(file, **pairs)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from None
 

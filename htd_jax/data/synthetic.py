@@ -65,5 +65,5 @@ def make_synthetic(
         rng.shuffle(items)
         for part, chosen in zip(parts, (items[2:], items[:1], items[1:2])):
             part.extend((user, item) for item in chosen)
-    arrays = [tuple(np.array(part).T) for part in parts]
-    return make_split(*arrays, num_users, num_items)
+    train, valid, test = (tuple(np.array(part).T) for part in parts)
+    return make_split(train, valid, test, num_users, num_items)

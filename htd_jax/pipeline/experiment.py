@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,8 +143,7 @@ def fit(
     """
     with numerics():
         experiment = Experiment.of(data, seed, **settings)
-        with claimed(folder):
-            return experiment.phase("teacher", model, dim, folder=folder, progress=progress)
+        return experiment.phase("teacher", model, dim, folder=folder, progress=progress)
 
 
 def distill(
@@ -185,10 +183,9 @@ def distill(
         given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
         its = teacher.settings if isinstance(teacher, Fitted) else {}
         methods = resolve(method)
-        with claimed(folder):
-            return experiment.phase(
-                method_name(methods), model, dim, given, its, methods, start=start, folder=folder, progress=progress
-            )
+        return experiment.phase(
+            method_name(methods), model, dim, given, its, methods, start=start, folder=folder, progress=progress
+        )
 
 
 @contextlib.contextmanager
@@ -196,37 +193,6 @@ def numerics() -> Iterator[None]:
     """Everything here is in float32, whatever JAX is set to for other work in the same process."""
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         yield
-
-
-@contextlib.contextmanager
-def claimed(folder: Path | str | None) -> Iterator[None]:
-    """The folder is this process's alone; on a file system without locks, that is hoped for.
-
-    Raises:
-      UserError: another process is at work there, or the folder cannot be made.
-    """
-    if folder is None:
-        yield
-        return
-    lock = filelock.FileLock(Path(folder) / ".lock", timeout=0)
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(NotImplementedError):
-            lock.acquire()
-    except filelock.Timeout:
-        raise UserError(f"{folder}: another process is at work there; wait for it, or name another folder") from None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be used ({error.strerror or error}); name another") from None
-    with contextlib.closing(_Released(lock)):
-        yield
-
-
-@dataclasses.dataclass
-class _Released:
-    lock: filelock.BaseFileLock
-
-    def close(self) -> None:
-        self.lock.release()
 
 
 def resolve(method: AnyMethod | list[AnyMethod]) -> dict[str, Settings | Distiller]:

@@ -1,25 +1,24 @@
 """The whole job in a run folder: a teacher, a plain student, and the student that the teacher helps."""
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from htd_jax import data
 from htd_jax.data import Split
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import MODELS, ModelOf
 from htd_jax.pipeline.config import NO_METHOD, Config, describe, early_stopping
-from htd_jax.pipeline.experiment import Experiment, Fitted, claimed, hash_of, numerics
+from htd_jax.pipeline.experiment import Experiment, Fitted, hash_of, numerics
 from htd_jax.pipeline.progress import ProgressLine, progress_line
 from htd_jax.settings import as_json, override
 from htd_jax.training import Checkpoints, best_record, choose
-from htd_jax.writing import is_partial, whole
-
-# What the folder of a run may hold before it is one.
-LOCK = ".lock"
+from htd_jax.writing import alone, is_partial, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +64,29 @@ def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
         if what.student_dim > what.teacher_dim:
             print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
         check_folder(config, experiment, given)
-        with claimed(config.folder):
+        with _claimed(config.folder):
             claim_folder(config, experiment, given)
             return _train(config, experiment, given, progress)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, is this process's alone.
+
+    Raises:
+      UserError: another process is at work there, or the folder cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(folder))
+        except BlockingIOError:
+            raise UserError(
+                f"{shown(folder)}: another process is at work there; wait for it, or name another folder with --run"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{shown(folder)}: cannot be used ({error.strerror}); name another with --run") from None
+        yield
 
 
 def _train(config: Config, experiment: Experiment, given: Fitted | None, progress: ProgressLine) -> RunResult:
@@ -234,7 +253,7 @@ def check_folder(config: Config, experiment: Experiment, given: Fitted | None) -
                     f"{folder}: made by other settings ({name} was {was.get(name)!r}, is {now.get(name)!r}); "
                     "name another folder with --run or delete this one"
                 )
-        elif folder.exists() and (not folder.is_dir() or any(not _nothing(path) for path in folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(not is_partial(path) for path in folder.iterdir())):
             raise UserError(f"{folder}: exists and is not a run folder; name another with --run")
     except ValueError as error:
         raise UserError(f"{path}: not the settings of a run ({error}); name another folder with --run") from None
@@ -276,8 +295,3 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         flat.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
     return flat
-
-
-def _nothing(path: Path) -> bool:
-    """Whether this is what a kill leaves of a run that was about to begin."""
-    return is_partial(path) or path.name == LOCK
