@@ -79,17 +79,17 @@ def _use_devices() -> None:
       UserError: the device that JAX was told to use is not there.
     """
     import jax
-    import platformdirs
+
+    from htd_jax.data.files import user_cache
 
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"JAX finds no device: {reason}; see JAX_PLATFORMS and `pip install -U jax[cuda13]`") from None
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        with contextlib.suppress(RuntimeError, OSError, KeyError):  # nobody's home
-            cache = platformdirs.user_cache_path("htd_jax") / "compiled"
-            jax.config.update("jax_compilation_cache_dir", str(cache))
+    cache = user_cache()
+    if jax.config.jax_compilation_cache_dir is None and cache is not None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
 
 
 def _quieten_readers() -> None:

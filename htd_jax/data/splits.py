@@ -56,7 +56,7 @@ def save_split(path: Path, split: Split) -> None:
     pairs["sizes"] = np.array([split.train.num_users, split.train.num_items])
     try:
         with whole(path) as partial, open(partial, "xb") as file:
-            np.savez_compressed(file, **pairs)
+            np.savez_compressed(file, **pairs)  # type: ignore[arg-type]
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from None
 
