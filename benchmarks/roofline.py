@@ -37,7 +37,7 @@ from measure import (
 from htd_jax import data, distillers
 from htd_jax.data import Interactions, Split, distinct, shuffle, unseen_items
 from htd_jax.evaluation import make_evaluator
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 from htd_jax.training import no_teacher
 
 HIDDEN = (TEACHER_DIM + STUDENT_DIM) // 2

@@ -1,10 +1,7 @@
 """DE, Distillation Experts (Kang et al., "DE-RRD", CIKM'20)."""
 
-import jax
-
 from htd_jax.distillers.base import Distiller, concatenate
 from htd_jax.distillers.experts import annealing, assign, init_experts
-from htd_jax.distillers.layers import init_sides
 
 
 def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
@@ -23,14 +20,11 @@ def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
     temperature = annealing(epochs, first=0)
 
     def init(key, student_dim, teacher_dim):
-        return init_sides(key, lambda key: init_experts(key, student_dim, teacher_dim, num_experts))
+        return init_experts(key, student_dim, teacher_dim, num_experts)
 
     def loss(params, entities, key, epoch):
-        heat = temperature(epoch)
         items = concatenate(entities.positives, entities.negatives)  # one sum, so one visit to each expert
-        user_term, _ = assign(params["users"], entities.users, heat, jax.random.fold_in(key, 0))
-        item_terms, _ = assign(params["items"], items, heat, jax.random.fold_in(key, 1))
-        value = user_term + item_terms / 2
+        value, _ = assign(params, entities.users, items, temperature(epoch), key, item_weight=0.5)
         return value, {"de": value}
 
     return Distiller(init, loss)

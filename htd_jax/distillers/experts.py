@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.distillers.base import Side
-from htd_jax.distillers.layers import dense, init_dense
+from htd_jax.distillers.base import Side, concatenate
+from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import Experts, perturb, routed_assignment_loss
 
 PROBABILITY_FLOOR = 1e-10
@@ -27,27 +28,62 @@ def annealing(epochs: int, *, first: int = 1) -> Callable[[jax.Array], jax.Array
     return lambda epoch: jnp.maximum(jnp.exp(math.log(COLDEST) * jnp.clip((epoch - first) / last, 0, 1)), COLDEST)
 
 
-def init_experts(key: chex.PRNGKey, student_dim: int, teacher_dim: int, num_experts: int) -> dict:
-    """A linear `gate` on the teacher's representation, and `experts` with (d_s + d_t) / 2 hidden units."""
+def init_experts(key: chex.PRNGKey, student_dim: int, teacher_dim: int, num_experts: int) -> dict[str, Any]:
+    """What users and items have each of their own, users' first, stacked: a linear `gate` on the teacher's
+    representation, and `experts` with h = (d_s + d_t) / 2 hidden units.
+
+    Returns:
+      `{"gate": {"kernel": [2, d_t, K], "bias": [2, K]}, "experts": ...}`, these as in `htd_jax.losses.Experts` with
+      2 in front, `[2, K, d_s, h]` and so on.
+    """
     width = (student_dim + teacher_dim) // 2
-    gate, hidden, output = jax.random.split(key, 3)
-    experts = Experts(
-        hidden=init_dense(hidden, (num_experts,), student_dim, width),
-        output=init_dense(output, (num_experts,), width, teacher_dim),
-    )
-    return {"gate": init_dense(gate, (), teacher_dim, num_experts), "experts": experts}
+
+    def of_side(key):
+        gate, hidden, output = jax.random.split(key, 3)
+        experts = Experts(
+            hidden=init_dense(hidden, (num_experts,), student_dim, width),
+            output=init_dense(output, (num_experts,), width, teacher_dim),
+        )
+        return {"gate": init_dense(gate, (), teacher_dim, num_experts), "experts": experts}
+
+    return jax.tree.map(lambda *sides: jnp.stack(sides), *init_sides(key, of_side).values())
 
 
 def assign(
-    params: dict, side: Side, temperature: chex.Numeric, key: chex.PRNGKey | None
-) -> tuple[jax.Array, jax.Array]:
-    """The assignment loss of a side under the Gumbel-softmax of the gate's probabilities; with no key, their softmax.
+    params: dict[str, Any],
+    users: Side,
+    items: Side,
+    temperature: chex.Numeric,
+    key: chex.PRNGKey | None,
+    *,
+    item_weight: float = 1,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The assignment loss of users and items under the Gumbel-softmax of their gates' probabilities.
+
+    Args:
+      params: of `init_experts`.
+      users: n of them.
+      items: m of them.
+      temperature: a positive scalar.
+      key: folded with 0 for the users' noise, with 1 for the items'; None for none, the softmax of log p itself.
+      item_weight: by how much an item's term is multiplied.
 
     Returns:
-      The loss, and log(p + 1e-10) `[n, K]` without noise, of the probabilities p = softmax(W t + c).
+      The loss, and log(p + 1e-10) `[n, K]` of the users and `[m, K]` of the items without noise, of the probabilities
+      p = softmax(W t + c).
     """
-    side = side.kept()
-    logits = jnp.log(jax.nn.softmax(dense(params["gate"], side.teacher), axis=-1) + PROBABILITY_FLOOR)
-    noisy = logits if key is None else perturb(key, logits)
-    loss = routed_assignment_loss(side.student, side.teacher, noisy, temperature, params["experts"], where=side.where)
-    return loss, logits
+    sides = users.kept(), items.kept()
+    logits, noisy = [], []
+    for i, side in enumerate(sides):
+        gate = jax.tree.map(lambda x: x[i], params["gate"])  # noqa: B023
+        logits.append(jnp.log(jax.nn.softmax(dense(gate, side.teacher), axis=-1) + PROBABILITY_FLOOR))
+        noisy.append(logits[i] if key is None else perturb(jax.random.fold_in(key, i), logits[i]))
+    sizes = len(users.where), len(items.where)
+    both = concatenate(*sides)
+    loss = routed_assignment_loss(
+        *(both.student, both.teacher, jnp.concatenate(noisy), temperature, params["experts"]),
+        where=both.where,
+        weight=jnp.concatenate([jnp.full(size, share) for size, share in zip(sizes, (1.0, item_weight))]),
+        sides=sizes,
+    )
+    return loss, (logits[0], logits[1])

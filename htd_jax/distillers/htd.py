@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from htd_jax.distillers.base import Distiller
 from htd_jax.distillers.experts import annealing, assign, init_experts
-from htd_jax.distillers.layers import init_sides
 from htd_jax.losses import entity_level_loss, group_level_loss
 from htd_jax.losses.checks import check_choice, check_ints
 
@@ -58,18 +57,13 @@ def htd(
     def init(key, student_dim, teacher_dim):
         if groups is not None:
             return {}
-        return init_sides(key, lambda key: init_experts(key, student_dim, teacher_dim, num_groups))
+        return init_experts(key, student_dim, teacher_dim, num_groups)
 
     def learned(params, entities, key, epoch):
         """The assignment loss, and the likeliest groups of the batch's users and items."""
-        heat = temperature(epoch)
-        losses, of_sides = [], []
-        for i, name in enumerate(SIDES):
-            own = jax.random.fold_in(key, i) if noise else None
-            loss, logits = assign(params[name], getattr(entities, name), heat, own)
-            losses.append(loss)
-            of_sides.append(jnp.argmax(logits, axis=-1))
-        return sum(losses), of_sides
+        own = key if noise else None
+        loss, logits = assign(params, entities.users, entities.items, temperature(epoch), own)
+        return loss, [jnp.argmax(of_side, axis=-1) for of_side in logits]
 
     def loss(params, entities, key, epoch):
         if groups is None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 
 @functools.partial(jax.jit, static_argnames="rank")
