@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from htd_jax.distillers.base import Side, concatenate
 from htd_jax.distillers.layers import dense, init_dense, init_sides
-from htd_jax.losses import Experts, perturb, routed_assignment_loss
+from htd_jax.losses import Experts, routed_assignment_loss
 
 PROBABILITY_FLOOR = 1e-10
 COLDEST = 1e-10
@@ -57,7 +57,7 @@ def assign(
     key: chex.PRNGKey | None,
     *,
     item_weight: float = 1,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, jax.Array]:
     """The assignment loss of users and items under the Gumbel-softmax of their gates' probabilities.
 
     Args:
@@ -69,21 +69,31 @@ def assign(
       item_weight: by how much an item's term is multiplied.
 
     Returns:
-      The loss, and log(p + 1e-10) `[n, K]` of the users and `[m, K]` of the items without noise, of the probabilities
-      p = softmax(W t + c).
+      The loss, and log(p + 1e-10) `[n + m, K]` without noise, users' first, of the probabilities p = softmax(W t + c).
     """
-    sides = users.kept(), items.kept()
-    logits, noisy = [], []
-    for i, side in enumerate(sides):
-        gate = jax.tree.map(lambda x: x[i], params["gate"])  # noqa: B023
-        logits.append(jnp.log(jax.nn.softmax(dense(gate, side.teacher), axis=-1) + PROBABILITY_FLOOR))
-        noisy.append(logits[i] if key is None else perturb(jax.random.fold_in(key, i), logits[i]))
     sizes = len(users.where), len(items.where)
-    both = concatenate(*sides)
+    both = concatenate(users, items).kept()
+    gates = [jax.tree.map(lambda x, i=i: x[i], params["gate"]) for i in range(2)]
+    of_sides = zip(gates, jnp.split(both.teacher, sizes[:1]))
+    gated = jnp.concatenate([dense(gate, teacher) for gate, teacher in of_sides])
+    logits = jnp.log(jax.nn.softmax(gated, axis=-1) + PROBABILITY_FLOOR)
     loss = routed_assignment_loss(
-        *(both.student, both.teacher, jnp.concatenate(noisy), temperature, params["experts"]),
+        *(both.student, both.teacher, logits if key is None else logits + _noise(key, sizes, logits)),
+        *(temperature, params["experts"]),
         where=both.where,
         weight=jnp.concatenate([jnp.full(size, share) for size, share in zip(sizes, (1.0, item_weight))]),
         sides=sizes,
     )
-    return loss, (logits[0], logits[1])
+    return loss, logits
+
+
+def _noise(key: chex.PRNGKey, sizes: tuple[int, int], like: jax.Array) -> jax.Array:
+    """What `perturb` adds to logits `[size, K]` of each side, under `key` folded with the side's number.
+
+    Drawn for both sides at once, as many as the larger has: a number depends on its place alone (JAX's
+    `jax_threefry_partitionable`, on unless switched off), and one generator compiles in half the time of two.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2))
+    draw = lambda key: jax.random.uniform(key, (max(sizes), like.shape[1]), like.dtype, jnp.finfo(like.dtype).tiny)
+    uniform = jnp.concatenate([of_side[:size] for of_side, size in zip(jax.vmap(draw)(keys), sizes)])
+    return -jnp.log(-jnp.log(uniform))

@@ -63,7 +63,7 @@ def htd(
         """The assignment loss, and the likeliest groups of the batch's users and items."""
         own = key if noise else None
         loss, logits = assign(params, entities.users, entities.items, temperature(epoch), own)
-        return loss, [jnp.argmax(of_side, axis=-1) for of_side in logits]
+        return loss, jnp.split(jnp.argmax(logits, axis=-1), [len(entities.users.where)])
 
     def loss(params, entities, key, epoch):
         if groups is None:

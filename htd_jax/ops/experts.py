@@ -155,15 +155,23 @@ def _by_side(experts: Experts, sides: tuple[int, ...]) -> Experts:
 
 def _add_dense(total, student, teacher, mixture, experts, in_use, weight, sides):
     """Adds loss and gradients over all experts of every row with a weight in use, ROWS rows of a side at a time."""
-    most = sum(-(-rows // ROWS) for rows in sides)
-    rows, side_of, _, count = into_blocks(in_use.any(1)[:, None], sides, ROWS, most)
+    kept = in_use.any(1)
+    rows = len(kept)
+    kept_rows = jnp.sort(jnp.where(kept, jnp.arange(rows), rows))  # one side after the other still
+    kept_rows = jnp.pad(kept_rows, (0, ROWS), constant_values=rows)
+    size = jnp.stack([jnp.sum(part) for part in jnp.split(kept, np.cumsum(sides)[:-1])])
+    first, blocks = jnp.cumsum(size) - size, -(-size // ROWS)
+    last_block = jnp.cumsum(blocks)
     loss, d_student, d_mixture, d_experts = total
     experts_of_side = _by_side(experts, sides)
     at = lambda x, side: jax.lax.dynamic_index_in_dim(x, side, keepdims=False)
 
     def add(index, total):
         loss, d_student, d_mixture, d_experts = total
-        row, side = rows[index], side_of[index]
+        side = jnp.sum(last_block <= index)
+        begin = (index - (last_block - blocks)[side]) * ROWS
+        row = jax.lax.dynamic_slice_in_dim(kept_rows, first[side] + begin, ROWS)
+        row = jnp.where(begin + jnp.arange(ROWS) < size[side], row, rows)
         of_block = [take_rows(x, row) for x in (student, teacher, mixture)]
         own = jax.tree.map(lambda x: at(x, side), experts_of_side)
         part, gradients = _squares_and_gradients(*of_block, own, take_rows(weight, row))
@@ -176,7 +184,7 @@ def _add_dense(total, student, teacher, mixture, experts, in_use, weight, sides)
         )
 
     total = loss, d_student, d_mixture, _by_side(d_experts, sides)
-    *total, d_experts = jax.lax.fori_loop(0, count, add, total)
+    *total, d_experts = jax.lax.fori_loop(0, last_block[-1], add, total)
     return *total, jax.tree.map(lambda d, x: d.reshape(x.shape), d_experts, experts)
 
 
