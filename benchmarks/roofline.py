@@ -23,7 +23,7 @@ from measure import BATCH, GROUPS, STUDENT_DIM, TEACHER_DIM, Phases
 
 from htd_jax import data
 from htd_jax.data import Interactions, distinct, shuffle, unseen_items
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 HIDDEN = (TEACHER_DIM + STUDENT_DIM) // 2
 EXPERT = STUDENT_DIM * HIDDEN + HIDDEN * TEACHER_DIM  # multiplications of one expert for one row

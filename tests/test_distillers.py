@@ -161,6 +161,11 @@ def test_phrs_maps_begin_at_the_usual_scale():
     assert usual < weights.std() < 1.7 * usual
 
 
+def of_side(params, name):
+    """A side's gate and experts, which are stacked, users' first."""
+    return jax.tree.map(lambda x: x[SIDES.index(name)], params)
+
+
 def gumbel(key, shape):
     return np.asarray(perturb(key, jnp.zeros(shape)), float)
 
@@ -185,7 +190,7 @@ def test_de_is_its_definition(entities, epoch):
     }
     expected = 0
     for name, share in (("users", 1), ("positives", 0.5), ("negatives", 0.5)):
-        side, own = getattr(sides, name), params["users" if name == "users" else "items"]
+        side, own = getattr(sides, name), of_side(params, "users" if name == "users" else "items")
         mixture = oracle.softmax((gate(own, side.teacher) + noise[name]) / 1e-10 ** (epoch / (EPOCHS - 1)))
         expected += share * oracle.assignment(side.student, side.teacher, mixture, own["experts"], side.where)
     np.testing.assert_allclose(run(method, entities, epoch=epoch)[0], expected, rtol=1e-4)
@@ -200,7 +205,7 @@ def test_cold_de_is_the_regression_of_the_chosen_experts(entities):
         entities._replace(users=none(entities.users), negatives=none(entities.negatives)),
         epoch=EPOCHS - 1,
     )
-    own, side = wide(start(method))["items"], wide(entities.positives)
+    own, side = of_side(wide(start(method)), "items"), wide(entities.positives)
     rows = len(side.where) + len(entities.negatives.where)
     noise = gumbel(jax.random.fold_in(jax.random.key(2), 1), (rows, GROUPS))
     chosen = np.argmax(gate(own, side.teacher) + noise[: len(side.where)], -1)
@@ -301,7 +306,7 @@ def test_given_the_learned_groups_the_topology_is_the_same(entities):
     groups = []
     for name, size in (("users", USERS), ("items", ITEMS)):
         side = getattr(entities, name)
-        of_batch = np.argmax(gate(wide(params[name]), wide(side.teacher)), -1)
+        of_batch = np.argmax(gate(of_side(wide(params), name), wide(side.teacher)), -1)
         assert len(set(of_batch)) > 1
         groups.append(jnp.zeros(size, jnp.int32).at[side.ids].set(of_batch))
     _, found = run(htd(groups=tuple(groups)), entities)
@@ -327,7 +332,7 @@ def test_without_noise_the_key_means_nothing(entities):
     _, cold = run(quiet, entities, epoch=EPOCHS)
     expected = 0
     for name in SIDES:
-        side, own = wide(getattr(entities, name)), wide(start(quiet))[name]
+        side, own = wide(getattr(entities, name)), of_side(wide(start(quiet)), name)
         chosen = np.eye(GROUPS)[np.argmax(gate(own, side.teacher), -1)]
         expected += oracle.assignment(side.student, side.teacher, chosen, own["experts"], side.where)
     np.testing.assert_allclose(cold["assignment"], expected, rtol=1e-5)
@@ -338,12 +343,12 @@ def test_the_assignment_of_htd_is_the_routed_mixture_of_its_sides(entities):
     params, key = start(htd()), jax.random.key(2)
     expected = 0
     for i, name in enumerate(SIDES):
-        side, own = getattr(entities, name), params[name]
+        side, own = getattr(entities, name), of_side(params, name)
         logits = jnp.asarray(gate(wide(own), wide(side.teacher)), jnp.float32)
         noise = gumbel(jax.random.fold_in(key, i), logits.shape)
         heat = distillers.annealing(EPOCHS)(jnp.int32(4))
-        of_side = side.student, side.teacher, logits + noise, heat, own["experts"]
-        expected += routed_assignment_loss(*of_side, where=side.where)
+        arguments = side.student, side.teacher, logits + noise, heat, own["experts"]
+        expected += routed_assignment_loss(*arguments, where=side.where)
     np.testing.assert_allclose(run(htd(), entities)[1]["assignment"], expected, rtol=1e-4)
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htd_jax import losses
-from htd_jax.losses import assignment
-from htd_jax.losses.lanes import accumulate
+from htd_jax.ops import experts as routing
+from htd_jax.ops.lanes import accumulate
 
 # Sizes on both sides of a tile, and no multiple of one.
 SIZES = (1, 2, 31, 32, 33, 63, 64, 65, 150)
@@ -248,7 +248,7 @@ def test_the_weights_left_out_are_lost_in_rounding(temperature, rng):
     student, teacher = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6))
     weights = oracle.softmax(logits.astype(float) / temperature)
     lost = 2.0**-24 / num
-    assert (weights >= lost).mean() < 1 / assignment.ROUTING_COST  # it is routed
+    assert (weights >= lost).mean() < 1 / routing.ROUTING_COST  # it is routed
     assert ((weights < lost) & (weights > 0)).sum() > 100
     assert_near_as_the_dense_one(experts, logits, student, teacher, temperature)
 
@@ -314,9 +314,9 @@ def test_routed_assignment_when_experts_are_idle_or_overrun(crowded):
 def test_routed_assignment_about_its_fullest(over):
     """The most pairs that are routed, each expert's last block nearly empty, and one pair more: densely computed."""
     rng = np.random.default_rng(1)
-    rows, num = 3 * assignment.BLOCK, 40
-    pairs = int(rows * num / assignment.ROUTING_COST) + over
-    used = (np.arange(rows)[:, None] - 7 * np.arange(num)) % rows < assignment.BLOCK + 1
+    rows, num = 3 * routing.BLOCK, 40
+    pairs = int(rows * num / routing.ROUTING_COST) + over
+    used = (np.arange(rows)[:, None] - 7 * np.arange(num)) % rows < routing.BLOCK + 1
     spare = rng.permutation(np.flatnonzero(~used))[: pairs - used.sum()]
     used.ravel()[spare] = True
     assert used.sum() == pairs and used.any(1).all()

@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Annotated, ClassVar
 
+import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Run, concatenate
+from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Terms, concatenate
 from htd_jax.distillers.experts import annealing, assign, init_experts
-from htd_jax.distillers.layers import init_sides
+from htd_jax.distillers.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +43,15 @@ def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
     """
     temperature = annealing(epochs, first=0)
 
-    def init(key, student, teacher):
-        return init_sides(key, lambda key: init_experts(key, student.dim, teacher.dim, num_experts))
+    def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
+        return init_experts(key, student.dim, teacher.dim, num_experts)
 
-    def loss(params, drawn, batch, key, epoch):
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
         entities = batch.entities
-        heat = temperature(epoch)
         items = concatenate(entities.positives, entities.negatives)  # one sum, so one visit to each expert
-        user_term, _ = assign(params["users"], entities.users, heat, jax.random.fold_in(key, 0))
-        item_terms, _ = assign(params["items"], items, heat, jax.random.fold_in(key, 1))
-        value = user_term + item_terms / 2
+        value, _ = assign(params, entities.users, items, temperature(epoch), key, item_weight=0.5)
         return value, {"de": value}
 
     return Distiller(init, loss)

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.distillers.base import Side
-from htd_jax.distillers.layers import dense, init_dense
-from htd_jax.losses import Experts, perturb, routed_assignment_loss
+from htd_jax.distillers.base import Side, concatenate
+from htd_jax.distillers.layers import dense, init_dense, init_sides
+from htd_jax.losses import Experts, routed_assignment_loss
 
 PROBABILITY_FLOOR = 1e-10
 COLDEST = 1e-10
@@ -27,27 +28,72 @@ def annealing(epochs: int, *, first: int = 1) -> Callable[[jax.Array], jax.Array
     return lambda epoch: jnp.maximum(jnp.exp(math.log(COLDEST) * jnp.clip((epoch - first) / last, 0, 1)), COLDEST)
 
 
-def init_experts(key: chex.PRNGKey, student_dim: int, teacher_dim: int, num_experts: int) -> dict:
-    """A linear `gate` on the teacher's representation, and `experts` with (d_s + d_t) / 2 hidden units."""
+def init_experts(key: chex.PRNGKey, student_dim: int, teacher_dim: int, num_experts: int) -> dict[str, Any]:
+    """What users and items have each of their own, users' first, stacked: a linear `gate` on the teacher's
+    representation, and `experts` with h = (d_s + d_t) / 2 hidden units.
+
+    Returns:
+      `{"gate": {"kernel": [2, d_t, K], "bias": [2, K]}, "experts": ...}`, these as in `htd_jax.losses.Experts` with
+      2 in front, `[2, K, d_s, h]` and so on.
+    """
     width = (student_dim + teacher_dim) // 2
-    gate, hidden, output = jax.random.split(key, 3)
-    experts = Experts(
-        hidden=init_dense(hidden, (num_experts,), student_dim, width),
-        output=init_dense(output, (num_experts,), width, teacher_dim),
-    )
-    return {"gate": init_dense(gate, (), teacher_dim, num_experts), "experts": experts}
+
+    def of_side(key):
+        gate, hidden, output = jax.random.split(key, 3)
+        experts = Experts(
+            hidden=init_dense(hidden, (num_experts,), student_dim, width),
+            output=init_dense(output, (num_experts,), width, teacher_dim),
+        )
+        return {"gate": init_dense(gate, (), teacher_dim, num_experts), "experts": experts}
+
+    return jax.tree.map(lambda *sides: jnp.stack(sides), *init_sides(key, of_side).values())
 
 
 def assign(
-    params: dict, side: Side, temperature: chex.Numeric, key: chex.PRNGKey | None
+    params: dict[str, Any],
+    users: Side,
+    items: Side,
+    temperature: chex.Numeric,
+    key: chex.PRNGKey | None,
+    *,
+    item_weight: float = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """The assignment loss of a side under the Gumbel-softmax of the gate's probabilities; with no key, their softmax.
+    """The assignment loss of users and items under the Gumbel-softmax of their gates' probabilities.
+
+    Args:
+      params: of `init_experts`.
+      users: n of them.
+      items: m of them.
+      temperature: a positive scalar.
+      key: folded with 0 for the users' noise, with 1 for the items'; None for none, the softmax of log p itself.
+      item_weight: by how much an item's term is multiplied.
 
     Returns:
-      The loss, and log(p + 1e-10) `[n, K]` without noise, of the probabilities p = softmax(W t + c).
+      The loss, and log(p + 1e-10) `[n + m, K]` without noise, users' first, of the probabilities p = softmax(W t + c).
     """
-    side = side.kept()
-    logits = jnp.log(jax.nn.softmax(dense(params["gate"], side.teacher), axis=-1) + PROBABILITY_FLOOR)
-    noisy = logits if key is None else perturb(key, logits)
-    loss = routed_assignment_loss(side.student, side.teacher, noisy, temperature, params["experts"], where=side.where)
+    sizes = len(users.where), len(items.where)
+    both = concatenate(users, items).kept()
+    gates = [jax.tree.map(lambda x, i=i: x[i], params["gate"]) for i in range(2)]
+    of_sides = zip(gates, jnp.split(both.teacher, sizes[:1]))
+    gated = jnp.concatenate([dense(gate, teacher) for gate, teacher in of_sides])
+    logits = jnp.log(jax.nn.softmax(gated, axis=-1) + PROBABILITY_FLOOR)
+    loss = routed_assignment_loss(
+        *(both.student, both.teacher, logits if key is None else logits + _noise(key, sizes, logits)),
+        *(temperature, params["experts"]),
+        where=both.where,
+        weight=jnp.concatenate([jnp.full(size, share) for size, share in zip(sizes, (1.0, item_weight))]),
+        sides=sizes,
+    )
     return loss, logits
+
+
+def _noise(key: chex.PRNGKey, sizes: tuple[int, int], like: jax.Array) -> jax.Array:
+    """What `perturb` adds to logits `[size, K]` of each side, under `key` folded with the side's number.
+
+    Drawn for both sides at once, as many as the larger has: a number depends on its place alone (JAX's
+    `jax_threefry_partitionable`, on unless switched off), and one generator compiles in half the time of two.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2))
+    draw = lambda key: jax.random.uniform(key, (max(sizes), like.shape[1]), like.dtype, jnp.finfo(like.dtype).tiny)
+    uniform = jnp.concatenate([of_side[:size] for of_side, size in zip(jax.vmap(draw)(keys), sizes)])
+    return -jnp.log(-jnp.log(uniform))

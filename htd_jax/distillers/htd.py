@@ -3,14 +3,16 @@
 import dataclasses
 from typing import Annotated, ClassVar, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Interval
 
-from htd_jax.distillers.base import Distiller, Run
+from htd_jax.distillers.base import Batch, Distiller, Drawn, Entities, Params, Run, Shapes, Terms
 from htd_jax.distillers.experts import annealing, assign, init_experts
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
-from htd_jax.distillers.layers import init_sides
+from htd_jax.distillers.teacher import Teacher
+from htd_jax.errors import UserError
 from htd_jax.losses import entity_level_loss, group_level_loss
 from htd_jax.losses.checks import check_choice, check_ints
 
@@ -44,11 +46,15 @@ class HTD:
     scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
 
     def make(self, run: Run) -> Distiller:
-        given = {
-            "learned": lambda: None,
-            "random": lambda: random_groups(run.seed, *map(len, run.teacher.representations), self.groups),
-            "kmeans": lambda: kmeans_groups(run.seed, *run.teacher.representations, self.groups),
-        }
+        groups = None
+        if self.grouping != "learned":
+            if run.teacher is None or run.teacher.representations is None:
+                raise UserError(f"--htd.grouping: {self.grouping} needs a teacher's representations")
+            users, items = run.teacher.representations
+            if self.grouping == "random":
+                groups = random_groups(run.seed, len(users), len(items), self.groups)
+            else:
+                groups = kmeans_groups(run.seed, users, items, self.groups)
         return htd(
             num_groups=self.groups,
             alpha=self.alpha,
@@ -56,7 +62,7 @@ class HTD:
             pairs=self.pairs,
             levels=self.levels,
             noise=self.noise,
-            groups=given[self.grouping](),
+            groups=groups,
             epochs=run.epochs,
         )
 
@@ -103,25 +109,24 @@ def htd(
     if groups is not None:
         _check_groups(groups, num_groups)
 
-    def init(key, student, teacher):
+    def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
         if groups is not None:
             for name, given, size in zip(SIDES, groups, (student.num_users, student.num_items)):
                 check_ints(f"groups of {name}", given, size)
             return {}
-        return init_sides(key, lambda key: init_experts(key, student.dim, teacher.dim, num_groups))
+        return init_experts(key, student.dim, teacher.dim, num_groups)
 
-    def learned(params, entities, key, epoch):
+    def learned(
+        params: Params, entities: Entities, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, list[jax.Array]]:
         """The assignment loss, and the likeliest groups of the batch's users and items."""
-        heat = temperature(epoch)
-        losses, of_sides = [], []
-        for i, name in enumerate(SIDES):
-            own = jax.random.fold_in(key, i) if noise else None
-            loss, logits = assign(params[name], getattr(entities, name), heat, own)
-            losses.append(loss)
-            of_sides.append(jnp.argmax(logits, axis=-1))
-        return sum(losses), of_sides
+        own = key if noise else None
+        loss, logits = assign(params, entities.users, entities.items, temperature(epoch), own)
+        return loss, jnp.split(jnp.argmax(logits, axis=-1), [len(entities.users.where)])
 
-    def loss(params, drawn, batch, key, epoch):
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
         entities = batch.entities
         if groups is None:
             assignment, of_sides = learned(params, entities, key, epoch)
@@ -129,13 +134,17 @@ def htd(
             of_sides = [jnp.asarray(given)[getattr(entities, name).ids] for name, given in zip(SIDES, groups)]
         student, teacher, where, _ = entities.together()
         of_users, of_items = of_sides
-        of = dict(groups=jnp.concatenate([of_users, num_groups + of_items]), num_groups=2 * num_groups, where=where)
-        terms = {}
+        both = jnp.concatenate([of_users, num_groups + of_items])
+        terms: Terms = {}
         if levels != "group":
-            terms["entity"] = entity_level_loss(student, teacher, **of, pairs=pairs)
+            terms["entity"] = entity_level_loss(
+                student, teacher, both, num_groups=2 * num_groups, where=where, pairs=pairs
+            )
         if levels != "entity":
-            terms["group"] = group_level_loss(student, teacher, **of, group_level=group_level)
-        total = alpha * sum(terms.values())
+            terms["group"] = group_level_loss(
+                student, teacher, both, num_groups=2 * num_groups, where=where, group_level=group_level
+            )
+        total = alpha * sum(terms.values(), jnp.zeros(()))
         if groups is None:
             total += (1 - alpha) * assignment
             terms["assignment"] = assignment
@@ -144,7 +153,7 @@ def htd(
     return Distiller(init, loss)
 
 
-def _check_groups(groups, num_groups):
+def _check_groups(groups: tuple[jax.Array, jax.Array], num_groups: int) -> None:
     for name, given in zip(SIDES, groups, strict=True):
         check_ints(f"groups of {name}", given, None)
         if not jnp.all((0 <= given) & (given < num_groups)):

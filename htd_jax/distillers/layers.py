@@ -7,7 +7,7 @@ from typing import Any
 import chex
 import jax
 
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 
 def init_sides(key: chex.PRNGKey, init: Callable[[chex.PRNGKey], Any]) -> dict[str, Any]:

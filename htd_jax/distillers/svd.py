@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from htd_jax.distillers.base import Distiller, Run, none
 from htd_jax.losses.checks import check_dtype, check_floats
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flax import struct
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.models import MakeModel
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 # Scores that `Teacher.top` holds at once: 16 MiB of them.
 SCORES = 2**22

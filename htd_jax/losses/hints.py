@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 
 def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -30,11 +30,11 @@ def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array 
     >>> print(hint_loss(jnp.array([[1.0, 2.0], [3.0, 3.0]]), jnp.array([[1.0, 0.0], [3.0, 4.0]])))
     5.0
     """
-    check_floats("prediction", prediction, None, None)
-    check_floats("teacher", teacher, *prediction.shape)
+    y = check_floats("prediction", prediction, None, None)
+    t = check_floats("teacher", teacher, *prediction.shape)
     check_dtype("teacher", teacher, prediction.dtype)
-    check_where(where, len(prediction))
-    gap = jax.lax.stop_gradient(teacher) - prediction
+    where = check_where(where, len(y))
+    gap = jax.lax.stop_gradient(t) - y
     return jnp.sum(keep_rows(gap, where) ** 2)
 
 
@@ -65,11 +65,11 @@ def personalised(x: chex.Array, mixture: chex.Array, maps: chex.Array) -> jax.Ar
     [[ 2.]
      [21.]]
     """
-    check_floats("x", x, None, None)
-    rows, fan_in = x.shape
-    check_floats("mixture", mixture, rows, None)
+    s = check_floats("x", x, None, None)
+    rows, fan_in = s.shape
+    c = check_floats("mixture", mixture, rows, None)
     check_dtype("mixture", mixture, x.dtype)
-    count = mixture.shape[1]
-    check_floats("maps", maps, count, fan_in, None)
-    outer = (mixture[:, :, None] * x[:, None, :]).reshape(rows, count * fan_in)
+    count = c.shape[1]
+    maps = check_floats("maps", maps, count, fan_in, None)
+    outer = (c[:, :, None] * s[:, None, :]).reshape(rows, count * fan_in)
     return dot(outer, maps.reshape(count * fan_in, -1))

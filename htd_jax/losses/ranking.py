@@ -29,7 +29,7 @@ def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where:
     >>> print(f"{bpr_loss(jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0])):.4f}")
     0.8201
     """
-    _check_scores(positive_scores, negative_scores, where)
+    positive_scores, negative_scores, where = _check_scores(positive_scores, negative_scores, where)
     margin = keep_rows(positive_scores, where) - keep_rows(negative_scores, where)
     return -jnp.sum(keep_rows(jax.nn.log_sigmoid(margin), where))
 
@@ -56,12 +56,12 @@ def bce_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where:
     >>> print(f"{bce_loss(jnp.array([2.0, 0.0]), jnp.array([-2.0, 0.0])):.4f}")
     1.6402
     """
-    _check_scores(positive_scores, negative_scores, where)
+    positive_scores, negative_scores, where = _check_scores(positive_scores, negative_scores, where)
     log_sigmoid = lambda scores: jax.nn.log_sigmoid(keep_rows(scores, where))
     return -jnp.sum(keep_rows(log_sigmoid(positive_scores) + log_sigmoid(-negative_scores), where))
 
 
 def _check_scores(positive_scores, negative_scores, where):
-    check_floats("positive_scores", positive_scores, None)
-    check_floats("negative_scores", negative_scores, *positive_scores.shape)
-    check_where(where, len(positive_scores))
+    positives = check_floats("positive_scores", positive_scores, None)
+    negatives = check_floats("negative_scores", negative_scores, *positives.shape)
+    return positives, negatives, check_where(where, len(positives))

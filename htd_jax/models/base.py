@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from htd_jax.data import Interactions
 from htd_jax.losses import bpr_loss
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 
 class Recommender(nn.Module):

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from htd_jax.data import Interactions
 from htd_jax.losses import bce_loss
 from htd_jax.models.base import Recommender
-from htd_jax.products import dot
+from htd_jax.ops.products import dot
 
 # How many units of the tower `score_all` holds at once: as many as a cache does.
 UNITS = 2**20

@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from htd_jax.ops.manual import axes_of, vary
+
 LANES = 2
 
 
@@ -22,22 +24,23 @@ def accumulate(
     Args:
       work: index -> a pytree of arrays; from `pieces` on, where the last turn may reach, what changes no total.
       add: (total, what `work` returned) -> total.
-      total: a pytree of arrays to start from.
+      total: a pytree of arrays to start from; within `jax.shard_map` varying wherever `work` does.
       pieces: how many, a scalar, traced or not.
 
     Returns:
       The total.
     """
+    axes = axes_of(total)
 
     def turn(number, state):
         total, _ = state
         done = [work(number * LANES + lane) for lane in range(LANES)]
         for one in done:
             total = add(total, one)
-        return total, done
+        return vary((total, done), axes)
 
     memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), [jax.eval_shape(work, jnp.int32(0))] * LANES)
-    total, memory = jax.lax.fori_loop(0, -(-pieces // LANES), turn, (total, memory))
+    total, memory = jax.lax.fori_loop(0, -(-pieces // LANES), turn, (total, vary(memory, axes)))
     # XLA drops what is carried and never read: a number from each of these, to be added if pieces were negative.
     read = sum(x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(memory))
     leaves, structure = jax.tree.flatten(total)

@@ -1,0 +1,364 @@
+"""The regression of a mixture of experts, where few of a row's weights may count: value and gradient in one.
+
+Shapes: n rows in s sides, each side with K experts d_s -> h -> d_t of its own, m = d_s h + h d_t the multiplications of
+one expert for one row. A pair is a row and an expert whose weight is in use; there are between n and n K.
+
+| form | operations | bytes beside arguments and gradients |
+|---|---|---|
+| routed | 6 m a pair | O(n (d_t + K)) on a CPU; elsewhere 4 (pairs (3 d_t + 3 h) + 2 blocks m), pairs < 2 n + 128 s K |
+| dense | 6 m K a row | 256 rows' on a CPU; elsewhere 20 ROWS_TIMES_UNITS, 0.7 GB, or 20 n K h if that is less |
+
+The dense products run nearer to a device's peak than the routed ones, whose blocks are part empty and whose weights are
+gathered. So the dense form is taken on a CPU where more than one weight in 2.8 is in use, and elsewhere where more
+than two a row are. There the routed form costs as much as 2 n + 128 s K rows of one expert, the dense one n K: they
+cross at n = 128 s K / (K - 2), 275 rows of two sides at K = 30, and at no n for two experts a side.
+"""
+
+import functools
+from typing import Any, NamedTuple, TypedDict
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax.ops import platforms
+from htd_jax.ops.blocks import into_blocks, side_of_rows
+from htd_jax.ops.lanes import LANES, accumulate
+from htd_jax.ops.manual import alike, axes_of, vary
+from htd_jax.ops.products import dot, einsum
+from htd_jax.ops.rows import keep_rows, take_rows
+
+# On a CPU: BLOCK rows of one expert, CHUNK blocks in a lane at once. A routed product costs about ROUTING_COST times
+# its share of a dense one; the dense products take ROWS rows at once.
+BLOCK, CHUNK = 32, 2
+ROUTING_COST, ROWS = 2.8, 256
+
+# Elsewhere: rows in a block of one expert; routed while there are no more than PAIRS pairs a row on average, and
+# MOST_OF_A_ROW in any row; dense by LARGE_ROWS rows of a side, as many at once as have ROWS_TIMES_UNITS hidden units.
+LARGE_BLOCK, PAIRS, MOST_OF_A_ROW = 128, 2, 4
+LARGE_ROWS, ROWS_TIMES_UNITS = 1024, 2**25
+
+
+class Layer(TypedDict):
+    """The weights of K affine maps, stacked: `kernel` `[K, in, out]`, `bias` `[K, out]`."""
+
+    kernel: chex.Array
+    bias: chex.Array
+
+
+class Experts(TypedDict):
+    """K networks d_s -> h -> d_t with one ReLU: `hidden` `[K, d_s, h]`, `output` `[K, h, d_t]`."""
+
+    hidden: Layer
+    output: Layer
+
+
+def mixed_outputs(student: jax.Array, mixture: jax.Array, experts: Experts) -> jax.Array:
+    """The sum of all experts' outputs, weighted by the mixture: `[n, d_t]`.
+
+    One product over the hidden units weighted by the mixture; the K outputs themselves are never held.
+
+    Args:
+      student: `[n, d_s]` floats.
+      mixture: `[n, K]` floats.
+      experts: K of them.
+    """
+    hidden, output = experts["hidden"], experts["output"]
+    num_experts, student_dim, width = hidden["kernel"].shape
+    # Matrices throughout, all experts' units side by side: of three axes XLA on a CPU makes copies to transpose them.
+    kernel = jnp.swapaxes(hidden["kernel"], 0, 1).reshape(student_dim, num_experts * width)
+    units = jax.nn.relu(dot(student, kernel) + hidden["bias"].reshape(1, -1))
+    weighted = mixture[:, :, None] * units.reshape(-1, num_experts, width)
+    mixed = dot(weighted.reshape(-1, num_experts * width), output["kernel"].reshape(num_experts * width, -1))
+    return mixed + dot(mixture, output["bias"])
+
+
+def mixture_regression(
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    sides: tuple[int, ...],
+) -> jax.Array:
+    """The sum over rows of `weight` |teacher - mixed outputs|^2, with no need of more than the weights `in_use`.
+
+    Differentiable in student, mixture and experts.
+
+    Args:
+      student: `[n, d_s]` floats.
+      teacher: `[n, d_t]` floats, a constant.
+      mixture: `[n, K]` floats.
+      experts: those of every side one after the other, `[s K, ...]`.
+      in_use: `[n, K]` bool; a row of none is masked, and may hold anything.
+      weight: `[n]` floats, a constant.
+      sides: how many rows each side has, one side after the other; static.
+
+    Returns:
+      A scalar.
+    """
+    if not len(student):
+        return jnp.zeros((), student.dtype)
+    return _regression(*alike(student, teacher, mixture, experts, in_use, weight), sides)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _regression(student, teacher, mixture, experts, in_use, weight, sides):
+    return _regression_and_gradients(student, teacher, mixture, experts, in_use, weight, sides)[0]
+
+
+def _regression_and_gradients(student, teacher, mixture, experts, in_use, weight, sides):
+    loss, d_student, d_mixture, d_experts = platforms.by_platform(
+        functools.partial(in_small_blocks, sides=sides),
+        functools.partial(in_large_products, sides=sides),
+        *(student, teacher, mixture, experts, in_use, weight),
+    )
+    return loss, (d_student, None, d_mixture, d_experts, None, None)
+
+
+_regression.defvjp(
+    _regression_and_gradients,
+    lambda sides, gradients, cotangent: jax.tree.map(lambda g: cotangent * g, gradients),
+)
+
+Total = tuple[jax.Array, jax.Array, jax.Array, Experts]
+
+
+def in_small_blocks(student, teacher, mixture, experts, in_use, weight, *, sides) -> Total:
+    """The form for a CPU: loss and gradients by student, mixture and experts.
+
+    Loops whose lengths are known only when they run. For a side where most weights are in use the routed loops have no
+    turn, and for another the dense one has none.
+    """
+    starts = np.cumsum(sides)[:-1]
+    used = jnp.stack([jnp.sum(part) for part in jnp.split(in_use, starts)])
+    crowded = (ROUTING_COST * used > np.float32(sides) * mixture.shape[1])[side_of_rows(sides)][:, None]
+    total = jnp.zeros((), student.dtype), *jax.tree.map(jnp.zeros_like, (student, mixture, experts))
+    total = vary(total, axes_of(student))
+    total = _add_dense(total, student, teacher, mixture, experts, in_use & crowded, weight, sides)
+    return _add_routed(total, student, teacher, mixture, experts, in_use & ~crowded, weight, sides)
+
+
+def _squares(student, teacher, mixture, experts, weight):
+    return jnp.sum(weight[:, None] * (teacher - mixed_outputs(student, mixture, experts)) ** 2)
+
+
+_squares_and_gradients = jax.value_and_grad(_squares, (0, 2, 3))
+
+
+def _by_side(experts: Experts, sides: tuple[int, ...]) -> Experts:
+    """`[s, K, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(len(sides), -1, *x.shape[1:]), experts)
+
+
+def _add_dense(total, student, teacher, mixture, experts, in_use, weight, sides):
+    """Adds loss and gradients over all experts of every row with a weight in use, ROWS rows of a side at a time."""
+    kept = in_use.any(1)
+    rows = len(kept)
+    kept_rows = jnp.sort(jnp.where(kept, jnp.arange(rows), rows))  # one side after the other still
+    kept_rows = jnp.pad(kept_rows, (0, ROWS), constant_values=rows)
+    size = jnp.stack([jnp.sum(part) for part in jnp.split(kept, np.cumsum(sides)[:-1])])
+    first, blocks = jnp.cumsum(size) - size, -(-size // ROWS)
+    last_block = jnp.cumsum(blocks)
+    loss, d_student, d_mixture, d_experts = total
+    experts_of_side = _by_side(experts, sides)
+    at = lambda x, side: jax.lax.dynamic_index_in_dim(x, side, keepdims=False)
+
+    def add(index, total):
+        loss, d_student, d_mixture, d_experts = total
+        side = jnp.sum(last_block <= index)
+        begin = (index - (last_block - blocks)[side]) * ROWS
+        row = jax.lax.dynamic_slice_in_dim(kept_rows, first[side] + begin, ROWS)
+        row = jnp.where(begin + jnp.arange(ROWS) < size[side], row, rows)
+        of_block = [take_rows(x, row) for x in (student, teacher, mixture)]
+        own = jax.tree.map(lambda x: at(x, side), experts_of_side)
+        part, gradients = _squares_and_gradients(*of_block, own, take_rows(weight, row))
+        plus = lambda d, some: jax.lax.dynamic_update_index_in_dim(d, at(d, side) + some, side, 0)
+        return (
+            loss + part,
+            d_student.at[row].set(gradients[0], mode="drop"),
+            d_mixture.at[row].set(gradients[1], mode="drop"),
+            jax.tree.map(plus, d_experts, gradients[2]),
+        )
+
+    total = loss, d_student, d_mixture, _by_side(d_experts, sides)
+    *total, d_experts = jax.lax.fori_loop(0, last_block[-1], add, total)
+    return *total, jax.tree.map(lambda d, x: d.reshape(x.shape), d_experts, experts)
+
+
+class Visited(NamedTuple):
+    """Blocks `[b, size]` of rows, each by its expert: the experts' weights, what the rows put in, what comes out."""
+
+    layers: Experts
+    inputs: jax.Array
+    weight: jax.Array
+    hidden: jax.Array
+    output: jax.Array
+
+
+def _visit(student, mixture, experts, row, expert) -> Visited:
+    """Of blocks' rows `[b, size]` (`n` where empty) and experts `[b]`."""
+    layers = jax.tree.map(lambda x: x[expert], experts)
+    apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"]) + layer["bias"][:, None]
+    inputs = take_rows(student, row)
+    weight = take_rows(mixture, (row, expert[:, None] % mixture.shape[1]))[..., None]
+    hidden = jax.nn.relu(apply(layers["hidden"], inputs))
+    return Visited(layers, inputs, weight, hidden, apply(layers["output"], hidden))
+
+
+def _differentiate(visited: Visited, pull: jax.Array) -> tuple[jax.Array, jax.Array, Experts, Any]:
+    """Gradients by the blocks' inputs, weights and layers, of that by their weighted outputs; and intermediates."""
+    layers, inputs, weight, hidden, output = visited
+    d_weight = jnp.sum(pull * output, -1)
+    d_output = weight * pull
+    d_hidden = jnp.where(hidden > 0, einsum("bne,bde->bnd", d_output, layers["output"]["kernel"]), 0)
+    d_inputs = einsum("bne,bde->bnd", d_hidden, layers["hidden"]["kernel"])
+    of_layer = lambda x, y: Layer(kernel=einsum("bnd,bne->bde", x, y), bias=y.sum(1))
+    d_layers = Experts(hidden=of_layer(inputs, d_hidden), output=of_layer(hidden, d_output))
+    return d_inputs, d_weight, d_layers, (d_output, d_hidden)
+
+
+def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides):
+    """Adds loss and gradients over the pairs in use.
+
+    The rows of a single expert, nearly all at a low temperature, are done in one visit. Blocks that hold a row of
+    several are visited twice: what is left of a row is known when all its experts have spoken.
+    """
+    rows, num_experts = mixture.shape
+    several = in_use.sum(1) > 1
+    most = len(sides) * num_experts + int(mixture.size / ROUTING_COST) // BLOCK  # an expert's last may be part empty
+    most = LANES * CHUNK * -(-most // (LANES * CHUNK))
+    row_of, expert_of, _, num_blocks = into_blocks(in_use, sides, BLOCK, most)
+    mixed_in = take_rows(several, row_of).any(1)  # the blocks to be visited twice
+    twice = jnp.sort(jnp.where(mixed_in, jnp.arange(most), most))
+    chunk = lambda x, index: jax.lax.dynamic_slice_in_dim(x, index * CHUNK, CHUNK)
+
+    def speak(index):
+        block = chunk(twice, index)
+        row = row_of.at[block].get(mode="fill", fill_value=rows)
+        row, expert = jnp.where(take_rows(several, row), row, rows), expert_of[block]
+        visited = _visit(student, mixture, experts, row, expert)
+        return row, visited.weight * visited.output, visited
+
+    residual = accumulate(  # of a single expert's row: without its output
+        speak,
+        lambda residual, spoken: residual.at[spoken[0]].add(spoken[1], mode="drop"),
+        -teacher,
+        -(-jnp.sum(mixed_in) // CHUNK),
+    )
+    loss, d_student, d_mixture, d_experts = total
+    loss += jnp.sum(jnp.where(several, weight * jnp.sum(residual**2, 1), 0))
+
+    def differentiate(index):
+        row, expert = chunk(row_of, index), chunk(expert_of, index)
+        visited = _visit(student, mixture, experts, row, expert)
+        single = ~take_rows(several, row)
+        left = take_rows(residual, row) + jnp.where(single[..., None], visited.weight * visited.output, 0)
+        share = take_rows(weight, row)
+        part = jnp.sum(jnp.where(single, share * jnp.sum(left**2, -1), 0))
+        return row, expert, part, left, _differentiate(visited, 2 * share[..., None] * left), visited
+
+    def add(total, differentiated):
+        loss, d_student, d_mixture, d_experts = total
+        row, expert, part, _, (d_inputs, d_weight, d_layers, _), _ = differentiated
+        return (
+            loss + part,
+            d_student.at[row].add(d_inputs, mode="drop"),
+            d_mixture.at[row, expert[:, None] % num_experts].set(d_weight, mode="drop"),
+            jax.tree.map(lambda d, some: d.at[expert].add(some), d_experts, d_layers),
+        )
+
+    return accumulate(differentiate, add, (loss, d_student, d_mixture, d_experts), -(-num_blocks // CHUNK))
+
+
+def in_large_products(student, teacher, mixture, experts, in_use, weight, *, sides) -> Total:
+    """The form for a GPU or TPU: loss and gradients by student, mixture and experts, in a given order of additions.
+
+    Two forms behind one choice, neither with a loop until the hidden units of all experts outgrow ROWS_TIMES_UNITS.
+    """
+    used = jnp.sum(in_use, axis=1)
+    few = (jnp.sum(used) <= PAIRS * len(used)) & (jnp.max(used) <= MOST_OF_A_ROW)
+    axes = axes_of(student)
+    forms = (lambda *args, form=form: vary(form(*args, sides), axes) for form in (_routed_products, _dense_products))
+    return jax.lax.cond(few, *forms, student, teacher, mixture, experts, in_use, weight)
+
+
+def _routed_products(student, teacher, mixture, experts, in_use, weight, sides):
+    """Over the pairs in use, of which there are no more than PAIRS a row, MOST_OF_A_ROW in any."""
+    rows, num_experts = mixture.shape
+    most = len(sides) * num_experts + PAIRS * rows // LARGE_BLOCK
+    row_of, expert_of, slots, _ = into_blocks(in_use, sides, LARGE_BLOCK, most)
+    places = _smallest(slots, min(MOST_OF_A_ROW, num_experts), most * LARGE_BLOCK)
+    to_rows = lambda x: sum(take_rows(x.reshape(most * LARGE_BLOCK, -1), place) for place in places)
+
+    visited = _visit(student, mixture, experts, row_of, expert_of)
+    left = keep_rows(to_rows(visited.weight * visited.output) - teacher, in_use.any(1))
+    loss = jnp.sum(weight * jnp.sum(left**2, axis=1))
+    pull = take_rows(2 * weight[:, None] * left, row_of)
+    d_inputs, d_weight, d_layers, _ = _differentiate(visited, pull)
+    d_experts = _sum_by_owner(d_layers, expert_of, len(sides) * num_experts)
+    return loss, to_rows(d_inputs), take_rows(d_weight.ravel(), slots), d_experts
+
+
+def _smallest(x: jax.Array, count: int, none: int) -> list[jax.Array]:
+    """The `count` smallest numbers of each row of `x`, different numbers under `none`: `count` vectors `[n]`."""
+    found = []
+    for _ in range(count):
+        found.append(x.min(axis=1))
+        x = jnp.where(x == found[-1][:, None], none, x)
+    return found
+
+
+def _sum_by_owner(tree: Any, owner: jax.Array, owners: int) -> Any:
+    """Leaves `[b, ...]` summed over the blocks of each owner: `[owners, ...]`. As products, since additions into one
+    place in no given order would make a GPU's results differ from run to run."""
+    owns = jnp.arange(owners)[:, None] == owner[None]
+    of_leaf = lambda x: dot(owns.astype(x.dtype), x.reshape(len(owner), -1)).reshape(owners, *x.shape[1:])
+    return jax.tree.map(of_leaf, tree)
+
+
+def _dense_products(student, teacher, mixture, experts, in_use, weight, sides):
+    """Over all experts of every row, by blocks of rows of a side; as many blocks at once as ROWS_TIMES_UNITS allows."""
+    rows, num_experts = mixture.shape
+    width = experts["hidden"]["kernel"].shape[2]
+    size = min(LARGE_ROWS, max(sides), max(ROWS_TIMES_UNITS // (num_experts * width), 1))
+    row_of, side_of, place = _lay_out(sides, size)
+    at_once = min(max(ROWS_TIMES_UNITS // (size * num_experts * width), 1), len(row_of))
+    turns = -(-len(row_of) // at_once)
+    pad = turns * at_once - len(row_of)
+    row_of = np.pad(row_of, [(0, pad), (0, 0)], constant_values=rows).reshape(turns, at_once, size)
+    side_of = np.pad(side_of, (0, pad)).reshape(turns, at_once)
+    row_of = jnp.where(take_rows(in_use.any(1), row_of), row_of, rows)  # what a masked row holds is not touched
+    experts_of_side = _by_side(experts, sides)
+
+    def add(total, block):
+        loss, d_experts = total
+        row, side = block
+        of_block = [take_rows(x, row) for x in (student, teacher, mixture)]
+        own = jax.tree.map(lambda x: x[side], experts_of_side)
+        parts, gradients = jax.vmap(_squares_and_gradients)(*of_block, own, take_rows(weight, row))
+        d_own = _sum_by_owner(gradients[2], side, len(sides))
+        return (loss + jnp.sum(parts), jax.tree.map(jnp.add, d_experts, d_own)), gradients[:2]
+
+    zero = jnp.zeros((), student.dtype), jax.tree.map(jnp.zeros_like, experts_of_side)
+    if turns == 1:
+        (loss, d_experts), gradients = add(zero, (row_of[0], side_of[0]))
+    else:
+        (loss, d_experts), gradients = jax.lax.scan(add, vary(zero, axes_of(student)), (row_of, side_of))
+    d_student, d_mixture = (g.reshape(turns * at_once * size, -1)[place] for g in gradients)
+    return loss, d_student, d_mixture, jax.tree.map(lambda d, x: d.reshape(x.shape), d_experts, experts)
+
+
+def _lay_out(sides: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of every side in blocks of `size`: their numbers `[blocks, size]`, n for padding; each block's side; and
+    each row's place among the `blocks * size`."""
+    rows = sum(sides)
+    blocks = [-(-side // size) for side in sides]
+    first_row, first_block = np.cumsum((0, *sides)), np.cumsum((0, *blocks))
+    side_of = side_of_rows(sides)
+    place = first_block[side_of] * size + np.arange(rows) - first_row[side_of]
+    row_of = np.full(sum(blocks) * size, rows, np.int32)
+    row_of[place] = np.arange(rows)
+    return row_of.reshape(-1, size), np.repeat(np.arange(len(sides)), blocks), place

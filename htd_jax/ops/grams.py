@@ -1,0 +1,54 @@
+"""The full topology: the sum over all pairs of rows, through matrices of their dimensions."""
+
+import jax
+import jax.numpy as jnp
+
+from htd_jax.ops.manual import alike
+from htd_jax.ops.products import einsum
+
+
+def all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
+    r"""The sum over all ordered pairs of (t_a . t_b - s_a . s_b)^2.
+
+    .. math:: |T^\top T|^2 - 2 |T^\top S|^2 + |S^\top S|^2
+
+    With d = d_s + d_t it costs n d^2 operations for the value and 2 n d d_s for the gradient, and holds `[d, d]` beside
+    its arguments. Four or five products, whatever n: the same form for every device.
+
+    Args:
+      s: `[n, d_s]` floats.
+      t: `[n, d_t]` floats, a constant.
+
+    Returns:
+      A scalar.
+    """
+    return _all_pairs(*alike(s, t))
+
+
+@jax.custom_vjp
+def _all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
+    return _all_pairs_and_gradient(s, t)[0]
+
+
+def _all_pairs_and_gradient(s: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One product, U'U with U = [T | S], holds the three of the loss; and one more is the gradient, 4 (S S'S - T T'S).
+    Derived by JAX they would be seven, most of them small."""
+    both = jnp.concatenate([t, s], axis=1)
+    products = _gram(both)
+    tt, (ts, ss) = products[: t.shape[1], : t.shape[1]], jnp.split(products[:, t.shape[1] :], [t.shape[1]])
+    loss = jnp.sum(tt**2) - 2 * jnp.sum(ts**2) + jnp.sum(ss**2)
+    return loss, 4 * einsum("nd,de->ne", both, jnp.concatenate([-ts, ss]))
+
+
+_all_pairs.defvjp(
+    _all_pairs_and_gradient,
+    lambda gradient, cotangent: (cotangent * gradient, None),
+)
+
+
+def _gram(x: jax.Array) -> jax.Array:
+    """X'X: it is symmetric, so the product of its two halves of columns is computed once."""
+    left, right = jnp.split(x, [x.shape[1] // 2], axis=1)
+    product = lambda x, y: einsum("nd,ne->de", x, y)
+    across = product(left, right)
+    return jnp.block([[product(left, left), across], [across.T, product(right, right)]])

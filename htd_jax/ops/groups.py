@@ -1,0 +1,205 @@
+"""The topology within groups: the sum over all pairs of rows of one group, value and gradient in one.
+
+Shapes: n rows in g groups, d = d_t + d_s dimensions of teacher and student.
+
+| form | where | operations | bytes beside arguments and gradient |
+|---|---|---|---|
+| tiles | CPU | 2 (d_t + 3 d_s) a pair, each once, and of neighbours up to a tile of 32 | O(n d_s) |
+| rows against all | elsewhere | 2 n^2 (d + d_s) | 16 ELEMENTS, 0.5 GB, or 16 n^2 if that is less |
+| products | all pairs | 2 (n + g size) d (d + d_s), and 2 g d^2 (n / size + g) to sum them | 4 (n / size + g) d^2 |
+
+Rows against all make every pair of the batch, g times as many as there are, in four products: at 3,072 rows and 220
+dimensions 4.5 GFLOP, less than a GPU takes to start a loop over tiles a few hundred times. From 2^25 pairs (5,793 rows)
+on it loops over blocks of rows, 128 turns at 65,536.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from htd_jax.ops import platforms
+from htd_jax.ops.blocks import into_blocks
+from htd_jax.ops.lanes import accumulate
+from htd_jax.ops.manual import alike, axes_of, vary
+from htd_jax.ops.products import dot, einsum
+from htd_jax.ops.rows import take_rows
+
+# Rows in a tile: wide enough for a good matrix product, narrow enough that a small group does not pay for much of its
+# neighbours. And how many pairs of tiles a lane meets at once.
+TILE, MEETINGS = 32, 8
+
+# Rows in a block of `products`, which writes a [d, d] matrix a block, on a CPU and elsewhere; and by how much one of
+# its operations costs more than one of `tiles`, on a CPU.
+SMALL_BLOCK, LARGE_BLOCK = 64, 128
+PRODUCT_COST = 2
+
+# Pairs of rows, or entries of the blocks' matrices, that are held at once.
+ELEMENTS = 2**25
+
+
+def within_groups(s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: int, positive: bool) -> jax.Array:
+    """The sum over the ordered pairs of one group of (t_a . t_b - s_a . s_b)^2.
+
+    Args:
+      s: `[n, d_s]` floats.
+      t: `[n, d_t]` floats, a constant.
+      groups: `[n]` integers in [0, num_groups]; rows in `num_groups` meet none, and may hold anything in `t`.
+      num_groups: static.
+      positive: whether only the pairs with t_a . t_b > 0 count; static.
+
+    Returns:
+      A scalar.
+    """
+    if not len(s):
+        return jnp.zeros((), s.dtype)
+    return _within_groups(*alike(s, t, groups), num_groups, positive)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _within_groups(s, t, groups, num_groups, positive):
+    return _value_and_gradient(s, t, groups, num_groups, positive)[0]
+
+
+def _value_and_gradient(s, t, groups, num_groups, positive):
+    options = dict(num_groups=num_groups, positive=positive)
+    return platforms.by_platform(
+        functools.partial(in_small_tiles, **options), functools.partial(in_large_products, **options), s, t, groups
+    )
+
+
+_within_groups.defvjp(
+    _value_and_gradient,
+    lambda num_groups, positive, gradient, cotangent: (cotangent * gradient, None, None),
+)
+
+
+def in_small_tiles(s, t, groups, *, num_groups, positive) -> tuple[jax.Array, jax.Array]:
+    """The form for a CPU: value and gradient. Rows in the order of their groups, tiles with a group in common."""
+    rows = len(s)
+    order = _sorted_by(groups, num_groups)
+    num_tiles = -(-rows // TILE)
+    pad = num_tiles * TILE - rows
+    tiled = lambda x: jnp.pad(x[order], [(0, pad), (0, 0)]).reshape(num_tiles, TILE, -1)
+    tile_groups = jnp.pad(groups[order], (0, pad), constant_values=num_groups).reshape(num_tiles, TILE)
+    # A tile meets itself, and the tiles behind it that begin with the group in which it ends.
+    first, last = tile_groups[:, 0], tile_groups[:, -1]
+    meets = jnp.sum(first[None] <= last[:, None], axis=1) - jnp.arange(num_tiles)
+    meets = jnp.where(last == num_groups, 1, meets)
+
+    def by_tiles(s, t, groups):
+        loss, pull = _meet(tiled(s), tiled(t), tile_groups, meets, num_groups, positive)
+        return loss, jnp.zeros_like(s).at[order].set(pull.reshape(num_tiles * TILE, -1)[:rows])
+
+    product_cost = PRODUCT_COST * _blocks(rows, num_groups, SMALL_BLOCK) * SMALL_BLOCK * (s.shape[1] + t.shape[1])
+    if positive or product_cost >= (num_tiles * TILE) ** 2:
+        return by_tiles(s, t, groups)
+    by_products = functools.partial(products, num_groups=num_groups, size=SMALL_BLOCK)
+    tile_cost = meets.sum().astype(jnp.float32) * TILE**2
+    return jax.lax.cond(tile_cost < product_cost, by_tiles, by_products, s, t, groups)
+
+
+def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
+    """`[n]`: the stable order by group, groups in [0, num_groups]."""
+    rows = len(groups)
+    if (num_groups + 1) * rows < 2**31:  # one sort of single integers is several times faster than an argsort
+        return jnp.sort(groups * rows + jnp.arange(rows, dtype=jnp.int32)) % rows
+    return jnp.argsort(groups, stable=True)
+
+
+def _meet(s, t, groups, meets, num_groups, positive):
+    """Loss and gradient over tiles `[tiles, TILE, d]`: tile i against the `meets[i]` tiles from itself on, both
+    orders of a pair counted, MEETINGS at a time."""
+    num_tiles = len(groups)
+    end = jnp.cumsum(meets)
+
+    def meet(chunk):
+        number = chunk * MEETINGS + jnp.arange(MEETINGS)
+        i = jnp.minimum(jnp.sum(end[None] <= number[:, None], axis=1), num_tiles - 1)
+        j = jnp.minimum(i + number - (end[i] - meets[i]), num_tiles - 1)
+        ours, theirs = (s[i], t[i], groups[i]), (s[j], t[j], groups[j])
+        target = einsum("iad,ibd->iab", ours[1], theirs[1])
+        own = ours[2][:, :, None]
+        counted = (own == theirs[2][:, None, :]) & (own < num_groups) & (number < end[-1])[:, None, None]
+        if positive:
+            counted &= target > 0
+        cosine = einsum("iad,ibd->iab", ours[0], theirs[0])
+        gap = jnp.where(counted, cosine - target, 0)
+        orders = jnp.where(i == j, 1, 2).astype(s.dtype)[:, None, None]  # within a tile, both are there already
+        force = 2 * orders * gap
+        part = jnp.sum(orders * gap**2)
+        pulls = einsum("iab,ibd->iad", force, theirs[0]), einsum("iab,iad->ibd", force, ours[0])
+        return i, j, part, pulls, (ours, theirs, target, cosine, gap, force)
+
+    def add(total, met):
+        loss, pull = total
+        i, j, part, pulls, _ = met
+        return loss + part, pull.at[i].add(pulls[0]).at[j].add(pulls[1])
+
+    zero = vary((jnp.zeros((), s.dtype), jnp.zeros_like(s)), axes_of(s))
+    return accumulate(meet, add, zero, -(-end[-1] // MEETINGS))
+
+
+def in_large_products(s, t, groups, *, num_groups, positive) -> tuple[jax.Array, jax.Array]:
+    """The form for a GPU or TPU: value and gradient, in a given order of additions."""
+    rows, student_dim, dim = len(s), s.shape[1], s.shape[1] + t.shape[1]
+    blocks = _blocks(rows, num_groups, LARGE_BLOCK)
+    cost = blocks * (LARGE_BLOCK * dim * (dim + student_dim) + num_groups * dim**2)
+    if not positive and cost < rows**2 * (dim + student_dim) and blocks * dim**2 <= ELEMENTS:
+        return products(s, t, groups, num_groups=num_groups, size=LARGE_BLOCK)
+    return rows_against_all(s, t, groups, num_groups=num_groups, positive=positive)
+
+
+def rows_against_all(s, t, groups, *, num_groups, positive) -> tuple[jax.Array, jax.Array]:
+    """Value and gradient by the cosines of blocks of rows with all rows, ELEMENTS pairs at a time."""
+    rows = len(s)
+    size = min(max(ELEMENTS // rows, 1), rows)
+    turns = -(-rows // size)
+
+    def meet(block):
+        s_block, t_block, own = block
+        target = einsum("ad,bd->ab", t_block, t)
+        counted = (own[:, None] == groups[None]) & (own < num_groups)[:, None]
+        if positive:
+            counted &= target > 0
+        gap = jnp.where(counted, einsum("ad,bd->ab", s_block, s) - target, 0)
+        return jnp.sum(gap**2), 4 * dot(gap, s)  # a pair pulls at both its rows, and comes in both orders
+
+    if turns == 1:
+        return meet((s, t, groups))
+    padded = lambda x, value: jnp.pad(
+        x, [(0, turns * size - rows)] + [(0, 0)] * (x.ndim - 1), constant_values=value
+    ).reshape(turns, size, *x.shape[1:])
+    parts, gradient = jax.lax.map(meet, (padded(s, 0), padded(t, 0), padded(groups, num_groups)))
+    return parts.sum(), gradient.reshape(turns * size, -1)[:rows]
+
+
+def products(s, t, groups, *, num_groups, size) -> tuple[jax.Array, jax.Array]:
+    """Value and gradient over all pairs: |T'T|^2 - 2 |T'S|^2 + |S'S|^2 and 4 (S S'S - T T'S), group by group.
+
+    Each group's rows are laid out in blocks of their own; a group's products are the sums of its blocks'.
+    """
+    rows, teacher_dim = t.shape
+    most = _blocks(rows, num_groups, size)
+    member = groups[:, None] == jnp.arange(num_groups, dtype=groups.dtype)[None]
+    row_of, owner, slots, _ = into_blocks(member, (rows,), size, most)
+    both = jnp.concatenate([take_rows(t, row_of), take_rows(s, row_of)], axis=2)
+    owns = (jnp.arange(num_groups)[:, None] == owner[None]).astype(s.dtype)
+    tt = _summed(owns, both[..., :teacher_dim], both[..., :teacher_dim])
+    ts, ss = jnp.split(_summed(owns, both, both[..., teacher_dim:]), [teacher_dim], axis=1)
+    loss = jnp.sum(tt**2) - 2 * jnp.sum(ts**2) + jnp.sum(ss**2)
+    force = jnp.concatenate([-ts, ss], axis=1)[owner]
+    pull = 4 * einsum("bnd,bde->bne", both, force).reshape(most * size, -1)
+    return loss, take_rows(pull, slots.min(axis=1))
+
+
+def _summed(owns: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The products X'Y of blocks `[b, size, d]`, `[b, size, e]` summed over the blocks that each of `owns` `[g, b]`
+    owns: `[g, d, e]`."""
+    block = einsum("bnd,bne->bde", x, y)
+    return dot(owns, block.reshape(len(block), -1)).reshape(len(owns), *block.shape[1:])
+
+
+def _blocks(rows: int, num_groups: int, size: int) -> int:
+    """Blocks of `products`: enough, however the rows fall into groups."""
+    return -(-rows // size) + min(num_groups, rows)

@@ -1,0 +1,102 @@
+"""Rows of a matrix: masked, scaled to length one, taken by number, summed by group."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from htd_jax.ops import platforms
+from htd_jax.ops.manual import alike
+from htd_jax.ops.products import einsum
+
+
+def keep_rows(x: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Zeroes the rows of `x` `[n, ...]` where `where` `[n]` is false, whatever they hold (NaN too), and stops the
+    gradient into them."""
+    if where is None:
+        return x
+    return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - 1)), x, 0)
+
+
+def take_rows(x: jax.Array, index: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
+    """`x[index]`, zeros where the index is out of range."""
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+    """Rows of `x` `[n, d]` scaled to length one; zero rows stay zero, with a zero gradient.
+
+    A direction does not depend on the row's scale, so each row is first divided by its largest entry, a constant:
+    squares then neither overflow nor vanish.
+    """
+    largest = _largest(x)[:, None]
+    x = x / _divisor(largest)
+    square = jnp.sum(x**2, axis=1, keepdims=True)
+    return x * jnp.where(largest == 0, 0, jax.lax.rsqrt(jnp.where(largest == 0, 1, square)))
+
+
+def group_directions(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
+    """The direction of the mean of each group's rows, zeros for a group of none.
+
+    The rows of a group are first divided by the largest entry among them, a constant, which changes no direction: a sum
+    of rows then neither overflows nor vanishes.
+
+    Args:
+      x: `[n, d]` floats.
+      groups: `[n]` integers in [0, num_groups]; `num_groups` is no group.
+      num_groups: static.
+
+    Returns:
+      `[num_groups, d]`, rows of length one or zero.
+    """
+    largest = _group_largest(*alike(_largest(x), groups), num_groups)
+    divisor = _divisor(largest).at[groups].get(mode="fill", fill_value=1)
+    return unit_rows(_group_sums(*alike(x / divisor[:, None], groups), num_groups))
+
+
+def group_sizes(groups: jax.Array, num_groups: int) -> jax.Array:
+    """How many rows each group has: `[num_groups]` int32."""
+    return jnp.sum(_membership(groups, num_groups), axis=0, dtype=jnp.int32)
+
+
+def _group_largest(largest: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
+    """`[num_groups]`: the largest of a group's `largest`, at least 0."""
+    return jnp.max(jnp.where(_membership(groups, num_groups), largest[:, None], 0), axis=0, initial=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _group_sums(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
+    """`[num_groups, d]`: the sum of each group's rows.
+
+    On a CPU the n rows are added where they belong, O(n d). Elsewhere it is one product with the rows' membership
+    `[n, num_groups]`, 2 n num_groups d operations and 4 n num_groups bytes: additions into one place in no given order
+    would make a GPU's results differ from run to run.
+    """
+    return platforms.by_platform(
+        lambda x, groups: jax.ops.segment_sum(x, groups, num_groups),
+        lambda x, groups: einsum("ng,nd->gd", _membership(groups, num_groups).astype(x.dtype), x),
+        x,
+        groups,
+    )
+
+
+_group_sums.defvjp(
+    lambda x, groups, num_groups: (_group_sums(x, groups, num_groups), groups),
+    lambda num_groups, groups, cotangent: (take_rows(cotangent, groups), None),
+)
+
+
+def _membership(groups: jax.Array, num_groups: int) -> jax.Array:
+    """`[n, num_groups]` bool."""
+    return groups[:, None] == jnp.arange(num_groups, dtype=groups.dtype)[None]
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """Each row's largest entry in size, a constant: `[n]`."""
+    return jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, initial=0))
+
+
+def _divisor(largest: jax.Array) -> jax.Array:
+    """What to divide by: 1 instead of 0, and no more than a number whose reciprocal, which a compiler makes of it,
+    does not vanish."""
+    return jnp.where(largest == 0, 1, jnp.minimum(largest, 1 / jnp.finfo(largest.dtype).tiny))
