@@ -51,10 +51,15 @@ def into_blocks(active: jax.Array, sides: tuple[int, ...], size: int, most: int)
     base = (last_block - blocks).reshape(-1, owners) * size - before
     slots = jnp.where(active, base[side_of] + position - 1, most * size)
     row = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32)[:, None], active.shape)
-    row_of = jnp.full(most * size, rows, jnp.int32).at[slots].set(row, mode="drop")
+    row_of = jnp.full(most * size, rows, jnp.int32).at[slots].set(row, mode="drop").reshape(most, size)
     owner = jnp.sum(last_block[None] <= jnp.arange(most, dtype=jnp.int32)[:, None], axis=1, dtype=jnp.int32)
     owner = jnp.minimum(owner, len(blocks) - 1)
-    return Blocks(row_of.reshape(most, size), owner, slots, last_block[-1])
+    return Blocks(row_of, owner, slots, last_block[-1])
+
+
+def to_slots(x: jax.Array, slots: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A number for each pair, `x` `[n, k]`, where the pairs are in blocks of `shape`; zeros where none is."""
+    return jnp.zeros(shape, x.dtype).ravel().at[slots].set(x, mode="drop").reshape(shape)
 
 
 def side_of_rows(sides: tuple[int, ...]) -> np.ndarray:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.ops import platforms
-from htd_jax.ops.blocks import into_blocks, side_of_rows
+from htd_jax.ops.blocks import into_blocks, side_of_rows, to_slots
 from htd_jax.ops.lanes import LANES, accumulate
 from htd_jax.ops.manual import alike, axes_of, vary
 from htd_jax.ops.products import dot, einsum
@@ -198,14 +198,13 @@ class Visited(NamedTuple):
     output: jax.Array
 
 
-def _visit(student, mixture, experts, row, expert) -> Visited:
-    """Of blocks' rows `[b, size]` (`n` where empty) and experts `[b]`."""
+def _visit(student, experts, row, expert, weight) -> Visited:
+    """Of blocks' rows `[b, size]` (`n` where empty), their weights `[b, size]`, and the blocks' experts `[b]`."""
     layers = jax.tree.map(lambda x: x[expert], experts)
     apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"]) + layer["bias"][:, None]
     inputs = take_rows(student, row)
-    weight = take_rows(mixture, (row, expert[:, None] % mixture.shape[1]))[..., None]
     hidden = jax.nn.relu(apply(layers["hidden"], inputs))
-    return Visited(layers, inputs, weight, hidden, apply(layers["output"], hidden))
+    return Visited(layers, inputs, weight[..., None], hidden, apply(layers["output"], hidden))
 
 
 def _differentiate(visited: Visited, pull: jax.Array) -> tuple[jax.Array, jax.Array, Experts, Any]:
@@ -230,16 +229,19 @@ def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides
     several = in_use.sum(1) > 1
     most = len(sides) * num_experts + int(mixture.size / ROUTING_COST) // BLOCK  # an expert's last may be part empty
     most = LANES * CHUNK * -(-most // (LANES * CHUNK))
-    row_of, expert_of, _, num_blocks = into_blocks(in_use, sides, BLOCK, most)
-    mixed_in = take_rows(several, row_of).any(1)  # the blocks to be visited twice
+    row_of, expert_of, slots, num_blocks = into_blocks(in_use, sides, BLOCK, most)
+    # What is read of every pair lies in the order of the blocks, so that a turn of a loop takes a slice.
+    weight_of = to_slots(mixture, slots, row_of.shape)
+    share_of, several_of = take_rows(weight, row_of), take_rows(several, row_of)
+    mixed_in = several_of.any(1)  # the blocks to be visited twice
+    row_of_several = jnp.where(several_of, row_of, rows)
     twice = jnp.sort(jnp.where(mixed_in, jnp.arange(most), most))
     chunk = lambda x, index: jax.lax.dynamic_slice_in_dim(x, index * CHUNK, CHUNK)
 
     def speak(index):
         block = chunk(twice, index)
-        row = row_of.at[block].get(mode="fill", fill_value=rows)
-        row, expert = jnp.where(take_rows(several, row), row, rows), expert_of[block]
-        visited = _visit(student, mixture, experts, row, expert)
+        row = row_of_several.at[block].get(mode="fill", fill_value=rows)
+        visited = _visit(student, experts, row, expert_of[block], weight_of[block])
         return row, visited.weight * visited.output, visited
 
     residual = accumulate(  # of a single expert's row: without its output
@@ -253,24 +255,26 @@ def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides
 
     def differentiate(index):
         row, expert = chunk(row_of, index), chunk(expert_of, index)
-        visited = _visit(student, mixture, experts, row, expert)
-        single = ~take_rows(several, row)
+        visited = _visit(student, experts, row, expert, chunk(weight_of, index))
+        single, share = ~chunk(several_of, index), chunk(share_of, index)
         left = take_rows(residual, row) + jnp.where(single[..., None], visited.weight * visited.output, 0)
-        share = take_rows(weight, row)
         part = jnp.sum(jnp.where(single, share * jnp.sum(left**2, -1), 0))
-        return row, expert, part, left, _differentiate(visited, 2 * share[..., None] * left), visited
+        return index, row, expert, part, left, _differentiate(visited, 2 * share[..., None] * left), visited
 
     def add(total, differentiated):
-        loss, d_student, d_mixture, d_experts = total
-        row, expert, part, _, (d_inputs, d_weight, d_layers, _), _ = differentiated
+        loss, d_student, d_weight_of, d_experts = total
+        index, row, expert, part, _, (d_inputs, d_weight, d_layers, _), _ = differentiated
         return (
             loss + part,
             d_student.at[row].add(d_inputs, mode="drop"),
-            d_mixture.at[row, expert[:, None] % num_experts].set(d_weight, mode="drop"),
+            jax.lax.dynamic_update_slice_in_dim(d_weight_of, d_weight, index * CHUNK, 0),
             jax.tree.map(lambda d, some: d.at[expert].add(some), d_experts, d_layers),
         )
 
-    return accumulate(differentiate, add, (loss, d_student, d_mixture, d_experts), -(-num_blocks // CHUNK))
+    total = loss, d_student, jnp.zeros_like(weight_of), d_experts
+    total = accumulate(differentiate, add, total, -(-num_blocks // CHUNK))
+    loss, d_student, d_weight_of, d_experts = total
+    return loss, d_student, d_mixture + take_rows(d_weight_of.ravel(), slots), d_experts
 
 
 def in_large_products(student, teacher, mixture, experts, in_use, weight, *, sides) -> Total:
@@ -293,7 +297,7 @@ def _routed_products(student, teacher, mixture, experts, in_use, weight, sides):
     places = _smallest(slots, min(MOST_OF_A_ROW, num_experts), most * LARGE_BLOCK)
     to_rows = lambda x: sum(take_rows(x.reshape(most * LARGE_BLOCK, -1), place) for place in places)
 
-    visited = _visit(student, mixture, experts, row_of, expert_of)
+    visited = _visit(student, experts, row_of, expert_of, to_slots(mixture, slots, row_of.shape))
     left = keep_rows(to_rows(visited.weight * visited.output) - teacher, in_use.any(1))
     loss = jnp.sum(weight * jnp.sum(left**2, axis=1))
     pull = take_rows(2 * weight[:, None] * left, row_of)
