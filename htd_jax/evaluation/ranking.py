@@ -12,6 +12,7 @@ from htd_jax.data import Split
 from htd_jax.evaluation.metrics import CUTOFFS, Metrics, check_cutoffs, metrics_of_pairs
 from htd_jax.evaluation.protocols import Full, Sampled
 from htd_jax.models import MakeModel, Recommender
+from htd_jax.ops.platforms import compiler_options
 
 Evaluator = Callable[[MakeModel, Any], dict[str, Metrics]]
 
@@ -39,7 +40,7 @@ def make_evaluator(
     cutoffs = check_cutoffs(cutoffs)
     prepared = protocol.prepare(split)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options())
     def evaluate(make_model: MakeModel, variables: Any, split: Split, prepared: Any) -> dict[str, Metrics]:
         def of_model(model: Recommender) -> tuple[jax.Array, jax.Array]:
             nothing = jnp.zeros(1, jnp.int32)

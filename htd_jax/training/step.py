@@ -13,6 +13,7 @@ from flax import struct
 from htd_jax.data import Interactions, distinct, shuffle, unseen_items
 from htd_jax.distillers import Batch, Distiller, Entities, Lists, Representations, Shapes, Side, Teacher, Triples
 from htd_jax.models import MakeModel, Recommender
+from htd_jax.ops.platforms import compiler_options
 
 
 @struct.dataclass
@@ -185,7 +186,8 @@ def make_trainer(
         terms = jax.tree.map(lambda x: x.mean(0), terms)
         return TrainState(shaped(flat), opt_state, state.epoch + 1, drawn), terms
 
-    return Trainer(jax.jit(init), jax.jit(epoch, donate_argnums=0), jax.jit(prepare))
+    compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
+    return Trainer(jax.jit(init), compiled, jax.jit(prepare))
 
 
 def made(model: Recommender) -> Recommender:
