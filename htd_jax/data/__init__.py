@@ -12,7 +12,7 @@ import numpy as np
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
 from htd_jax.data.interactions import Interactions, Split, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
-from htd_jax.data.sampling import distinct, shuffle, unseen_items
+from htd_jax.data.sampling import distinct, nth_unseen, seen_before, shuffle, unseen_items
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
 from htd_jax.data.synthetic import Synthetic, make_synthetic
 from htd_jax.settings import Registry, check, override
@@ -72,8 +72,10 @@ __all__ = [
     "load_split",
     "make_split",
     "make_synthetic",
+    "nth_unseen",
     "register",
     "save_split",
+    "seen_before",
     "shuffle",
     "split_pairs",
     "unseen_items",

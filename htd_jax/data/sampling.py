@@ -58,9 +58,7 @@ def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
     is dealt what its user has seen, s of m items, draws again among the unseen, which leaves every one of these as
     likely as any other: 1/m + s/m 1/(m - s) = 1/(m - s).
 
-    The second draw is no rejection either: of a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items
-    before it, so the r-th unseen item is r plus the number of j with s_j - j <= r, found by bisection.
-    O(n log(max_degree) + m), no table.
+    The second draw is no rejection either, see `nth_unseen`. O(n log(max_degree) + m), no table.
 
     Args:
       key: a JAX random key.
@@ -72,11 +70,42 @@ def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
     deal_key, again_key = jax.random.split(key)
     packs = -(-len(train) // train.num_items)
     dealt = jax.vmap(lambda key: shuffle(key, train.num_items))(jax.random.split(deal_key, packs)).ravel()[: len(train)]
-    before = _count_leading(train, lambda item, j: item < dealt)
+    before = seen_before(train, train.users, dealt)
     start, stop = train.offsets[train.users], train.offsets[train.users + 1]
     seen = (start + before < stop) & (train.items[jnp.minimum(start + before, len(train) - 1)] == dealt)
     r = jax.random.randint(again_key, train.users.shape, 0, train.num_items - (stop - start))
-    return jnp.where(seen, r + _count_leading(train, lambda item, j: item - j <= r), dealt)
+    return jnp.where(seen, nth_unseen(train, train.users, r), dealt)
+
+
+def nth_unseen(train: Interactions, users: jax.Array, r: jax.Array) -> jax.Array:
+    """The r-th, from 0, of the items that a user has not seen, in the order of items.
+
+    Of a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items before it, so the r-th unseen item is r plus
+    the number of j with s_j - j <= r, found by bisection: O(log(max_degree)) each, no table.
+
+    Args:
+      train: who has seen what.
+      users: integers that broadcast with `r`.
+      r: integers from 0, under the number of items that the user has not seen.
+
+    Returns:
+      int32 of the shape of both.
+    """
+    return r + _count_leading(train, users, r, lambda item, j: item - j <= r)
+
+
+def seen_before(train: Interactions, users: jax.Array, items: jax.Array) -> jax.Array:
+    """How many of a user's seen items come before an item, by bisection.
+
+    Args:
+      train: who has seen what.
+      users: integers that broadcast with `items`.
+      items: integers.
+
+    Returns:
+      int32 of the shape of both; an unseen item is the r-th unseen one with r the item less this.
+    """
+    return _count_leading(train, users, items, lambda item, j: item < items)
 
 
 def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
@@ -97,10 +126,14 @@ def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, ja
     return jnp.minimum(ids, size - 1), first & (ids < size)
 
 
-def _count_leading(train: Interactions, holds: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """For each pair, how many of its user's items `holds(item, j)` is true of, true of the first ones only: `[n]`."""
-    start, stop = train.offsets[train.users], train.offsets[train.users + 1]
-    low, high = jnp.zeros_like(start), stop - start  # the count lies in [low, high]
+def _count_leading(
+    train: Interactions, users: jax.Array, like: jax.Array, holds: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """How many of each user's items `holds(item, j)` is true of, true of the first ones only, in the shape that `users`
+    and `like` have together."""
+    start, stop = train.offsets[users], train.offsets[users + 1]
+    shape = jnp.broadcast_shapes(users.shape, like.shape)
+    low, high = jnp.zeros(shape, jnp.int32), jnp.broadcast_to(stop - start, shape)  # the count lies in [low, high]
     for _ in range(train.max_degree.bit_length()):
         middle = (low + high) // 2
         more = holds(train.items[jnp.minimum(start + middle, len(train) - 1)], middle)
