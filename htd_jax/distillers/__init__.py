@@ -25,11 +25,12 @@ from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
 from htd_jax.distillers.phr import PHR, phr
+from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
 from htd_jax.settings import Registry
 
-METHODS = Registry("method", {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR})
+METHODS = Registry("method", {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD})
 register = METHODS.register
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "HTD",
     "METHODS",
     "PHR",
+    "RRD",
     "SVD",
     "Batch",
     "Distiller",
@@ -64,6 +66,7 @@ __all__ = [
     "phr",
     "random_groups",
     "register",
+    "rrd",
     "scale",
     "svd_factors",
 ]

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.losses.checks import check_floats, check_where, keep_rows
+from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
 
 
 def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -65,3 +65,65 @@ def _check_scores(positive_scores, negative_scores, where):
     positives = check_floats("positive_scores", positive_scores, None)
     negatives = check_floats("negative_scores", negative_scores, *positives.shape)
     return positives, negatives, check_where(where, len(positives))
+
+
+def relaxed_ranking_loss(
+    interesting: chex.Array,
+    uninteresting: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    interesting_where: chex.Array | None = None,
+    uninteresting_where: chex.Array | None = None,
+) -> jax.Array:
+    r"""The log-likelihood of an order of some items, above others whose order does not matter; summed over rows.
+
+    With s the scores of the K interesting items in the order that is to be learned, and b those of the L others,
+
+    .. math:: -\sum_u \sum_{k=1}^{K} \left( s_{uk} - \log \left( \sum_{m=k}^{K} e^{s_{um}}
+              + \sum_{l=1}^{L} e^{b_{ul}} \right) \right)
+
+    The inner sums over m are one cumulative log-sum-exp from the last item up: O(K + L) a row, and no score overflows.
+
+    Source: Kang et al., CIKM'20, RRD: the likelihood of a permutation (Xia et al., ICML'08), relaxed.
+
+    Args:
+      interesting: `[n, K]` floats, the scores of each row's items, the one that should be first at the front.
+      uninteresting: `[n, L]` floats, the scores of those that should come after them.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+      interesting_where: `[n, K]` bool; a masked item is not there.
+      uninteresting_where: `[n, L]` bool; the same.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{relaxed_ranking_loss(jnp.array([[2.0, 1.0]]), jnp.array([[0.0, 0.0]])):.4f}")
+    1.0453
+    """
+    scores = check_floats("interesting", interesting, None, None)
+    rest = check_floats("uninteresting", uninteresting, len(scores), None)
+    check_dtype("uninteresting", uninteresting, interesting.dtype)
+    where = check_where(where, len(scores))
+    counted = _check_items("interesting_where", interesting_where, where, scores)
+    others = _check_items("uninteresting_where", uninteresting_where, where, rest)
+    # The score of what is not there. It is finite, since between two infinities there is no gradient.
+    nothing = jnp.finfo(scores.dtype).min / 2
+    scores = jnp.where(counted, scores, nothing)
+    rest = jnp.pad(jnp.where(others, rest, nothing), [(0, 0), (0, 1)], constant_values=nothing)
+    rest = jax.nn.logsumexp(rest, axis=1, keepdims=True)
+    upward = jnp.concatenate([scores, rest], axis=1)  # jax.lax.cumlogsumexp without a gradient is O(K^2) on a CPU
+    below = jax.lax.associative_scan(jnp.logaddexp, upward, reverse=True, axis=1)[:, :-1]
+    return jnp.sum(jnp.where(counted, below - scores, 0))
+
+
+def _check_items(name: str, items: chex.Array | None, where: jax.Array | None, scores: jax.Array) -> jax.Array:
+    """Which scores count, by a mask of their own and by that of rows: `[n, m]` bool."""
+    if items is None:
+        items = jnp.ones(scores.shape, bool)
+    message = f"{name}: expected bool{list(scores.shape)}, got {items.dtype}{list(items.shape)}"
+    chex.assert_type(items, bool, custom_message=message)
+    chex.assert_shape(items, scores.shape, custom_message=message)
+    return jnp.asarray(items) if where is None else items & where[:, None]
