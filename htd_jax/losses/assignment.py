@@ -151,13 +151,21 @@ def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
     return jax.nn.softmax((logits - largest) / temperature, axis=-1)
 
 
-def _check_temperature(temperature):
+def _check_temperature(temperature: chex.Numeric) -> None:
     chex.assert_rank(
         temperature, 0, custom_message=f"temperature: expected a scalar, got shape {jnp.shape(temperature)}"
     )
 
 
-def _check_mixture_of_experts(student, teacher, weights_name, weights, experts, where, sides=None):
+def _check_mixture_of_experts(
+    student: chex.Array,
+    teacher: chex.Array,
+    weights_name: str,
+    weights: chex.Array,
+    experts: Experts,
+    where: chex.Array | None,
+    sides: tuple[int, ...] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, Experts, jax.Array | None]:
     """Its arguments but for `sides` as the losses compute with them, the teacher a constant."""
     s = check_floats("student", student, None, None)
     rows, student_dim = s.shape

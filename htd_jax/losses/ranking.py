@@ -61,7 +61,9 @@ def bce_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where:
     return -jnp.sum(keep_rows(log_sigmoid(positive_scores) + log_sigmoid(-negative_scores), where))
 
 
-def _check_scores(positive_scores, negative_scores, where):
+def _check_scores(
+    positive_scores: chex.Array, negative_scores: chex.Array, where: chex.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     positives = check_floats("positive_scores", positive_scores, None)
     negatives = check_floats("negative_scores", negative_scores, *positives.shape)
     return positives, negatives, check_where(where, len(positives))

@@ -191,7 +191,9 @@ def _products(x: jax.Array, y: jax.Array) -> jax.Array:
     return einsum("ad,bd->ab", x, y)
 
 
-def _check_pair(student, teacher, where):
+def _check_pair(
+    student: chex.Array, teacher: chex.Array, where: chex.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Its arguments as the losses compute with them, the teacher a constant."""
     s = check_floats("student", student, None, None)
     t = check_floats("teacher", teacher, len(s), None)
@@ -199,7 +201,9 @@ def _check_pair(student, teacher, where):
     return s, jax.lax.stop_gradient(t), check_where(where, len(s))
 
 
-def _check_groups(student, teacher, groups, num_groups, where):
+def _check_groups(
+    student: chex.Array, teacher: chex.Array, groups: chex.Array, num_groups: int, where: chex.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """The same; groups in int32, `num_groups` for a masked row: a group that meets none and is not summed, so what the
     teacher holds there is never counted."""
     s, t, where = _check_pair(student, teacher, where)

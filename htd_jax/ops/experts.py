@@ -126,7 +126,16 @@ _regression.defvjp(
 Total = tuple[jax.Array, jax.Array, jax.Array, Experts]
 
 
-def in_small_blocks(student, teacher, mixture, experts, in_use, weight, *, sides) -> Total:
+def in_small_blocks(
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    *,
+    sides: tuple[int, ...],
+) -> Total:
     """The form for a CPU: loss and gradients by student, mixture and experts.
 
     Loops whose lengths are known only when they run. For a side where most weights are in use the routed loops have no
@@ -277,7 +286,16 @@ def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides
     return loss, d_student, d_mixture + take_rows(d_weight_of.ravel(), slots), d_experts
 
 
-def in_large_products(student, teacher, mixture, experts, in_use, weight, *, sides) -> Total:
+def in_large_products(
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    *,
+    sides: tuple[int, ...],
+) -> Total:
     """The form for a GPU or TPU: loss and gradients by student, mixture and experts, in a given order of additions.
 
     Two forms behind one choice, neither with a loop until the hidden units of all experts outgrow ROWS_TIMES_UNITS.

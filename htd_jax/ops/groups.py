@@ -74,7 +74,9 @@ _within_groups.defvjp(
 )
 
 
-def in_small_tiles(s, t, groups, *, num_groups, positive) -> tuple[jax.Array, jax.Array]:
+def in_small_tiles(
+    s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool
+) -> tuple[jax.Array, jax.Array]:
     """The form for a CPU: value and gradient. Rows in the order of their groups, tiles with a group in common."""
     rows = len(s)
     order = _sorted_by(groups, num_groups)
@@ -140,7 +142,9 @@ def _meet(s, t, groups, meets, num_groups, positive):
     return accumulate(meet, add, zero, -(-end[-1] // MEETINGS))
 
 
-def in_large_products(s, t, groups, *, num_groups, positive) -> tuple[jax.Array, jax.Array]:
+def in_large_products(
+    s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool
+) -> tuple[jax.Array, jax.Array]:
     """The form for a GPU or TPU: value and gradient, in a given order of additions."""
     rows, student_dim, dim = len(s), s.shape[1], s.shape[1] + t.shape[1]
     blocks = _blocks(rows, num_groups, LARGE_BLOCK)
@@ -150,7 +154,9 @@ def in_large_products(s, t, groups, *, num_groups, positive) -> tuple[jax.Array,
     return rows_against_all(s, t, groups, num_groups=num_groups, positive=positive)
 
 
-def rows_against_all(s, t, groups, *, num_groups, positive) -> tuple[jax.Array, jax.Array]:
+def rows_against_all(
+    s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool
+) -> tuple[jax.Array, jax.Array]:
     """Value and gradient by the cosines of blocks of rows with all rows, ELEMENTS pairs at a time."""
     rows = len(s)
     size = min(max(ELEMENTS // rows, 1), rows)
@@ -174,7 +180,9 @@ def rows_against_all(s, t, groups, *, num_groups, positive) -> tuple[jax.Array, 
     return parts.sum(), gradient.reshape(turns * size, -1)[:rows]
 
 
-def products(s, t, groups, *, num_groups, size) -> tuple[jax.Array, jax.Array]:
+def products(
+    s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, size: int
+) -> tuple[jax.Array, jax.Array]:
     """Value and gradient over all pairs: |T'T|^2 - 2 |T'S|^2 + |S'S|^2 and 4 (S S'S - T T'S), group by group.
 
     Each group's rows are laid out in blocks of their own; a group's products are the sums of its blocks'.
