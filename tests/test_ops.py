@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from test_losses import SIZES, check, draw, draw_experts, f32
 
 from htd_jax import losses
-from htd_jax.ops import blocks, experts, groups, manual, platforms, rows
+from htd_jax.ops import blocks, experts, groups, manual, platforms, products, rows
 
 FORMS = {
     "cpu": lambda cpu, default, *operands: cpu(*operands),
@@ -48,6 +48,39 @@ def test_pairs_within_groups(form, rows, pairs):
         lambda s: oracle.entity_level(s, teacher, of, where, pairs),
         student,
     )
+
+
+@pytest.mark.parametrize("pairs", ["positive", "all"])
+@pytest.mark.parametrize("sides", [(60, 90), (150, 0), (0, 1, 149)])
+def test_sides_that_share_no_group_change_nothing(form, sides, pairs):
+    student, teacher, of, where = draw(11, 150, 4)
+    of = of + 5 * np.repeat(np.arange(len(sides)), sides)
+    level = functools.partial(
+        losses.entity_level_loss, num_groups=5 * len(sides), where=jnp.asarray(where), pairs=pairs, sides=sides
+    )
+    check(
+        lambda s: level(s, f32(teacher), jnp.asarray(of)),
+        lambda s: oracle.entity_level(s, teacher, of, where, pairs),
+        student,
+    )
+
+
+def test_sides_must_be_all_rows():
+    with pytest.raises(ValueError, match="sides"):
+        losses.entity_level_loss(jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.zeros(3, int), num_groups=1, sides=(1, 1))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 255, 256, 257, 1000])
+def test_a_product_over_many_rows(form, rows):
+    rng = np.random.default_rng(rows)
+    x, y = rng.normal(size=(rows, 5)), rng.normal(size=(rows, 3))
+    np.testing.assert_allclose(products.over_rows(*f32((x, y))), x.T @ y, rtol=1e-4, atol=1e-4)
+    small, upstream = rng.normal(size=(5, 2)), rng.normal(size=(rows, 2))
+    found, pull = jax.vjp(products.rows_dot, *f32((x, small)))
+    np.testing.assert_allclose(found, x @ small, rtol=1e-4, atol=1e-4)
+    d_x, d_small = pull(f32(upstream))
+    np.testing.assert_allclose(d_x, upstream @ small.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(d_small, x.T @ upstream, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["one", "each", "skewed", "empty"])

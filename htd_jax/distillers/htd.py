@@ -138,7 +138,13 @@ def htd(
         terms: Terms = {}
         if levels != "group":
             terms["entity"] = entity_level_loss(
-                student, teacher, both, num_groups=2 * num_groups, where=where, pairs=pairs
+                student,
+                teacher,
+                both,
+                num_groups=2 * num_groups,
+                where=where,
+                pairs=pairs,
+                sides=(len(of_users), len(of_items)),
             )
         if levels != "entity":
             terms["group"] = group_level_loss(

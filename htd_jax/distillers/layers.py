@@ -7,7 +7,7 @@ from typing import Any
 import chex
 import jax
 
-from htd_jax.ops.products import dot
+from htd_jax.ops.products import rows_dot
 
 
 def init_sides(key: chex.PRNGKey, init: Callable[[chex.PRNGKey], Any]) -> dict[str, Any]:
@@ -29,4 +29,4 @@ def init_dense(key: chex.PRNGKey, stack: tuple[int, ...], fan_in: int, fan_out: 
 
 def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """`x` `[n, fan_in]` through one layer, in full float32 on every backend: `[n, fan_out]`."""
-    return dot(x, layer["kernel"]) + layer["bias"]
+    return rows_dot(x, layer["kernel"]) + layer["bias"]

@@ -6,5 +6,38 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from htd_jax.ops import platforms
+
 dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+# Rows that `over_rows` takes at once where it is not on a CPU.
+CHUNK = 256
+
+
+def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    """X'Y of `x` `[n, a]` and `y` `[n, b]`, which have many more rows than columns: `[a, b]`.
+
+    One product on a CPU. Elsewhere such a product has too few results for the device, each of too many terms: it is
+    done for chunks of rows side by side, whose results, `[n / CHUNK, a, b]`, are added up.
+    """
+    return platforms.by_platform(lambda x, y: einsum("na,nb->ab", x, y), in_chunks, x, y)
+
+
+def in_chunks(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`over_rows` as it is where it is not on a CPU."""
+    pieces = max(1, -(-len(x) // CHUNK))
+    cut = lambda x: jnp.pad(x, [(0, pieces * CHUNK - len(x)), (0, 0)]).reshape(pieces, CHUNK, -1)
+    return jnp.sum(einsum("cna,cnb->cab", cut(x), cut(y)), axis=0)
+
+
+@jax.custom_vjp
+def rows_dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`dot(x, y)` of many rows `[n, a]` with a small matrix `[a, b]`, whose gradient is a sum `over_rows`."""
+    return dot(x, y)
+
+
+rows_dot.defvjp(
+    lambda x, y: (dot(x, y), (x, y)),
+    lambda factors, gradient: (dot(gradient, factors[1].T), over_rows(factors[0], gradient)),
+)

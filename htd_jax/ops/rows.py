@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from htd_jax.ops import platforms
 from htd_jax.ops.manual import alike
-from htd_jax.ops.products import einsum
+from htd_jax.ops.products import in_chunks
 
 
 def keep_rows(x: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -56,12 +56,12 @@ def group_directions(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Ar
 
 def group_sizes(groups: jax.Array, num_groups: int) -> jax.Array:
     """How many rows each group has: `[num_groups]` int32."""
-    return jnp.sum(_membership(groups, num_groups), axis=0, dtype=jnp.int32)
+    return jnp.sum(_members(groups, num_groups), axis=1, dtype=jnp.int32)
 
 
 def _group_largest(largest: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
     """`[num_groups]`: the largest of a group's `largest`, at least 0."""
-    return jnp.max(jnp.where(_membership(groups, num_groups), largest[:, None], 0), axis=0, initial=0)
+    return jnp.max(jnp.where(_members(groups, num_groups), largest[None], 0), axis=1, initial=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -74,7 +74,7 @@ def _group_sums(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
     """
     return platforms.by_platform(
         lambda x, groups: jax.ops.segment_sum(x, groups, num_groups),
-        lambda x, groups: einsum("ng,nd->gd", _membership(groups, num_groups).astype(x.dtype), x),
+        lambda x, groups: in_chunks(_members(groups, num_groups).T.astype(x.dtype), x),
         x,
         groups,
     )
@@ -86,9 +86,9 @@ _group_sums.defvjp(
 )
 
 
-def _membership(groups: jax.Array, num_groups: int) -> jax.Array:
-    """`[n, num_groups]` bool."""
-    return groups[:, None] == jnp.arange(num_groups, dtype=groups.dtype)[None]
+def _members(groups: jax.Array, num_groups: int) -> jax.Array:
+    """`[num_groups, n]` bool: which rows are of each group. In this order a GPU reduces over them as they lie."""
+    return groups[None] == jnp.arange(num_groups, dtype=groups.dtype)[:, None]
 
 
 def _largest(x: jax.Array) -> jax.Array:
