@@ -266,7 +266,7 @@ def test_numpys_float64_is_float32(form, call):
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1e-38, 1e38, 3e38])
+@pytest.mark.parametrize("size", [1e-30, 1e38, 3e38])
 def test_a_group_of_huge_or_tiny_rows_has_a_direction(form, size):
     student, teacher, of, _ = f32(inputs())[:4]
     student, teacher = (x / jnp.abs(x).max() for x in (student, teacher))
