@@ -66,7 +66,7 @@ def test_sides_that_share_no_group_change_nothing(form, sides, pairs):
 
 
 def test_sides_must_be_all_rows():
-    with pytest.raises(ValueError, match="sides"):
+    with pytest.raises(AssertionError, match="sides"):
         losses.entity_level_loss(jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.zeros(3, int), num_groups=1, sides=(1, 1))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from htd_jax.distillers.base import Side, concatenate
 from htd_jax.distillers.layers import dense, init_dense, init_sides
-from htd_jax.losses import Experts, routed_assignment_loss
+from htd_jax.losses import routed_assignment_loss
 
 PROBABILITY_FLOOR = 1e-10
 COLDEST = 1e-10
@@ -38,12 +38,12 @@ def init_experts(key: chex.PRNGKey, student_dim: int, teacher_dim: int, num_expe
     """
     width = (student_dim + teacher_dim) // 2
 
-    def of_side(key):
+    def of_side(key: chex.PRNGKey) -> dict[str, Any]:
         gate, hidden, output = jax.random.split(key, 3)
-        experts = Experts(
-            hidden=init_dense(hidden, (num_experts,), student_dim, width),
-            output=init_dense(output, (num_experts,), width, teacher_dim),
-        )
+        experts = {
+            "hidden": init_dense(hidden, (num_experts,), student_dim, width),
+            "output": init_dense(output, (num_experts,), width, teacher_dim),
+        }
         return {"gate": init_dense(gate, (), teacher_dim, num_experts), "experts": experts}
 
     return jax.tree.map(lambda *sides: jnp.stack(sides), *init_sides(key, of_side).values())

@@ -4,6 +4,8 @@ The symbols of the paper (Kang et al., KDD'21): expert k is a small network `f_k
 space to the teacher's, `z_a` the mixture `[K]` of entity `a`. Entities that one expert serves form a group.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -177,7 +179,8 @@ def _check_mixture_of_experts(
         raise AssertionError(f"sides: expected sizes that sum to {rows}, got {tuple(sides)}")
     stack = (*(() if sides is None else (len(sides),)), z.shape[1])
     width = np.shape(experts["hidden"]["kernel"])[-1]
-    of = lambda layer, part, *shape: check_floats(f'experts["{layer}"]["{part}"]', experts[layer][part], *stack, *shape)
+    given: Any = experts
+    of = lambda layer, part, *shape: check_floats(f'experts["{layer}"]["{part}"]', given[layer][part], *stack, *shape)
     hidden = Layer(kernel=of("hidden", "kernel", student_dim, None), bias=of("hidden", "bias", width))
     output = Layer(kernel=of("output", "kernel", width, t.shape[1]), bias=of("output", "bias", t.shape[1]))
     where = check_where(where, rows)

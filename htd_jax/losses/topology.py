@@ -140,12 +140,12 @@ def entity_level_loss(
 
     Args, returns, raises: as `htd_loss`; and `sides`, how many rows each of several sets has, users and items, say, in
     the order of the rows, where no group has rows in two of them: it changes no result, and saves a GPU the pairs
-    across. A ValueError if they do not add up to n.
+    across. An AssertionError if they do not add up to n.
     """
     s, t, groups, where = _check_groups(student, teacher, groups, num_groups, where)
     check_choice("pairs", pairs, PAIRS)
     if sides is not None and sum(sides) != len(s):
-        raise ValueError(f"sides: expected numbers of rows that add up to {len(s)}, got {sides}")
+        raise AssertionError(f"sides: expected sizes that sum to {len(s)}, got {tuple(sides)}")
     s, t = unit_rows(keep_rows(s, where)), unit_rows(t)
     return within_groups(s, t, groups, num_groups, pairs == "positive", sides or (len(s),))
 

@@ -17,13 +17,13 @@ class Blocks(NamedTuple):
       owner: `[blocks]` int32, whose rows they are.
       slots: `[n, k]` int32, where the pair (row, owner) is among the `blocks * size` places; `blocks * size` where the
         pair does not count.
-      count: a scalar, how many blocks hold a row; they come first, in the order of their owners.
+      used: a scalar, how many blocks hold a row; they come first, in the order of their owners.
     """
 
     rows: jax.Array
     owner: jax.Array
     slots: jax.Array
-    count: jax.Array
+    used: jax.Array
 
 
 def into_blocks(active: jax.Array, sides: tuple[int, ...], size: int, most: int) -> Blocks:

@@ -105,11 +105,27 @@ def mixture_regression(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _regression(student, teacher, mixture, experts, in_use, weight, sides):
+def _regression(
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    sides: tuple[int, ...],
+) -> jax.Array:
     return _regression_and_gradients(student, teacher, mixture, experts, in_use, weight, sides)[0]
 
 
-def _regression_and_gradients(student, teacher, mixture, experts, in_use, weight, sides):
+def _regression_and_gradients(
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    sides: tuple[int, ...],
+) -> tuple[jax.Array, Any]:
     loss, d_student, d_mixture, d_experts = platforms.by_platform(
         functools.partial(in_small_blocks, sides=sides),
         functools.partial(in_large_products, sides=sides),
@@ -143,14 +159,16 @@ def in_small_blocks(
     """
     starts = np.cumsum(sides)[:-1]
     used = jnp.stack([jnp.sum(part) for part in jnp.split(in_use, starts)])
-    crowded = (ROUTING_COST * used > np.float32(sides) * mixture.shape[1])[side_of_rows(sides)][:, None]
+    crowded = (ROUTING_COST * used > np.array(sides, np.float32) * mixture.shape[1])[side_of_rows(sides)][:, None]
     total = jnp.zeros((), student.dtype), *jax.tree.map(jnp.zeros_like, (student, mixture, experts))
     total = vary(total, axes_of(student))
     total = _add_dense(total, student, teacher, mixture, experts, in_use & crowded, weight, sides)
     return _add_routed(total, student, teacher, mixture, experts, in_use & ~crowded, weight, sides)
 
 
-def _squares(student, teacher, mixture, experts, weight):
+def _squares(
+    student: jax.Array, teacher: jax.Array, mixture: jax.Array, experts: Experts, weight: jax.Array
+) -> jax.Array:
     return jnp.sum(weight[:, None] * (teacher - mixed_outputs(student, mixture, experts)) ** 2)
 
 
@@ -162,7 +180,16 @@ def _by_side(experts: Experts, sides: tuple[int, ...]) -> Experts:
     return jax.tree.map(lambda x: x.reshape(len(sides), -1, *x.shape[1:]), experts)
 
 
-def _add_dense(total, student, teacher, mixture, experts, in_use, weight, sides):
+def _add_dense(
+    total: Total,
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    sides: tuple[int, ...],
+) -> Total:
     """Adds loss and gradients over all experts of every row with a weight in use, ROWS rows of a side at a time."""
     kept = in_use.any(1)
     rows = len(kept)
@@ -175,7 +202,7 @@ def _add_dense(total, student, teacher, mixture, experts, in_use, weight, sides)
     experts_of_side = _by_side(experts, sides)
     at = lambda x, side: jax.lax.dynamic_index_in_dim(x, side, keepdims=False)
 
-    def add(index, total):
+    def add(index: jax.Array, total: Any) -> Any:
         loss, d_student, d_mixture, d_experts = total
         side = jnp.sum(last_block <= index)
         begin = (index - (last_block - blocks)[side]) * ROWS
@@ -193,8 +220,8 @@ def _add_dense(total, student, teacher, mixture, experts, in_use, weight, sides)
         )
 
     total = loss, d_student, d_mixture, _by_side(d_experts, sides)
-    *total, d_experts = jax.lax.fori_loop(0, last_block[-1], add, total)
-    return *total, jax.tree.map(lambda d, x: d.reshape(x.shape), d_experts, experts)
+    loss, d_student, d_mixture, d_experts = jax.lax.fori_loop(0, last_block[-1], add, total)
+    return loss, d_student, d_mixture, jax.tree.map(lambda d, x: d.reshape(x.shape), d_experts, experts)
 
 
 class Visited(NamedTuple):
@@ -207,7 +234,7 @@ class Visited(NamedTuple):
     output: jax.Array
 
 
-def _visit(student, experts, row, expert, weight) -> Visited:
+def _visit(student: jax.Array, experts: Experts, row: jax.Array, expert: jax.Array, weight: jax.Array) -> Visited:
     """Of blocks' rows `[b, size]` (`n` where empty), their weights `[b, size]`, and the blocks' experts `[b]`."""
     layers = jax.tree.map(lambda x: x[expert], experts)
     apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"]) + layer["bias"][:, None]
@@ -228,7 +255,16 @@ def _differentiate(visited: Visited, pull: jax.Array) -> tuple[jax.Array, jax.Ar
     return d_inputs, d_weight, d_layers, (d_output, d_hidden)
 
 
-def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides):
+def _add_routed(
+    total: Total,
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    sides: tuple[int, ...],
+) -> Total:
     """Adds loss and gradients over the pairs in use.
 
     The rows of a single expert, nearly all at a low temperature, are done in one visit. Blocks that hold a row of
@@ -247,7 +283,7 @@ def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides
     twice = jnp.sort(jnp.where(mixed_in, jnp.arange(most), most))
     chunk = lambda x, index: jax.lax.dynamic_slice_in_dim(x, index * CHUNK, CHUNK)
 
-    def speak(index):
+    def speak(index: jax.Array) -> Any:
         block = chunk(twice, index)
         row = row_of_several.at[block].get(mode="fill", fill_value=rows)
         visited = _visit(student, experts, row, expert_of[block], weight_of[block])
@@ -262,7 +298,7 @@ def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides
     loss, d_student, d_mixture, d_experts = total
     loss += jnp.sum(jnp.where(several, weight * jnp.sum(residual**2, 1), 0))
 
-    def differentiate(index):
+    def differentiate(index: jax.Array) -> Any:
         row, expert = chunk(row_of, index), chunk(expert_of, index)
         visited = _visit(student, experts, row, expert, chunk(weight_of, index))
         single, share = ~chunk(several_of, index), chunk(share_of, index)
@@ -270,7 +306,7 @@ def _add_routed(total, student, teacher, mixture, experts, in_use, weight, sides
         part = jnp.sum(jnp.where(single, share * jnp.sum(left**2, -1), 0))
         return index, row, expert, part, left, _differentiate(visited, 2 * share[..., None] * left), visited
 
-    def add(total, differentiated):
+    def add(total: Any, differentiated: Any) -> Any:
         loss, d_student, d_weight_of, d_experts = total
         index, row, expert, part, _, (d_inputs, d_weight, d_layers, _), _ = differentiated
         return (
@@ -307,13 +343,21 @@ def in_large_products(
     return jax.lax.cond(few, *forms, student, teacher, mixture, experts, in_use, weight)
 
 
-def _routed_products(student, teacher, mixture, experts, in_use, weight, sides):
+def _routed_products(
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    sides: tuple[int, ...],
+) -> Total:
     """Over the pairs in use, of which there are no more than PAIRS a row, MOST_OF_A_ROW in any."""
     rows, num_experts = mixture.shape
     most = len(sides) * num_experts + PAIRS * rows // LARGE_BLOCK
     row_of, expert_of, slots, _ = into_blocks(in_use, sides, LARGE_BLOCK, most)
     places = _smallest(slots, min(MOST_OF_A_ROW, num_experts), most * LARGE_BLOCK)
-    to_rows = lambda x: sum(take_rows(x.reshape(most * LARGE_BLOCK, -1), place) for place in places)
+    to_rows = lambda x: functools.reduce(jnp.add, [take_rows(x.reshape(most * LARGE_BLOCK, -1), at) for at in places])
 
     visited = _visit(student, experts, row_of, expert_of, to_slots(mixture, slots, row_of.shape))
     left = keep_rows(to_rows(visited.weight * visited.output) - teacher, in_use.any(1))
@@ -341,7 +385,15 @@ def _sum_by_owner(tree: Any, owner: jax.Array, owners: int) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
-def _dense_products(student, teacher, mixture, experts, in_use, weight, sides):
+def _dense_products(
+    student: jax.Array,
+    teacher: jax.Array,
+    mixture: jax.Array,
+    experts: Experts,
+    in_use: jax.Array,
+    weight: jax.Array,
+    sides: tuple[int, ...],
+) -> Total:
     """Over all experts of every row, by blocks of rows of a side; as many blocks at once as ROWS_TIMES_UNITS allows."""
     rows, num_experts = mixture.shape
     width = experts["hidden"]["kernel"].shape[2]
@@ -352,10 +404,11 @@ def _dense_products(student, teacher, mixture, experts, in_use, weight, sides):
     pad = turns * at_once - len(row_of)
     row_of = np.pad(row_of, [(0, pad), (0, 0)], constant_values=rows).reshape(turns, at_once, size)
     side_of = np.pad(side_of, (0, pad)).reshape(turns, at_once)
-    row_of = jnp.where(take_rows(in_use.any(1), row_of), row_of, rows)  # what a masked row holds is not touched
+    kept = take_rows(in_use.any(1), jnp.asarray(row_of))
+    kept_row_of = jnp.where(kept, row_of, rows)  # what a masked row holds is not touched
     experts_of_side = _by_side(experts, sides)
 
-    def add(total, block):
+    def add(total: Any, block: Any) -> Any:
         loss, d_experts = total
         row, side = block
         of_block = [take_rows(x, row) for x in (student, teacher, mixture)]
@@ -366,9 +419,9 @@ def _dense_products(student, teacher, mixture, experts, in_use, weight, sides):
 
     zero = jnp.zeros((), student.dtype), jax.tree.map(jnp.zeros_like, experts_of_side)
     if turns == 1:
-        (loss, d_experts), gradients = add(zero, (row_of[0], side_of[0]))
+        (loss, d_experts), gradients = add(zero, (kept_row_of[0], side_of[0]))
     else:
-        (loss, d_experts), gradients = jax.lax.scan(add, vary(zero, axes_of(student)), (row_of, side_of))
+        (loss, d_experts), gradients = jax.lax.scan(add, vary(zero, axes_of(student)), (kept_row_of, side_of))
     d_student, d_mixture = (g.reshape(turns * at_once * size, -1)[place] for g in gradients)
     return loss, d_student, d_mixture, jax.tree.map(lambda d, x: d.reshape(x.shape), d_experts, experts)
 

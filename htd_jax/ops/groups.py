@@ -14,6 +14,7 @@ and 220 dimensions 2.5 GFLOP, less than a GPU takes to start a loop over tiles a
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,14 +62,17 @@ def within_groups(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _within_groups(s, t, groups, num_groups, positive, sides):
+def _within_groups(
+    s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: int, positive: bool, sides: tuple[int, ...]
+) -> jax.Array:
     return _value_and_gradient(s, t, groups, num_groups, positive, sides)[0]
 
 
-def _value_and_gradient(s, t, groups, num_groups, positive, sides):
-    options = dict(num_groups=num_groups, positive=positive)
-    small = functools.partial(in_small_tiles, **options)
-    large = functools.partial(in_large_products, **options, sides=sides)
+def _value_and_gradient(
+    s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: int, positive: bool, sides: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    small = functools.partial(in_small_tiles, num_groups=num_groups, positive=positive)
+    large = functools.partial(in_large_products, num_groups=num_groups, positive=positive, sides=sides)
     return platforms.by_platform(small, large, s, t, groups)
 
 
@@ -93,7 +97,7 @@ def in_small_tiles(
     meets = jnp.sum(first[None] <= last[:, None], axis=1) - jnp.arange(num_tiles)
     meets = jnp.where(last == num_groups, 1, meets)
 
-    def by_tiles(s, t, groups):
+    def by_tiles(s: jax.Array, t: jax.Array, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss, pull = _meet(tiled(s), tiled(t), tile_groups, meets, num_groups, positive)
         return loss, jnp.zeros_like(s).at[order].set(pull.reshape(num_tiles * TILE, -1)[:rows])
 
@@ -113,13 +117,15 @@ def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
     return jnp.argsort(groups, stable=True)
 
 
-def _meet(s, t, groups, meets, num_groups, positive):
+def _meet(
+    s: jax.Array, t: jax.Array, groups: jax.Array, meets: jax.Array, num_groups: int, positive: bool
+) -> tuple[jax.Array, jax.Array]:
     """Loss and gradient over tiles `[tiles, TILE, d]`: tile i against the `meets[i]` tiles from itself on, both
     orders of a pair counted, MEETINGS at a time."""
     num_tiles = len(groups)
     end = jnp.cumsum(meets)
 
-    def meet(chunk):
+    def meet(chunk: jax.Array) -> Any:
         number = chunk * MEETINGS + jnp.arange(MEETINGS)
         i = jnp.minimum(jnp.sum(end[None] <= number[:, None], axis=1), num_tiles - 1)
         j = jnp.minimum(i + number - (end[i] - meets[i]), num_tiles - 1)
@@ -137,7 +143,7 @@ def _meet(s, t, groups, meets, num_groups, positive):
         pulls = einsum("iab,ibd->iad", force, theirs[0]), einsum("iab,iad->ibd", force, ours[0])
         return i, j, part, pulls, (ours, theirs, target, cosine, gap, force)
 
-    def add(total, met):
+    def add(total: Any, met: Any) -> Any:
         loss, pull = total
         i, j, part, pulls, _ = met
         return loss + part, pull.at[i].add(pulls[0]).at[j].add(pulls[1])
@@ -159,7 +165,7 @@ def in_large_products(
     split = lambda x: jnp.split(x, np.cumsum(sides)[:-1])
     of_side = functools.partial(rows_against_all, num_groups=num_groups, positive=positive)
     values, gradients = zip(*map(of_side, split(s), split(t), split(groups)))
-    return sum(values), jnp.concatenate(gradients)
+    return sum(values, jnp.zeros((), s.dtype)), jnp.concatenate(gradients)
 
 
 def rows_against_all(
@@ -170,7 +176,7 @@ def rows_against_all(
     size = min(max(ELEMENTS // rows, 1), rows)
     turns = -(-rows // size)
 
-    def meet(block):
+    def meet(block: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         s_block, t_block, own = block
         target = einsum("ad,bd->ab", t_block, t)
         counted = (own[:, None] == groups[None]) & (own < num_groups)[:, None]

@@ -32,7 +32,7 @@ def accumulate(
     """
     axes = axes_of(total)
 
-    def turn(number, state):
+    def turn(number: jax.Array, state: Any) -> Any:
         total, _ = state
         done = [work(number * LANES + lane) for lane in range(LANES)]
         for one in done:

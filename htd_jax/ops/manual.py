@@ -15,7 +15,7 @@ def axes_of(tree: object) -> frozenset[str]:
 def vary(tree: T, axes: frozenset[str]) -> T:
     """`tree` with every array varying over at least `axes`: what a loop carries has one type from start to end."""
 
-    def one(x):
+    def one(x: jax.Array) -> jax.Array:
         missing = axes - _axes(x)
         return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
 

@@ -1,7 +1,7 @@
 """Which form of an operation runs where. The one place that knows."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -10,7 +10,7 @@ from htd_jax.ops.manual import axes_of, vary
 T = TypeVar("T")
 
 
-def by_platform(cpu: Callable[..., T], default: Callable[..., T], *operands: jax.Array) -> T:
+def by_platform(cpu: Callable[..., T], default: Callable[..., T], *operands: Any) -> T:
     """`cpu(*operands)` where the program is compiled for a CPU, `default(*operands)` for anything else.
 
     The choice is made when the program is lowered, by the platform it is lowered for, so the other form costs its
