@@ -49,7 +49,7 @@ _all_pairs.defvjp(
 
 def _gram(x: jax.Array) -> jax.Array:
     """X'X."""
-    return platforms.by_platform(_by_halves, lambda x: in_chunks(x, x), x)
+    return platforms.by_platform(_by_halves, lambda x: in_chunks(x.T, x), x)
 
 
 def _by_halves(x: jax.Array) -> jax.Array:

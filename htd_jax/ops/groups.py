@@ -24,7 +24,7 @@ from htd_jax.ops import platforms
 from htd_jax.ops.blocks import into_blocks
 from htd_jax.ops.lanes import accumulate
 from htd_jax.ops.manual import alike, axes_of, vary
-from htd_jax.ops.products import dot, einsum
+from htd_jax.ops.products import dot, einsum, in_chunks
 from htd_jax.ops.rows import take_rows
 
 # Rows in a tile: wide enough for a good matrix product, narrow enough that a small group does not pay for much of its
@@ -183,7 +183,7 @@ def rows_against_all(
         if positive:
             counted &= target > 0
         gap = jnp.where(counted, einsum("ad,bd->ab", s_block, s) - target, 0)
-        return jnp.sum(gap**2), 4 * dot(gap, s)  # a pair pulls at both its rows, and comes in both orders
+        return jnp.sum(gap**2), 4 * in_chunks(gap, s)  # a pair pulls at both its rows, and comes in both orders
 
     if turns == 1:
         return meet((s, t, groups))

@@ -21,14 +21,16 @@ def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
     One product on a CPU. Elsewhere such a product has too few results for the device, each of too many terms: it is
     done for chunks of rows side by side, whose results, `[n / CHUNK, a, b]`, are added up.
     """
-    return platforms.by_platform(lambda x, y: einsum("na,nb->ab", x, y), in_chunks, x, y)
+    return platforms.by_platform(lambda x, y: einsum("na,nb->ab", x, y), lambda x, y: in_chunks(x.T, y), x, y)
 
 
 def in_chunks(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`over_rows` as it is where it is not on a CPU."""
-    pieces = max(1, -(-len(x) // CHUNK))
-    cut = lambda x: jnp.pad(x, [(0, pieces * CHUNK - len(x)), (0, 0)]).reshape(pieces, CHUNK, -1)
-    return jnp.sum(einsum("cna,cnb->cab", cut(x), cut(y)), axis=0)
+    """`dot(x, y)` of `x` `[a, n]` and `y` `[n, b]`, n large, as it is where it is not on a CPU."""
+    pieces = max(1, -(-len(y) // CHUNK))
+    pad = pieces * CHUNK - len(y)
+    wide = jnp.pad(x, [(0, 0), (0, pad)]).reshape(len(x), pieces, CHUNK)
+    long = jnp.pad(y, [(0, pad), (0, 0)]).reshape(pieces, CHUNK, y.shape[1])
+    return jnp.sum(einsum("acn,cnb->cab", wide, long), axis=0)
 
 
 @jax.custom_vjp

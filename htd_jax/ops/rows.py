@@ -1,13 +1,14 @@
 """Rows of a matrix: masked, scaled to length one, taken by number, summed by group."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from htd_jax.ops import platforms
 from htd_jax.ops.manual import alike
-from htd_jax.ops.products import in_chunks
+from htd_jax.ops.products import CHUNK, in_chunks
 
 
 def keep_rows(x: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -57,12 +58,12 @@ def group_directions(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Ar
 
 def group_sizes(groups: jax.Array, num_groups: int) -> jax.Array:
     """How many rows each group has: `[num_groups]` int32."""
-    return jnp.sum(_members(groups, num_groups), axis=1, dtype=jnp.int32)
+    return _reduced(jnp.sum, _members(groups, num_groups).astype(jnp.int32))
 
 
 def _group_largest(largest: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
     """`[num_groups]`: the largest of a group's `largest`, at least 0."""
-    return jnp.max(jnp.where(_members(groups, num_groups), largest[None], 0), axis=1, initial=0)
+    return _reduced(jnp.max, jnp.where(_members(groups, num_groups), largest[None], 0))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -75,7 +76,7 @@ def _group_sums(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
     """
     return platforms.by_platform(
         lambda x, groups: jax.ops.segment_sum(x, groups, num_groups),
-        lambda x, groups: in_chunks(_members(groups, num_groups).T.astype(x.dtype), x),
+        lambda x, groups: in_chunks(_members(groups, num_groups).astype(x.dtype), x),
         x,
         groups,
     )
@@ -85,6 +86,13 @@ _group_sums.defvjp(
     lambda x, groups, num_groups: (_group_sums(x, groups, num_groups), groups),
     lambda num_groups, groups, cotangent: (take_rows(cotangent, groups), None),
 )
+
+
+def _reduced(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+    """`reduce` of each row of `x` `[g, n]`, zeros counted in, first by pieces: few rows alone leave a GPU idle."""
+    pieces = -(-x.shape[1] // CHUNK)
+    cut = jnp.pad(x, [(0, 0), (0, pieces * CHUNK - x.shape[1])]).reshape(len(x), pieces, CHUNK)
+    return reduce(reduce(cut, axis=2), axis=1)
 
 
 def _members(groups: jax.Array, num_groups: int) -> jax.Array:
