@@ -112,7 +112,7 @@ def _description(description: str, names: dict[str, list[str]], common: dict[str
     if not common:
         named = " and ".join(name for of in names.values() for name in of)
         return f"The flags of {named} alone; --help lists the others too."
-    known = "\n".join(f"  --{what}: {', '.join(registry)}" for what, registry in REGISTRIES.items())
+    known = "\n".join(f"  --{what}: {', '.join([*of.besides, *of])}" for what, of in REGISTRIES.items())
     return f"{description}\n\n{known} (several: htd+fitnet)"
 
 
