@@ -4,6 +4,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import runs
 
 from htd_jax.data import make_split
 
@@ -43,3 +44,10 @@ def small_split():
         for part, chosen in zip(parts, (items[2:], items[:1], items[1:2])):
             part.extend((user, item) for item in chosen)
     return make_split(*(tuple(np.array(part).T) for part in parts), 60, 90)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of HTD: its folder, which nobody changes, and what was printed."""
+    folder = tmp_path_factory.mktemp("finished") / "synthetic-htd-4-seed0"
+    return folder, runs.trained("--htd.groups", 3, "--runs", folder.parent).out
