@@ -37,7 +37,7 @@ from htd_jax.data import make_split, save_split
         (["--model", "neumf", "--student-init", "svd"], "svd starts a bpr student"),
         (
             ["--protocol", "half"],
-            "invalid choice 'half' for argument '--protocol'. Expected one of ('full', 'sampled');",
+            "invalid choice 'half' for argument '--protocol'. Expected one of ('full', 'sampl",
         ),
         (["--protocol", "sampled", "--candidates", "2000"], "candidates"),
         (["--cutoffs", "0"], "--cutoffs: must be at least 1"),
@@ -49,7 +49,7 @@ from htd_jax.data import make_split, save_split
         (["--split-file", "nowhere.npz"], "nowhere.npz"),
         (
             ["--htd.group-level", "x"],
-            "invalid choice 'x' for argument '--htd.group-level'. Expected one of ('prototype-",
+            "invalid choice 'x' for argument '--htd.group-level'. Expected one of ('prototyp",
         ),
         (["--htd.pairs", "x"], "invalid choice 'x' for argument '--htd.pairs'. Expected one of ('positive', 'all');"),
         (["--htd.levels", "x"], "'--htd.levels'"),
