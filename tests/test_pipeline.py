@@ -1,10 +1,8 @@
 """A run and its phases: what they leave, how they go on, and the same from Python."""
 
-import contextlib
 import dataclasses
 import functools
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
