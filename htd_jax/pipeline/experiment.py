@@ -396,7 +396,8 @@ def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bo
         named = next((name for name, known in MODELS.items() if known is type(made)), type(made).__name__)
         name = model if isinstance(model, str) else named
         check(made, f"{flag_name(name)}.")
-        width = dim or (made.teacher_dim if is_teacher else max(1, made.teacher_dim // 10))
+        usual = made.teacher_dim if is_teacher else max(1, made.teacher_dim // 10)
+        width = usual if dim is None else dim
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise UserError(f"dim: must be a whole number of at least 1, not {width!r}")
         return ModelOf(made, width), {"name": name, "dim": width, **as_json(made)}
