@@ -327,6 +327,8 @@ class Experiment:
         scheduled = any(
             getattr(settings, "scheduled", isinstance(settings, Distiller)) for settings in methods.values()
         )
+        if not trained and isinstance(maker, ModelOf) and isinstance(maker(self.split.train), InnerProduct):
+            maker, of_model = _model("bpr", maker.dim, is_teacher=False)  # two tables, whatever their teacher is
         epochs = self.training.epochs if trained else 0
         start = start if trained else "svd"
         first = _svd_start(maker, teacher, self.split.train) if start == "svd" else None
