@@ -29,4 +29,4 @@ def init_dense(key: chex.PRNGKey, stack: tuple[int, ...], fan_in: int, fan_out: 
 
 def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """`x` `[n, fan_in]` through one layer, in full float32 on every backend: `[n, fan_out]`."""
-    return dot(x, layer["kernel"]) + layer["bias"]
+    return dot(x, layer["kernel"]) + layer["bias"][None, :]
