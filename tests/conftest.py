@@ -25,6 +25,13 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def no_implicit_broadcasting():
+    """Who forbids it in a program of their own can use what is tested here in it."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

@@ -142,6 +142,7 @@ def test_what_the_hints_refuse():
             refused()
 
 
+@pytest.mark.usefixtures("no_implicit_broadcasting")
 def test_fitnet_is_its_definition(entities):
     method = distillers.fitnet()
     params, sides = wide(start(method)), wide(entities)
@@ -154,6 +155,7 @@ def test_fitnet_is_its_definition(entities):
     np.testing.assert_allclose(terms["fitnet"], expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_implicit_broadcasting")
 def test_phr_is_its_definition(entities):
     method = distillers.phr(width=5)
     params, sides = wide(start(method)), wide(entities)
@@ -465,6 +467,7 @@ def test_svd_factors_are_the_best_of_their_rank(rng, num_users, num_items, rank)
         assert not np.any(factor[:, available:])
 
 
+@pytest.mark.usefixtures("no_implicit_broadcasting")
 def test_svd_of_nothing_is_nothing():
     for factor in distillers.svd_factors(jnp.zeros((6, 3)), jnp.ones((7, 3)), 2):
         np.testing.assert_allclose(factor, 0, atol=1e-6)

@@ -16,6 +16,8 @@ from htd_jax.models import BPR, LightGCN, NeuMF, Recommender, lightgcn, make_gra
 
 USERS, ITEMS, DIM = 13, 29, 6
 
+pytestmark = pytest.mark.usefixtures("no_implicit_broadcasting")
+
 
 class Distance(Recommender):
     """A model from outside: the score is minus a distance, after a layer that is a module of its own."""
