@@ -28,10 +28,12 @@ class Registry(Mapping[str, type]):
     Args:
       what: what a name stands for, in the user's words: `method`.
       known: the classes that come with this package.
+      besides: names that a user may give too, and that stand for no class: `none`.
     """
 
-    def __init__(self, what: str, known: dict[str, type]):
+    def __init__(self, what: str, known: dict[str, type], besides: tuple[str, ...] = ()):
         self.what = what
+        self.besides = besides
         self._known = dict(known)
 
     def register(self, name: str, settings: type) -> None:
@@ -42,7 +44,7 @@ class Registry(Mapping[str, type]):
         """
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
             raise ValueError(f"{name!r}: a {self.what}'s name is of lower-case letters, digits and dashes")
-        if self._known.get(name, settings) is not settings:
+        if name in self.besides or self._known.get(name, settings) is not settings:
             raise ValueError(f"{self.what} {name!r} is known already")
         self._check(name, settings)
         self._known[name] = settings
@@ -53,7 +55,8 @@ class Registry(Mapping[str, type]):
             return self._known[name]
         module, colon, attribute = name.partition(":")
         if not colon:
-            raise UserError(f"--{self.what}: unknown {self.what} {name!r}; known: {', '.join(self._known)}")
+            known = ", ".join([*self.besides, *self._known])
+            raise UserError(f"--{self.what}: unknown {self.what} {name!r}; known: {known}")
         try:
             settings = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:

@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 from htd_jax import distillers
-from htd_jax.distillers import Entities, Side
+from htd_jax.distillers import Batch, Entities, Representations, Shapes, Side, Teacher, Triples
 from htd_jax.losses import perturb, routed_assignment_loss
 from htd_jax.losses.hints import hint_loss, personalised
 
@@ -18,17 +18,11 @@ USERS, ITEMS, NARROW, WIDE, GROUPS, EPOCHS = 40, 70, 4, 9, 3, 11
 SIDES = ("users", "items")
 
 GIVEN = distillers.random_groups(0, USERS, ITEMS, GROUPS)
+# HTD without noise, on one level, or with groups given is less of the same; the chain has each of the other methods.
 METHODS = {
     "none": distillers.none,
     "ftd": distillers.ftd,
-    "fitnet": distillers.fitnet,
-    "de": lambda: distillers.de(num_experts=GROUPS, epochs=EPOCHS),
-    "phr": lambda: distillers.phr(width=5),
     "htd": lambda: distillers.htd(num_groups=GROUPS, epochs=EPOCHS),
-    "entity level": lambda: distillers.htd(num_groups=GROUPS, epochs=EPOCHS, levels="entity"),
-    "group level": lambda: distillers.htd(num_groups=GROUPS, epochs=EPOCHS, levels="group"),
-    "no noise": lambda: distillers.htd(num_groups=GROUPS, epochs=EPOCHS, noise=False),
-    "given groups": lambda: distillers.htd(num_groups=GROUPS, groups=GIVEN),
     "chain": lambda: distillers.chain(
         distillers.scale(distillers.de(num_experts=GROUPS, epochs=EPOCHS), 1e-2),
         distillers.scale(distillers.phr(width=5), 1e-3),
@@ -42,7 +36,11 @@ METHODS = {
 def method(request):
     """A method, and its loss and gradients by parameters and entities, compiled once for all tests."""
     method = METHODS[request.param]()
-    return method, jax.jit(jax.value_and_grad(method.loss, argnums=(0, 1), has_aux=True, allow_int=True))
+
+    def loss(params, entities, key, epoch):
+        return method.loss(params, drawn_of(method), batch_of(method, entities), key, epoch)
+
+    return method, jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True, allow_int=True))
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +60,31 @@ def entities():
     return Entities(side("users", 25), side("items", 50), side("items", 30), side("items", 35))
 
 
-def start(method):
-    return method.init(jax.random.key(1), NARROW, WIDE)
+def teacher_of(method):
+    """What `prepare` makes of a teacher of width WIDE; none of these methods looks at its rows."""
+    tables = Representations(jnp.zeros((USERS, WIDE)), jnp.zeros((ITEMS, WIDE)))
+    return method.prepare(Teacher.of(tables), None)
+
+
+def batch_of(method, entities):
+    ids = jnp.zeros(1, jnp.int32)
+    score = lambda users, items: jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
+    return Batch(entities, Triples(ids, ids, ids, jnp.ones(1, bool)), score, teacher_of(method))
+
+
+def drawn_of(method):
+    """None of these methods draws anything; a chain holds that for every link."""
+    params = jax.eval_shape(lambda: start(method))
+    return method.refresh(params, None, jax.random.key(0), jnp.int32(0), teacher_of(method), None)
+
+
+def start(method, key=1):
+    return method.init(jax.random.key(key), Shapes(USERS, ITEMS, NARROW), teacher_of(method))
 
 
 def run(method, entities, params=None, key=2, epoch=4):
-    return method.loss(start(method) if params is None else params, entities, jax.random.key(key), jnp.int32(epoch))
+    params = start(method) if params is None else params
+    return method.loss(params, drawn_of(method), batch_of(method, entities), jax.random.key(key), jnp.int32(epoch))
 
 
 def wide(tree):
@@ -125,6 +142,7 @@ def test_what_the_hints_refuse():
             refused()
 
 
+@pytest.mark.usefixtures("no_implicit_broadcasting")
 def test_fitnet_is_its_definition(entities):
     method = distillers.fitnet()
     params, sides = wide(start(method)), wide(entities)
@@ -137,6 +155,7 @@ def test_fitnet_is_its_definition(entities):
     np.testing.assert_allclose(terms["fitnet"], expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_implicit_broadcasting")
 def test_phr_is_its_definition(entities):
     method = distillers.phr(width=5)
     params, sides = wide(start(method)), wide(entities)
@@ -153,7 +172,8 @@ def test_phr_is_its_definition(entities):
 
 
 def test_phrs_maps_begin_at_the_usual_scale():
-    maps = distillers.phr(width=16).init(jax.random.key(0), 20, 200)["users"]["maps"]
+    teacher = Teacher.of(Representations(jnp.zeros((1, 200)), jnp.zeros((1, 200))))
+    maps = distillers.phr(width=16).init(jax.random.key(0), Shapes(1, 1, 20), teacher)["users"]["maps"]
     assert maps.shape == (17, 20, 200)
     units = np.abs(np.random.default_rng(0).normal(size=16))
     weights = maps[0] + np.tensordot(units, maps[1:], 1)
@@ -260,7 +280,7 @@ def test_equal_keys_give_equal_bits(method, entities):
     (value, terms), gradients = differentiate(*of)
     again = differentiate(start(method), *of[1:])
     chex.assert_trees_all_equal((value, terms, gradients[0]), (*again[0], again[1][0]))
-    chex.assert_trees_all_close((value, terms), method.loss(*of), rtol=1e-4)
+    chex.assert_trees_all_close((value, terms), run(method, entities, key=5, epoch=3), rtol=1e-4)
 
 
 def test_a_chain_is_the_weighted_sum_of_its_links(entities):
@@ -269,7 +289,8 @@ def test_a_chain_is_the_weighted_sum_of_its_links(entities):
     params = start(whole)
     value, terms = run(whole, entities, params)
     keys = jax.random.split(jax.random.key(2), len(links))
-    parts = [link.loss(own, entities, key, jnp.int32(4))[0] for (link, _), own, key in zip(links, params, keys)]
+    loss = lambda link, own, key: link.loss(own, (), batch_of(link, entities), key, jnp.int32(4))[0]
+    parts = [loss(link, own, key) for (link, _), own, key in zip(links, params, keys)]
     np.testing.assert_allclose(value, sum(weight * part for (_, weight), part in zip(links, parts)), rtol=1e-5)
     np.testing.assert_allclose([terms[name] for name in ("fitnet", "phr", "de")], parts, rtol=1e-5)
 
@@ -366,6 +387,34 @@ def test_what_htd_refuses(options, error, message):
         htd(**options)
 
 
+def test_htd_starts_its_layers_at_the_published_bounds():
+    params = start(htd(), key=0)
+    for side in SIDES:
+        for layer, fan_in in (
+            (params[side]["gate"], WIDE),
+            (params[side]["experts"]["hidden"], NARROW),
+            (params[side]["experts"]["output"], (NARROW + WIDE) // 2),
+        ):
+            for weights in layer.values():
+                largest = np.abs(weights).max()
+                assert 0.5 / np.sqrt(fan_in) < largest <= 1 / np.sqrt(fan_in)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 11, 101])
+def test_the_temperature_falls_from_one_to_its_floor(epochs):
+    found = np.array(jax.vmap(distillers.annealing(epochs))(jnp.arange(epochs)), float)
+    last = max(epochs - 1, 1)
+    wanted = [1.0 if epoch < 2 else max(1e-10 ** ((epoch - 1) / last), 1e-10) for epoch in range(epochs)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert (found >= np.float32(1e-10)).all()
+
+
+@pytest.mark.parametrize("given", [(GIVEN[1], GIVEN[0]), (GIVEN[0][:10], GIVEN[1]), (GIVEN[0], GIVEN[1][:-1])])
+def test_groups_of_other_lengths_than_the_data_are_refused(given):
+    with pytest.raises(AssertionError, match="groups of (users|items)"):
+        start(htd(groups=given))
+
+
 # --- groups
 
 
@@ -423,6 +472,7 @@ def test_svd_factors_are_the_best_of_their_rank(rng, num_users, num_items, rank)
         assert not np.any(factor[:, available:])
 
 
+@pytest.mark.usefixtures("no_implicit_broadcasting")
 def test_svd_of_nothing_is_nothing():
     for factor in distillers.svd_factors(jnp.zeros((6, 3)), jnp.ones((7, 3)), 2):
         np.testing.assert_allclose(factor, 0, atol=1e-6)

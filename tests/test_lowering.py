@@ -19,8 +19,8 @@ USERS, ITEMS, PAIRS, BATCH = 1500, 2500, 4000, 1024
 TEACHER_DIM, STUDENT_DIM, GROUPS = 200, 20, 30
 
 # Each method, and the products of a step. HTD: 2 for the prototypes of student and teacher, 3 for the group level's
-# cosines and their gradient, 3 a side for the positive pairs (7 in all for all pairs), 4 for the two gates and their gradients, and 25 for
-# the assignment, of which a step takes 13 (dense) or 12 (routed).
+# cosines and their gradient, 3 a side for the positive pairs (7 in all for all pairs), 4 for the two gates and their
+# gradients, and 25 for the assignment, of which a step takes 13 (dense) or 12 (routed).
 METHODS = {
     "ftd": (distillers.ftd, 2),
     "htd": (lambda: distillers.htd(num_groups=GROUPS), 40),

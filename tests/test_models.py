@@ -1,5 +1,7 @@
 """Every base model against its definition in float64 NumPy, and each of its methods against the others."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -13,6 +15,8 @@ from htd_jax.data import Interactions
 from htd_jax.models import BPR, LightGCN, NeuMF, Recommender, lightgcn, make_graph
 
 USERS, ITEMS, DIM = 13, 29, 6
+
+pytestmark = pytest.mark.usefixtures("no_implicit_broadcasting")
 
 
 class Distance(Recommender):
@@ -112,7 +116,8 @@ def test_a_masked_triple_changes_nothing(model, rng):
     variables = init(model, rng)
     users, positives, negatives = (jnp.asarray(rng.integers(0, size, 9)) for size in (USERS, ITEMS, ITEMS))
     where = jnp.asarray(rng.random(9) < 0.6)
-    loss = lambda *triples: jax.value_and_grad(lambda v: model.apply(v, *triples, method="loss"))(variables)
+    of = jax.jit(jax.value_and_grad(lambda v, *triples: model.apply(v, *triples, method="loss")))
+    loss = functools.partial(of, variables)
     masked = loss(users, positives, negatives, where)
     other = lambda ids: jnp.where(where, ids, 0)
     chex.assert_trees_all_close(masked, loss(other(users), other(positives), other(negatives), where), rtol=1e-5)
@@ -198,8 +203,8 @@ def operator(graph, layers):
     return sum(np.linalg.matrix_power(normalised, layer) for layer in range(layers + 1)) / (layers + 1)
 
 
-@pytest.mark.parametrize("width", [1, 3, 8, 64])  # a row a pair, rows that are full and short, a row an entity
-@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+# width: a row a pair, rows that are full and short, a row an entity
+@pytest.mark.parametrize(("layers", "width"), [(0, 8), (1, 3), (2, 1), (2, 64), (3, 3), (3, 8)])
 def test_propagate_is_the_dense_product_and_so_is_its_gradient(graph, rng, monkeypatch, layers, width):
     monkeypatch.setattr(lightgcn, "WIDTH", width)
     x, cotangent = rng.normal(size=(2, USERS + ITEMS, DIM))
@@ -225,7 +230,7 @@ def test_propagate_refuses_tables_of_other_sizes(graph):
         lightgcn.propagate((jnp.zeros((USERS + 1, 2)), jnp.zeros((ITEMS, 2))), make_graph(graph), 1)
 
 
-@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("layers", [3])
 def test_lightgcn_loss_and_gradient_are_their_definitions(graph, rng, layers):
     model = LightGCN(USERS, ITEMS, make_graph(graph), DIM, layers)
     variables = init(model, rng)

@@ -1,6 +1,7 @@
-"""The compiled epoch, the loop, and what resumes it."""
+"""The compiled epoch, the loop, what resumes it, and what a method is told of both."""
 
 import functools
+import sys
 
 import chex
 import jax
@@ -11,12 +12,15 @@ import pytest
 
 from htd_jax import distillers
 from htd_jax.data import shuffle, unseen_items
+from htd_jax.distillers import Distiller, Lists, Teacher
+from htd_jax.distillers.base import learns_nothing
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.losses import bpr_loss
-from htd_jax.models import BPR
+from htd_jax.models import BPR, ModelOf, NeuMFSettings
 from htd_jax.training import (
     Checkpoints,
+    Diverged,
     EarlyStopping,
     Representations,
     adam,
@@ -35,28 +39,33 @@ def teacher(small_split):
     return Representations(*(jax.random.normal(key, (size, WIDE)) for key, size in zip(keys, sizes, strict=True)))
 
 
-def make(distiller, optimizer=None):
-    return make_trainer(make_model, distiller, optimizer or adam(1e-2, 1e-3), batch_size=BATCH)
-
-
 def make_model(train):
     return BPR(train.num_users, train.num_items, DIM)
+
+
+def make(distiller, optimizer=None, **options):
+    return make_trainer(make_model, distiller, optimizer or adam(1e-2, 1e-3), **{"batch_size": BATCH, **options})
 
 
 METHODS = {
     "none": distillers.none,
     "ftd": lambda: distillers.scale(distillers.ftd(), 1e-3),
-    "htd": lambda: distillers.scale(distillers.htd(num_groups=3, epochs=4), 1e-3),
     "both": lambda: distillers.chain(
         distillers.scale(distillers.ftd(), 1e-3), distillers.scale(distillers.htd(num_groups=3, epochs=4), 1e-3)
     ),
 }
 
 
+@functools.cache
+def trainer_of(method):
+    """One for all tests: what it is traced to is kept."""
+    return make(METHODS[method]())
+
+
 def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
     """Every pair once, a fresh negative each, the last batch short, L2 on every parameter at every step."""
     train = small_split.train
-    trainer = make(distillers.none())
+    trainer = trainer_of("none")
     key = jax.random.key(5)
     state = trainer.init(key, train, no_teacher(train))
     params = jax.tree.map(np.asarray, state.params["model"]["params"])
@@ -67,15 +76,18 @@ def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
     assert len(train) % BATCH
     moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in params.items()}
     losses = []
+
+    @jax.jit
+    @jax.value_and_grad
+    def differentiate(p, users, items, others):
+        score = lambda i: jnp.sum(p["users"][users] * p["items"][i], -1)
+        return bpr_loss(score(items), score(others))
+
     for step, start in enumerate(range(0, len(train), BATCH), 1):
         rows = order[start : start + BATCH]
         users, items, others = train.users[rows], train.items[rows], negatives[rows]
 
-        def loss(p, users=users, items=items, others=others):
-            score = lambda i: jnp.sum(p["users"][users] * p["items"][i], -1)
-            return bpr_loss(score(items), score(others))
-
-        value, gradient = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, params))
+        value, gradient = differentiate(jax.tree.map(jnp.asarray, params), users, items, others)
         losses.append(value)
         for name, p in params.items():
             g = np.asarray(gradient[name]) + 1e-3 * p
@@ -88,12 +100,12 @@ def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
         np.testing.assert_allclose(found.params["model"]["params"][name], p, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["none", "ftd"])
 def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teacher, method):
     """One batch of everything: the entities are then all users and items in it, each once."""
     train = small_split.train
     distiller = METHODS[method]()
-    trainer = make_trainer(make_model, distiller, adam(0.0, 0.0), batch_size=2 * len(train))
+    trainer = make(distiller, adam(0.0, 0.0), batch_size=2 * len(train))
     key = jax.random.key(1)
     params = jax.tree.map(jnp.copy, trainer.init(key, train, teacher).params)
     _, terms = trainer.epoch(trainer.init(key, train, teacher), key, train, teacher)
@@ -112,21 +124,27 @@ def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teache
             for name, some in (("users", train.users), ("items", both), ("items", train.items), ("items", negatives))
             for ids in [jnp.unique(some)]
         )
-        extra, _ = distiller.loss(params["distiller"], distillers.Entities(*sides), step_key, 0)
+        batch = distillers.Batch(distillers.Entities(*sides), None, None, None)
+        extra, _ = distiller.loss(params["distiller"], (), batch, step_key, 0)
         np.testing.assert_allclose(terms["loss"], base + extra, rtol=1e-4)
     assert method == "none" or terms["loss"] > terms["base"]
 
 
-def fit(split, teacher, method, folder, epochs=4, on_epoch=lambda news: None, settings=None, **options):
+EVALUATORS = {}
+
+
+def fit(split, teacher, method, folder=None, epochs=4, on_epoch=lambda news: None, settings=None, **options):
+    """`method`: the name of one, or a distiller."""
+    evaluate = EVALUATORS.setdefault(id(split), functools.partial(make_evaluator(split), make_model))
     return run_phase(
-        make(METHODS[method]()),
-        functools.partial(make_evaluator(split), make_model),
+        trainer_of(method) if isinstance(method, str) else make(method),
+        evaluate,
         split,
         teacher,
         jax.random.key(3),
         epochs=epochs,
-        checkpoints=Checkpoints(folder),
-        settings=settings or {"method": method},
+        checkpoints=Checkpoints(folder) if folder else None,
+        settings=settings or {"method": str(method)},
         on_epoch=on_epoch,
         **{"eval_every": 2, **options},
     )
@@ -144,19 +162,22 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_equal_seeds_give_equal_bits_and_so_does_a_run_killed_and_resumed(small_split, teacher, method, tmp_path):
+@pytest.mark.parametrize("method", ["none", "both"])
+def test_equal_seeds_give_equal_bits_and_so_does_a_run_killed_and_resumed(
+    small_split, teacher, method, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", 0)  # so at every epoch
     whole = fit(small_split, teacher, method, tmp_path / "whole")
 
     def kill(news):
-        if news.epoch == 1:  # after the checkpoint of epoch 0
+        if news.epoch == 1:  # after its checkpoint
             raise Killed
 
     with pytest.raises(Killed):
         fit(small_split, teacher, method, tmp_path / "killed", on_epoch=kill)
     epochs = []
     resumed = fit(small_split, teacher, method, tmp_path / "killed", on_epoch=lambda news: epochs.append(news.epoch))
-    assert epochs == [1, 2, 3]
+    assert epochs == [2, 3]
     assert bits(tmp_path / "whole") == bits(tmp_path / "killed")
     assert timeless(whole.records) == timeless(resumed.records)
     assert [record["epoch"] for record in whole.records] == [0, 2, 3]
@@ -176,7 +197,9 @@ def test_a_run_compiles_its_epoch_once(small_split, teacher, tmp_path):
     counts = []
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        fit(small_split, teacher, "htd", tmp_path / "run", epochs=7, on_epoch=lambda news: counts.append(len(compiled)))
+        fit(
+            small_split, teacher, "both", tmp_path / "run", epochs=7, on_epoch=lambda news: counts.append(len(compiled))
+        )
     finally:
         jax.monitoring.clear_event_listeners()
     # The first epoch may compile the evaluation and the first save; after that nothing does.
@@ -278,24 +301,239 @@ def test_adam_decays_every_parameter_into_its_gradient():
     np.testing.assert_allclose(moment["touched"], 0.1 * (1 + 0.5 * 2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 11, 101])
-def test_the_temperature_falls_from_one_to_its_floor(epochs):
-    temperature = distillers.annealing(epochs)
-    found = np.array([temperature(jnp.int32(epoch)) for epoch in range(epochs)], float)
-    last = max(epochs - 1, 1)
-    wanted = [1.0 if epoch < 2 else max(1e-10 ** ((epoch - 1) / last), 1e-10) for epoch in range(epochs)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    assert (found >= np.float32(1e-10)).all()
+# --- what a method is told, and when
 
 
-def test_htd_starts_its_layers_at_the_published_bounds():
-    params = distillers.htd(num_groups=3).init(jax.random.key(0), 4, 9)
-    for side in ("users", "items"):
-        for layer, fan_in in (
-            (params[side]["gate"], 9),
-            (params[side]["experts"]["hidden"], 4),
-            (params[side]["experts"]["output"], 6),
-        ):
-            for weights in layer.values():
-                largest = np.abs(weights).max()
-                assert 0.5 / np.sqrt(fan_in) < largest <= 1 / np.sqrt(fan_in)
+def told(**changes):
+    """A method that adds nothing, but for what `changes` replace of it."""
+    loss = lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {})
+    return Distiller(**{"init": learns_nothing, "loss": loss, "needs": (), **changes})
+
+
+def logs(value_of):
+    """A loss whose term `seen` is a number of what it is given, and which trains nothing."""
+    return lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {"seen": value_of(drawn, batch, epoch)})
+
+
+def terms_of(split, teacher, distiller, epochs=4, **options):
+    terms = []
+    fit(split, teacher, distiller, epochs=epochs, on_epoch=lambda news: terms.append(news.terms), **options)
+    return terms
+
+
+def test_each_epoch_draws_anew_from_what_was_drawn_before(small_split):
+    def refresh(params, drawn, key, epoch, teacher, student):
+        last = jnp.zeros((), jnp.int32) if drawn is None else drawn["count"]
+        return {"count": last + 1, "epoch": jnp.asarray(epoch), "random": jax.random.uniform(key)}
+
+    loss = lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {name: x * 1.0 for name, x in drawn.items()})
+    found = terms_of(small_split, None, told(refresh=refresh, loss=loss))
+    assert [terms["count"] for terms in found] == [1, 2, 3, 4]
+    assert [terms["epoch"] for terms in found] == [0, 1, 2, 3]
+    assert len({terms["random"] for terms in found}) == 4
+
+
+def test_a_student_is_seen_as_it_is_when_the_epoch_begins(small_split):
+    """Its scores in `refresh`, against those of the variables after the epoch before."""
+    refresh = lambda params, drawn, key, epoch, teacher, student: student.score_all(jnp.arange(5))
+    distiller = told(refresh=refresh)
+    trainer, key, train = make(distiller), jax.random.key(5), small_split.train
+    state = trainer.init(key, train, None)
+    assert not np.any(state.drawn)
+    for _ in range(3):
+        before = jax.tree.map(np.asarray, state.params["model"])["params"]
+        state, _ = trainer.epoch(state, key, train, None)
+        np.testing.assert_allclose(state.drawn, before["users"][:5] @ before["items"].T, rtol=1e-5, atol=1e-6)
+
+
+def test_links_of_a_chain_draw_for_themselves(small_split):
+    """One that draws, one that does not, and one that draws another thing, in one epoch of two."""
+    by = lambda factor: told(
+        refresh=lambda params, drawn, key, epoch, teacher, student: jnp.full(3, factor * epoch, float),
+        loss=lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {f"seen{factor}": drawn.sum()}),
+    )
+    chain = distillers.chain(by(1), told(), distillers.every(2, by(10)))
+    found = terms_of(small_split, None, chain)
+    assert [terms["seen1"] for terms in found] == [0, 3, 6, 9]
+    assert [terms["seen10"] for terms in found] == [0, 0, 60, 60]
+
+
+def test_what_is_drawn_is_resumed_to_the_bit(small_split, tmp_path, monkeypatch):
+    """What every third epoch draws is there again after a kill in between."""
+    monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", 0)
+    refresh = lambda params, drawn, key, epoch, teacher, student: jax.random.normal(key, (4,))
+    loss = lambda params, drawn, batch, key, epoch: (
+        jnp.sum(drawn) * jnp.sum(batch.entities.users.kept().student),
+        {"drawn": jnp.sum(drawn)},
+    )
+    trainer = make(distillers.every(3, told(refresh=refresh, loss=loss)))
+    monkeypatch.setitem(METHODS, "drawing", None)
+    monkeypatch.setattr(sys.modules[__name__], "trainer_of", lambda method: trainer)
+
+    def kill(news):
+        if news.epoch == 1:
+            raise Killed
+
+    whole = fit(small_split, None, "drawing", tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(small_split, None, "drawing", tmp_path / "killed", on_epoch=kill)
+    again = []
+    fit(small_split, None, "drawing", tmp_path / "killed", on_epoch=lambda news: again.append(news))
+    assert [news.epoch for news in again] == [2, 3]
+    assert bits(tmp_path / "whole") == bits(tmp_path / "killed")
+    assert again[0].terms["drawn"] == whole.records[1]["terms"]["drawn"] != again[1].terms["drawn"]
+
+
+def test_prepare_is_called_once_and_its_result_is_what_the_others_get(small_split, teacher):
+    calls = []
+
+    def prepare(given, train):
+        calls.append((type(given), train.num_users))
+        return {"mean": given.representations.users.mean()}
+
+    distiller = told(prepare=prepare, loss=logs(lambda drawn, batch, epoch: batch.teacher["mean"]))
+    found = terms_of(small_split, teacher, distiller, epochs=3)
+    assert calls == [(Teacher, small_split.train.num_users)]
+    np.testing.assert_allclose([terms["seen"] for terms in found], np.mean(teacher.users), rtol=1e-5)
+
+
+def test_score_is_the_models_and_differentiable(small_split):
+    """A loss that pushes one pair's score up does so, and what it reads is the model's own score."""
+    train = small_split.train
+    users, items = jnp.array([[0], [7]]), jnp.array([[3, 4, 5], [5, 4, 3]])
+
+    def loss(params, drawn, batch, key, epoch):
+        scores = batch.score(users, items)
+        return -jnp.sum(scores), {"seen": scores[1, 0]}
+
+    trainer = make(told(loss=loss), adam(0.0, 0.0), batch_size=2 * len(train))
+    key = jax.random.key(1)
+    params = jax.tree.map(jnp.copy, trainer.init(key, train, None).params["model"]["params"])
+    _, terms = trainer.epoch(trainer.init(key, train, None), key, train, None)
+    np.testing.assert_allclose(terms["seen"], params["users"][7] @ params["items"][5], rtol=1e-5)
+    pushed = terms_of(small_split, None, told(loss=loss), epochs=3)
+    assert pushed[0]["seen"] < pushed[1]["seen"] < pushed[2]["seen"]
+
+
+@pytest.mark.parametrize(
+    ("needs", "given", "message"),
+    [
+        (("representations",), None, "the method needs a teacher's representations, and this one has none"),
+        (("lists",), None, "the method needs a teacher's lists, and this one has none"),
+        (("scores",), "lists", "the method needs a teacher's scores, and this one has lists"),
+        (("lists", "representations"), "lists", "the method needs a teacher's representations, and this one has lists"),
+    ],
+)
+def test_a_teacher_that_lacks_what_is_needed_is_refused(small_split, needs, given, message):
+    lists = Lists(jnp.zeros((small_split.train.num_users, 3), jnp.int32)) if given else None
+    with pytest.raises(UserError, match=message):
+        fit(small_split, lists, told(needs=needs), epochs=1)
+    with pytest.raises(UserError, match=message):
+        fit(small_split, lists, distillers.chain(distillers.none(), told(needs=needs)), epochs=1)
+
+
+def test_a_teacher_of_lists_alone_will_do_where_no_more_is_needed(small_split):
+    best = np.tile(np.arange(7), (small_split.train.num_users, 1))
+
+    def prepare(given, train):
+        return given.top(train, 5)
+
+    distiller = told(
+        prepare=prepare, needs=("lists",), loss=logs(lambda drawn, batch, epoch: batch.teacher.max() * 1.0)
+    )
+    (terms,) = terms_of(small_split, Lists(jnp.asarray(best, jnp.int32)), distiller, epochs=1)
+    assert 0 <= terms["seen"] <= 6
+
+
+# --- teachers
+
+
+def best_unseen(scores, train, k):
+    """By NumPy: the best items that a user has not seen, ties in the order of items."""
+    result = np.full((train.num_users, k), -1)
+    users, items = np.asarray(train.users), np.asarray(train.items)
+    for user in range(train.num_users):
+        order = [i for i in np.argsort(-scores[user], kind="stable") if i not in set(items[users == user])][:k]
+        result[user, : len(order)] = order
+    return result
+
+
+@pytest.mark.parametrize("at_once", [2**22, 7 * 90, 1])
+def test_the_best_unseen_items_by_scores(small_split, rng, monkeypatch, at_once):
+    """User 0 has few left; some scores are equal; in blocks of all users, of seven and of one."""
+    train = small_split.train
+    monkeypatch.setattr("htd_jax.distillers.teacher.SCORES", at_once)
+    tables = [rng.integers(-2, 3, size=(size, 3)).astype(np.float32) for size in (train.num_users, train.num_items)]
+    given = Teacher.of(Representations(*map(jnp.asarray, tables)))
+    found = given.top(train, 20)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, best_unseen(tables[0] @ tables[1].T, train, 20))
+    assert (np.asarray(found[0]) == -1).any()
+
+
+def test_the_best_unseen_items_of_lists(small_split, rng):
+    train = small_split.train
+    lists = np.stack([rng.permutation(train.num_items)[:12] for _ in range(train.num_users)])
+    lists[3, 5:] = -1
+    scores = np.full((train.num_users, train.num_items), -np.inf)
+    for user, row in enumerate(lists):
+        scores[user, row[row >= 0]] = -np.arange((row >= 0).sum())
+    wanted = best_unseen(scores, train, 90)
+    wanted = np.where(np.take_along_axis(scores, np.maximum(wanted, 0), 1) > -np.inf, wanted, -1)
+    for k in (4, 12, 20):
+        found = Teacher.of(Lists(jnp.asarray(lists, jnp.int32))).top(train, k)
+        np.testing.assert_array_equal(found, wanted[:, :k])
+
+
+def test_a_teachers_scores_need_be_no_products(small_split):
+    """NeuMF's, against the module's own."""
+    train = small_split.train
+    maker = ModelOf(NeuMFSettings(), 3)
+    model, ids = maker(train), jnp.zeros(1, jnp.int32)
+    variables = model.init(jax.random.key(0), ids, ids, method="score")
+    variables = jax.tree.map(lambda x: x + 0.1, variables)
+    given = Teacher(scores=distillers.model_scores(maker, variables, train))
+    users = jnp.array([4, 0, 4])
+    scores = model.apply(variables, users, method="score_all")
+    np.testing.assert_allclose(given.scores(users), scores, rtol=1e-5)
+    every = np.asarray(model.apply(variables, jnp.arange(train.num_users), method="score_all"))
+    np.testing.assert_array_equal(jax.jit(lambda t, train: t.top(train, 6))(given, train), best_unseen(every, train, 6))
+    with pytest.raises(UserError, match="the method needs a teacher's representations, and this one has scores"):
+        fit(small_split, given, distillers.ftd(), epochs=1)
+
+
+def test_groups_of_other_lengths_are_refused_before_training(small_split, teacher):
+    train = small_split.train
+    users, items = np.zeros(train.num_users, int), np.zeros(train.num_items, int)
+    for groups in ((items, users), (users[:10], items[:10])):
+        with pytest.raises(AssertionError, match="groups of users"):
+            make(distillers.htd(num_groups=4, groups=groups)).init(jax.random.key(0), train, teacher)
+
+
+@pytest.mark.parametrize("rate", [1e30])
+def test_a_loss_that_is_no_number_ends_the_phase_with_its_epoch(small_split, rate):
+    trainer = make(distillers.none(), adam(rate, 0.0))
+    evaluate = lambda variables: {"valid": {}, "test": {}}
+    told_of = []
+    with pytest.raises(Diverged, match=r"the training diverged in epoch \d: its loss is (nan|inf); lower --learning"):
+        run_phase(
+            trainer,
+            evaluate,
+            small_split,
+            None,
+            jax.random.key(3),
+            epochs=9,
+            eval_every=1,
+            on_epoch=lambda news: told_of.append(news.epoch),
+        )
+    assert len(told_of) < 9
+
+
+def test_a_finished_phase_goes_on_to_more_epochs(small_split, tmp_path):
+    fit(small_split, None, "none", tmp_path / "run", epochs=3, eval_every=1)
+    on = fit(small_split, None, "none", tmp_path / "run", epochs=5, eval_every=1)
+    whole = fit(small_split, None, "none", tmp_path / "whole", epochs=5, eval_every=1)
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+    assert timeless(on.records) == timeless(whole.records)
+    with pytest.raises(UserError, match="has 5 epochs done, more than 4"):
+        fit(small_split, None, "none", tmp_path / "run", epochs=4, eval_every=1)

@@ -56,7 +56,7 @@ def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description
         if stop.code == 2:
             lines = [line.strip("│|+ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰+"]
             rule = next((i for i, line in enumerate(lines) if line[:3] in ("───", "---")), None)
-            reason = " ".join(lines[:rule])
+            reason = " ".join(lines[:rule]).rstrip(". ")
             raise UserError(f"{reason}; --help lists every flag") from None
         raise
 
@@ -112,7 +112,7 @@ def _description(description: str, names: dict[str, list[str]], common: dict[str
     if not common:
         named = " and ".join(name for of in names.values() for name in of)
         return f"The flags of {named} alone; --help lists the others too."
-    known = "\n".join(f"  --{what}: {', '.join(registry)}" for what, registry in REGISTRIES.items())
+    known = "\n".join(f"  --{what}: {', '.join([*of.besides, *of])}" for what, of in REGISTRIES.items())
     return f"{description}\n\n{known} (several: htd+fitnet)"
 
 
@@ -148,7 +148,10 @@ def _moved(arguments: list[str], names: dict[str, list[str]]) -> list[str]:
         now = {name: f"--{name}.{setting}" for name, setting in places.items() if name in chosen}
         by_name = dict(part.partition("=")[::2] for part in values[0].split(",")) if values and "=" in values[0] else {}
         said = " and ".join(now.values()) or " or ".join(f"--{name}.{setting}" for name, setting in places.items())
+        if now and (unknown := [name for name in by_name if name not in now]):
+            raise UserError(f"{flag}: {unknown[0]!r} is no method of this run; it has {', '.join(now)}")
         print(f"note: {flag} is now {said}")
         for name, new in now.items():
-            result += [new, *([by_name[name]] if name in by_name else [] if by_name else values)]
+            if not by_name or name in by_name:
+                result += [new, *([by_name[name]] if by_name else values)]
     return result

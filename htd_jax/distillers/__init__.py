@@ -30,7 +30,11 @@ from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
 from htd_jax.settings import Registry
 
-METHODS = Registry("method", {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD})
+METHODS = Registry(
+    "method",
+    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD},
+    besides=("none",),
+)
 register = METHODS.register
 
 __all__ = [

@@ -60,6 +60,6 @@ def svd_factors(users: chex.Array, items: chex.Array, rank: int) -> tuple[jax.Ar
     (user_basis, user_part), (item_basis, item_part) = jnp.linalg.qr(users), jnp.linalg.qr(items)
     left, values, right = jnp.linalg.svd(dot(user_part, item_part.T), full_matrices=False)
     kept = min(rank, len(values))
-    root = jnp.sqrt(values[:kept])
+    root = jnp.sqrt(values[:kept])[None, :]
     pad = lambda x: jnp.pad(x, [(0, 0), (0, rank - kept)])
     return pad(dot(user_basis, left[:, :kept]) * root), pad(dot(item_basis, right[:kept].T) * root)

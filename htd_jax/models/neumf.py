@@ -71,7 +71,7 @@ class NeuMF(Recommender):
         chex.assert_rank(users, 1)
         (user_product, user_first), (item_product, item_first) = self._of_users(users), self.of_all_items
         items_at_once = max(1, UNITS // max(1, user_first.size))
-        of_item = lambda first: self._tower(user_first + first)
+        of_item = lambda first: self._tower(user_first + first[None, :])
         return dot(user_product, item_product.T) + jax.lax.map(of_item, item_first, batch_size=items_at_once).T
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
@@ -81,7 +81,7 @@ class NeuMF(Recommender):
     def _of_users(self, users: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the product and the tower's first layer take of users `[...]`: `[..., dim]` each."""
         product, tower = jnp.split(self.users[users], 2, axis=-1)
-        return product * self.product_weights, dot(tower, self.user_kernel) + self.bias
+        return product * _last(self.product_weights, product), _affine(tower, self.user_kernel, self.bias)
 
     def _of_items(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The same of items, from their rows `[..., 2 dim]`."""
@@ -95,8 +95,18 @@ class NeuMF(Recommender):
         """What the tower adds to a logit, `[...]`, from the sums that its first layer takes, `[..., dim]`."""
         units = jax.nn.relu(first)
         for kernel, bias in self.tower:
-            units = jax.nn.relu(dot(units, kernel) + bias)
+            units = jax.nn.relu(_affine(units, kernel, bias))
         return dot(units, self.tower_weights) + self.output_bias[0]
+
+
+def _last(row: jax.Array, x: jax.Array) -> jax.Array:
+    """`row` `[d]` as it broadcasts with `x` `[..., d]`, said aloud: a program may forbid that it does so by itself."""
+    return row.reshape((1,) * (x.ndim - 1) + row.shape)
+
+
+def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    y: jax.Array = dot(x, kernel)
+    return y + _last(bias, y)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,13 +80,13 @@ class Config:
         what = self.what
         for settings in (what, self.training, self.evaluation, self.places):
             check(settings)
-        own = {name: settings for name, settings in self._own()}
-        for name, settings in own.items():
-            check(settings, f"{name}.")
         names = what.method.split("+")
         alone = [name for name in names if name == NO_METHOD or not getattr(METHODS[name], "trained", True)]
         if len(names) > 1 and (alone or len(set(names)) < len(names)):
             raise UserError(f"--method: {what.method!r} must join different methods, none of them none or svd")
+        own = {name: settings for name, settings in self._own()}
+        for name, settings in own.items():
+            check(settings, f"{name}.")
         if what.model == "neumf" and what.method == "svd":
             raise UserError("--method: svd needs scores that are products of two vectors, which neumf's are not")
         if what.model != "bpr" and what.student_init == "svd":

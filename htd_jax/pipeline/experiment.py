@@ -293,6 +293,8 @@ class Experiment:
         scheduled = any(
             getattr(settings, "scheduled", isinstance(settings, Distiller)) for settings in methods.values()
         )
+        if not trained and isinstance(maker, ModelOf) and isinstance(maker(self.split.train), InnerProduct):
+            maker, of_model = _model("bpr", maker.dim, is_teacher=False)  # two tables, whatever their teacher is
         epochs = self.training.epochs if trained else 0
         start = start if trained else "svd"
         first = _svd_start(maker, teacher, self.split.train) if start == "svd" else None
@@ -366,7 +368,8 @@ def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bo
     known = next((name for name, known in MODELS.items() if known is of), f"{of.__module__}:{of.__name__}")
     name = model if isinstance(model, str) else known
     check(settings, f"{flag_name(name)}.")
-    width = dim or (settings.teacher_dim if is_teacher else max(1, settings.teacher_dim // 10))
+    usual = settings.teacher_dim if is_teacher else max(1, settings.teacher_dim // 10)
+    width = usual if dim is None else dim
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise UserError(f"dim: must be a whole number of at least 1, not {width!r}")
     return ModelOf(settings, width), {"name": name, "dim": width, **as_json(settings)}

@@ -1,0 +1,481 @@
+"""A run and its phases: what they leave, how they go on, and the same from Python."""
+
+import dataclasses
+import functools
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Annotated, ClassVar
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from annotated_types import Ge
+from runs import EXPERIMENTS, SMALL, refused, results, start, strict, trained, untimed
+
+import htd_jax
+from htd_jax import distillers
+from htd_jax.distillers import FTD, Distiller, FitNet, Lists, Teacher
+from htd_jax.distillers.base import learns_nothing
+from htd_jax.errors import UserError
+from htd_jax.models import BPR, LightGCNSettings
+
+# --- the run
+
+
+def test_a_run_leaves_what_it_should(finished):
+    folder, _ = finished
+    found = results(folder)
+    assert (found["dataset"], found["method"], found["seed"]) == ("synthetic", "htd", 0)
+    assert list(found["phases"]) == ["teacher", "student", "htd"]
+    metrics = {f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "precision", "map") for k in (10, 20, 50)}
+    for phase in found["phases"].values():
+        assert phase["seconds_per_epoch"] > 0
+        assert set(phase["final"]["test"]) == set(phase["final"]["valid"]) == metrics
+        assert phase["best"]["epoch"] in (0, 2)
+    assert found["phases"]["teacher"]["parameters"] == 3 * found["phases"]["student"]["parameters"]
+    for name in metrics:
+        teacher, student, htd = (found["phases"][phase]["final"]["test"][name] for phase in found["phases"])
+        share = (htd - student) / (teacher - student) if teacher > student else None
+        assert found["gap_closed"][name] == (None if share is None else pytest.approx(share))
+
+    lines = strict(folder / "metrics.jsonl")
+    assert [(line["phase"], line["epoch"]) for line in lines] == [
+        (phase, epoch) for phase in ("teacher", "student", "htd") for epoch in (0, 2)
+    ]
+    assert set(lines[-1]["terms"]) == {"loss", "base", "entity", "group", "assignment"}
+    assert strict(folder / "config.json")["htd"]["groups"] == 3
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"teacher", "student", "htd"}
+    assert not list(folder.rglob("*partial*"))
+
+
+def test_a_teacher_and_a_student_trained_before_are_used_again(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / folder.name)
+    done = trained("--method", "svd", "--runs", tmp_path)
+    assert done.out.count("found trained") == 2
+    found = results(tmp_path / "synthetic-svd-4-seed0")
+    assert found["phases"]["teacher"] == results(folder)["phases"]["teacher"]
+    assert found["phases"]["student"] == results(folder)["phases"]["student"]
+
+
+def test_a_named_teacher_is_used(finished, tmp_path):
+    folder, _ = finished
+    for number, path in enumerate((folder, folder / "checkpoints" / "teacher" / "3")):
+        trained("--method", "none", "--teacher", path, "--teacher-dim", 7, "--runs", tmp_path / str(number))
+        found = results(tmp_path / str(number) / "synthetic-none-4-seed0")
+        assert found["phases"]["teacher"] == results(folder)["phases"]["teacher"]
+        assert list(found["phases"]) == ["teacher", "student"]
+        assert found["gap_closed"] == {}
+
+
+# Checkpoints at every epoch, so that there is one to be killed after.
+OFTEN = f"""
+import runpy, sys
+from htd_jax.training import loop
+loop.CHECKPOINT_SECONDS = 0
+runpy.run_path({str(EXPERIMENTS / "main.py")!r}, run_name="__main__")
+"""
+
+
+def test_a_run_killed_in_each_phase_ends_as_an_unbroken_one(finished, tmp_path):
+    folder, _ = finished
+    mine = tmp_path / folder.name
+    chosen = [*SMALL, "--htd.groups", "3", "--runs", str(tmp_path)]
+    script = [sys.executable, "-c", OFTEN, *chosen]
+    for phase in ("teacher", "student", "htd"):
+        process = subprocess.Popen(script, stdout=subprocess.DEVNULL, cwd=EXPERIMENTS.parent)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and process.poll() is None:
+            if any((mine / "checkpoints" / phase / str(epoch)).exists() for epoch in (1, 2, 3)):
+                break
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not (mine / "results.json").exists()
+    trained("--htd.groups", 3, "--runs", tmp_path)
+    assert untimed(results(mine)) == untimed(results(folder))
+    assert untimed(strict(mine / "metrics.jsonl")) == untimed(strict(folder / "metrics.jsonl"))
+
+
+def test_a_run_of_more_epochs_goes_on_and_ends_as_one_that_never_stopped(tmp_path):
+    """Without a method, whose temperature or whose teacher would be another."""
+    chosen = ["--method", "none", "--eval-every", 1]
+    trained(*chosen, "--epochs", 2, "--run", tmp_path / "run")
+    first = strict(tmp_path / "run" / "metrics.jsonl")
+    trained(*chosen, "--epochs", 4, "--run", tmp_path / "run")
+    trained(*chosen, "--epochs", 4, "--run", tmp_path / "whole")
+    lines = [strict(tmp_path / name / "metrics.jsonl") for name in ("run", "whole")]
+    assert untimed(lines[0]) == untimed(lines[1])
+    assert [line for line in lines[0] if line["epoch"] < 2] == first  # these epochs were not trained once more
+    for phase in ("teacher", "student"):
+        chex.assert_trees_all_equal(*(state(tmp_path / name / "checkpoints" / phase) for name in ("run", "whole")))
+    assert "epochs was 4, is 3" in refused(*chosen, "--epochs", 3, "--run", tmp_path / "run")
+    assert strict(tmp_path / "run" / "config.json")["epochs"] == 4
+
+
+def state(folder):
+    return htd_jax.training.Checkpoints(folder).tree()
+
+
+def test_a_run_with_a_method_is_not_gone_on_with_and_says_why(finished):
+    message = refused("--htd.groups", 3, "--epochs", 5, "--runs", finished[0].parent)
+    assert "was made with 3 epochs; trained on, its teacher is another, whose student begins anew" in message
+
+
+def test_a_moved_run_with_a_relative_teacher_is_taken_up(finished, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    shutil.copytree(finished[0], tmp_path / "a" / "teacher")
+    monkeypatch.chdir(tmp_path / "a")
+    chosen = ["--method", "svd", "--teacher", "teacher", "--run", "run"]
+    trained(*chosen)
+    before = results(tmp_path / "a" / "run")
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    done = trained(*chosen)
+    assert "s/epoch" not in done.out and results(tmp_path / "b" / "run") == before
+
+
+def test_a_split_is_given_back(finished, tmp_path):
+    folder, _ = finished
+    trained("--method", "none", "--split-file", folder / "split.npz", "--runs", tmp_path)
+    student = results(tmp_path / "split-none-4-seed0")["phases"]["student"]
+    assert untimed(student) == untimed(results(folder)["phases"]["student"])
+
+
+def test_a_student_starts_at_the_factors_of_its_teacher(finished, tmp_path):
+    folder, _ = finished
+    chosen = ["--method", "ftd", "--student-init", "svd", "--learning-rate", "0", "--teacher", folder]
+    trained(*chosen, "--runs", tmp_path / "init")
+    trained("--method", "svd", "--teacher", folder, "--runs", tmp_path / "svd")
+    factors = results(tmp_path / "svd" / "synthetic-svd-4-seed0")["phases"]["svd"]["final"]["test"]
+    phases = results(tmp_path / "init" / "synthetic-ftd-4-seed0")["phases"]
+    assert phases["student"]["final"]["test"] == phases["ftd"]["final"]["test"] == factors
+
+
+def test_an_early_stopped_run_keeps_its_best_epoch(tmp_path):
+    stopping = ["--eval-every", 1, "--patience", 1, "--epochs", 6]
+    done = trained("--method", "none", *stopping, "--cutoffs", 5, "--runs", tmp_path)
+    assert "best epoch in validation recall@5" in done.out
+    for phase in results(tmp_path / "synthetic-none-4-seed0")["phases"].values():
+        assert phase["final"] == phase["best"]
+        assert phase["epochs"] in (6, phase["best"]["epoch"] + 2)
+
+
+# --- every model and every method
+
+
+@pytest.fixture(scope="module")
+def shared_runs(finished, tmp_path_factory):
+    """Runs that find each other's teachers and students."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(finished[0], folder / finished[0].name)
+    return folder
+
+
+# What a model gives to a method is representations: each method once (HTD is the finished run's), and each model with
+# a method that learns something of its own beside it; with svd, where it has products.
+PAIRS = [
+    *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "ftd+fitnet")),
+    ("neumf", "htd"),
+    ("lightgcn", "svd"),
+    ("lightgcn", "fitnet"),
+]
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS)
+def test_every_model_takes_every_method(model, method, shared_runs):
+    chosen = ["--model", model, "--method", method]
+    for name, flag in (("htd", "--htd.groups"), ("de", "--de.experts")):
+        chosen += [flag, 3] if name in method.split("+") else []
+    trained(*chosen, "--runs", shared_runs)
+    folder = shared_runs / f"synthetic{'' if model == 'bpr' else f'-{model}'}-{method}-4-seed0"
+    found = results(folder)
+    assert list(found["phases"]) == ["teacher", "student", method]
+    for phase in found["phases"].values():
+        assert 0 < phase["final"]["test"]["recall@50"] <= 1
+    own = {"htd": {"entity", "group", "assignment"}, "svd": set()}
+    wanted = set().union(*(own.get(name, {name}) for name in method.split("+")))
+    assert set(strict(folder / "metrics.jsonl")[-1]["terms"]) - {"loss", "base"} == wanted
+
+
+def test_a_run_ranks_among_a_sample(tmp_path):
+    done = trained("--method", "none", "--protocol", "sampled", "--candidates", 50, "--runs", tmp_path)
+    found = results(tmp_path / "synthetic-sampled-none-4-seed0")
+    assert found["protocol"] == "sampled" and "recall@50" in done.out
+    for phase in found["phases"].values():
+        assert phase["final"]["test"]["recall@50"] > 0.9  # of 51, those who are not the last
+
+
+@pytest.mark.parametrize(
+    ("args", "terms"),
+    [
+        (["--htd.grouping", "kmeans"], {"entity", "group"}),
+        (["--htd.grouping", "random", "--htd.levels", "entity"], {"entity"}),
+        (["--htd.no-noise", "--htd.levels", "group"], {"group", "assignment"}),
+    ],
+)
+def test_the_variants_of_htd(args, terms, finished, tmp_path):
+    trained("--htd.groups", 3, *args, "--teacher", finished[0], "--runs", tmp_path)
+    (path,) = tmp_path.glob("*/metrics.jsonl")
+    assert set(strict(path)[-1]["terms"]) == {"loss", "base", *terms}
+
+
+def test_a_teacher_of_another_model_teaches(shared_runs):
+    """LightGCN's representations, to a student of BPR: found by what the teacher was trained under."""
+    teacher = shared_runs / "of-lightgcn"
+    trained("--model", "lightgcn", "--method", "none", "--run", teacher, "--runs", shared_runs)
+    trained("--method", "ftd", "--teacher", teacher, "--run", shared_runs / "of-bpr")
+    phases = results(shared_runs / "of-bpr")["phases"]
+    assert phases["teacher"] == results(teacher)["phases"]["teacher"]
+    assert phases["ftd"]["settings"]["model"]["name"] == "bpr"
+
+
+@pytest.mark.slow
+def test_citeulike_trains(citeulike_dir, tmp_path):
+    """Real data at its real size: two epochs of every phase, and the teacher already ranks far above chance."""
+    sizes = ["--epochs", 2, "--eval-every", 1, "--teacher-dim", 64, "--student-dim", 20]
+    trained("--dataset", "citeulike", "--data-dir", citeulike_dir, "--method", "ftd", *sizes, "--runs", tmp_path)
+    found = results(tmp_path / "citeulike-ftd-20-seed0")
+    recall = {name: phase["final"]["test"]["recall@50"] for name, phase in found["phases"].items()}
+    assert all(value > 5 * 50 / 25181 for value in recall.values()), recall
+    assert recall["teacher"] > recall["student"]
+    assert np.isfinite(list(recall.values())).all()
+
+
+@pytest.mark.slow
+def test_citeulike_t_is_split_and_trains(citeulike_dir, tmp_path):
+    if not (citeulike_dir.parent / "citeulike-t" / "users.dat").is_file():
+        pytest.skip("needs citeulike-t/users.dat in the same folder")
+    own = {"min-interactions": 60, "split": "ratio", "split-seed": 3}
+    chosen = [part for name, value in own.items() for part in (f"--citeulike-t.{name}", value)]
+    trained("--dataset", "citeulike-t", "--method", "ftd", *chosen, "--runs", tmp_path)
+    assert results(tmp_path / "citeulike-t-ftd-4-seed0")["phases"]["ftd"]["final"]["test"]["recall@50"] > 0
+
+
+# --- the same from Python
+
+FEW = {"epochs": 3, "eval_every": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return htd_jax.data.make_synthetic(num_users=60, num_items=150)
+
+
+@pytest.fixture(scope="module")
+def teacher(data):
+    return htd_jax.fit(data, dim=12, **FEW)
+
+
+distil = functools.partial(htd_jax.distill, dim=4, **FEW)
+
+
+def test_fit_is_the_teacher_of_a_run_and_distill_its_student(finished, data, teacher):
+    phases = results(finished[0])["phases"]
+    assert teacher.metrics == phases["teacher"]["final"]["test"]
+    assert teacher.parameters == phases["teacher"]["parameters"]
+    student = distil(teacher, data, method=distillers.HTD(groups=3))
+    assert student.metrics == phases["htd"]["final"]["test"]
+    assert untimed(student.records) == [untimed(record) for record in of_phase(finished[0], "htd")]
+    assert student.chosen == student.records[-1] and len(student.seconds) == 3
+
+
+def of_phase(folder, phase):
+    lines = [line for line in strict(folder / "metrics.jsonl") if line["phase"] == phase]
+    return [{name: value for name, value in line.items() if name != "phase"} for line in lines]
+
+
+def test_without_a_folder_nothing_is_written(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fitted = htd_jax.fit(data, dim=12, **FEW)
+    distil(fitted, data, method="svd")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_fitted_can_be_looked_into(data, teacher):
+    of = teacher.representations()
+    chex.assert_shape((of.users, of.items), [(60, 12), (150, 12)])
+    users = np.array([3, 0, 3])
+    np.testing.assert_allclose(teacher.scores(users), of.users[users] @ of.items.T, rtol=1e-5, atol=1e-6)
+    assert teacher.settings["model"] == {"name": "bpr", "dim": 12}
+    assert teacher.settings["training"]["epochs"] == 3
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_folder_goes_on_to_the_same_bits(data, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", 0)
+    whole = distil(teacher, data, method="ftd")
+    save = htd_jax.training.Checkpoints.save
+
+    def save_and_die(self, epoch, *rest):
+        save(self, epoch, *rest)
+        if epoch == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(htd_jax.training.Checkpoints, "save", save_and_die)
+        with pytest.raises(Killed):
+            distil(teacher, data, method="ftd", folder=tmp_path / "run")
+    resumed = distil(teacher, data, method="ftd", folder=tmp_path / "run")
+    chex.assert_trees_all_equal(resumed.variables, whole.variables)
+    assert untimed(resumed.records) == untimed(whole.records)
+    again = distil(teacher, data, method="ftd", folder=str(tmp_path / "run"))
+    assert (again.records, again.seconds) == (resumed.records, resumed.seconds)
+    with pytest.raises(UserError, match="made by other settings"):
+        distil(teacher, data, method=FTD(weight=0.5), folder=tmp_path / "run")
+
+
+def test_the_same_method_by_name_and_by_settings(data, teacher):
+    by_name, by_settings, raw = (
+        distil(teacher, data, method=method)
+        for method in ("ftd", FTD(), distillers.scale(distillers.ftd(), FTD().weight))
+    )
+    chex.assert_trees_all_equal(by_name.variables, by_settings.variables)
+    chex.assert_trees_all_equal(by_name.variables, raw.variables)
+    other = distil(teacher, data, method=FTD(weight=1.0))
+    assert not np.array_equal(other.variables["params"]["users"], by_name.variables["params"]["users"])
+
+
+def test_a_distiller_without_settings_has_no_folder(data, teacher, tmp_path):
+    with pytest.raises(UserError, match="a Distiller has no settings to know its checkpoints by"):
+        distil(teacher, data, method=distillers.ftd(), folder=tmp_path / "run")
+    with pytest.raises(UserError, match="a Distiller has no settings"):
+        distil(teacher, data, method=["fitnet", distillers.ftd()], folder=tmp_path / "run")
+
+
+def test_teachers_of_every_kind(data, teacher):
+    of = teacher.representations()
+    expected = distil(teacher, data, method="ftd").variables
+    for same in (of, Teacher.of(of), jax.tree.map(np.asarray, of), teacher.teacher()):
+        chex.assert_trees_all_equal(distil(same, data, method="ftd").variables, expected)
+    lists = Lists(jnp.zeros((60, 5), jnp.int32))
+    with pytest.raises(UserError, match="the method needs a teacher's representations, and this one has lists"):
+        distil(lists, data, method="ftd")
+    with pytest.raises(UserError, match="the teacher's users are .* the data has 60 users"):
+        distil(of._replace(users=of.users[:-1]), data, method="ftd")
+    with pytest.raises(UserError, match="of different widths"):
+        distil(of._replace(users=of.users[:, :-1]), data, method="ftd")
+    with pytest.raises(TypeError, match="expected a Teacher, its Representations or its Lists, not ndarray"):
+        distil(np.zeros((60, 5)), data, method="ftd")
+
+
+def test_a_list_of_methods_is_their_chain(data, teacher):
+    both = distil(teacher, data, method="ftd+fitnet")
+    listed = distil(teacher, data, method=[FTD(), FitNet()])
+    chex.assert_trees_all_equal(both.variables, listed.variables)
+    assert set(both.records[-1]["terms"]) == {"loss", "base", "ftd", "fitnet"}
+    with pytest.raises(UserError, match="ftd stands twice"):
+        distil(teacher, data, method=["ftd", FTD()])
+
+
+def test_models_by_name_by_settings_and_ones_own(data):
+    fit = functools.partial(htd_jax.fit, data, dim=4, **FEW)
+    deep = fit(model=LightGCNSettings(layers=0))
+    assert deep.settings["model"] == {"name": "lightgcn", "dim": 4, "layers": 0}
+    plain, own = fit(), fit(model=lambda train: BPR(train.num_users, train.num_items, 4))
+    chex.assert_trees_all_equal(plain.variables, own.variables)
+    with pytest.raises(UserError, match="--lightgcn.layers: must be at least 0, not -1"):
+        fit(model=LightGCNSettings(layers=-1))
+    with pytest.raises(UserError, match="unknown model 'mlp'"):
+        fit(model="mlp")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epoch": 3}, TypeError, "there is no setting 'epoch'; there are batch_size, candidates"),
+        ({"epochs": 0}, UserError, "--epochs: must be at least 1, not 0"),
+        ({"learning_rate": float("nan")}, UserError, "--learning-rate: must be finite"),
+        ({"cutoffs": (0,)}, UserError, "--cutoffs: must be at least 1"),
+        ({"metric": "recall@7"}, UserError, "unknown metric"),
+        ({"dim": 0}, UserError, "dim: must be a whole number of at least 1, not 0"),
+        ({"dim": 2.5}, UserError, "dim: must be a whole number"),
+        ({"model": "mlp"}, UserError, "unknown model 'mlp'"),
+    ],
+)
+def test_what_fit_refuses(data, tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        htd_jax.fit(data, folder=tmp_path / "run", **{**FEW, "dim": 4, **settings})
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_jax_is_set_to_changes_nothing(data, teacher):
+    expected = distil(teacher, data, method="ftd")
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        wide = htd_jax.fit(htd_jax.data.make_synthetic(num_users=60, num_items=150), dim=12, **FEW)
+        found = distil(wide, data, method="ftd")
+        assert jnp.zeros(1, float).dtype == jnp.float64  # still as it was set
+    chex.assert_trees_all_equal(wide.variables, teacher.variables)
+    chex.assert_trees_all_equal(found.variables, expected.variables)
+    assert untimed(found.records) == untimed(expected.records)
+
+
+def test_one_folder_is_one_processs(finished, data, tmp_path):
+    """The second is told; once the first has ended, the folder is free."""
+    folder = tmp_path / "run"
+    ready, go = (multiprocessing.get_context("spawn").Event() for _ in range(2))
+    other = multiprocessing.get_context("spawn").Process(target=hold, args=(folder, ready, go))
+    other.start()
+    try:
+        assert ready.wait(120)
+        message = refused("--method", "none", "--run", folder)
+        assert f"{folder}: another process is at work there" in message
+        with pytest.raises(UserError, match="another process is at work there"):
+            htd_jax.fit(data, dim=4, folder=folder, **FEW)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    finally:
+        go.set()
+        other.join()
+    htd_jax.fit(data, dim=12, folder=folder, **FEW)
+
+
+def hold(folder, ready, go):
+    from htd_jax.pipeline.experiment import claimed
+
+    with claimed(folder):
+        ready.set()
+        go.wait(120)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    """A method from outside: users drawn to the origin, `strength` times a number that each epoch draws."""
+
+    strength: Annotated[float, Ge(0)] = 1.0
+    weight: Annotated[float, Ge(0)] = 0.1
+
+    label: ClassVar[str] = "mine"
+
+    def make(self, run):
+        def loss(params, drawn, batch, key, epoch):
+            value = self.strength * drawn * jnp.sum(batch.entities.users.kept().student ** 2)
+            return value, {"mine": value}
+
+        refresh = lambda params, drawn, key, epoch, teacher, student: jax.random.uniform(key)
+        return Distiller(learns_nothing, loss, refresh)
+
+
+def test_a_registered_method_is_one_of_them(data, teacher, monkeypatch):
+    monkeypatch.setattr(distillers.METHODS, "_known", dict(distillers.METHODS))
+    distillers.register("mine", Mine)
+    by_name = distil(teacher, data, method="mine")
+    chex.assert_trees_all_equal(by_name.variables, distil(teacher, data, method=Mine()).variables)
+    assert by_name.settings["methods"] == {"mine": {"strength": 1.0, "weight": 0.1}}
+    assert "mine" in by_name.records[-1]["terms"]
+    stronger = distil(teacher, data, method=Mine(strength=100.0))
+    norm = lambda fitted: float(jnp.linalg.norm(fitted.variables["params"]["users"]))
+    assert norm(stronger) < norm(by_name)
+    with pytest.raises(UserError, match="--mine.strength: must be at least 0, not -1"):
+        distil(teacher, data, method=Mine(strength=-1))
+    assert "--mine.strength" in start("--method", "mine", "--help").out
