@@ -208,6 +208,10 @@ def claimed(folder: Path | str | None) -> Iterator[None]:
     if folder is None:
         yield
         return
+    try:
+        str(Path(folder).absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{folder}: the path is no UTF-8, which checkpoints need; name another folder") from None
     lock = filelock.FileLock(Path(folder) / ".lock", timeout=0)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
