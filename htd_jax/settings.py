@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import annotated_types
 
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 
 # Settings are any frozen dataclass: no base class is inherited.
 Settings = Any
@@ -156,7 +156,7 @@ def _check(flag: str, value: Any, hint: Any) -> None:
         try:
             str(value).encode()
         except UnicodeEncodeError:
-            raise UserError(f"{flag}: {str(value)!r} is no UTF-8, which the checkpoints need") from None
+            raise UserError(f"{flag}: {shown(value)}: the path is no UTF-8, which the checkpoints need") from None
     elif isinstance(hint, type) and not isinstance(value, hint):
         raise UserError(f"{flag}: must be of type {hint.__name__}, not {value!r}")
 

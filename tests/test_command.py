@@ -108,6 +108,12 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
     assert "exists and is not a run folder" in refused("--run", tmp_path / "notes.txt")
 
 
+def test_a_path_that_is_no_utf8_is_refused_before_anything_is_written(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert "caf\\udce9: the path is no UTF-8" in refused("--method", "none", "--run", folder)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("written", ["not json", "[1]", '{"epochs": 3}'])
 def test_a_config_that_is_none_is_refused_and_left_alone(tmp_path, written):
     (tmp_path / "config.json").write_text(written)
