@@ -90,7 +90,7 @@ _group_sums.defvjp(
 
 def _reduced(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
     """`reduce` of each row of `x` `[g, n]`, zeros counted in, first by pieces: few rows alone leave a GPU idle."""
-    pieces = -(-x.shape[1] // CHUNK)
+    pieces = max(1, -(-x.shape[1] // CHUNK))
     cut = jnp.pad(x, [(0, 0), (0, pieces * CHUNK - x.shape[1])]).reshape(len(x), pieces, CHUNK)
     return reduce(reduce(cut, axis=2), axis=1)
 
