@@ -43,13 +43,13 @@ def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | N
     """Runs a command as a user meets it: an error is a line and status 2, a stop leaves the terminal as it was."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten_readers()
+    sys.path.append(os.getcwd())  # where a method of one's own is looked for, as `python` does
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")  # type: ignore[union-attr]
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        _use_devices()
         command(arguments)
         sys.stdout.flush()
     except UserError as error:
@@ -72,7 +72,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _use_devices() -> None:
+def use_devices() -> None:
     """Sees that there is a device, and keeps what is compiled.
 
     Raises:

@@ -81,7 +81,7 @@ def _finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _seedless(settings: Any) -> Any:
+def _seedless(settings: Any, of_teacher: bool = False) -> Any:
     """What made a phase, but for what its seed alone decides: the seed, and its teacher's numbers.
 
     A teacher that nothing is known of but its numbers is told by them.
@@ -89,7 +89,10 @@ def _seedless(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     dropped = {"seed", "hash"} if len(settings) > 1 else set()
-    return {name: _seedless(value) for name, value in settings.items() if name not in dropped}
+    if of_teacher and settings.get("patience") is not None:
+        dropped |= {"epochs"}  # the most that there could be, or where patience ended
+    of = lambda name: of_teacher or name == "teacher"
+    return {name: _seedless(value, of(name)) for name, value in settings.items() if name not in dropped}
 
 
 def _told_apart(made: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:

@@ -8,7 +8,10 @@ from htd_jax.pipeline import run
 
 
 def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
+    from htd_jax.command import use_devices
+
     config = parse_config(arguments, prog=prog, description=__doc__ or "")
+    use_devices()
     result = run(config)
     print_table(result)
     draw_curves(result)

@@ -20,6 +20,7 @@ from htd_jax.settings import Registry, check, override
 SOURCES = Registry(
     "dataset",
     {"citeulike": CiteULike, "citeulike-t": CiteULikeT, "foursquare": Foursquare, "synthetic": Synthetic},
+    function="load",
 )
 register = SOURCES.register
 

@@ -34,6 +34,7 @@ METHODS = Registry(
     "method",
     {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD},
     besides=("none",),
+    function="make",
 )
 register = METHODS.register
 

@@ -34,7 +34,8 @@ class Evaluation:
         known = [f"{name}@{k}" for name in METRICS for k in cutoffs]
         if metric not in known:
             raise UserError(f"--metric: unknown metric {metric!r}; known: {', '.join(known)}")
-        return dataclasses.replace(self, cutoffs=cutoffs, metric=metric)
+        candidates = self.candidates if self.protocol == "sampled" else Evaluation.candidates
+        return dataclasses.replace(self, cutoffs=cutoffs, metric=metric, candidates=candidates)
 
     def make(self) -> Full | Sampled:
         return Full() if self.protocol == "full" else Sampled(self.candidates)

@@ -9,7 +9,7 @@ from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
 from htd_jax.models.neumf import NeuMF, NeuMFSettings
 from htd_jax.settings import Registry
 
-MODELS = Registry("model", {"bpr": BPRSettings, "neumf": NeuMFSettings, "lightgcn": LightGCNSettings})
+MODELS = Registry("model", {"bpr": BPRSettings, "neumf": NeuMFSettings, "lightgcn": LightGCNSettings}, function="build")
 register = MODELS.register
 
 __all__ = [

@@ -110,6 +110,11 @@ class Config:
         for registry, name in registries:
             settings = registry[name]
             made.append((flag_name(name), self.own.get(flag_name(name)) or settings()))
+        common = {field.name for of in (What, Training, Evaluation) for field in dataclasses.fields(of)}
+        taken: dict[str, type | None] = {name.replace("_", "-"): None for name in (*common, "data", "teacher")}
+        for name, settings in made:
+            if taken.setdefault(name, type(settings)) is not type(settings):
+                raise UserError(f"{type(settings).__name__}: --{name} is taken; give the class another name")
         return made
 
     @property

@@ -27,6 +27,7 @@ from htd_jax.distillers import (
     scale,
     svd_factors,
 )
+from htd_jax.distillers.teacher import check_lists
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, Evaluator, make_evaluator
 from htd_jax.models import MODELS, InnerProduct, MakeModel, ModelOf
@@ -51,6 +52,9 @@ FORMAT = 4
 
 # What a phase's random key is folded from. A helped student starts where the plain one does, on the same batches.
 TEACHER_KEY, STUDENT_KEY = 0, 1
+
+# Where a student may start.
+STARTS = ("random", "svd")
 
 AnyMethod = str | Settings | Distiller
 
@@ -202,17 +206,25 @@ def resolve(method: AnyMethod | list[AnyMethod]) -> dict[str, Settings | Distill
       UserError: an unknown name, or one method twice.
     """
     methods: dict[str, Settings | Distiller] = {}
-    for one in method if isinstance(method, list) else [method]:
+    given = list(method) if isinstance(method, list | tuple) and not isinstance(method, Distiller) else [method]
+    named = [part for one in given for part in (one.split("+") if isinstance(one, str) else [one])]
+    for one in named:
+        if one == NO_METHOD and len(named) == 1:
+            return {}
         if isinstance(one, str):
-            parts = {name: METHODS[name]() for name in one.split("+") if name != NO_METHOD}
+            name, settings = one, METHODS[one]() if one != NO_METHOD else None
         elif isinstance(one, Distiller):
-            parts = {f"distiller{len(methods)}": one}
+            name, settings = f"distiller{len(methods)}", one
+        elif hasattr(one, "make"):
+            of = type(one)
+            name = next((name for name, known in METHODS.items() if known is of), f"{of.__module__}:{of.__name__}")
+            settings = one
         else:
-            name = next((name for name, settings in METHODS.items() if settings is type(one)), None)
-            parts = {name or f"{type(one).__module__}:{type(one).__name__}": one}
-        if twice := set(parts) & set(methods):
-            raise UserError(f"--method: {twice.pop()} stands twice")
-        methods |= parts
+            raise TypeError(f"expected a method's name, its settings or a Distiller, not {type(one).__name__}")
+        alone = settings is None or not getattr(settings, "trained", True)
+        if name in methods or (alone and len(named) > 1):
+            raise UserError(f"--method: must join different methods, none of them none or svd, not {name} and others")
+        methods[name] = settings
     return methods
 
 
@@ -246,6 +258,8 @@ class Experiment:
         evaluation = override(Evaluation(), **{n: value for n, value in settings.items() if n in of_evaluation})
         check(training)
         check(evaluation)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(f"seed: must be a whole number in [0, 2^32), not {seed!r}")
         split = datasets.load(data) if isinstance(data, str) else data
         return cls(split, training, evaluation.filled(), seed)
 
@@ -287,6 +301,8 @@ class Experiment:
           title: for the line of progress, if not `name`.
           on_epoch: told of every epoch.
         """
+        if start not in STARTS:
+            raise UserError(f"start: unknown value {start!r}; known: {', '.join(STARTS)}")
         maker, of_model = _model(model, dim, is_teacher=name == "teacher")
         methods = methods or {}
         trained = all(getattr(settings, "trained", True) for settings in methods.values())
@@ -313,6 +329,10 @@ class Experiment:
         }
         if folder is not None and any(isinstance(one, Distiller) for one in methods.values()):
             raise UserError("a Distiller has no settings to know its checkpoints by: give settings, or no folder")
+        if folder is not None and of_model["name"] is None:
+            raise UserError("a function has no settings to know checkpoints by: give a model's settings, or no folder")
+        if teacher is not None and teacher.lists is not None:
+            check_lists(teacher.lists, self.split.train.num_items)
         checkpoints = None
         if folder is not None:
             if runs and not helped and not Path(folder).exists():
@@ -362,7 +382,7 @@ def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bo
     if isinstance(model, ModelOf):
         return _model(model.settings, model.dim, is_teacher=is_teacher)
     if not isinstance(model, str) and not hasattr(model, "build"):
-        return model, {"name": f"{model.__module__}.{model.__qualname__}", "dim": dim}
+        return model, {"name": None, "dim": dim}
     settings: Any = MODELS[model]() if isinstance(model, str) else model
     of = type(settings)
     known = next((name for name, known in MODELS.items() if known is of), f"{of.__module__}:{of.__name__}")
@@ -410,7 +430,8 @@ def find_phase(
         try:
             checkpoints = Checkpoints(folder)
             history = checkpoints.history()
-            done = is_finished(history["records"], len(history["seconds"]), epochs, stopping)
+            epochs_done = len(history["seconds"])
+            done = epochs_done <= epochs and is_finished(history["records"], epochs_done, epochs, stopping)
             if done and history["settings"] == settings:
                 checkpoints.tree()  # whole, or not found
                 return folder
@@ -422,6 +443,7 @@ def find_phase(
 def hash_of(teacher: Teacher | None) -> str:
     """Of all that the teacher is."""
     digest = hashlib.sha256()
-    for table in jax.tree.leaves(teacher):
-        digest.update(np.asarray(table).tobytes())
+    for path, table in jax.tree_util.tree_leaves_with_path(teacher):
+        table = np.asarray(table)
+        digest.update(f"{jax.tree_util.keystr(path)} {table.dtype}{table.shape}".encode() + table.tobytes())
     return digest.hexdigest()[:16]

@@ -151,7 +151,7 @@ def make_trainer(
             return base, extra, terms
 
         base, extra, terms = nn.apply(of_batch, model)(params["model"])
-        return base + extra, {"loss": base + extra, "base": base, **terms}
+        return base + extra, {**terms, "loss": base + extra, "base": base}
 
     def epoch(
         state: TrainState, key: chex.PRNGKey, train: Interactions, given: AnyTeacher
