@@ -221,9 +221,10 @@ def resolve(method: AnyMethod | list[AnyMethod]) -> dict[str, Settings | Distill
             settings = one
         else:
             raise TypeError(f"expected a method's name, its settings or a Distiller, not {type(one).__name__}")
-        alone = settings is None or not getattr(settings, "trained", True)
-        if name in methods or (alone and len(named) > 1):
-            raise UserError(f"--method: must join different methods, none of them none or svd, not {name} and others")
+        if name in methods:
+            raise UserError(f"--method: {name} stands twice")
+        if len(named) > 1 and (settings is None or not getattr(settings, "trained", True)):
+            raise UserError(f"--method: {name} is joined with no other")
         methods[name] = settings
     return methods
 
