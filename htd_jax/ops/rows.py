@@ -58,12 +58,20 @@ def group_directions(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Ar
 
 def group_sizes(groups: jax.Array, num_groups: int) -> jax.Array:
     """How many rows each group has: `[num_groups]` int32."""
-    return _reduced(jnp.sum, _members(groups, num_groups).astype(jnp.int32))
+    return platforms.by_platform(
+        lambda groups: jax.ops.segment_sum(jnp.ones_like(groups, jnp.int32), groups, num_groups),
+        lambda groups: _reduced(jnp.sum, _members(groups, num_groups).astype(jnp.int32)),
+        groups,
+    )
 
 
 def _group_largest(largest: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
     """`[num_groups]`: the largest of a group's `largest`, at least 0."""
-    return _reduced(jnp.max, jnp.where(_members(groups, num_groups), largest[None], 0))
+    return platforms.by_platform(
+        lambda largest, groups: jnp.maximum(jax.ops.segment_max(largest, groups, num_groups), 0),
+        lambda largest, groups: _reduced(jnp.max, jnp.where(_members(groups, num_groups), largest[None], 0)),
+        *(largest, groups),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
