@@ -55,3 +55,9 @@ def test_no_import_runs_upwards(path):
     for other in imports(path) - {own}:
         ground = FLOOR_OF[own] == FLOOR_OF[other] == 0
         assert ground or FLOOR_OF[other] < FLOOR_OF[own], f"{own} imports {other}, which is above or beside it"
+
+
+def test_no_document_has_a_gap():
+    for path in PACKAGE.parent.glob("**/*.md"):
+        if ".venv" not in path.parts:
+            assert "@@" not in path.read_text(), path
