@@ -197,9 +197,8 @@ def test_a_run_compiles_its_epoch_once(small_split, teacher, tmp_path):
     counts = []
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        fit(
-            small_split, teacher, "both", tmp_path / "run", epochs=7, on_epoch=lambda news: counts.append(len(compiled))
-        )
+        count = lambda news: counts.append(len(compiled))
+        fit(small_split, teacher, METHODS["both"](), tmp_path / "run", epochs=7, on_epoch=count)
     finally:
         jax.monitoring.clear_event_listeners()
     # The first epoch may compile the evaluation and the first save; after that nothing does.
@@ -367,7 +366,6 @@ def test_what_is_drawn_is_resumed_to_the_bit(small_split, tmp_path, monkeypatch)
         {"drawn": jnp.sum(drawn)},
     )
     trainer = make(distillers.every(3, told(refresh=refresh, loss=loss)))
-    monkeypatch.setitem(METHODS, "drawing", None)
     monkeypatch.setattr(sys.modules[__name__], "trainer_of", lambda method: trainer)
 
     def kill(news):
