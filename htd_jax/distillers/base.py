@@ -124,7 +124,7 @@ class Distiller(NamedTuple):
         `student` is the model as it now is, see `Recommender`. What is drawn is part of the phase's state, so that a
         resumed run goes on with the same.
       prepare: `(teacher, train) -> teacher`, called once, before the first epoch: what the other functions want to know
-        of the `Teacher`, and what they are given under that name.
+        of the `Teacher`, and what they are given under that name. Not compiled for it: what is passed on is no copy.
       needs: what a teacher must have, of `representations`, `scores` and `lists`; one that lacks it is refused.
     """
 

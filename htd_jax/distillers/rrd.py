@@ -112,6 +112,7 @@ def rrd(
     """
     check_choice("choice", choice, CHOICES)
 
+    @jax.jit
     def prepare(teacher: Teacher, train: Interactions) -> Ranking:
         items = teacher.top(train, pool)
         ordered = jnp.sort(jnp.where(items < 0, train.num_items, items), axis=1)

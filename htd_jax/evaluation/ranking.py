@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from htd_jax.data import Split
 from htd_jax.evaluation.metrics import CUTOFFS, Metrics, check_cutoffs, metrics_of_pairs
 from htd_jax.evaluation.protocols import Full, Sampled
-from htd_jax.models import MakeModel, Recommender
+from htd_jax.models import MakeModel, Recommender, with_tables
 from htd_jax.ops.platforms import compiler_options
 
 Evaluator = Callable[[MakeModel, Any], dict[str, Metrics]]
@@ -43,9 +43,7 @@ def make_evaluator(
     @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options())
     def evaluate(make_model: MakeModel, variables: Any, split: Split, prepared: Any) -> dict[str, Metrics]:
         def of_model(model: Recommender) -> tuple[jax.Array, jax.Array]:
-            nothing = jnp.zeros(1, jnp.int32)
-            model.score(nothing, nothing)  # makes the model's tables here, once, not in every block
-            return protocol.ranks(model, split, prepared)
+            return protocol.ranks(with_tables(model), split, prepared)
 
         ranks = nn.apply(of_model, make_model(split.train))(variables)
         of_part = lambda part, ranks: metrics_of_pairs(

@@ -3,7 +3,7 @@
 A model is one file: the module, and its settings, which a line here makes known.
 """
 
-from htd_jax.models.base import InnerProduct, MakeModel, ModelOf, ModelSettings, Recommender
+from htd_jax.models.base import InnerProduct, MakeModel, ModelOf, ModelSettings, Recommender, with_tables
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
 from htd_jax.models.neumf import NeuMF, NeuMFSettings
@@ -27,4 +27,5 @@ __all__ = [
     "Recommender",
     "make_graph",
     "register",
+    "with_tables",
 ]

@@ -54,6 +54,13 @@ class Recommender(nn.Module):
         return self.score(users, items)
 
 
+def with_tables(model: Recommender) -> Recommender:
+    """The bound module with its tables made here, once, and not in every turn of a loop that asks for them."""
+    nothing = jnp.zeros(1, jnp.int32)
+    model.score(nothing, nothing)
+    return model
+
+
 # A module for the interactions that it is trained on: its sizes, and LightGCN's graph, are theirs.
 MakeModel = Callable[[Interactions], Recommender]
 

@@ -11,7 +11,6 @@ from typing import Any
 from htd_jax import data
 from htd_jax.data import Split
 from htd_jax.errors import UserError, shown
-from htd_jax.evaluation import make_evaluator
 from htd_jax.models import MODELS, ModelOf
 from htd_jax.pipeline.config import NO_METHOD, Config, describe, early_stopping
 from htd_jax.pipeline.experiment import Experiment, Fitted, hash_of, numerics
@@ -53,9 +52,7 @@ def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
         split = load_split(config)
         experiment = Experiment(split, config.training, config.evaluation, config.what.seed)
         # A protocol that cannot be on this split is refused here, before anything is written.
-        experiment.evaluate = make_evaluator(
-            split, cutoffs=config.evaluation.cutoffs, protocol=config.evaluation.make()
-        )
+        _ = experiment.evaluate
         given = open_teacher(config.places.teacher, config, experiment) if config.places.teacher else None
         if given:
             config = override_dim(config, given.settings["model"]["dim"])
@@ -63,9 +60,10 @@ def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
         assert what.student_dim and what.teacher_dim
         if what.student_dim > what.teacher_dim:
             print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
-        check_folder(config, experiment, given)
+        identity = _identity(config, experiment, given)
+        check_folder(config, identity)
         with _claimed(config.folder):
-            claim_folder(config, experiment, given)
+            claim_folder(config, identity, split)
             return _train(config, experiment, given, progress)
 
 
@@ -236,10 +234,9 @@ def open_teacher(path: Path, config: Config, experiment: Experiment) -> Fitted:
     return Fitted(ModelOf(model, dim), variables, experiment.split.train, settings, records, history["seconds"], chosen)
 
 
-def check_folder(config: Config, experiment: Experiment, given: Fitted | None) -> None:
+def check_folder(config: Config, settings: dict[str, Any]) -> None:
     """Raises UserError if the run's folder holds something else than this run."""
     folder, path = config.folder, config.folder / "config.json"
-    settings = _identity(config, experiment, given)
     try:
         if path.is_file():
             found = json.loads(path.read_text())
@@ -261,12 +258,12 @@ def check_folder(config: Config, experiment: Experiment, given: Fitted | None) -
         raise UserError(f"{folder}: cannot be used ({error.strerror}); name another with --run") from None
 
 
-def claim_folder(config: Config, experiment: Experiment, given: Fitted | None) -> None:
+def claim_folder(config: Config, settings: dict[str, Any], split: Split) -> None:
     """Makes the run folder, or takes up the one that these settings made."""
-    check_folder(config, experiment, given)
-    write_json(config.folder / "config.json", _identity(config, experiment, given))
+    check_folder(config, settings)
+    write_json(config.folder / "config.json", settings)
     if not (config.folder / "split.npz").exists():  # new, or killed between the two
-        data.save_split(config.folder / "split.npz", experiment.split)
+        data.save_split(config.folder / "split.npz", split)
 
 
 def _identity(config: Config, experiment: Experiment, given: Fitted | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from flax import struct
 
 from htd_jax.data import Interactions, distinct, shuffle, unseen_items
 from htd_jax.distillers import Batch, Distiller, Entities, Lists, Representations, Shapes, Side, Teacher, Triples
-from htd_jax.models import MakeModel, Recommender
+from htd_jax.models import MakeModel, Recommender, with_tables
 from htd_jax.ops.platforms import compiler_options
 
 
@@ -114,7 +114,9 @@ def make_trainer(
         params: Any, drawn: Any, key: chex.PRNGKey, epoch: jax.Array, model: Recommender, teacher: Prepared
     ) -> Any:
         """What the distiller draws for this epoch, under the model as it is."""
-        of_model = lambda model: distiller.refresh(params["distiller"], drawn, key, epoch, teacher.known, made(model))
+        of_model = lambda model: distiller.refresh(
+            params["distiller"], drawn, key, epoch, teacher.known, with_tables(model)
+        )
         return jax.lax.stop_gradient(nn.apply(of_model, model)(params["model"]))
 
     def loss(
@@ -187,14 +189,7 @@ def make_trainer(
         return TrainState(shaped(flat), opt_state, state.epoch + 1, drawn), terms
 
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
-    return Trainer(jax.jit(init), compiled, jax.jit(prepare))
-
-
-def made(model: Recommender) -> Recommender:
-    """The bound module with its tables made, once, before a loop of another's asks for them in every turn."""
-    nothing = jnp.zeros(1, jnp.int32)
-    model.score(nothing, nothing)
-    return model
+    return Trainer(jax.jit(init), compiled, prepare)
 
 
 def _flat(params: Any) -> Any:
