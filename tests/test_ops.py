@@ -168,9 +168,10 @@ def test_the_parts_of_the_mixtures_form_for_a_gpu_agree(rng):
     used[np.arange(count), 0] = used[np.arange(count), 3] = True
     used[:10, :4], used[290:] = True, False
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *(f32(draw_experts(rng, experts=num)) for _ in sides))
-    arguments = *f32((student, teacher, mixture * used)), stacked, jnp.asarray(used), f32(rng.random(count))
+    rows_of = f32((student, teacher, mixture * used))
+    of = experts.Regression(*rows_of, stacked, jnp.asarray(used), f32(rng.random(count)))
     forms = experts._routed_products, experts._dense_products
-    routed, dense = (jax.jit(f, static_argnums=6)(*arguments, sides) for f in forms)
+    routed, dense = (jax.jit(f, static_argnums=1)(of, sides) for f in forms)
     in_use = lambda total: (*total[:2], total[2] * used, total[3])
     chex.assert_trees_all_close(in_use(routed), in_use(dense), rtol=1e-4, atol=1e-3)
 

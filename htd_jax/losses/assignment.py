@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.losses.checks import check_dtype, check_floats, check_where
-from htd_jax.ops.experts import Experts, Layer, mixed_outputs, mixture_regression
+from htd_jax.ops.experts import Experts, Layer, Regression, mixed_outputs, mixture_regression
 from htd_jax.ops.rows import keep_rows
 
 __all__ = ["Experts", "Layer", "group_assignment_loss", "gumbel_softmax", "perturb", "routed_assignment_loss"]
@@ -143,7 +143,8 @@ def routed_assignment_loss(
     in_use = ~(z < lost)  # so is what is no number: the loss must show it
     if sides is not None:
         experts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), experts)
-    return mixture_regression(s, t, z, experts, in_use, jax.lax.stop_gradient(w), sides or (len(s),))
+    of = Regression(s, t, z, experts, in_use, jax.lax.stop_gradient(w))
+    return mixture_regression(of, sides or (len(s),))
 
 
 def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:

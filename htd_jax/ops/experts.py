@@ -74,96 +74,77 @@ def mixed_outputs(student: jax.Array, mixture: jax.Array, experts: Experts) -> j
     return mixed + dot(mixture, output["bias"])
 
 
-def mixture_regression(
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    sides: tuple[int, ...],
-) -> jax.Array:
+class Regression(NamedTuple):
+    """The rows of a batch, and what they are regressed with.
+
+    Attributes:
+      student: `[n, d_s]` floats.
+      teacher: `[n, d_t]` floats, a constant.
+      mixture: `[n, K]` floats.
+      experts: those of every side one after the other, `[s K, ...]`.
+      in_use: `[n, K]` bool, which weights of the mixture count; a row of none is masked, and may hold anything.
+      weight: `[n]` floats, a constant.
+    """
+
+    student: jax.Array
+    teacher: jax.Array
+    mixture: jax.Array
+    experts: Experts
+    in_use: jax.Array
+    weight: jax.Array
+
+
+def mixture_regression(of: Regression, sides: tuple[int, ...]) -> jax.Array:
     """The sum over rows of `weight` |teacher - mixed outputs|^2, with no need of more than the weights `in_use`.
 
     Differentiable in student, mixture and experts.
 
     Args:
-      student: `[n, d_s]` floats.
-      teacher: `[n, d_t]` floats, a constant.
-      mixture: `[n, K]` floats.
-      experts: those of every side one after the other, `[s K, ...]`.
-      in_use: `[n, K]` bool; a row of none is masked, and may hold anything.
-      weight: `[n]` floats, a constant.
+      of: the rows and their experts.
       sides: how many rows each side has, one side after the other; static.
 
     Returns:
       A scalar.
     """
-    if not len(student):
-        return jnp.zeros((), student.dtype)
-    return _regression(*alike(student, teacher, mixture, experts, in_use, weight), sides)
+    if not len(of.student):
+        return jnp.zeros((), of.student.dtype)
+    return _regression(*alike(of), sides)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _regression(
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    sides: tuple[int, ...],
-) -> jax.Array:
-    return _regression_and_gradients(student, teacher, mixture, experts, in_use, weight, sides)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _regression(of: Regression, sides: tuple[int, ...]) -> jax.Array:
+    return _regression_and_gradients(of, sides)[0]
 
 
-def _regression_and_gradients(
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    sides: tuple[int, ...],
-) -> tuple[jax.Array, Any]:
+def _regression_and_gradients(of: Regression, sides: tuple[int, ...]) -> tuple[jax.Array, Any]:
     loss, d_student, d_mixture, d_experts = platforms.by_platform(
-        functools.partial(in_small_blocks, sides=sides),
-        functools.partial(in_large_products, sides=sides),
-        *(student, teacher, mixture, experts, in_use, weight),
+        functools.partial(in_small_blocks, sides=sides), functools.partial(in_large_products, sides=sides), of
     )
     return loss, (d_student, None, d_mixture, d_experts, None, None)
 
 
 _regression.defvjp(
     _regression_and_gradients,
-    lambda sides, gradients, cotangent: jax.tree.map(lambda g: cotangent * g, gradients),
+    lambda sides, gradients, cotangent: (Regression(*jax.tree.map(lambda g: cotangent * g, gradients)),),
 )
 
 Total = tuple[jax.Array, jax.Array, jax.Array, Experts]
 
 
-def in_small_blocks(
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    *,
-    sides: tuple[int, ...],
-) -> Total:
+def in_small_blocks(of: Regression, sides: tuple[int, ...]) -> Total:
     """The form for a CPU: loss and gradients by student, mixture and experts.
 
     Loops whose lengths are known only when they run. For a side where most weights are in use the routed loops have no
     turn, and for another the dense one has none.
     """
     starts = np.cumsum(sides)[:-1]
-    used = jnp.stack([jnp.sum(part) for part in jnp.split(in_use, starts)])
-    crowded = (ROUTING_COST * used > np.array(sides, np.float32) * mixture.shape[1])[side_of_rows(sides)][:, None]
-    total = jnp.zeros((), student.dtype), *jax.tree.map(jnp.zeros_like, (student, mixture, experts))
-    total = vary(total, axes_of(student))
-    total = _add_dense(total, student, teacher, mixture, experts, in_use & crowded, weight, sides)
-    return _add_routed(total, student, teacher, mixture, experts, in_use & ~crowded, weight, sides)
+    used = jnp.stack([jnp.sum(part) for part in jnp.split(of.in_use, starts)])
+    most = np.array(sides, np.float32) * of.mixture.shape[1]
+    crowded = (ROUTING_COST * used > most)[side_of_rows(sides)][:, None]
+    zeros = jax.tree.map(jnp.zeros_like, (of.student, of.mixture, of.experts))
+    total = vary((jnp.zeros((), of.student.dtype), *zeros), axes_of(of.student))
+    total = _add_dense(total, of._replace(in_use=of.in_use & crowded), sides)
+    return _add_routed(total, of._replace(in_use=of.in_use & ~crowded), sides)
 
 
 def _squares(
@@ -180,17 +161,9 @@ def _by_side(experts: Experts, sides: tuple[int, ...]) -> Experts:
     return jax.tree.map(lambda x: x.reshape(len(sides), -1, *x.shape[1:]), experts)
 
 
-def _add_dense(
-    total: Total,
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    sides: tuple[int, ...],
-) -> Total:
+def _add_dense(total: Total, of: Regression, sides: tuple[int, ...]) -> Total:
     """Adds loss and gradients over all experts of every row with a weight in use, ROWS rows of a side at a time."""
+    student, teacher, mixture, experts, in_use, weight = of
     kept = in_use.any(1)
     rows = len(kept)
     kept_rows = jnp.sort(jnp.where(kept, jnp.arange(rows), rows))  # one side after the other still
@@ -255,21 +228,13 @@ def _differentiate(visited: Visited, pull: jax.Array) -> tuple[jax.Array, jax.Ar
     return d_inputs, d_weight, d_layers, (d_output, d_hidden)
 
 
-def _add_routed(
-    total: Total,
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    sides: tuple[int, ...],
-) -> Total:
+def _add_routed(total: Total, of: Regression, sides: tuple[int, ...]) -> Total:
     """Adds loss and gradients over the pairs in use.
 
     The rows of a single expert, nearly all at a low temperature, are done in one visit. Blocks that hold a row of
     several are visited twice: what is left of a row is known when all its experts have spoken.
     """
+    student, teacher, mixture, experts, in_use, weight = of
     rows, num_experts = mixture.shape
     several = in_use.sum(1) > 1
     most = len(sides) * num_experts + int(mixture.size / ROUTING_COST) // BLOCK  # an expert's last may be part empty
@@ -322,37 +287,21 @@ def _add_routed(
     return loss, d_student, d_mixture + take_rows(d_weight_of.ravel(), slots), d_experts
 
 
-def in_large_products(
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    *,
-    sides: tuple[int, ...],
-) -> Total:
+def in_large_products(of: Regression, sides: tuple[int, ...]) -> Total:
     """The form for a GPU or TPU: loss and gradients by student, mixture and experts, in a given order of additions.
 
     Two forms behind one choice, neither with a loop until the hidden units of all experts outgrow ROWS_TIMES_UNITS.
     """
-    used = jnp.sum(in_use, axis=1)
+    used = jnp.sum(of.in_use, axis=1)
     few = (jnp.sum(used) <= PAIRS * len(used)) & (jnp.max(used) <= MOST_OF_A_ROW)
-    axes = axes_of(student)
-    forms = (lambda *args, form=form: vary(form(*args, sides), axes) for form in (_routed_products, _dense_products))
-    return jax.lax.cond(few, *forms, student, teacher, mixture, experts, in_use, weight)
+    axes = axes_of(of.student)
+    forms = (lambda of, form=form: vary(form(of, sides), axes) for form in (_routed_products, _dense_products))
+    return jax.lax.cond(few, *forms, of)
 
 
-def _routed_products(
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    sides: tuple[int, ...],
-) -> Total:
+def _routed_products(of: Regression, sides: tuple[int, ...]) -> Total:
     """Over the pairs in use, of which there are no more than PAIRS a row, MOST_OF_A_ROW in any."""
+    student, teacher, mixture, experts, in_use, weight = of
     rows, num_experts = mixture.shape
     most = len(sides) * num_experts + PAIRS * rows // LARGE_BLOCK
     row_of, expert_of, slots, _ = into_blocks(in_use, sides, LARGE_BLOCK, most)
@@ -385,16 +334,9 @@ def _sum_by_owner(tree: Any, owner: jax.Array, owners: int) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
-def _dense_products(
-    student: jax.Array,
-    teacher: jax.Array,
-    mixture: jax.Array,
-    experts: Experts,
-    in_use: jax.Array,
-    weight: jax.Array,
-    sides: tuple[int, ...],
-) -> Total:
+def _dense_products(of: Regression, sides: tuple[int, ...]) -> Total:
     """Over all experts of every row, by blocks of rows of a side; as many blocks at once as ROWS_TIMES_UNITS allows."""
+    student, teacher, mixture, experts, in_use, weight = of
     rows, num_experts = mixture.shape
     width = experts["hidden"]["kernel"].shape[2]
     size = min(LARGE_ROWS, max(sides), max(ROWS_TIMES_UNITS // (num_experts * width), 1))
