@@ -4,7 +4,13 @@ import os
 
 
 class UserError(Exception):
-    """Bad input: the message is one line that says what is wrong, where, and what to do."""
+    """Bad input: the message is one line that says what is wrong, where, and what to do.
+
+    Several things that are wrong at once are several arguments, a line each.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def shown(text: str | os.PathLike[str]) -> str:

@@ -54,7 +54,8 @@ def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | N
         command(arguments)
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in error.args:
+            print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

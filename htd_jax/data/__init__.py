@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
+from htd_jax.data.dataset import Dataset, Ids, read_ids, write_ids
 from htd_jax.data.interactions import Interactions, Split, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.sampling import distinct, nth_unseen, seen_before, shuffle, unseen_items
@@ -59,7 +60,9 @@ __all__ = [
     "SPLITS",
     "CiteULike",
     "CiteULikeT",
+    "Dataset",
     "Foursquare",
+    "Ids",
     "Interactions",
     "Split",
     "Synthetic",
@@ -74,10 +77,12 @@ __all__ = [
     "make_split",
     "make_synthetic",
     "nth_unseen",
+    "read_ids",
     "register",
     "save_split",
     "seen_before",
     "shuffle",
     "split_pairs",
     "unseen_items",
+    "write_ids",
 ]
