@@ -233,7 +233,7 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
     if len(order) == len(log.users):
         log, parts = _rows(log, order), parts[order]
     keep(order, f"merged, which repeat a user and item; the first {which} counts")
-    least = f"{reading.min_per_user} items a user and {reading.min_per_item} users an item"
+    least = f"{_some(reading.min_per_user, 'item')} a user and {_some(reading.min_per_item, 'user')} an item"
     keep(_core(log, parts, reading), f"left out, until there were {least}")
     if not len(log.users):
         raise UserError(f"{name}: there are never {least}; lower --min-per-user or --min-per-item")
