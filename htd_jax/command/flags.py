@@ -73,7 +73,9 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
     names = {what: value.split("+") if what == "method" else [value] for what, value in chosen.items()}
     own: dict[str, type] = {}
     for what, registry in REGISTRIES.items():
-        for name in dict.fromkeys([*registry, *(name for name in names.get(what, []) if ":" in name and not is_path(name))]):
+        for name in dict.fromkeys(
+            [*registry, *(name for name in names.get(what, []) if ":" in name and not is_path(name))]
+        ):
             own[flag_name(name)] = registry[name]
     if "--help" in arguments or "-h" in arguments:
         own = _shown(names, own)

@@ -17,6 +17,7 @@ from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, 
 from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
 from htd_jax.data.sampling import distinct, nth_unseen, seen_before, shuffle, unseen_items
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
+from htd_jax.data.summary import Summary, summarise
 from htd_jax.data.synthetic import Synthetic, make_synthetic
 from htd_jax.settings import Registry, check, override
 
@@ -113,6 +114,7 @@ __all__ = [
     "Interactions",
     "Reading",
     "Split",
+    "Summary",
     "Synthetic",
     "UserLists",
     "distinct",
@@ -126,8 +128,8 @@ __all__ = [
     "make_split",
     "make_synthetic",
     "nth_unseen",
-    "read_ids",
     "read",
+    "read_ids",
     "read_log",
     "read_matrix",
     "read_pairs",
@@ -137,6 +139,7 @@ __all__ = [
     "seen_before",
     "shuffle",
     "split_pairs",
+    "summarise",
     "unseen_items",
     "write_ids",
 ]

@@ -54,8 +54,8 @@ class Places:
     """This run's folder. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>, the dataset followed by model and
     protocol if they are not bpr and full. A killed run goes on there."""
     teacher: tuple[Path, ...] = ()
-    """A trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or lists
-    of the best items, a table of user, item, and score or rank. --teacher-dim is then its own."""
+    """A trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or
+    lists of the best items, a table of user, item, and score or rank. --teacher-dim is then its own."""
     teacher_user_ids: Path | None = None
     """The ids of the rows of the teacher's tables, one a line. Default: numbers, or the data's ids in order; so for"""
     teacher_item_ids: Path | None = None
@@ -125,7 +125,9 @@ class Config:
             settings = registry[name]
             made.append((flag_name(name), self.own.get(flag_name(name)) or settings()))
         common = {field.name for of in (What, Training, Evaluation, Reading) for field in dataclasses.fields(of)}
-        taken: dict[str, type | None] = {name.replace("_", "-"): None for name in (*common, "data", "reading", "teacher")}
+        taken: dict[str, type | None] = {
+            name.replace("_", "-"): None for name in (*common, "data", "reading", "teacher")
+        }
         for name, settings in made:
             if taken.setdefault(name, type(settings)) is not type(settings):
                 raise UserError(f"{type(settings).__name__}: --{name} is taken; give the class another name")

@@ -15,7 +15,7 @@ from htd_jax.pipeline.config import NO_METHOD, Config, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, hash_of, numerics
 from htd_jax.pipeline.progress import ProgressLine, progress_line
 from htd_jax.pipeline.teachers import open_teacher
-from htd_jax.settings import as_json, override
+from htd_jax.settings import override
 from htd_jax.training import best_record
 from htd_jax.writing import alone, is_partial, whole
 
@@ -129,8 +129,8 @@ def _train(config: Config, experiment: Experiment, given: Fitted | None, progres
 
 
 def load_data(config: Config) -> Dataset:
-    """The data set of a run: of a file, of a split in a file, with the ids that a run folder keeps beside it, or known by
-    name.
+    """The data set of a run: of a file; of a split in a file, with the ids that a run folder keeps beside it; or known
+    by name.
 
     Raises:
       UserError: it cannot be had or read.

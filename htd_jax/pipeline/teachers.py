@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from htd_jax.data import Dataset, Interactions
 from htd_jax.data.columns import is_path
@@ -61,7 +60,7 @@ def read_teacher(
     """A teacher from files, over the rows of a data set.
 
     Args:
-      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or `.pth` with both; or one file of lists.
+      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or `.pth` with both; or a file of lists.
       data: whose users and items it ranks.
       user_ids, item_ids: files of the ids of the tables' rows; without, see `match_rows`.
 
@@ -79,7 +78,10 @@ def read_teacher(
         return Teacher.of(lists), tuple(notes)
     tables = read_tables(paths)
     rows = []
-    for kind, table, file, ids in (("user", tables.users, user_ids, data.users), ("item", tables.items, item_ids, data.items)):
+    for kind, table, file, ids in (
+        ("user", tables.users, user_ids, data.users),
+        ("item", tables.items, item_ids, data.items),
+    ):
         rows.append(jnp.asarray(match_rows(table, read_id_file(file, kind) if file else None, ids, kind)))
     return Teacher.of(Representations(*rows)), ()
 
@@ -177,5 +179,3 @@ def trained_teacher(path: Path, config: Config, experiment: Experiment) -> Fitte
     chosen = choose(records, early_stopping(config.training, config.evaluation))
     settings["training"]["epochs"] = len(history["seconds"])
     return Fitted(ModelOf(model, dim), variables, experiment.data, settings, records, history["seconds"], chosen)
-
-
