@@ -1,20 +1,18 @@
 """A teacher that is given: trained here before, or anywhere, as tables or as lists."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from htd_jax.data import Dataset, Interactions
+from htd_jax.data import Dataset
 from htd_jax.data.columns import is_path
 from htd_jax.data.ranked import read_lists, to_lists
 from htd_jax.data.tables import match_rows, read_id_file, read_tables
 from htd_jax.distillers import Lists, Representations, Run, Teacher
 from htd_jax.errors import UserError, shown
-from htd_jax.models import MODELS, BPRSettings, Listed, ModelOf, popularity
+from htd_jax.models import MODELS, BPRSettings, MakeModel, ModelOf, listed, popularity
 from htd_jax.pipeline.config import Config, early_stopping
 from htd_jax.pipeline.experiment import FORMAT, Experiment, Fitted
 from htd_jax.settings import as_json, override
@@ -60,7 +58,7 @@ def read_teacher(
     """A teacher from files, over the rows of a data set.
 
     Args:
-      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or `.pth` with both; or a file of lists.
+      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or `.pth` with both; or one of lists.
       data: whose users and items it ranks.
       user_ids, item_ids: files of the ids of the tables' rows; without, see `match_rows`.
 
@@ -91,13 +89,12 @@ def given_teacher(teacher: Teacher, experiment: Experiment) -> Fitted:
     teacher.check(experiment.split.train)
     if teacher.representations is not None:
         dim = teacher.dim
-        maker: Any = ModelOf(BPRSettings(), dim)
+        maker: MakeModel = ModelOf(BPRSettings(), dim)
         variables = {"params": teacher.representations._asdict()}
         model = {"name": "tables", "dim": dim}
     else:
         assert teacher.lists is not None
-        maker = functools.partial(_listed, k=teacher.lists.items.shape[1])
-        variables = {"params": {"items": teacher.lists.items}}
+        maker, variables = listed(teacher.lists.items)
         model = {"name": "lists", "dim": 0}
     metrics = jax.tree.map(float, experiment.evaluate(maker, variables))
     record = {"epoch": 0, "terms": {}, **metrics, "seconds": 0.0}
@@ -130,10 +127,6 @@ def check_needs(teacher: Teacher, config: Config, experiment: Experiment) -> Non
             teacher.check(experiment.split.train, made.needs)
         except UserError as error:
             raise UserError(f"--method: {name}: {error}") from None
-
-
-def _listed(train: Interactions, k: int) -> Listed:
-    return Listed(train.num_users, train.num_items, k)
 
 
 def _is_lists(path: Path) -> bool:
