@@ -292,9 +292,7 @@ def test_splits(split):
 
 
 def test_parts_may_come_in_three_files(tmp_path):
-    part = lambda k: (
-        HEADER + "".join(f"{u},{i},{r},{t}\n" for n, (u, i, r, t) in enumerate(ROWS) if (n + n // 30) % 3 == k)
-    )
+    of = lambda k: [row for n, row in enumerate(ROWS) if (n + n // 30) % 3 == k]
     for k, name in enumerate(("train", "valid", "test")):
         extra = "" if k < 2 else f"stranger,i1,1,1\nu0,novelty,1,1\n{','.join(map(str, ROWS[0]))}\n"
         (tmp_path / f"{name}.csv").write_text(HEADER + "".join(f"{u},{i},{r},{t}\n" for u, i, r, t in of(k)) + extra)
