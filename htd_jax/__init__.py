@@ -10,11 +10,14 @@ from htd_jax.data import Split
 from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Fitted, distill, fit
+from htd_jax.serving import Recommendations, Retriever, load
 
 __all__ = [
     "Fitted",
     "Lists",
+    "Recommendations",
     "Representations",
+    "Retriever",
     "Split",
     "Teacher",
     "UserError",
@@ -23,6 +26,7 @@ __all__ = [
     "distillers",
     "evaluation",
     "fit",
+    "load",
     "losses",
     "models",
 ]

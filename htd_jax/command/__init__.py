@@ -13,8 +13,10 @@ from htd_jax.errors import UserError
 USAGE = """usage: htd-jax COMMAND ...
 
 commands:
-  train   train a wide recommender, a narrow one, and the narrow one with the wide one's help
-  table   tabulate finished runs, mean and spread over seeds
+  train      train a wide recommender, a narrow one, and the narrow one with the wide one's help
+  recommend  the best items of users, or the neighbours of items, from a run or an export
+  export     write a run's student to a folder that serves: tables, ids, and a model card
+  table      tabulate finished runs, mean and spread over seeds
 
 htd-jax COMMAND --help tells more."""
 
@@ -22,10 +24,12 @@ htd-jax COMMAND --help tells more."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """`htd-jax`, `python -m htd_jax`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    from htd_jax.command.export import export
+    from htd_jax.command.recommend import recommend
     from htd_jax.command.table import table
     from htd_jax.command.train import train
 
-    commands = {"train": train, "table": table}
+    commands = {"train": train, "recommend": recommend, "export": export, "table": table}
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         enter(lambda _: print(USAGE), arguments)
@@ -36,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _unknown(arguments: Sequence[str]) -> None:
-    raise UserError(f"unknown command {arguments[0]!r}; there are train and table, see htd-jax --help")
+    raise UserError(
+        f"unknown command {arguments[0]!r}; there are train, recommend, export and table, see htd-jax --help"
+    )
 
 
 def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
