@@ -77,7 +77,7 @@ def costs(retriever: Any, opened: Any) -> dict[str, Any]:
     evaluation = opened.evaluation
     evaluate = make_evaluator(opened.dataset.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
     names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in evaluation.cutoffs]
-    found = {}
+    found: dict[str, Any] = {}
     for precision in PRECISIONS:
         try:
             users, items = (to_precision(rows.floats(), precision) for rows in (retriever.users, retriever.items))

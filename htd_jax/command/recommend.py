@@ -180,7 +180,7 @@ def _show(blocks: Iterator["Recommendations"], count: int, what: str) -> None:
                 table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
         listed = (columns[name].to_pylist() for name in (block.names[0], "rank", block.names[1], "score"))
         for whose, rank, item, score in zip(*listed):
-            table.add_row(_plain(whose), str(rank), _plain(item), f"{score:.4f}")
+            table.add_row(_plain(whose), str(rank), _plain(item), f"{score:.5g}")
         number += len(block)
     if table is not None:
         console.print(table)

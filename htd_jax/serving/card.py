@@ -53,8 +53,8 @@ def _what(header: dict[str, Any], about: dict[str, Any], name: str) -> str:
     lines.append(f"- Data: {name}: {sizes}.")
     lines.append(f"- Licence of the data: {about.get('licence') or LICENCES.get(name, 'unknown')}.")
     lines.append(
-        f"- Tables: {header['precision']}, {header['dim']} numbers a row; a score is the product of a user's row and an "
-        "item's."
+        f"- Tables: {header['precision']}, {header['dim']} numbers a row; a score is the product of a user's row and "
+        "an item's."
     )
     return "\n".join(lines)
 
@@ -69,7 +69,8 @@ def _protocol(about: dict[str, Any]) -> str:
 
 def _phases(about: dict[str, Any]) -> str:
     phases = about["phases"]
-    names = list(next(iter(phases.values()))["test"])
+    known = next(iter(phases.values()))["test"]
+    names = sorted((name for name in known if name.startswith(("recall", "ndcg"))), key=_order)
     lines = ["| | parameters | " + " | ".join(names) + " |", "|---|" + "---:|" * (1 + len(names))]
     for phase, entry in phases.items():
         figures = " | ".join(f"{entry['test'][name]:.4f}" for name in names)
@@ -83,10 +84,15 @@ def _phases(about: dict[str, Any]) -> str:
 
 
 def _precisions(rows: dict[str, Any], chosen: str) -> str:
-    names = [name for name in next(iter(rows.values()))["metrics"]]
+    names = sorted(next(iter(rows.values()))["metrics"], key=_order)
     lines = ["| | bytes a row | MB | " + " | ".join(names) + " |", "|---|" + "---:|" * (2 + len(names))]
     for precision, entry in rows.items():
         figures = " | ".join(f"{entry['metrics'][name]:.4f}" for name in names)
         mark = " (this one)" if precision == chosen else ""
         lines.append(f"| {precision}{mark} | {entry['row_bytes']} | {entry['megabytes']:.2f} | {figures} |")
     return "\n".join(lines)
+
+
+def _order(name: str) -> tuple[bool, int]:
+    """Recall before ndcg, small cutoffs before large ones."""
+    return not name.startswith("recall"), int(name.rpartition("@")[2])

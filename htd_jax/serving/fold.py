@@ -5,7 +5,7 @@ that row, and a few Newton steps find its least.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def bpr(table: Rows, lists: list[np.ndarray], *, decay: float = DECAY) -> np.nda
 fold = squares
 
 
-def _for_lists(solve, table: Rows, lists: list[np.ndarray]) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _for_lists(solve: Callable[..., jax.Array], table: Rows, lists: list[np.ndarray]) -> np.ndarray:
     found = np.zeros((len(lists), table.dim), np.float32)
     for which, rows, where in _padded(lists, table.dim):
         found[which] = np.asarray(solve(rows, where))[: len(which)]
@@ -89,7 +89,7 @@ def _for_lists(solve, table: Rows, lists: list[np.ndarray]) -> np.ndarray:  # ty
 
 
 def _padded(lists: list[np.ndarray], dim: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Lists of about one length together, `[b, m]`; lengths and numbers are powers of two, so few shapes are compiled."""
+    """Lists of about one length together, `[b, m]`; b and m are powers of two, so few shapes are compiled."""
     sizes = np.array([len(rows) for rows in lists], np.int64)
     if not sizes.all():
         raise UserError(f"list {int(np.argmin(sizes))} is empty: a row is made of one known interaction at least")

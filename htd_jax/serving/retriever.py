@@ -53,8 +53,8 @@ class Retriever:
 
     def with_precision(self, precision: str) -> "Retriever":
         """The same in fewer bytes, see `precision.to_precision`."""
-        tables = (to_precision(rows.floats(), precision) for rows in (self.users, self.items))
-        return dataclasses.replace(self, **dict(zip(("users", "items"), tables)))
+        users, items = (to_precision(rows.floats(), precision) for rows in (self.users, self.items))
+        return dataclasses.replace(self, users=users, items=items)
 
     def recommend(
         self,
@@ -80,7 +80,11 @@ class Retriever:
           UserError: an id that there is not, no item left to show, or a k or memory below 1.
         """
         blocks = list(self.recommend_in_blocks(users, k, seen=seen, allow=allow, deny=deny, memory=memory))
-        return _joined(blocks) if blocks else Recommendations(self.user_ids.take([]), *_none(), self.item_ids)
+        return (
+            _joined(blocks)
+            if blocks
+            else Recommendations(self.user_ids.take(np.zeros(0, int)), *_none(), self.item_ids)
+        )
 
     def recommend_in_blocks(
         self,
@@ -238,19 +242,18 @@ def retriever_of(
     Raises:
       UserError: see `to_precision`.
     """
-    tables = represent_all(make_model, variables, dataset.train)
-    rows = [to_precision(table, precision) for table in tables]
+    users, items = (to_precision(x, precision) for x in represent_all(make_model, variables, dataset.train))
     scores = None
     if not isinstance(make_model(dataset.train), InnerProduct):
         scores = model_scores(make_model, variables, dataset.train)
     seen = known_pairs(dataset.split) if seen is None else seen
-    return Retriever(*rows, dataset.users, dataset.items, seen, about or {}, scores)
+    return Retriever(users, items, dataset.users, dataset.items, seen, about or {}, scores)
 
 
 def known_pairs(split: Split) -> Interactions:
     """Every pair of train, valid and test."""
-    columns = [np.concatenate([np.asarray(getattr(part, name)) for part in split]) for name in ("users", "items")]
-    return Interactions.from_pairs(*columns, split.train.num_users, split.train.num_items)
+    users, items = (np.concatenate([np.asarray(getattr(p, name)) for p in split]) for name in ("users", "items"))
+    return Interactions.from_pairs(users, items, split.train.num_users, split.train.num_items)
 
 
 def _neighbours(table: Rows, ids: Ids, asked: Any, k: int, among: np.ndarray | None, memory: int) -> Recommendations:
@@ -268,7 +271,8 @@ def _unit(table: Rows) -> Rows:
     largest = jnp.abs(table.values).max(axis=1, initial=0).astype(jnp.float32)  # squares of small floats vanish
     safe = jnp.where(largest > 0, largest, 1)
     length = safe * jnp.sqrt(jnp.sum((table.values.astype(jnp.float32) / safe[:, None]) ** 2, axis=1))
-    return Rows(table.values, jnp.where(largest > 0, 1 / length, 0))
+    # A row shorter than any normal float is none: its reciprocal would be infinite.
+    return Rows(table.values, jnp.where(length > jnp.finfo(jnp.float32).tiny, 1 / length, 0))
 
 
 def _lists(given: Any, ids: Ids) -> list[np.ndarray]:

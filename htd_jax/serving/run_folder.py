@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from htd_jax.data import Dataset, Ids, Interactions, load_split, read_ids
+from htd_jax.data import Dataset, Interactions, load_split, read_ids
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, InnerProduct, ModelOf
@@ -97,8 +97,8 @@ def open_run(folder: Path | str, phase: str | None = None) -> Opened:
         variables = tree.get("best") or tree["train"]["params"]["model"]
         its = dict(settings["model"])
         model = override(MODELS[its.pop("name")](), **{name: x for name, x in its.items() if name != "dim"})
-        known = {field.name for field in dataclasses.fields(Evaluation)}
-        evaluation = Evaluation(**{name: x for name, x in settings["evaluation"].items() if name in known})
+        fields = {field.name for field in dataclasses.fields(Evaluation)}
+        evaluation = Evaluation(**{name: x for name, x in settings["evaluation"].items() if name in fields})
         evaluation = dataclasses.replace(evaluation, cutoffs=tuple(evaluation.cutoffs))
         make_model = ModelOf(model, its["dim"])
     except (KeyError, TypeError, AttributeError):
@@ -117,7 +117,7 @@ def _phases(folder: Path, config: dict[str, Any]) -> list[str]:
 
 def _dataset(folder: Path, name: str) -> Dataset:
     dataset = Dataset.of_split(load_split(folder / "split.npz"), name)
-    ids: dict[str, Ids] = {}
+    ids: dict[str, Any] = {}
     for side, rows in (("users", len(dataset.users)), ("items", len(dataset.items))):
         path = folder / f"{side}.parquet"
         if path.is_file():

@@ -163,13 +163,13 @@ def _write(retriever: Retriever, folder: Path, *, seen: bool, readme: str | None
 
 def _read(folder: Path) -> Retriever:
     head = _header(folder)
-    tables = _tables(folder / "tables.safetensors", head)
-    ids = [read_ids(_there(folder / f"{side}s.parquet"), side) for side in ("user", "item")]
-    for its, rows in zip(ids, tables):
+    users, items = _tables(folder / "tables.safetensors", head)
+    user_ids, item_ids = (read_ids(_there(folder / f"{side}s.parquet"), side) for side in ("user", "item"))
+    for its, rows in ((user_ids, users), (item_ids, items)):
         if len(its) != len(rows):
             raise UserError(f"{shown(folder)}: {len(its)} {its.kind} ids for {len(rows)} rows; export it anew")
-    seen = _seen(folder / "seen.parquet", ids) if head["seen"] else None
-    return Retriever(*tables, *ids, seen, {**head["about"], "metrics": head["metrics"]})
+    seen = _seen(folder / "seen.parquet", user_ids, item_ids) if head["seen"] else None
+    return Retriever(users, items, user_ids, item_ids, seen, {**head["about"], "metrics": head["metrics"]})
 
 
 def _header(folder: Path) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _tables(path: Path, head: dict[str, Any]) -> list[Rows]:
         raise UserError(f"{shown(path)}: damaged; export it anew") from None
     rows = []
     for side in ("user", "item"):
-        shapes = {f"{side}s": (head["precision"], (head[f"{side}s"], head["dim"]))}
+        shapes: dict[str, Any] = {f"{side}s": (head["precision"], (head[f"{side}s"], head["dim"]))}
         if head["precision"] == "int8":
             shapes[f"{side}_scales"] = ("float32", (head[f"{side}s"],))
         for name, (dtype, shape) in shapes.items():
@@ -215,12 +215,12 @@ def _tables(path: Path, head: dict[str, Any]) -> list[Rows]:
     return rows
 
 
-def _seen(path: Path, ids: list[Ids]) -> Interactions:
+def _seen(path: Path, user_ids: Ids, item_ids: Ids) -> Interactions:
     try:
         table = pq.read_table(_there(path), columns=["user", "item"], partitioning=None)
         table.validate(full=True)
-        columns = [table[name].to_numpy() for name in ("user", "item")]
-        return Interactions.from_pairs(*columns, *map(len, ids))
+        users, items = (table[name].to_numpy() for name in ("user", "item"))
+        return Interactions.from_pairs(users, items, len(user_ids), len(item_ids))
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
     except (pa.ArrowException, ValueError, KeyError):

@@ -112,13 +112,13 @@ def best_items(
     if among is not None:
         items = items.take(jnp.asarray(among, jnp.int32))
     of = np.arange(len(users)) if of is None else np.asarray(of)
-    k, plan = _plan(k, len(of), len(items), memory, users.dim)
+    k, plan = _plan(k, len(of), len(items), memory, users.dim, even=among is None)
     pad = plan.blocks * plan.items - len(items)
     padded = jax.tree.map(lambda x: jnp.pad(x, [(0, pad), *[(0, 0)] * (x.ndim - 1)]), items) if pad else items
     size = len(items)
 
     def find(block: np.ndarray, pairs: Any) -> tuple[jax.Array, jax.Array]:
-        return _of_tables(users, padded, block, pairs, size, k, plan)
+        return _of_tables(users, padded, block, pairs, np.int32(size), k, plan)
 
     return _in_blocks(find, of, hidden, among, num_items, plan)
 
@@ -153,8 +153,14 @@ def together(blocks: Iterator[Top], k: int) -> Top:
     return Top(*(np.concatenate(parts) for parts in zip(*found)))
 
 
-def _plan(k: int, users: int, items: int, memory: int, dim: int, wide: int = 0) -> tuple[int, _Plan]:
-    """`k` as it can be, and blocks that stay within `memory`; `wide`: items that are scored whole."""
+def _plan(
+    k: int, users: int, items: int, memory: int, dim: int, *, even: bool = True, wide: int = 0
+) -> tuple[int, _Plan]:
+    """`k` as it can be, and blocks that stay within `memory`.
+
+    `even`: blocks of items are as wide as they need be, and no power of two, as is better where their number changes
+    from call to call. `wide`: so many items are scored whole.
+    """
     if k < 1:
         raise UserError(f"k: must be at least 1, not {k}")
     if memory < 1:
@@ -164,6 +170,7 @@ def _plan(k: int, users: int, items: int, memory: int, dim: int, wide: int = 0) 
     # A score is held up to three times, 4 bytes each: as made, hidden, and in the chunks that are looked into.
     cells = max(1, min(most, memory * 2**18 // 3))
     whole = -(-items // CHUNK) * CHUNK
+    whole = whole if even else 1 << (whole - 1).bit_length()
     beside = 2 * k * CHUNK  # what the second step holds of a user
     if wide:
         return k, _Plan(_power(max(1, min(users, cells // (wide + beside)))), whole, 1)
@@ -244,9 +251,9 @@ def _pairs(
     return np.pad(row, fill).astype(np.int32), np.pad(item, fill).astype(np.int32), bounds.astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "k", "plan"))
+@functools.partial(jax.jit, static_argnames=("k", "plan"))
 def _of_tables(
-    users: Rows, items: Rows, block: jax.Array, pairs: Any, size: int, k: int, plan: _Plan
+    users: Rows, items: Rows, block: jax.Array, pairs: Any, size: jax.Array, k: int, plan: _Plan
 ) -> tuple[jax.Array, jax.Array]:
     """Scores and rows `[block, k]`, from items padded to whole blocks."""
     mine = users.take(block).floats()
