@@ -97,8 +97,8 @@ def test_more_than_there_are():
             best_items(users, items, **wrong)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 20]), st.booleans(), st.booleans())
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 20]), st.booleans(), st.booleans())
 def test_best_items_of_some_among_some(seed, k, some, in_blocks):
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -332,7 +332,7 @@ def test_tables_frames_and_files(tmp_path):
     found.write(tmp_path / "lists.parquet")
     assert pq.read_table(tmp_path / "lists.parquet").equals(table)
     found.write(tmp_path / "lists.csv")
-    rows = list(csv.DictReader(open(tmp_path / "lists.csv")))
+    rows = list(csv.DictReader((tmp_path / "lists.csv").read_text().splitlines()))
     assert [row["user"] for row in rows] == table["user"].to_pylist()
     assert [int(row["item"]) for row in rows] == table["item"].to_pylist()
     for name, message in (("lists.txt", "written as .csv or .parquet"), ("no/lists.csv", "there is no folder")):
@@ -594,7 +594,7 @@ def test_recommend_on_the_screen(run, tmp_path):
     (tmp_path / "deny.txt").write_text("9")
     flags = ("--users", tmp_path / "users.txt", "--allow", tmp_path / "allow.csv", "--deny", tmp_path / "deny.txt")
     done(recommend, "--run", run, *flags, "--to", tmp_path / "lists.csv", "--keep-seen")
-    rows = list(csv.DictReader(open(tmp_path / "lists.csv")))
+    rows = list(csv.DictReader((tmp_path / "lists.csv").read_text().splitlines()))
     assert [(row["user"], row["item"]) for row in rows] == [("3", "8"), ("5", "8")]
 
 
