@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from htd_jax import __version__
+import htd_jax
 from htd_jax.command.flags import COMMON, REGISTRIES, parse
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import as_json, check
@@ -121,7 +121,7 @@ def train_command(config: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     return {
-        "htd-jax": __version__,
+        "htd-jax": htd_jax.__version__,
         "jax": importlib.metadata.version("jax"),
         "numpy": importlib.metadata.version("numpy"),
         "python": platform.python_version(),

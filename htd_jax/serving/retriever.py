@@ -80,11 +80,9 @@ class Retriever:
           UserError: an id that there is not, no item left to show, or a k or memory below 1.
         """
         blocks = list(self.recommend_in_blocks(users, k, seen=seen, allow=allow, deny=deny, memory=memory))
-        return (
-            _joined(blocks)
-            if blocks
-            else Recommendations(self.user_ids.take(np.zeros(0, int)), *_none(), self.item_ids)
-        )
+        if not blocks:
+            return Recommendations(self.user_ids.values[:0], *together(iter(()), 0), self.item_ids)
+        return _joined(blocks)
 
     def recommend_in_blocks(
         self,
@@ -281,10 +279,6 @@ def _lists(given: Any, ids: Ids) -> list[np.ndarray]:
     nested = isinstance(given, list) and bool(given) and not isinstance(given[0], (str, bytes))
     several = given if nested and hasattr(given[0], "__len__") else [given]
     return [np.unique(ids.rows(one)) if len(one) else np.zeros(0, np.int64) for one in several]
-
-
-def _none() -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32)
 
 
 def _joined(blocks: list[Recommendations]) -> Recommendations:
