@@ -494,8 +494,7 @@ def test_the_commands_of_the_package(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["tabel"])
     assert stop.value.code == 2
-    known = "train, recommend, export and table"
-    assert capsys.readouterr().err == f"error: unknown command 'tabel'; there are {known}, see htd-jax --help\n"
+    assert capsys.readouterr().err == "error: unknown command 'tabel'; htd-jax --help tells which there are\n"
     with pytest.raises(SystemExit) as stop:
         command.main(["table", "--help"])
     assert stop.value.code == 0 and "usage: htd-jax table" in capsys.readouterr().out

@@ -675,7 +675,7 @@ def test_an_unfinished_phase_is_refused(run, tmp_path):
     (step,) = (copy / "checkpoints" / "htd").iterdir()
     history = json.loads((step / "history.json").read_text())
     (step / "history.json").write_text(json.dumps(history | {"finished": False}))
-    assert "unfinished, after 3 epochs" in runs.line_of(start(recommend, "--run", copy))
+    assert "stopped after 3 epochs, unfinished" in runs.line_of(start(recommend, "--run", copy))
     shutil.rmtree(step / "state")
     assert "damaged" in runs.line_of(start(recommend, "--run", copy))
     (copy / "config.json").write_text("{")

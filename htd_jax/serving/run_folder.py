@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from htd_jax.data import Dataset, Interactions, load_split, read_ids
+from htd_jax.data import Dataset, Interactions, load_dataset
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation
-from htd_jax.models import MODELS, InnerProduct, ModelOf
+from htd_jax.models import InnerProduct, ModelOf
 from htd_jax.serving.retriever import Retriever, retriever_of
-from htd_jax.settings import override
-from htd_jax.training import Checkpoints
+from htd_jax.training import read_trained
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,43 +87,20 @@ def open_run(folder: Path | str, phase: str | None = None) -> Opened:
     if phase not in phases:
         known = ", ".join(phases) or "none"
         raise UserError(f"{shown(folder)}: no phase {phase or 'student'!r} is trained there; there is {known}")
-    checkpoints = Checkpoints(folder / "checkpoints" / phase)
-    history, tree = checkpoints.history(), checkpoints.tree()
-    if not history["finished"]:
-        raise UserError(f"{shown(checkpoints.folder)}: unfinished, after {checkpoints.latest} epochs; finish it first")
-    settings = history["settings"]
-    try:
-        variables = tree.get("best") or tree["train"]["params"]["model"]
-        its = dict(settings["model"])
-        model = override(MODELS[its.pop("name")](), **{name: x for name, x in its.items() if name != "dim"})
-        fields = {field.name for field in dataclasses.fields(Evaluation)}
-        evaluation = Evaluation(**{name: x for name, x in settings["evaluation"].items() if name in fields})
-        evaluation = dataclasses.replace(evaluation, cutoffs=tuple(evaluation.cutoffs))
-        make_model = ModelOf(model, its["dim"])
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{shown(checkpoints.folder)}: a checkpoint, but of no model of this version") from None
-    dataset = _dataset(folder, str(config.get("dataset", "data")))
+    trained = read_trained(folder / "checkpoints" / phase)
+    fields = {field.name for field in dataclasses.fields(Evaluation)}
+    evaluation = Evaluation(**{name: x for name, x in trained.settings["evaluation"].items() if name in fields})
+    evaluation = dataclasses.replace(evaluation, cutoffs=tuple(evaluation.cutoffs))
+    dataset = load_dataset(folder / "split.npz", str(config.get("dataset", "data")))
     results = {}
     if (folder / "results.json").is_file():
         results = _json(folder / "results.json", f"{shown(folder)}: results.json cannot be read")
-    return Opened(folder, phase, make_model, variables, dataset, evaluation, results, config)
+    return Opened(folder, phase, trained.make_model, trained.variables, dataset, evaluation, results, config)
 
 
 def _phases(folder: Path, config: dict[str, Any]) -> list[str]:
     known = ["teacher", "student", str(config.get("method"))]
     return [name for name in known if (folder / "checkpoints" / name).is_dir()]
-
-
-def _dataset(folder: Path, name: str) -> Dataset:
-    dataset = Dataset.of_split(load_split(folder / "split.npz"), name)
-    ids: dict[str, Any] = {}
-    for side, rows in (("users", len(dataset.users)), ("items", len(dataset.items))):
-        path = folder / f"{side}.parquet"
-        if path.is_file():
-            ids[side] = read_ids(path, side[:-1])
-            if len(ids[side]) != rows:
-                raise UserError(f"{shown(path)}: {len(ids[side])} ids, and split.npz has {rows} {side}")
-    return dataclasses.replace(dataset, **ids)
 
 
 def _json(path: Path, missing: str) -> dict[str, Any]:
