@@ -1,7 +1,6 @@
 """A teacher from files: what is read is what was written, and what is wrong is said in a line."""
 
 import gzip
-import io
 import pickle
 import subprocess
 import sys
@@ -225,9 +224,6 @@ class TestTorch:
         left.unlink()  # so it would
         program = pickle.dumps({"config": Bomb(left), "users": [Bomb(left)]}, protocol=protocol)
         line_of(read_tables, [torch_file(tmp_path / "t.pth", program)])
-        made = tables_program(tensor(), tensor(shape=(5, 3))).replace(
-            b"}(", b"}(X\1\0\0\0ccos\nsystem\n(X\4\0\0\0exitRtR", 1
-        )
         made = tables_program(b"cos\nsystem\n(X\4\0\0\0exittR0" + tensor(), tensor())
         path = torch_file(tmp_path / "t.pth", made, _0=USERS.tobytes())
         check(read_tables([path]), USERS, USERS)
@@ -384,9 +380,9 @@ class TestLists:
             ("l.tsv", ROWS.replace(",", "\t")),
             ("l.csv", ROWS.replace("\n", "\r\n")),
             ("l.csv", ROWS.replace("itemId", "item_id:token").replace("user_id", "user_id:token")),
-            ("l.csv", ROWS.replace("user_id", "more,user_id").replace("\n", "\n0,").removesuffix("0,").replace("0,m", "m")),
-            ("l.jsonl", '{"user": "007", "item": "x", "score": 1.5, "more": {"a": 1}}\n{"user": "007", "item": "y", "score": 2.5}\n'
-             '{"user": "8", "item": "x", "score": 1}\n'),
+            ("l.csv", ROWS.replace("\n", ",more\n")),
+            ("l.jsonl", '{"user": "007", "item": "x", "score": 1.5, "more": {"a": 1}}\n'
+             '{"user": "007", "item": "y", "score": 2.5}\n{"user": "8", "item": "x", "score": 1}\n'),
         ],
     )  # fmt: skip
     def test_texts(self, tmp_path, name, text):
@@ -462,7 +458,7 @@ class TestLists:
         "more, expected",
         [
             ({}, [[1, 0, 2], [2, -1, -1], [-1, -1, -1]]),
-            (dict(scores=np.array([1, 3, 2, 0, 1.0])), [[0, 2, 1], [2, -1, -1], [-1, -1, -1]]),
+            (dict(scores=np.array([1, 3, 2, 0, 1.0])), [[0, 1, 2], [2, -1, -1], [-1, -1, -1]]),
             (dict(ranks=np.array([9, 7, 0, 0, 8])), [[0, 2, 1], [2, -1, -1], [-1, -1, -1]]),
         ],
     )
@@ -562,7 +558,7 @@ def test_a_student_of_lists_in_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(fuzz.FORMATS))
 def test_damaged_files_give_a_result_or_a_line(tmp_path, name):
-    for seed in range(100):
+    for seed in range(50):
         outcome, message = fuzz.attempt(fuzz.FORMATS[name], seed, tmp_path)
         assert outcome != "failed", f"--seed {seed}: {message}"
 
@@ -572,5 +568,5 @@ def test_fuzz_sees_what_is_wrong(tmp_path):
         raise ValueError("no UserError")
 
     broken = fuzz.FORMATS["ids"]._replace(read=read)
-    assert fuzz.attempt(broken, 0, tmp_path)[0] == "failed"
-    assert io.StringIO(fuzz.attempt(broken, 0, tmp_path)[1]).read().count("ValueError") >= 1
+    outcome, message = fuzz.attempt(broken, 0, tmp_path)
+    assert outcome == "failed" and "ValueError" in message

@@ -432,13 +432,12 @@ def reading(path: Path) -> Iterator[None]:
         if "Empty CSV" in said:
             raise UserError(f"{shown(path)}: it is empty") from None
         if "invalid utf8" in said.lower():
-            line = re.search(r"Row #(\d+)", said)
-            raise UserError(
-                f"{shown(path)}: not UTF-8{f', line {line[1]}' if line else ''}; save it as UTF-8"
-            ) from None
+            row = re.search(r"Row #(\d+)", said)
+            where = f", line {row[1]}" if row else ""
+            raise UserError(f"{shown(path)}: not UTF-8{where}; save it as UTF-8") from None
         if wrong := re.search(r"(?s)(?:Row #(\d+): )?Expected (\d+) columns, got (\d+): (.*)", said):
-            line, expected, got, text = wrong.groups()
-            where = f"line {line}" if line else "a line"
+            number, expected, got, text = wrong.groups()
+            where = f"line {number}" if number else "a line"
             raise UserError(
                 f"{shown(path)}: {where} has {got} columns, the header {expected}: {shown(text[:40])!r}"
             ) from None
