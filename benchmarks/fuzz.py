@@ -48,7 +48,8 @@ class Format(NamedTuple):
 
 
 def _tables(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {"users": rng.normal(size=(6, 4)).astype(np.float32), "items": rng.normal(size=(9, 4)).astype(np.float32)}
+    """So large that most of a file is not its header."""
+    return {"users": rng.normal(size=(60, 4)).astype(np.float32), "items": rng.normal(size=(90, 4)).astype(np.float32)}
 
 
 def _saved(save: Callable[[io.BytesIO], Any]) -> bytes:

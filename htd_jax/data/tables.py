@@ -304,7 +304,7 @@ def _of_member(
 ) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         with reading(path), zipfile.ZipFile(path) as archive:
-            return _shaped(archive.read(info)[start:], dtype, shape, fortran)  # whole, so that its checksum is seen
+            return _shaped(archive.read(info), dtype, shape, fortran, start)  # whole, so that its checksum is seen
 
     return read
 
@@ -336,8 +336,8 @@ def _check_size(name: str, dtype: np.dtype, shape: tuple[int, ...], left: int) -
         )
 
 
-def _shaped(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
-    numbers = np.frombuffer(data, dtype, math.prod(shape))
+def _shaped(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool, start: int = 0) -> np.ndarray:
+    numbers = np.frombuffer(data, dtype, math.prod(shape), start)
     return numbers.reshape(shape, order="F" if fortran else "C")
 
 

@@ -130,7 +130,7 @@ class Checkpoint:
         # A stride of 0 repeats numbers: a few bytes would make a table of any size.
         if count and (last >= len(numbers) or count > len(numbers)):
             raise UserError(f"{at}: damaged: it reaches past the end of its storage")
-        numbers = numbers.astype(numbers.dtype.newbyteorder("=")).view(tensor.dtype)
+        numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False).view(tensor.dtype)
         if not count:
             return np.empty(tensor.shape, tensor.dtype)
         strides = [stride * tensor.dtype.itemsize for stride in tensor.strides]
