@@ -5,7 +5,7 @@
 
 __version__ = "0.2.0"
 
-from htd_jax import data, distillers, evaluation, losses, models
+from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Split
 from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
@@ -29,4 +29,5 @@ __all__ = [
     "load",
     "losses",
     "models",
+    "serving",
 ]

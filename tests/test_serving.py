@@ -229,18 +229,6 @@ def test_the_gram_matrix_in_blocks(monkeypatch):
     fold._gram.clear_cache()
 
 
-def test_bpr_ends_where_its_slope_is_none():
-    rng = np.random.default_rng(6)
-    y = rng.normal(size=(60, 4))
-    lists = lists_of(rng, 60, [1, 5, 30])
-    found = fold.bpr(Rows(jnp.asarray(y, jnp.float32)), lists, decay=0.05)
-    for x, rows in zip(found.astype(np.float64), lists):
-        margins = (y[rows] @ x)[:, None] - (y @ x)[None, :]
-        away = 1 / (1 + np.exp(margins)) / margins.size
-        slope = 0.05 * x - (away[:, :, None] * (y[rows][:, None] - y[None])).sum((0, 1))
-        np.testing.assert_allclose(slope, 0, atol=2e-5)
-
-
 def test_an_empty_list_is_refused():
     with pytest.raises(UserError, match="list 1 is empty"):
         fold.squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
