@@ -222,9 +222,9 @@ def _read_text(
             row = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", str(where), re.DOTALL)
             if row is None:
                 raise
-            at, expected, got, text = row.groups()
+            number_at, expected, got, text = row.groups()
             raise UserError(
-                f"{shown(path)}: line {at} has {got} fields ({_short(text.strip())}), the first {expected}; "
+                f"{shown(path)}: line {number_at} has {got} fields ({_short(text.strip())}), the first {expected}; "
                 "--skip-bad-rows leaves such lines out"
             ) from None
         raise
