@@ -1,7 +1,10 @@
 """What the site's pages are made with beside Markdown: equations without a script, and the notebooks as pages."""
 
+import ast
+import itertools
 import re
 import xml.etree.ElementTree as etree
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -12,10 +15,40 @@ from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
 from markdown.util import AtomicString
 
+PACKAGE = Path(__file__).parent.parent / "htd_jax"
+BAR = '<mo stretchy="false">&#x0007C;</mo>'
+
 
 def on_config(config: Any) -> Any:
     config.markdown_extensions.append(Equations())
     return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """`{{ flags htd.HTD }}` as a table of the flags that the class of settings makes."""
+    return re.sub(r"^\{\{ flags (\w+)\.(\w+) \}\}$", lambda m: flags(m[1], m[2]), markdown, flags=re.MULTILINE)
+
+
+def flags(module: str, name: str) -> str:
+    """The fields of a method's settings, read and not run: default and the help under each."""
+    tree = ast.parse((PACKAGE / "distillers" / f"{module}.py").read_text())
+    fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
+    rows = ["| flag | default | |", "|---|---|---|"]
+    for field, after in itertools.pairwise(fields):
+        if isinstance(field, ast.AnnAssign) and field.value and isinstance(after, ast.Expr):
+            says = " ".join(ast.literal_eval(after.value).split())
+            choices = ", ".join(f"`{x}`" for x in literals(field.annotation))
+            default = ast.literal_eval(field.value)
+            flag = f"--{module}.{ast.unparse(field.target).replace('_', '-')}"
+            flag = flag.replace(".", ".no-") if default is True else flag
+            rows.append(f"| `{flag}` | {default} | {says}{f' One of {choices}.' if choices else ''} |")
+    return "\n".join(rows)
+
+
+def literals(annotation: ast.expr) -> list[str]:
+    if not (isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal"):
+        return []
+    return list(ast.literal_eval(annotation.slice))
 
 
 class Equations(Extension):
@@ -39,12 +72,12 @@ class Display(BlockProcessor):
         assert found
         latex = " ".join((found["dollars"] or found["directive"]).split())
         div = etree.SubElement(parent, "div", {"class": "equation"})
-        div.text = AtomicString(self.parser.md.htmlStash.store(convert(latex, display="block")))
+        div.text = AtomicString(self.parser.md.htmlStash.store(mathml(latex, display="block")))
 
 
 class Inline(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
-        return self.md.htmlStash.store(convert(m[1])), m.start(0), m.end(0)
+        return self.md.htmlStash.store(mathml(m[1])), m.start(0), m.end(0)
 
 
 class Doctests(Preprocessor):
@@ -62,3 +95,8 @@ class Doctests(Preprocessor):
                 out.append("```")
             out.append(line.rstrip() if inside else line)
         return [*out, "```"] if inside else out
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """A norm's bars stand close to what they enclose."""
+    return convert(latex, display=display).replace(BAR, BAR.replace(">&", ' lspace="0" rspace="0">&'))
