@@ -3,11 +3,6 @@
 import itertools
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "levels", "font.family": "sans-serif"})
-
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -35,6 +30,7 @@ def draw_panel(axes: plt.Axes, groups: list[np.ndarray], title: str, says: str) 
 
 
 def draw(path: Path) -> None:
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "levels", "font.family": "sans-serif"})
     groups = entities()
     figure, (full, entity, group) = plt.subplots(1, 3, figsize=(11.4, 4.1), layout="constrained")
 
