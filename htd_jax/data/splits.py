@@ -9,11 +9,14 @@ from htd_jax.data.interactions import Split, as_pairs, make_split
 from htd_jax.errors import UserError, shown
 from htd_jax.writing import whole
 
-# How many of a user's d items each of valid and test gets. At least one stays in train, whatever d is.
+# How many of a user's d items each of valid and test gets, of a share. At least one stays in train, whatever d is.
 SPLITS = {
-    "leave-one-out": lambda degree: (degree >= 3).astype(int),
-    "ratio": lambda degree: (degree + 2) // 5,
+    "leave-one-out": lambda degree, share: (degree >= 3).astype(int),
+    "ratio": lambda degree, share: np.minimum((degree * share + 0.5).astype(int), np.maximum(degree - 1, 0) // 2),
 }
+
+# What `deal` answers with.
+TRAIN, VALID, TEST = 0, 1, 2
 
 
 def split_pairs(users: ArrayLike, items: ArrayLike, *, split: str = "leave-one-out", seed: int = 0) -> Split:
@@ -36,14 +39,40 @@ def split_pairs(users: ArrayLike, items: ArrayLike, *, split: str = "leave-one-o
     users, items = as_pairs(users, items)
     if not len(users):
         raise UserError("there is no interaction to split")
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(users)), users))
-    users, items = users[order], items[order]
+    parts = deal(users, split, seed=seed)
+    train, valid, test = ((users[parts == p], items[parts == p]) for p in (TRAIN, VALID, TEST))
+    return make_split(train, valid, test, num_users=int(users.max()) + 1, num_items=int(items.max()) + 1)
+
+
+def deal(
+    users: np.ndarray, split: str, *, seed: int = 0, share: float = 0.2, times: np.ndarray | None = None
+) -> np.ndarray:
+    """Which part every interaction goes to.
+
+    Args:
+      users: `[n]` integers from 0, whose each is.
+      split: one of `SPLITS`; `last`, a user's last item in test and the one before in valid; or `time`, the last
+        `share` of all interactions in test and as many before them in valid; what happened at one time stays together.
+      seed: of what is at random; of equal times too.
+      share: of each of valid and test, for `ratio` and `time`; at most .45.
+      times: `[n]` floats, for `last` and `time`.
+
+    Returns:
+      `[n]` TRAIN, VALID or TEST.
+    """
+    if split == "time":
+        assert times is not None
+        first, second = np.quantile(times, [1 - 2 * share, 1 - share], method="lower")
+        return (times > first).astype(int) + (times > second)
+    by_time = () if split != "last" else (-times,)  # type: ignore[operator]
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(users)), *by_time, users))
+    ordered = users[order]
     degree = np.bincount(users)
-    place = np.arange(len(users)) - (np.cumsum(degree) - degree)[users]
-    held_out = SPLITS[split](degree)[users]
-    part = (place < 2 * held_out).astype(int) + (place < held_out)  # 2: valid, 1: test, 0: train
-    train, valid, test = ((users[part == p], items[part == p]) for p in (0, 2, 1))
-    return make_split(train, valid, test, num_users=len(degree), num_items=int(items.max()) + 1)
+    place = np.arange(len(users)) - (np.cumsum(degree) - degree)[ordered]
+    held_out = SPLITS["leave-one-out" if split == "last" else split](degree, share)[ordered]
+    parts = np.empty(len(users), int)
+    parts[order] = np.where(place < held_out, TEST, np.where(place < 2 * held_out, VALID, TRAIN))
+    return parts
 
 
 def save_split(path: Path, split: Split) -> None:
