@@ -1,7 +1,9 @@
 """What the site's pages are made with beside Markdown: equations without a script, and the notebooks as pages."""
 
 import ast
+import base64
 import itertools
+import json
 import re
 import xml.etree.ElementTree as etree
 from pathlib import Path
@@ -14,6 +16,7 @@ from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
 from markdown.util import AtomicString
+from mkdocs.structure.files import File, Files
 
 PACKAGE = Path(__file__).parent.parent / "htd_jax"
 BAR = '<mo stretchy="false">&#x0007C;</mo>'
@@ -24,28 +27,64 @@ def on_config(config: Any) -> Any:
     return config
 
 
+def on_files(files: Files, config: Any) -> Files:
+    """A page for every notebook, with its outputs and pictures."""
+    for path in sorted((PACKAGE.parent / "notebooks").glob("*.ipynb")):
+        markdown, pictures = notebook(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=markdown))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
+    return files
+
+
+def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its pictures by name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    fenced = lambda text, kind: f"```{kind}\n{text.rstrip()}\n```"
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else fenced(text, "python"))
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}-{len(pictures)}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![What the cell above draws]({name})")
+            else:
+                parts.append(fenced("".join(output.get("text") or data["text/plain"]), " {.text .output}"))
+    heading, *rest = parts
+    return "\n\n".join([heading, f"The notebook is `notebooks/{path.name}` in the repository.", *rest]), pictures
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """`{{ flags htd.HTD }}` as a table of the flags that the class of settings makes."""
-    return re.sub(r"^\{\{ flags (\w+)\.(\w+) \}\}$", lambda m: flags(m[1], m[2]), markdown, flags=re.MULTILINE)
+    """`{{ flags htd.HTD }}` as a table of the flags that a method's settings make, `{{ flags data.logs.Reading }}` of
+    others."""
+    return re.sub(r"^\{\{ flags ([\w.]+)\.(\w+) \}\}$", lambda m: flags(m[1], m[2]), markdown, flags=re.MULTILINE)
 
 
 def flags(module: str, name: str) -> str:
-    """The fields of a method's settings, read and not run: default and the help under each."""
-    tree = ast.parse((PACKAGE / "distillers" / f"{module}.py").read_text())
-    fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
+    """The fields of a class of settings, read and not run: default, help, and choices."""
+    of_method = "." not in module
+    path = PACKAGE.joinpath(*(["distillers", module] if of_method else module.split("."))).with_suffix(".py")
+    fields = next(
+        node.body for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef) and node.name == name
+    )
     rows = ["| flag | default | |", "|---|---|---|"]
     for field, after in itertools.pairwise(fields):
         if isinstance(field, ast.AnnAssign) and field.value and isinstance(after, ast.Expr):
-            says = " ".join(ast.literal_eval(after.value).split())
-            choices = ", ".join(f"`{x}`" for x in literals(field.annotation))
             default = ast.literal_eval(field.value)
-            flag = f"--{module}.{ast.unparse(field.target).replace('_', '-')}"
-            flag = flag.replace(".", ".no-") if default is True else flag
-            rows.append(f"| `{flag}` | {default} | {says}{f' One of {choices}.' if choices else ''} |")
+            flag = ast.unparse(field.target).replace("_", "-")
+            flag = f"no-{flag}" if default is True else flag
+            says = " ".join(ast.literal_eval(after.value).split())
+            choices = ", ".join(f"`{choice}`" for choice in _literals(field.annotation))
+            says += f" One of {choices}." if choices else ""
+            shown = "" if default is None or isinstance(default, bool) else f"`{default}`"
+            rows.append(f"| `--{module + '.' if of_method else ''}{flag}` | {shown} | {says} |")
     return "\n".join(rows)
 
 
-def literals(annotation: ast.expr) -> list[str]:
+def _literals(annotation: ast.expr) -> list[str]:
     if not (isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal"):
         return []
     return list(ast.literal_eval(annotation.slice))
