@@ -6,12 +6,13 @@
 __version__ = "0.2.0"
 
 from htd_jax import data, distillers, evaluation, losses, models
-from htd_jax.data import Split
+from htd_jax.data import Dataset, Split, read
 from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Fitted, distill, fit
 
 __all__ = [
+    "Dataset",
     "Fitted",
     "Lists",
     "Representations",
@@ -25,4 +26,5 @@ __all__ = [
     "fit",
     "losses",
     "models",
+    "read",
 ]

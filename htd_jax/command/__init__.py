@@ -15,6 +15,7 @@ USAGE = """usage: htd-jax COMMAND ...
 commands:
   train   train a wide recommender, a narrow one, and the narrow one with the wide one's help
   table   tabulate finished runs, mean and spread over seeds
+  summary show what a data set looks like
 
 htd-jax COMMAND --help tells more."""
 
@@ -22,10 +23,11 @@ htd-jax COMMAND --help tells more."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """`htd-jax`, `python -m htd_jax`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    from htd_jax.command.summary import summary
     from htd_jax.command.table import table
     from htd_jax.command.train import train
 
-    commands = {"train": train, "table": table}
+    commands = {"train": train, "table": table, "summary": summary}
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         enter(lambda _: print(USAGE), arguments)
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _unknown(arguments: Sequence[str]) -> None:
-    raise UserError(f"unknown command {arguments[0]!r}; there are train and table, see htd-jax --help")
+    raise UserError(f"unknown command {arguments[0]!r}; see htd-jax --help")
 
 
 def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:

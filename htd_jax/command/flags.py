@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from htd_jax.data import SOURCES
+from htd_jax.data import SOURCES, Reading, is_path
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
@@ -19,7 +19,7 @@ from htd_jax.training import Training
 
 T = TypeVar("T")
 
-COMMON = {"what": What, "training": Training, "evaluation": Evaluation, "places": Places}
+COMMON = {"what": What, "training": Training, "evaluation": Evaluation, "places": Places, "reading": Reading}
 
 REGISTRIES: dict[str, Registry] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
 
@@ -73,7 +73,9 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
     names = {what: value.split("+") if what == "method" else [value] for what, value in chosen.items()}
     own: dict[str, type] = {}
     for what, registry in REGISTRIES.items():
-        for name in dict.fromkeys([*registry, *(name for name in names.get(what, []) if ":" in name)]):
+        for name in dict.fromkeys(
+            [*registry, *(name for name in names.get(what, []) if ":" in name and not is_path(name))]
+        ):
             own[flag_name(name)] = registry[name]
     if "--help" in arguments or "-h" in arguments:
         own = _shown(names, own)
@@ -89,6 +91,8 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
     used = {flag_name(name) for name in (*config.what.method.split("+"), config.what.model, config.what.dataset)}
     if idle := [name for name in config.own if name not in used]:
         print(f"note: --{idle[0]}... changes nothing here: this run has no {idle[0]}")
+    if config.reading != Reading() and (config.places.split_file or not is_path(config.what.dataset)):
+        print("note: how a file is read changes nothing here: --dataset names none")
     return config
 
 
@@ -139,7 +143,7 @@ def _moved(arguments: list[str], names: dict[str, list[str]]) -> list[str]:
     rest = list(arguments)
     while rest:
         flag = rest.pop(0)
-        if flag not in MOVED:
+        if flag not in MOVED or (flag in ("--split", "--split-seed") and not chosen & set(MOVED[flag])):
             result.append(flag)
             continue
         places = MOVED[flag]

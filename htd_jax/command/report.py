@@ -3,11 +3,14 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from htd_jax.errors import shown
 from htd_jax.pipeline import RunResult, describe
 from htd_jax.writing import whole
 
@@ -40,19 +43,15 @@ def print_table(result: RunResult) -> None:
 
 
 def draw_curves(result: RunResult) -> None:
-    """`curves.png`: test recall at the last cutoff against epoch, a line a phase, level where nothing is trained.
+    """`curves.png`: test recall at the last cutoff against epoch, a line a phase, level where nothing is trained."""
+    save_picture(result.config.folder / "curves.png", lambda figure: _draw_curves(result, figure), (7, 4.2))
 
-    What goes wrong here costs the picture and a line, not the run.
+
+def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> bool:
+    """A PNG of what `draw` does to a matplotlib figure; whether there is one.
+
+    What goes wrong here costs the picture and a line, not what was computed.
     """
-    path = result.config.folder / "curves.png"
-    try:
-        _draw(result, path)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"note: no picture in {path} ({reason[0]})", file=sys.stderr)
-
-
-def _draw(result: RunResult, path: Path) -> None:
     # Not pyplot: a figure of its own needs no window, nor the backend that a notebook names to what it starts.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -60,14 +59,24 @@ def _draw(result: RunResult, path: Path) -> None:
             warnings.simplefilter("ignore")  # a folder for its cache that it had to make
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        with whole(path) as partial:
+            figure.savefig(partial, dpi=150, format="png")
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"note: no picture in {shown(path)} ({reason[0]})", file=sys.stderr)
+        return False
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
+    return True
 
+
+def _draw_curves(result: RunResult, figure: Any) -> None:
     config, records = result.config, result.records
     metric = f"recall@{max(config.evaluation.cutoffs)}"
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     colours = {"teacher": "#555555", "student": "#c44e52"}
     last = max(record["epoch"] for of_phase in records.values() for record in of_phase)
@@ -90,5 +99,3 @@ def _draw(result: RunResult, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.margins(x=0.02)
-    with whole(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
+from htd_jax.data.columns import is_path
 from htd_jax.data.dataset import Dataset, Ids, read_ids, write_ids
 from htd_jax.data.interactions import Interactions, Split, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
+from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
 from htd_jax.data.sampling import distinct, nth_unseen, seen_before, shuffle, unseen_items
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
+from htd_jax.data.summary import Summary, summarise
 from htd_jax.data.synthetic import Synthetic, make_synthetic
 from htd_jax.settings import Registry, check, override
 
@@ -44,12 +47,57 @@ def load(name: str, data_dir: Path | None = None, **settings: Any) -> Split:
     return split
 
 
-def fingerprint(split: Split) -> str:
-    """A short hash of the split's contents: two runs with the same one have seen the same data."""
+def read(source: Any, **settings: Any) -> Dataset:
+    """Whatever holds interactions, as a data set.
+
+    Args:
+      source: a `Dataset`, which is given back; a `Split`; a data set's name, see `load`; the path of a file, see
+        `read_log`; a table (pandas, polars, pyarrow); a SciPy sparse matrix `[users, items]`; or a pair of columns
+        (users, items).
+      settings: any of `Reading`, how columns are found, filtered and split: `user_column="who", split="last"`; of a
+        data set with a name, its own.
+
+    Raises:
+      UserError: what is wrong with it, a line each.
+      TypeError: a setting that there is not, or something else than the above.
+
+    >>> import htd_jax
+    >>> users, items = ["ann", "ann", "ann", "bob", "bob"], ["tea", "jam", "bun", "tea", "rye"]
+    >>> data = htd_jax.read((users, items))
+    >>> len(data.train), data.items.values.to_pylist()
+    (3, ['bun', 'jam', 'rye', 'tea'])
+    """
+    if isinstance(source, Dataset | Split):
+        if settings:
+            raise TypeError(f"a {type(source).__name__} is split already: {next(iter(settings))} changes nothing")
+        return source if isinstance(source, Dataset) else Dataset.of_split(source)
+    if isinstance(source, str) and not is_path(source):
+        return Dataset.of_split(load(source, **settings), source)
+    reading = override(Reading(), **settings)
+    if isinstance(source, str | Path):
+        return read_log(Path(source), reading)
+    if hasattr(source, "tocoo"):
+        return read_matrix(source, reading)
+    if isinstance(source, tuple) and len(source) == 2:
+        return read_pairs(*source, reading)
+    if hasattr(source, "__arrow_c_stream__") or hasattr(source, "column_names") or isinstance(source, dict):
+        return read_table(source, reading)
+    raise TypeError(
+        "expected a data set, a split, a name, a path, a table, a sparse matrix or a pair of columns, not "
+        f"{type(source).__name__}"
+    )
+
+
+def fingerprint(data: Dataset | Split) -> str:
+    """A short hash of the contents, ids too: two runs with the same one have seen the same data."""
+    split = data.split if isinstance(data, Dataset) else data
     digest = hashlib.sha256()
     for part in split:
         digest.update(np.asarray([part.num_users, part.num_items], np.int64).tobytes())
         digest.update(np.asarray(part.users).tobytes() + np.asarray(part.items).tobytes())
+    for ids in (data.users, data.items) if isinstance(data, Dataset) else ():
+        if not ids.numbered:
+            digest.update("\n".join(map(str, ids.values.to_pylist())).encode())
     return digest.hexdigest()[:16]
 
 
@@ -64,12 +112,15 @@ __all__ = [
     "Foursquare",
     "Ids",
     "Interactions",
+    "Reading",
     "Split",
+    "Summary",
     "Synthetic",
     "UserLists",
     "distinct",
     "find_citeulike",
     "fingerprint",
+    "is_path",
     "load",
     "load_citeulike",
     "load_lists",
@@ -77,12 +128,18 @@ __all__ = [
     "make_split",
     "make_synthetic",
     "nth_unseen",
+    "read",
     "read_ids",
+    "read_log",
+    "read_matrix",
+    "read_pairs",
+    "read_table",
     "register",
     "save_split",
     "seen_before",
     "shuffle",
     "split_pairs",
+    "summarise",
     "unseen_items",
     "write_ids",
 ]

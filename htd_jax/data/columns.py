@@ -323,7 +323,7 @@ def _not_utf8(path: Path) -> str:
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     return f"{shown(path)}: it is UTF-16; save it as UTF-8"
                 text = line[max(0, error.start - 15) : error.end + 15].decode("ascii", "backslashreplace").strip()
-                return f"{shown(path)}: line {number} is not UTF-8 ({text!r}); save the file as UTF-8"
+                return f"{shown(path)}: line {number} is not UTF-8 ({text}); save the file as UTF-8"
     except (OSError, EOFError, pa.ArrowException, zlib.error):
         pass
     return f"{shown(path)}: it is not UTF-8; save it as UTF-8"

@@ -98,6 +98,7 @@ class Dataset:
       users, items: what the rows are called.
       name: for people, and for the run's folder.
       notes: what a person should know of how it was read, a line each.
+      span: the first and the last moment, in the log's own measure, dates in seconds since 1970; None if unknown.
     """
 
     split: Split
@@ -105,6 +106,7 @@ class Dataset:
     items: Ids
     name: str = "data"
     notes: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
 
     @classmethod
     def of_split(cls, split: Split, name: str = "data") -> "Dataset":

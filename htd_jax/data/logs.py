@@ -38,7 +38,7 @@ class Reading:
     item_column: str | None = None
     """Its name."""
     time_column: str | None = None
-    """Its name; numbers or dates. Read where the split needs it."""
+    """Its name; numbers or dates."""
     rating_column: str | None = None
     """Its name. Read with --min-rating."""
     min_rating: float | None = None
@@ -66,6 +66,10 @@ class Reading:
     """Interactions for validation; --dataset holds those for training."""
     test_file: Path | None = None
     """Interactions for test."""
+
+    @property
+    def needs_time(self) -> bool:
+        return self.time_column is not None or self.split in ("last", "time")
 
     def filled(self) -> "Reading":
         """The same, checked as a whole.
@@ -191,6 +195,10 @@ def log_of(columns: Columns, reading: Reading, source: str) -> Log:
         empty = column.is_null().to_numpy()
         if role in ("time", "rating"):
             numbers[role], wrong = (_times if role == "time" else _numbers)(column)
+            if role == "time" and not reading.needs_time:
+                if wrong.any():
+                    del numbers[role]
+                continue
             judge(role, wrong & ~empty, "no date or number" if role == "time" else "no number")
         judge(role, empty, "nothing", example=False)
     if problems:
@@ -233,7 +241,7 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
     if len(order) == len(log.users):
         log, parts = _rows(log, order), parts[order]
     keep(order, f"merged, which repeat a user and item; the first {which} counts")
-    least = f"{reading.min_per_user} items a user and {reading.min_per_item} users an item"
+    least = f"{_some(reading.min_per_user, 'item')} a user and {_some(reading.min_per_item, 'user')} an item"
     keep(_core(log, parts, reading), f"left out, until there were {least}")
     if not len(log.users):
         raise UserError(f"{name}: there are never {least}; lower --min-per-user or --min-per-item")
@@ -250,7 +258,8 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
         raise UserError(f"{name}: nothing is left for {' and '.join(empty)}: {_advice(reading)}")
     train, valid, test = pairs
     split = make_split(train, valid, test, len(log.user_ids), len(log.item_ids))
-    return Dataset(split, Ids(log.user_ids, "user"), Ids(log.item_ids, "item"), name, tuple(notes))
+    span = None if log.times is None else (float(log.times.min()), float(log.times.max()))
+    return Dataset(split, Ids(log.user_ids, "user"), Ids(log.item_ids, "item"), name, tuple(notes), span)
 
 
 def _read(path: Path, reading: Reading) -> Columns:
@@ -263,8 +272,7 @@ def _read(path: Path, reading: Reading) -> Columns:
 def _chooser(reading: Reading, source: str) -> Any:
     """Picks columns by the names that were given, else by usual ones."""
     wanted: dict[str, str | None] = {"user": reading.user_column, "item": reading.item_column}
-    if reading.time_column or reading.split in ("last", "time"):
-        wanted["time"] = reading.time_column
+    wanted["time"] = reading.time_column
     if reading.rating_column or reading.min_rating is not None:
         wanted["rating"] = reading.rating_column
     if not reading.header:
@@ -278,6 +286,8 @@ def _chooser(reading: Reading, source: str) -> Any:
             found = [n for n in names if (n == name if name else _plain(n) in USUAL[role].split())]
             if len(found) == 1 and names.count(found[0]) == 1:
                 chosen[role] = found[0]
+            elif role == "time" and not reading.needs_time:
+                continue
             elif name and not found:
                 problems.append(f"{source}: no column {name!r}; {there}")
             elif not found:
@@ -405,11 +415,10 @@ def _join_ids(coded: Sequence[tuple[np.ndarray, pa.Array]]) -> tuple[np.ndarray,
 def _first_of_each(log: Log, parts: np.ndarray) -> np.ndarray:
     """Of every pair the row that counts, in the order of users and items: of the first part, and there the first."""
     codes = log.users.astype(np.int64) * len(log.item_ids) + log.items
-    by = (codes,) if log.times is None else (log.times, parts, codes)
-    order = np.argsort(codes, kind="stable") if len(by) == 1 else np.lexsort(by)
-    codes = codes[order]
-    new = np.ones(len(codes), bool)
-    new[1:] = codes[1:] != codes[:-1]
+    order = np.argsort(codes, kind="stable")
+    new = np.diff(codes[order], prepend=-1) > 0
+    if log.times is not None and not new.all():
+        order = np.lexsort((log.times, parts, codes))
     first: np.ndarray = order[new]
     return first
 

@@ -6,6 +6,7 @@ A model is one file: the module, and its settings, which a line here makes known
 from htd_jax.models.base import InnerProduct, MakeModel, ModelOf, ModelSettings, Recommender, with_tables
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
+from htd_jax.models.listed import Listed, listed, popularity
 from htd_jax.models.neumf import NeuMF, NeuMFSettings
 from htd_jax.settings import Registry
 
@@ -19,13 +20,16 @@ __all__ = [
     "InnerProduct",
     "LightGCN",
     "LightGCNSettings",
+    "Listed",
     "MakeModel",
     "ModelOf",
     "ModelSettings",
     "NeuMF",
     "NeuMFSettings",
     "Recommender",
+    "listed",
     "make_graph",
+    "popularity",
     "register",
     "with_tables",
 ]

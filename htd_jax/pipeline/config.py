@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval
 
-from htd_jax.data import SOURCES
+from htd_jax.data import SOURCES, Reading, is_path
+from htd_jax.data.columns import stem
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
@@ -23,7 +24,7 @@ class What:
     """What is trained, on what."""
 
     dataset: str = "synthetic"
-    """The data set; citeulike is the paper's."""
+    """A data set's name (citeulike is the paper's), or the path of a file of your own."""
     model: str = "bpr"
     """The base model of teacher and student."""
     method: str = "htd"
@@ -52,8 +53,13 @@ class Places:
     run: Path | None = None
     """This run's folder. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>, the dataset followed by model and
     protocol if they are not bpr and full. A killed run goes on there."""
-    teacher: Path | None = None
-    """A trained teacher to use: a run folder or a checkpoint in it. --teacher-dim is then the checkpoint's."""
+    teacher: tuple[Path, ...] = ()
+    """A trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or
+    lists of the best items, a table of user, item, and score or rank. --teacher-dim is then its own."""
+    teacher_user_ids: Path | None = None
+    """The ids of the rows of the teacher's tables, one a line. Default: numbers, or the data's ids in order; so for"""
+    teacher_item_ids: Path | None = None
+    """the items'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +67,19 @@ class Config:
     """Every choice of a run.
 
     Attributes:
+      reading: how a file of one's own is read; counts where `what.dataset` is a path.
       own: the settings of data set, model and methods by the name that their flags begin with; what is missing has its
         defaults.
+      data_file: that path, once it is filled in; the data set is then called as the file.
     """
 
     what: What = dataclasses.field(default_factory=What)
     training: Training = dataclasses.field(default_factory=Training)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     places: Places = dataclasses.field(default_factory=Places)
+    reading: Reading = dataclasses.field(default_factory=Reading)
     own: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+    data_file: Path | None = None
 
     def filled(self) -> "Config":
         """Itself with every default in place, if every value is possible.
@@ -80,6 +90,10 @@ class Config:
         what = self.what
         for settings in (what, self.training, self.evaluation, self.places):
             check(settings)
+        if self.data_file is None and not self.places.split_file and is_path(what.dataset):
+            given = Path(what.dataset)
+            named = dataclasses.replace(what, dataset=stem(given))
+            return dataclasses.replace(self, what=named, data_file=given, reading=self.reading.filled()).filled()
         names = what.method.split("+")
         alone = [name for name in names if name == NO_METHOD or not getattr(METHODS[name], "trained", True)]
         if len(names) > 1 and (alone or len(set(names)) < len(names)):
@@ -103,15 +117,17 @@ class Config:
     def _own(self) -> list[tuple[str, Settings]]:
         """What data set, model and methods are set to, in that order."""
         what = self.what
-        registries = [] if self.places.split_file else [(SOURCES, what.dataset)]
+        registries = [] if self.places.split_file or self.data_file else [(SOURCES, what.dataset)]
         registries += [(MODELS, what.model)]
         registries += [(METHODS, name) for name in what.method.split("+") if what.method != NO_METHOD]
         made = []
         for registry, name in registries:
             settings = registry[name]
             made.append((flag_name(name), self.own.get(flag_name(name)) or settings()))
-        common = {field.name for of in (What, Training, Evaluation) for field in dataclasses.fields(of)}
-        taken: dict[str, type | None] = {name.replace("_", "-"): None for name in (*common, "data", "teacher")}
+        common = {field.name for of in (What, Training, Evaluation, Reading) for field in dataclasses.fields(of)}
+        taken: dict[str, type | None] = {
+            name.replace("_", "-"): None for name in (*common, "data", "reading", "teacher")
+        }
         for name, settings in made:
             if taken.setdefault(name, type(settings)) is not type(settings):
                 raise UserError(f"{type(settings).__name__}: --{name} is taken; give the class another name")
@@ -142,6 +158,9 @@ class Config:
         """What `config.json` holds: everything but places, which a run may be moved between."""
         common = [as_json(part) for part in (self.what, self.training, self.evaluation)]
         own = {name: as_json(settings) for name, settings in self.own.items()}
+        if self.data_file:
+            files = ("valid_file", "test_file")
+            own["reading"] = {name: x for name, x in as_json(self.reading).items() if name not in files}
         return {key: value for part in (*common, own) for key, value in part.items()}
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from htd_jax import data as datasets
-from htd_jax.data import Interactions, Split
+from htd_jax.data import Dataset, Interactions, Split
 from htd_jax.distillers import (
     METHODS,
     Distiller,
@@ -30,7 +30,7 @@ from htd_jax.distillers import (
 from htd_jax.distillers.teacher import check_lists
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, Evaluator, make_evaluator
-from htd_jax.models import MODELS, InnerProduct, MakeModel, ModelOf
+from htd_jax.models import MODELS, InnerProduct, Listed, MakeModel, ModelOf
 from htd_jax.pipeline.config import NO_METHOD, early_stopping
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
 from htd_jax.settings import Settings, as_json, check, flag_name, override
@@ -66,7 +66,7 @@ class Fitted:
     Attributes:
       make_model: its Flax module for the training interactions.
       variables: the module's, at the last epoch or, with early stopping, at the best.
-      train: what it was trained on.
+      data: what it was trained on, and what users and items are called.
       settings: what made it, as JSON.
       records: one for every evaluation: `{"epoch", "terms", "valid", "test", "seconds"}`.
       seconds: of training, of every epoch.
@@ -75,7 +75,7 @@ class Fitted:
 
     make_model: MakeModel
     variables: Any
-    train: Interactions
+    data: Dataset
     settings: dict[str, Any]
     records: list[dict[str, Any]]
     seconds: list[float]
@@ -86,6 +86,11 @@ class Fitted:
         """In test: `{"recall@50": ..., ...}`; those in validation are `chosen["valid"]`."""
         test: dict[str, float] = self.chosen["test"]
         return test
+
+    @property
+    def train(self) -> Interactions:
+        """The interactions that it was trained on."""
+        return self.data.train
 
     @property
     def parameters(self) -> int:
@@ -104,14 +109,17 @@ class Fitted:
 
     def teacher(self) -> Teacher:
         """All that it can teach: representations, and scores, which are their products where the model's are."""
+        model = self.make_model(self.train)
+        if isinstance(model, Listed):
+            return Teacher.of(Lists(self.variables["params"]["items"]))
         teacher = Teacher.of(self.representations())
-        if isinstance(self.make_model(self.train), InnerProduct):
+        if isinstance(model, InnerProduct):
             return teacher
         return dataclasses.replace(teacher, scores=model_scores(self.make_model, self.variables, self.train))
 
 
 def fit(
-    data: Split | str,
+    data: Any,
     *,
     model: str | Settings | MakeModel = "bpr",
     dim: int | None = None,
@@ -123,7 +131,8 @@ def fit(
     """Trains a recommender: a teacher, or a plain student.
 
     Args:
-      data: a `Split`, or the name of a data set, see `htd_jax.data.load`.
+      data: a `Dataset`, or whatever `htd_jax.read` takes: a data set's name, the path of a file, a table, a sparse
+        matrix, a `Split`, a pair of columns (users, items).
       model: the name of a base model, its settings (`LightGCNSettings(layers=2)`), or what makes a module of one's own.
       dim: the width of its tables; the model's usual one if None.
       seed: of everything random. The same seed gives the same bits, on a CPU.
@@ -152,7 +161,7 @@ def fit(
 
 def distill(
     teacher: Fitted | Teacher | Representations | Lists,
-    data: Split | str,
+    data: Any,
     *,
     method: AnyMethod | list[AnyMethod] = "htd",
     model: str | Settings | MakeModel = "bpr",
@@ -237,13 +246,13 @@ def method_name(methods: Mapping[str, Any]) -> str:
 class Experiment:
     """What phases that are compared have in common: data, training, evaluation and seed."""
 
-    split: Split
+    data: Dataset
     training: Training
     evaluation: Evaluation
     seed: int
 
     @classmethod
-    def of(cls, data: Split | str, seed: int = 0, **settings: Any) -> "Experiment":
+    def of(cls, data: Any, seed: int = 0, **settings: Any) -> "Experiment":
         """Of settings by name.
 
         Raises:
@@ -261,12 +270,15 @@ class Experiment:
         check(evaluation)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(f"seed: must be a whole number in [0, 2^32), not {seed!r}")
-        split = datasets.load(data) if isinstance(data, str) else data
-        return cls(split, training, evaluation.filled(), seed)
+        return cls(datasets.read(data), training, evaluation.filled(), seed)
+
+    @property
+    def split(self) -> Split:
+        return self.data.split
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return datasets.fingerprint(self.split)
+        return datasets.fingerprint(self.data)
 
     @functools.cached_property
     def evaluate(self) -> Evaluator:
@@ -375,7 +387,7 @@ class Experiment:
             error.args = (f"{title or name}: {error}",) if str(error).startswith("the ") else error.args
             raise
         made_by = {**settings, "training": as_json(self.training) | {"epochs": epochs}}
-        return Fitted(maker, result.variables, self.split.train, made_by, *result[1:])
+        return Fitted(maker, result.variables, self.data, made_by, *result[1:])
 
 
 def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bool) -> tuple[MakeModel, dict[str, Any]]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax import data
-from htd_jax.data import Split
+from htd_jax.data import Dataset
 from htd_jax.errors import UserError, shown
-from htd_jax.models import MODELS, ModelOf
-from htd_jax.pipeline.config import NO_METHOD, Config, describe, early_stopping
+from htd_jax.pipeline.config import NO_METHOD, Config, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, hash_of, numerics
 from htd_jax.pipeline.progress import ProgressLine, progress_line
-from htd_jax.settings import as_json, override
-from htd_jax.training import Checkpoints, best_record, choose
+from htd_jax.pipeline.teachers import open_teacher
+from htd_jax.settings import override
+from htd_jax.training import best_record
 from htd_jax.writing import alone, is_partial, whole
 
 
@@ -49,13 +49,15 @@ def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
     """
     with numerics():
         config = config.filled()
-        split = load_split(config)
-        experiment = Experiment(split, config.training, config.evaluation, config.what.seed)
+        dataset = load_data(config)
+        for note in dataset.notes:
+            print(f"note: {note}")
+        experiment = Experiment(dataset, config.training, config.evaluation, config.what.seed)
         # A protocol that cannot be on this split is refused here, before anything is written.
         _ = experiment.evaluate
-        given = open_teacher(config.places.teacher, config, experiment) if config.places.teacher else None
-        if given:
-            config = override_dim(config, given.settings["model"]["dim"])
+        given = open_teacher(config, experiment) if config.places.teacher else None
+        if given and (dim := given.settings["model"]["dim"]):
+            config = dataclasses.replace(config, what=override(config.what, teacher_dim=dim))
         what = config.what
         assert what.student_dim and what.teacher_dim
         if what.student_dim > what.teacher_dim:
@@ -63,7 +65,7 @@ def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
         identity = _identity(config, experiment, given)
         check_folder(config, identity)
         with _claimed(config.folder):
-            claim_folder(config, identity, split)
+            claim_folder(config, identity, dataset)
             return _train(config, experiment, given, progress)
 
 
@@ -126,15 +128,35 @@ def _train(config: Config, experiment: Experiment, given: Fitted | None, progres
     return RunResult(config, phases, results)
 
 
-def load_split(config: Config) -> Split:
+def load_data(config: Config) -> Dataset:
+    """The data set of a run: of a file; of a split in a file, with the ids that a run folder keeps beside it; or known
+    by name.
+
+    Raises:
+      UserError: it cannot be had or read.
+    """
+    if config.data_file:
+        return data.read_log(config.data_file, config.reading)
     if config.places.split_file:
-        return data.load_split(config.places.split_file)
-    split: Split = config.source.load(config.places.data_dir)
-    return split
+        return read_split(config.places.split_file, config.what.dataset)
+    return Dataset.of_split(config.source.load(config.places.data_dir), config.what.dataset)
 
 
-def override_dim(config: Config, dim: int) -> Config:
-    return dataclasses.replace(config, what=override(config.what, teacher_dim=dim))
+def read_split(path: Path, name: str) -> Dataset:
+    """A split in a file, and what a run folder keeps beside it of what users and items are called.
+
+    Raises:
+      UserError: a file that cannot be read, or ids that are not those of the split.
+    """
+    dataset = Dataset.of_split(data.load_split(path), name)
+    users, items = (path.parent / f"{kind}s.parquet" for kind in ("user", "item"))
+    if not (users.is_file() and items.is_file()):
+        return dataset
+    named = dataclasses.replace(dataset, users=data.read_ids(users, "user"), items=data.read_ids(items, "item"))
+    for ids, size in ((named.users, len(dataset.users)), (named.items, len(dataset.items))):
+        if len(ids) != size:
+            raise UserError(f"{shown(path)}: it has {size} {ids.kind}s, the file of their ids beside it {len(ids)}")
+    return named
 
 
 def summarise(config: Config, phases: dict[str, Fitted]) -> dict[str, Any]:
@@ -194,46 +216,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def open_teacher(path: Path, config: Config, experiment: Experiment) -> Fitted:
-    """The teacher in a run folder, its `checkpoints/teacher`, or a step in that; of any base model.
-
-    Raises:
-      UserError: there is no such checkpoint, or it was trained on other data, or evaluated in another way.
-    """
-    folder = next((p for p in (path / "checkpoints" / "teacher", path) if p.is_dir()), None)
-    if folder is None:
-        raise UserError(f"--teacher: no folder {path}")
-    if folder.name.isdecimal():
-        folder = folder.parent
-    checkpoints = Checkpoints(folder)
-    history, tree = checkpoints.history(), checkpoints.tree()
-    settings = history["settings"]
-    try:
-        variables = tree.get("best") or tree["train"]["params"]["model"]
-        its = dict(settings["model"])
-        model = override(MODELS[its.pop("name")](), **{n: x for n, x in its.items() if n != "dim"})
-        its_data, finished, dim = settings["data"], history["finished"], its["dim"]
-        its_evaluation = settings["evaluation"] | {"patience": settings["training"]["patience"]}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"--teacher: {folder} is a checkpoint, but of no teacher") from None
-    if its_data != experiment.fingerprint:
-        raise UserError(f"--teacher: {folder} was trained on other data than this run's")
-    if not finished:
-        raise UserError(f"--teacher: {folder} stopped after {checkpoints.latest} epochs, unfinished; finish it first")
-    if settings["model"]["name"] == "neumf" and "svd" in (config.what.method, config.what.student_init):
-        raise UserError("--teacher: svd needs scores that are products of two vectors, which neumf's are not")
-    asked = as_json(config.evaluation) | {"patience": config.training.patience}
-    for name, now in asked.items():
-        if its_evaluation.get(name) != now and (name, config.evaluation.protocol) != ("candidates", "full"):
-            raise UserError(
-                f"--teacher: {folder} was evaluated with {name} {its_evaluation.get(name)}, this run with {now}"
-            )
-    records = history["records"]
-    chosen = choose(records, early_stopping(config.training, config.evaluation))
-    settings["training"]["epochs"] = len(history["seconds"])
-    return Fitted(ModelOf(model, dim), variables, experiment.split.train, settings, records, history["seconds"], chosen)
-
-
 def check_folder(config: Config, settings: dict[str, Any]) -> None:
     """Raises UserError if the run's folder holds something else than this run."""
     folder, path = config.folder, config.folder / "config.json"
@@ -258,12 +240,14 @@ def check_folder(config: Config, settings: dict[str, Any]) -> None:
         raise UserError(f"{folder}: cannot be used ({error.strerror}); name another with --run") from None
 
 
-def claim_folder(config: Config, settings: dict[str, Any], split: Split) -> None:
+def claim_folder(config: Config, settings: dict[str, Any], dataset: Dataset) -> None:
     """Makes the run folder, or takes up the one that these settings made."""
     check_folder(config, settings)
     write_json(config.folder / "config.json", settings)
-    if not (config.folder / "split.npz").exists():  # new, or killed between the two
-        data.save_split(config.folder / "split.npz", split)
+    if not (config.folder / "split.npz").exists():  # new, or killed before it was there
+        data.write_ids(config.folder / "users.parquet", dataset.users)
+        data.write_ids(config.folder / "items.parquet", dataset.items)
+        data.save_split(config.folder / "split.npz", dataset.split)
 
 
 def _identity(config: Config, experiment: Experiment, given: Fitted | None) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""What a data set looks like: counts, density, long tail, and a picture."""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from htd_jax import data
+from htd_jax.command.flags import parse
+from htd_jax.command.report import save_picture
+from htd_jax.data import Dataset, Reading, Summary
+
+
+@dataclasses.dataclass
+class Options:
+    """What a data set looks like, as a table and a picture."""
+
+    dataset: str = "synthetic"
+    """A data set's name, or the path of a file of your own."""
+    picture: Path | None = None
+    """Where the picture goes. Default: <dataset>-summary.png here."""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)
+
+
+def summary(arguments: Sequence[str], prog: str = "htd-jax summary") -> None:
+    options = parse(Options, arguments, prog=prog, description=__doc__)
+    named = not data.is_path(options.dataset)
+    dataset = data.read(options.dataset) if named else data.read_log(Path(options.dataset), options.reading)
+    for note in dataset.notes:
+        print(f"note: {note}")
+    counts = data.summarise(dataset)
+    print_summary(dataset, counts)
+    path = options.picture or Path(f"{dataset.name}-summary.png")
+    if save_picture(path, lambda figure: draw_summary(dataset, counts, figure), (9, 3.6)):
+        print(f"picture: {path}")
+
+
+def print_summary(dataset: Dataset, counts: Summary) -> None:
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    quantiles = lambda x: ", ".join(f"{q:,.0f}" for q in np.quantile(x, [0, 0.25, 0.5, 0.75, 1]))
+    rows = [
+        ("users", f"{counts.users:,}"),
+        ("items", f"{counts.items:,}"),
+        ("interactions", f"{counts.interactions:,}"),
+        ("  train, valid, test", ", ".join(f"{n:,}" for n in counts.parts)),
+        ("density", f"{counts.density:.4%}"),
+        ("items a user: least, quartiles, most", quantiles(counts.per_user)),
+        ("users an item: least, quartiles, most", quantiles(counts.per_item)),
+        ("share of the most popular fifth of the items", f"{counts.head:.0%}"),
+        ("Gini of the items", f"{counts.gini:.2f}"),
+        ("users without training interactions", f"{counts.cold_users:,}"),
+        ("items without training interactions", f"{counts.cold_items:,}"),
+    ]
+    if dataset.span:
+        first, last = dataset.span
+        rows.append(("from", moment(first)))
+        rows.append(("to", moment(last)))
+    for name, value in rows:
+        table.add_row(name, value)
+    print(dataset.name)
+    Console().print(table)
+
+
+def moment(number: float) -> str:
+    """A date, of seconds or milliseconds since 1970 as they are after 1980 and before 2100; else the number."""
+    for unit in (1, 1000):
+        if 3.15e8 <= number / unit < 4.1e9:
+            return datetime.datetime.fromtimestamp(number / unit, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"{number:g}"
+
+
+def draw_summary(dataset: Dataset, counts: Summary, figure: Any) -> None:
+    """How interactions are spread over items and users."""
+    left, right = figure.subplots(1, 2)
+    for axes, values, what, colour in (
+        (left, counts.per_item, "item", "#1f77b4"),
+        (right, counts.per_user, "user", "#c44e52"),
+    ):
+        axes.plot(np.arange(1, len(values) + 1), np.maximum(values, 0.5), color=colour, linewidth=1.8)
+        axes.set(xscale="log", yscale="log", xlabel=f"{what}, the busiest first", ylabel="interactions")
+        axes.set_title(f"{len(values):,} {what}s")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    at = max(1, counts.items // 5)
+    left.axvline(at, color="#555555", linewidth=1, linestyle="--")
+    left.annotate(
+        f" {counts.head:.0%} of all are left of it", (at, counts.per_item[0]), ha="right", va="bottom", fontsize=8
+    )
+    figure.suptitle(f"{dataset.name}: {counts.interactions:,} interactions, density {counts.density:.3%}", fontsize=11)

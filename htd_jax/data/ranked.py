@@ -1,0 +1,331 @@
+"""A teacher's lists from a file: rows of a user, an item and, if they are known, a score or a rank."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from htd_jax.data.dataset import Ids, as_column
+from htd_jax.data.tables import reading
+from htd_jax.errors import UserError, shown
+
+# The files that hold lists, by suffix; text may be compressed: `.csv.gz`.
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+LISTS = (".parquet", *SEPARATORS, *JSON_LINES)
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+
+# What columns are usually called, without case, spaces, signs, and what follows a colon; the first that there is.
+COLUMNS = {
+    "user": ("user", "userid", "users", "uid", "useridx", "username", "customer", "customerid", "visitorid", "u"),
+    "item": (
+        *("item", "itemid", "items", "iid", "itemidx", "itemname", "movie", "movieid", "product", "productid"),
+        *("article", "articleid", "track", "trackid", "song", "songid", "book", "bookid", "isbn", "asin", "i"),
+    ),
+    "score": ("score", "scores", "rating", "prediction", "pred", "relevance"),
+    "rank": ("rank", "ranking", "position", "pos"),
+}
+NEEDED = ("user", "item")
+
+
+class RankedLists(NamedTuple):
+    """Rows of lists, in the order of their file.
+
+    Attributes:
+      users, items: `[n]` ids, int64 or string.
+      scores: `[n]` float64, the larger the better, or None.
+      ranks: `[n]` int64, the smaller the better, or None.
+      name: of the file, for messages.
+    """
+
+    users: pa.Array
+    items: pa.Array
+    scores: np.ndarray | None = None
+    ranks: np.ndarray | None = None
+    name: str = "lists"
+
+
+class ListsOf(NamedTuple):
+    """Lists over the rows of a data set.
+
+    Attributes:
+      items: `[num_users, k]` int32, each user's items, the best first, -1 where it has fewer.
+      scores: `[num_users, k]` float32, 0 where there is no item, or None.
+      notes: what a person should know of what was left out, a line each.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray | None
+    notes: tuple[str, ...]
+
+
+def read_lists(
+    path: Path | str,
+    *,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    score_column: str | None = None,
+    rank_column: str | None = None,
+    separator: str | None = None,
+) -> RankedLists:
+    """The lists of a Parquet, CSV, TSV or JSON lines file; text may be compressed with gzip or zstd.
+
+    Columns are found by their usual names (`user_id`, `itemId`, `score`, `rank`), or named. Text stays text: `007` is
+    not 7.
+
+    Raises:
+      UserError: a file that cannot be read, is damaged or empty; a missing column; rows that lack an id, a score or a
+        rank; scores that are not finite; ranks that are not whole, or two of one user that are equal. A line for each.
+    """
+    path = Path(path)
+    named = {"user": user_column, "item": item_column, "score": score_column, "rank": rank_column}
+    with reading(path):
+        table, first_line = _read(path, named, separator)
+    where = lambda row: f"row {row + 1}" if first_line is None else f"line {row + first_line}"
+    if not len(table):
+        raise UserError(f"{shown(path)}: it holds no row")
+    problems: list[str] = []
+    columns: dict[str, Any] = {}
+    for role in table.column_names:
+        values = table[role].combine_chunks()
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        if missing.any():
+            problems.append(
+                f"{shown(path)}: {_count(missing, 'row')} without {'an' if role == 'item' else 'a'} {role}, "
+                f"{where(int(np.argmax(missing)))} for one"
+            )
+        if role in NEEDED:
+            try:
+                columns[role] = as_column(values, role)
+            except UserError as error:
+                problems.append(f"{shown(path)}: {error}")
+            continue
+        numbers, wrong, what = _numbers(values, role)
+        wrong &= ~missing
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            example = shown(str(values[at].as_py())[:40])
+            problems.append(f"{shown(path)}: {_count(wrong, role)} {what}, {example!r} in {where(at)} for one")
+        columns[role] = numbers
+    if not problems and "rank" in columns:
+        problems += _equal_ranks(path, columns, where)
+    if problems:
+        raise UserError(*problems)
+    return RankedLists(columns["user"], columns["item"], columns.get("score"), columns.get("rank"), shown(path))
+
+
+def to_lists(ranked: RankedLists, users: Ids, items: Ids) -> ListsOf:
+    """Lists over the rows of a data set: by rank if there is one, else by score, the highest first, else as they stand.
+
+    Equal scores stay in the order of rows. Of a user's rows of one item the best is kept.
+
+    Args:
+      users, items: of the data set.
+
+    Raises:
+      UserError: none of the users, or none of the items, is in the data.
+    """
+    found, notes = [], []
+    for ids, column in ((users, ranked.users), (items, ranked.items)):
+        coded = column.dictionary_encode()
+        of_values = ids.find(coded.dictionary)
+        unknown = int((of_values < 0).sum())
+        if unknown == len(of_values):
+            example = coded.dictionary[0].as_py() if unknown else None
+            raise UserError(
+                f"{ranked.name}: none of its {unknown} {ids.kind}s is among the data's {len(ids)}: they are called "
+                f"like {example!r}, and the data's like {ids.values[0].as_py()!r}"
+            )
+        if unknown:
+            example = coded.dictionary[int(np.argmax(of_values < 0))].as_py()
+            notes.append(
+                f"{ranked.name}: {unknown} of {len(of_values)} {ids.kind}s are not in the data and were left out, "
+                f"{example!r} for one"
+            )
+        found.append(of_values[coded.indices.to_numpy()])
+    of_users, of_items = found
+    kept = np.flatnonzero((of_users >= 0) & (of_items >= 0))
+    if not len(kept):
+        raise UserError(f"{ranked.name}: no row has both a user and an item of the data")
+    of_users, of_items = of_users[kept], of_items[kept]
+    if ranked.ranks is not None:
+        order = np.lexsort((ranked.ranks[kept], of_users))
+    elif ranked.scores is not None:
+        order = np.lexsort((-ranked.scores[kept], of_users))
+    else:
+        order = np.argsort(of_users, kind="stable")
+    of_users, of_items, kept = of_users[order], of_items[order], kept[order]
+    _, first = np.unique(of_users * len(items) + of_items, return_index=True)
+    if twice := len(of_users) - len(first):
+        notes.append(f"{ranked.name}: {twice} rows repeat a user's item; the best of each was kept")
+    first.sort()
+    of_users, of_items, kept = of_users[first], of_items[first], kept[first]
+    degree = np.bincount(of_users, minlength=len(users))
+    if without := int((degree == 0).sum()):
+        example = users.values[int(np.argmin(degree))].as_py()
+        notes.append(f"{ranked.name}: {without} of the data's {len(users)} users have no list, {example!r} for one")
+    place = np.arange(len(of_users)) - (np.cumsum(degree) - degree)[of_users]
+    lists = np.full((len(users), int(degree.max())), -1, np.int32)
+    lists[of_users, place] = of_items
+    scores = None
+    if ranked.scores is not None:
+        scores = np.zeros(lists.shape, np.float32)
+        scores[of_users, place] = ranked.scores[kept]
+    return ListsOf(lists, scores, tuple(notes))
+
+
+def _read(path: Path, named: dict[str, str | None], separator: str | None) -> tuple[pa.Table, int | None]:
+    """The columns that there are, called `user`, `item`, `score`, `rank`, and the line of the first row of a text."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = COMPRESSED.get(suffixes[-1]) if suffixes else None
+    suffix = suffixes[-2] if compression and len(suffixes) > 1 else suffixes[-1] if suffixes else ""
+    if suffix == ".parquet" and not compression:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = _columns(path, names, named)
+            table = file.read(columns=list(columns.values()))
+        table.validate(full=True)
+        return _called(table, columns), None
+    if suffix in SEPARATORS or (separator is not None and suffix not in JSON_LINES):
+        return _csv(path, compression, named, separator or SEPARATORS[suffix]), 2
+    if suffix in JSON_LINES:
+        return _json(path, compression, named), 1
+    raise UserError(
+        f"{shown(path)}: lists are read from {', '.join(LISTS)}, the texts also as .gz or .zst, not from "
+        f"{path.suffix or 'a file without a suffix'!r}"
+    )
+
+
+def _csv(path: Path, compression: str | None, named: dict[str, str | None], separator: str) -> pa.Table:
+    bad: list[Any] = []
+
+    def skip(row: Any) -> str:
+        bad.append(row)
+        return "skip"
+
+    parse = pyarrow.csv.ParseOptions(delimiter=separator, invalid_row_handler=skip)
+    with _stream(path, compression) as stream, pyarrow.csv.open_csv(stream, parse_options=parse) as first:
+        names = first.schema.names
+    columns = _columns(path, names, named)
+    convert = pyarrow.csv.ConvertOptions(
+        column_types={name: pa.string() for name in names},
+        include_columns=list(columns.values()),
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    bad.clear()
+    read = pyarrow.csv.ReadOptions(use_threads=False)  # so that rows have numbers
+    with _stream(path, compression) as stream:
+        table = pyarrow.csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
+    if bad:
+        row = bad[0]
+        raise UserError(
+            f"{shown(path)}: {len(bad)} {'rows have' if len(bad) > 1 else 'row has'} not the {row.expected_columns} "
+            f"columns of the header, line {row.number} for one: {shown(row.text[:40])!r}"
+        )
+    return _called(table, columns)
+
+
+def _json(path: Path, compression: str | None, named: dict[str, str | None]) -> pa.Table:
+    with _stream(path, compression) as stream:
+        start = stream.read(2**16).decode("utf-8-sig", "replace")
+    line = next((line for line in start.splitlines() if line.strip()), "")
+    try:
+        row = json.loads(line)
+        assert type(row) is dict
+    except (ValueError, RecursionError, AssertionError):
+        raise UserError(f"{shown(path)}: its first line is no JSON object: {shown(line[:40])!r}") from None
+    columns = _columns(path, list(row), named)
+    # Given, as a text that looks like a date would become one.
+    types = [pa.int64() if type(row[name]) is int else pa.string() for name in columns.values()]
+    types = [pa.float64() if role in ("score", "rank") else of for role, of in zip(columns, types)]
+    schema = pa.schema(list(zip(columns.values(), types)))
+    parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    with _stream(path, compression) as stream:
+        table = pyarrow.json.read_json(stream, parse_options=parse)
+    return _called(table, columns)
+
+
+def _stream(path: Path, compression: str | None) -> Any:
+    return pa.input_stream(str(path), compression=compression)
+
+
+def _called(table: pa.Table, columns: dict[str, str]) -> pa.Table:
+    return table.select(list(columns.values())).rename_columns(list(columns))
+
+
+def _columns(path: Path, names: list[str], named: dict[str, str | None]) -> dict[str, str]:
+    """The name in the file of each column that there is."""
+    plain = [re.sub(r"[\W_]", "", name.split(":")[0].lower()) for name in names]
+    columns: dict[str, str] = {}
+    problems = []
+    held = ", ".join(shown(name[:40]) for name in names[:20])
+    for role, given in named.items():
+        if given is not None:
+            at = [i for i, name in enumerate(names) if name == given]
+        else:
+            usual = next((usual for usual in COLUMNS[role] if usual in plain), None)
+            at = [i for i, name in enumerate(plain) if name == usual]
+        if len(at) > 1:
+            both = " and ".join(shown(names[i]) for i in at)
+            problems.append(f"{shown(path)}: more than one column for a {role}: {both}")
+        elif at:
+            columns[role] = names[at[0]]
+        elif given is not None:
+            problems.append(f"{shown(path)}: no column {given!r}; there are {held}")
+        elif role in NEEDED:
+            one = "; is the separator another one?" if len(names) == 1 else ""
+            problems.append(f"{shown(path)}: no column called like '{role}_id' among {held}{one}")
+    if problems:
+        raise UserError(*problems)
+    return columns
+
+
+def _numbers(values: pa.Array, role: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """The numbers of a column of scores or ranks, which of them are none that can be, and what is wrong with these."""
+    try:
+        column = pc.cast(values, pa.float64(), safe=False)
+    except pa.ArrowException:
+        column = pa.array([_number(x) for x in values.to_pylist()], pa.float64())
+    numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+    if role == "score":
+        wrong = ~(np.abs(numbers) <= np.finfo(np.float32).max)
+        return numbers, wrong, "not finite or no number"
+    wrong = ~((np.abs(numbers) < 2**53) & (numbers == np.round(numbers)))
+    return np.where(wrong, 0, numbers).astype(np.int64), wrong, "no whole number"
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value) if value is not None else 0.0
+    except (ValueError, TypeError, OverflowError):
+        return float("nan")
+
+
+def _equal_ranks(path: Path, columns: dict[str, Any], where: Any) -> list[str]:
+    """What is wrong with ranks: a user has two different items of one."""
+    users, items = (columns[role].dictionary_encode().indices.to_numpy().astype(np.int64) for role in NEEDED)
+    ranks = columns["rank"]
+    order = np.lexsort((items, ranks, users))
+    users, items, ranks = users[order], items[order], ranks[order]
+    equal = (users[1:] == users[:-1]) & (ranks[1:] == ranks[:-1]) & (items[1:] != items[:-1])
+    if not equal.any():
+        return []
+    at = int(np.argmax(equal)) + 1
+    many = len(np.unique(users[1:][equal]))
+    return [
+        f"{shown(path)}: {many} user{'s have' if many > 1 else ' has'} one rank twice, user "
+        f"{columns['user'][int(order[at])].as_py()!r} rank {ranks[at]} in {where(int(order[at]))} for one"
+    ]
+
+
+def _count(which: np.ndarray, what: str) -> str:
+    number = int(which.sum())
+    return f"{number} {what}{'s' if number > 1 else ''}"

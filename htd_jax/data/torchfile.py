@@ -1,0 +1,328 @@
+"""The tensors of a PyTorch checkpoint, read without PyTorch and without running anything that stands in the file.
+
+`torch.save` writes a zip archive: `data.pkl`, a pickle of the object with a reference for every storage, and each
+storage's bytes as `data/<key>` (torch/serialization.py, since version 1.6). A pickle is a program for a small stack
+machine, and a general unpickler calls whatever the file names. Here no name of the file is ever looked up: the opcodes
+are walked one by one, containers, numbers and texts are made, the few names of which tensors consist are known by
+heart, and all else, a configuration object or a function, becomes one inert value.
+"""
+
+import math
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax.errors import UserError, shown
+
+BFLOAT16 = np.dtype(jnp.bfloat16)
+
+# The storages' names, and what their numbers are.
+STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+    "ComplexFloatStorage": np.dtype(np.complex64),
+    "ComplexDoubleStorage": np.dtype(np.complex128),
+}
+
+# What torch wrote before the zip archive begins like this: a pickle of its magic number.
+LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+
+# The pickle holds no numbers of tensors: those of large checkpoints are some hundred kilobytes.
+MOST_PICKLE = 2**24
+
+# Containers in containers in which tensors are looked for; checkpoints have three.
+DEPTH = 8
+
+
+class Tensor(NamedTuple):
+    """Where a tensor's numbers are: of the storage `key`, from `offset`, `strides` numbers apart on each axis."""
+
+    key: str
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Checkpoint:
+    """A file that `torch.save` wrote.
+
+    Attributes:
+      tensors: those in dicts, lists and tuples, by the path to them joined with dots: `state_dict.users.weight`.
+
+    Raises:
+      UserError: a file that cannot be read, is damaged, is of another format, or has a pickle that is no such file's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                start = file.read(64)
+                file.seek(0, 2)
+                self._size = file.tell()
+            if LEGACY in start:
+                raise UserError(
+                    f"{shown(path)}: in the format that torch wrote before 1.6; save it anew with a current torch: "
+                    "torch.save(torch.load(path), path)"
+                )
+            if not start.startswith(b"PK"):
+                raise UserError(f"{shown(path)}: no checkpoint of torch, which is a zip archive")
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+                if len(pickles) != 1:
+                    raise UserError(f"{shown(path)}: no checkpoint of torch: a zip archive without a data.pkl in it")
+                self._root = pickles[0].removesuffix("data.pkl")
+                program = self._member(archive, "data.pkl", MOST_PICKLE)
+                order = self._member(archive, "byteorder", 16) if self._root + "byteorder" in names else b"little"
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
+        except Exception as error:  # a damaged archive raises whatever its bytes happen to mean
+            raise UserError(f"{shown(path)}: damaged, no whole zip archive ({_said(error)})") from None
+        if order not in (b"little", b"big"):
+            raise UserError(f"{shown(path)}: damaged: its byte order is neither little nor big")
+        self._order: Literal["<", ">"] = "<" if order == b"little" else ">"
+        try:
+            self.tensors = dict(_tensors(_run(program)))
+        except Exception as error:  # and so does a damaged pickle
+            raise UserError(f"{shown(path)}: damaged, or no checkpoint of torch ({_said(error)})") from None
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor, as a view of its storage.
+
+        Raises:
+          UserError: its storage is missing or damaged, or the tensor does not lie in it.
+        """
+        tensor = self.tensors[name]
+        at = f"{shown(self.path)}: {shown(name)}"
+        count = math.prod(tensor.shape)
+        last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides))
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                data = self._member(archive, f"data/{tensor.key}", self._size)
+        except UserError:
+            raise
+        except MemoryError:
+            raise UserError(f"{at}: too large for the memory of this machine") from None
+        except Exception as error:
+            raise UserError(f"{at}: damaged ({_said(error)})") from None
+        if len(data) % tensor.dtype.itemsize:
+            raise UserError(f"{at}: damaged: its storage holds no whole number of {tensor.dtype}")
+        numbers = np.frombuffer(data, np.uint8).view(self._stored(tensor.dtype))
+        # A stride of 0 repeats numbers: a few bytes would make a table of any size.
+        if count and (last >= len(numbers) or count > len(numbers)):
+            raise UserError(f"{at}: damaged: it reaches past the end of its storage")
+        numbers = numbers.astype(numbers.dtype.newbyteorder("=")).view(tensor.dtype)
+        if not count:
+            return np.empty(tensor.shape, tensor.dtype)
+        strides = [stride * tensor.dtype.itemsize for stride in tensor.strides]
+        return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
+
+    def _stored(self, dtype: np.dtype) -> np.dtype:
+        """What is read, of the file's byte order; numpy knows none for bfloat16."""
+        plain = np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
+        return plain.newbyteorder(self._order)
+
+    def _member(self, archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+        info = archive.getinfo(self._root + name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{shown(self.path)}: compressed, as torch does not write it; save it anew with torch")
+        if info.file_size > min(most, self._size):
+            raise ValueError(f"{name} is said to be of {info.file_size} bytes")
+        return archive.read(info)
+
+
+class _Inert:
+    """Whatever is not needed: it has no state, and nothing can be done with it."""
+
+    __slots__ = ()
+
+
+class _Name(NamedTuple):
+    """What the file calls by name, and nobody looks up."""
+
+    module: str
+    name: str
+
+
+class _Mark:
+    __slots__ = ()
+
+
+INERT, MARK = _Inert(), _Mark()
+
+# Opcodes that push what they carry, and those that push an empty container.
+_CARRIES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "EMPTY_SET": INERT}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_KEYS = (str, int, float, bytes, type(None))
+
+
+def _run(program: bytes) -> Any:
+    """What a pickle makes of containers, numbers and texts, with a `Tensor` for each tensor and `INERT` for the rest.
+
+    Raises:
+      Exception: of any kind, for a program that is none.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+
+    def popped(count: int) -> list[Any]:
+        if count > len(stack) or any(x is MARK for x in stack[-count:]):
+            raise ValueError("a pickle that takes more than there is")
+        taken = stack[-count:]
+        del stack[-count:]
+        return taken
+
+    def since_mark() -> list[Any]:
+        at = next(at for at in range(len(stack) - 1, -1, -1) if stack[at] is MARK)
+        taken = stack[at + 1 :]
+        del stack[at:]
+        return taken
+
+    def fill(target: Any, pairs: list[Any]) -> None:
+        if type(target) is dict:  # a key of another kind is never a table's, and hashing it may run deep
+            target.update((key, value) for key, value in zip(pairs[::2], pairs[1::2]) if isinstance(key, _KEYS))
+
+    def extend(target: Any, values: list[Any]) -> None:
+        if type(target) is list:
+            target.extend(values)
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(program):
+        name = opcode.name
+        if name in _CARRIES:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append(MARK)
+        elif name == "EMPTY_DICT":
+            stack.append({})
+        elif name == "EMPTY_LIST":
+            stack.append([])
+        elif name in _TUPLES:
+            stack.append(tuple(popped(_TUPLES[name])))
+        elif name == "TUPLE":
+            stack.append(tuple(since_mark()))
+        elif name == "LIST":
+            stack.append(since_mark())
+        elif name == "DICT":
+            pairs = since_mark()
+            stack.append({})
+            fill(stack[-1], pairs)
+        elif name == "SETITEM":
+            pairs = popped(2)
+            fill(stack[-1], pairs)
+        elif name == "SETITEMS":
+            pairs = since_mark()
+            fill(stack[-1], pairs)
+        elif name == "APPEND":
+            values = popped(1)
+            extend(stack[-1], values)
+        elif name == "APPENDS":
+            values = since_mark()
+            extend(stack[-1], values)
+        elif name == "ADDITEMS":
+            since_mark()
+        elif name == "GLOBAL":
+            stack.append(_Name(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            stack.append(_Name(*map(str, popped(2))))
+        elif name == "REDUCE":
+            stack.append(_called(*popped(2)))
+        elif name == "BUILD":
+            popped(1)  # an object's state
+        elif name in ("NEWOBJ", "NEWOBJ_EX"):
+            popped(2 if name == "NEWOBJ" else 3)
+            stack.append(INERT)
+        elif name in ("INST", "OBJ", "FROZENSET"):
+            since_mark()
+            stack.append(INERT)
+        elif name == "BINPERSID":
+            stack.append(("a storage", *popped(1)))
+        elif name == "POP":
+            stack.pop()
+        elif name == "POP_MARK":
+            since_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "STOP":
+            return stack.pop()
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"a pickle with {name}, which torch does not write")
+    raise ValueError("a pickle without an end")
+
+
+def _called(what: Any, arguments: Any) -> Any:
+    """What comes of a call that the file asks for: a tensor, an empty or a filled dict, or nothing that matters."""
+    if type(what) is not _Name or type(arguments) is not tuple:
+        return INERT
+    if what == ("collections", "OrderedDict"):
+        pairs = arguments[0] if arguments and type(arguments[0]) is list else []
+        return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[0], _KEYS)}
+    if what == ("torch._utils", "_rebuild_tensor_v2"):
+        return _tensor(*arguments[:4])
+    if what.module == "torch._utils" and what.name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
+        return arguments[0]
+    return INERT
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Any:
+    """A `Tensor`, `INERT` for one of numbers that are not known here.
+
+    Raises:
+      ValueError: what no tensor is.
+    """
+    whole = lambda x: type(x) is int and 0 <= x < 2**62
+    kind, key = storage[1][1:3]
+    if storage[0] != "a storage" or storage[1][0] != "storage" or type(kind) is not _Name or type(key) is not str:
+        raise ValueError("a tensor without a storage")
+    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides) or len(shape) > 64:
+        raise ValueError("a tensor without a shape")
+    if not (whole(offset) and all(map(whole, shape + strides))):
+        raise ValueError("a tensor whose shape, strides or offset are no numbers from 0")
+    dtype = STORAGES.get(kind.name)
+    return INERT if kind.module != "torch" or dtype is None else Tensor(key, dtype, offset, shape, strides)
+
+
+def _tensors(top: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in containers in containers, by their path; a container that stands in several places, once."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), top)]
+    while waiting:
+        path, value = waiting.pop()
+        if type(value) is Tensor:
+            yield ".".join(map(str, path)) or "tensor", value
+        elif type(value) in (dict, list, tuple) and id(value) not in seen and len(path) < DEPTH:
+            seen.add(id(value))
+            parts = list(value.items() if type(value) is dict else enumerate(value))
+            waiting += [((*path, key), part) for key, part in parts[::-1]]
+
+
+def _said(error: Exception) -> str:
+    return shown(f"{type(error).__name__}: {error}".rstrip(": "))[:100]

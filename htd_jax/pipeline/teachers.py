@@ -1,0 +1,174 @@
+"""A teacher that is given: trained here before, or anywhere, as tables or as lists."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from htd_jax.data import Dataset
+from htd_jax.data.columns import is_path
+from htd_jax.data.ranked import read_lists, to_lists
+from htd_jax.data.tables import match_rows, read_id_file, read_tables
+from htd_jax.distillers import Lists, Representations, Run, Teacher
+from htd_jax.errors import UserError, shown
+from htd_jax.models import MODELS, BPRSettings, MakeModel, ModelOf, listed, popularity
+from htd_jax.pipeline.config import Config, early_stopping
+from htd_jax.pipeline.experiment import FORMAT, Experiment, Fitted
+from htd_jax.settings import as_json, override
+from htd_jax.training import Checkpoints, choose
+
+# The ends of names of files with lists; other files hold tables.
+LISTS = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".inter")
+
+
+def open_teacher(config: Config, experiment: Experiment) -> Fitted:
+    """The teacher that `--teacher` names: a run folder, tables, or lists.
+
+    Raises:
+      UserError: it is not there, cannot be read, is not of this data, or lacks what the run needs of it.
+    """
+    paths = config.places.teacher
+    ids = [config.places.teacher_user_ids, config.places.teacher_item_ids]
+    if len(paths) == 1 and (paths[0].is_dir() or not is_path(str(paths[0])) or not paths[0].suffix):
+        if any(ids):
+            raise UserError("--teacher-user-ids: a teacher that was trained here knows its rows")
+        return trained_teacher(paths[0], config, experiment)
+    teacher, notes = read_teacher(paths, experiment.data, *ids)
+    for note in notes:
+        print(f"note: {note}")
+    fitted = given_teacher(teacher, experiment)
+    check_needs(teacher, config, experiment)
+    metric = experiment.evaluation.metric
+    assert metric is not None
+    popular, by_popularity = popularity(experiment.split.train)
+    theirs, least = fitted.chosen["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
+    if theirs <= float(least):
+        named = " and ".join(shown(path) for path in paths)
+        print(
+            f"note: {named} ranks no better than popularity (validation {metric} {theirs:.4f}, popularity "
+            f"{float(least):.4f}): are its rows those of this data? See --teacher-user-ids, --teacher-item-ids"
+        )
+    return fitted
+
+
+def read_teacher(
+    paths: Sequence[Path], data: Dataset, user_ids: Path | None = None, item_ids: Path | None = None
+) -> tuple[Teacher, tuple[str, ...]]:
+    """A teacher from files, over the rows of a data set.
+
+    Args:
+      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or `.pth` with both; or one of lists.
+      data: whose users and items it ranks.
+      user_ids, item_ids: files of the ids of the tables' rows; without, see `match_rows`.
+
+    Returns:
+      The teacher, and what a person should know of it, a line each.
+
+    Raises:
+      UserError: a file that cannot be read, or that is not of this data.
+    """
+    if len(paths) == 1 and _is_lists(paths[0]):
+        if user_ids or item_ids:
+            raise UserError("--teacher-user-ids: lists name their users and items themselves")
+        items, scores, notes = to_lists(read_lists(paths[0]), data.users, data.items)
+        lists = Lists(jnp.asarray(items), None if scores is None else jnp.asarray(scores))
+        return Teacher.of(lists), tuple(notes)
+    tables = read_tables(paths)
+    rows = []
+    for kind, table, file, ids in (
+        ("user", tables.users, user_ids, data.users),
+        ("item", tables.items, item_ids, data.items),
+    ):
+        rows.append(jnp.asarray(match_rows(table, read_id_file(file, kind) if file else None, ids, kind)))
+    return Teacher.of(Representations(*rows)), ()
+
+
+def given_teacher(teacher: Teacher, experiment: Experiment) -> Fitted:
+    """What is known of a teacher that was trained elsewhere: how it ranks on this split."""
+    teacher.check(experiment.split.train)
+    if teacher.representations is not None:
+        dim = teacher.dim
+        maker: MakeModel = ModelOf(BPRSettings(), dim)
+        variables = {"params": teacher.representations._asdict()}
+        model = {"name": "tables", "dim": dim}
+    else:
+        assert teacher.lists is not None
+        maker, variables = listed(teacher.lists.items)
+        model = {"name": "lists", "dim": 0}
+    metrics = jax.tree.map(float, experiment.evaluate(maker, variables))
+    record = {"epoch": 0, "terms": {}, **metrics, "seconds": 0.0}
+    settings = {
+        "format": FORMAT,
+        "data": experiment.fingerprint,
+        "model": model,
+        "training": as_json(experiment.training) | {"epochs": 0},
+        "evaluation": as_json(experiment.evaluation),
+        "seed": experiment.seed,
+        "start": "given",
+        "methods": {},
+        "teacher": None,
+    }
+    return Fitted(maker, variables, experiment.data, settings, [record], [], record)
+
+
+def check_needs(teacher: Teacher, config: Config, experiment: Experiment) -> None:
+    """Refuses, before anything is trained, a teacher that a method or a start can do nothing with.
+
+    Raises:
+      UserError: what it lacks.
+    """
+    what = config.what
+    if teacher.representations is None and "svd" in (what.method, what.student_init):
+        raise UserError("--teacher: svd needs a teacher's representations, which lists are not")
+    for name, settings in config.methods.items():
+        try:
+            made = settings.make(Run(config.training.epochs, what.seed, teacher))
+            teacher.check(experiment.split.train, made.needs)
+        except UserError as error:
+            raise UserError(f"--method: {name}: {error}") from None
+
+
+def _is_lists(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    return name.endswith(LISTS)
+
+
+def trained_teacher(path: Path, config: Config, experiment: Experiment) -> Fitted:
+    """The teacher in a run folder, its `checkpoints/teacher`, or a step in that; of any base model.
+
+    Raises:
+      UserError: there is no such checkpoint, or it was trained on other data, or evaluated in another way.
+    """
+    folder = next((p for p in (path / "checkpoints" / "teacher", path) if p.is_dir()), None)
+    if folder is None:
+        raise UserError(f"--teacher: no folder {path}")
+    if folder.name.isdecimal():
+        folder = folder.parent
+    checkpoints = Checkpoints(folder)
+    history, tree = checkpoints.history(), checkpoints.tree()
+    settings = history["settings"]
+    try:
+        variables = tree.get("best") or tree["train"]["params"]["model"]
+        its = dict(settings["model"])
+        model = override(MODELS[its.pop("name")](), **{n: x for n, x in its.items() if n != "dim"})
+        its_data, finished, dim = settings["data"], history["finished"], its["dim"]
+        its_evaluation = settings["evaluation"] | {"patience": settings["training"]["patience"]}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"--teacher: {folder} is a checkpoint, but of no teacher") from None
+    if its_data != experiment.fingerprint:
+        raise UserError(f"--teacher: {folder} was trained on other data than this run's")
+    if not finished:
+        raise UserError(f"--teacher: {folder} stopped after {checkpoints.latest} epochs, unfinished; finish it first")
+    if settings["model"]["name"] == "neumf" and "svd" in (config.what.method, config.what.student_init):
+        raise UserError("--teacher: svd needs scores that are products of two vectors, which neumf's are not")
+    asked = as_json(config.evaluation) | {"patience": config.training.patience}
+    for name, now in asked.items():
+        if its_evaluation.get(name) != now and (name, config.evaluation.protocol) != ("candidates", "full"):
+            raise UserError(
+                f"--teacher: {folder} was evaluated with {name} {its_evaluation.get(name)}, this run with {now}"
+            )
+    records = history["records"]
+    chosen = choose(records, early_stopping(config.training, config.evaluation))
+    settings["training"]["epochs"] = len(history["seconds"])
+    return Fitted(ModelOf(model, dim), variables, experiment.data, settings, records, history["seconds"], chosen)
