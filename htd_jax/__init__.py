@@ -10,12 +10,15 @@ from htd_jax.data import Dataset, Split, read
 from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Fitted, distill, fit
+from htd_jax.serving import Recommendations, Retriever, load
 
 __all__ = [
     "Dataset",
     "Fitted",
     "Lists",
+    "Recommendations",
     "Representations",
+    "Retriever",
     "Split",
     "Teacher",
     "UserError",
@@ -24,6 +27,7 @@ __all__ = [
     "distillers",
     "evaluation",
     "fit",
+    "load",
     "losses",
     "models",
     "read",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from htd_jax.command import enter
+from htd_jax.command import enter, main
 from htd_jax.command.table import table
 from htd_jax.command.train import train
 
@@ -40,6 +40,11 @@ def start(*arguments: Any) -> Done:
 
 def start_table(*arguments: Any) -> Done:
     return _enter(functools.partial(table, prog="table.py"), arguments)
+
+
+def start_command(*arguments: Any) -> Done:
+    """`htd-jax` with these arguments, as they are."""
+    return _enter(main, arguments)
 
 
 def trained(*arguments: Any) -> Done:

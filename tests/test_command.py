@@ -494,7 +494,7 @@ def test_the_commands_of_the_package(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["tabel"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: unknown command 'tabel'; there are train and table, see htd-jax --help\n"
+    assert capsys.readouterr().err == "error: unknown command 'tabel'; htd-jax --help tells which there are\n"
     with pytest.raises(SystemExit) as stop:
         command.main(["table", "--help"])
     assert stop.value.code == 0 and "usage: htd-jax table" in capsys.readouterr().out

@@ -18,6 +18,7 @@ FLOORS = [
     {"models"},
     {"distillers"},
     {"training", "evaluation"},
+    {"serving"},
     {"pipeline"},
     {"command"},
 ]

@@ -13,9 +13,11 @@ from htd_jax.errors import UserError
 USAGE = """usage: htd-jax COMMAND ...
 
 commands:
-  train   train a wide recommender, a narrow one, and the narrow one with the wide one's help
-  table   tabulate finished runs, mean and spread over seeds
-  summary show what a data set looks like
+  train      train a wide recommender, a narrow one, and the narrow one with the wide one's help
+  recommend  the best items of users, or the neighbours of items, from a run or an export
+  export     write a run's student to a folder that serves: tables, ids, and a model card
+  summary    what a data set looks like: counts, long tail, and a picture
+  table      tabulate finished runs, mean and spread over seeds
 
 htd-jax COMMAND --help tells more."""
 
@@ -23,11 +25,13 @@ htd-jax COMMAND --help tells more."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """`htd-jax`, `python -m htd_jax`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    from htd_jax.command.export import export
+    from htd_jax.command.recommend import recommend
     from htd_jax.command.summary import summary
     from htd_jax.command.table import table
     from htd_jax.command.train import train
 
-    commands = {"train": train, "table": table, "summary": summary}
+    commands = {"train": train, "recommend": recommend, "export": export, "summary": summary, "table": table}
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         enter(lambda _: print(USAGE), arguments)
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _unknown(arguments: Sequence[str]) -> None:
-    raise UserError(f"unknown command {arguments[0]!r}; see htd-jax --help")
+    raise UserError(f"unknown command {arguments[0]!r}; htd-jax --help tells which there are")
 
 
 def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
 from htd_jax.data.columns import is_path
 from htd_jax.data.dataset import Dataset, Ids, read_ids, write_ids
+from htd_jax.data.folder import load_dataset, save_dataset
 from htd_jax.data.interactions import Interactions, Split, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
@@ -123,6 +124,7 @@ __all__ = [
     "is_path",
     "load",
     "load_citeulike",
+    "load_dataset",
     "load_lists",
     "load_split",
     "make_split",
@@ -135,6 +137,7 @@ __all__ = [
     "read_pairs",
     "read_table",
     "register",
+    "save_dataset",
     "save_split",
     "seen_before",
     "shuffle",

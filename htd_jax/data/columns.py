@@ -69,7 +69,8 @@ def is_path(name: str) -> bool:
 def stem(path: Path) -> str:
     """A file's name without its format."""
     suffix, compressed = _suffixes(path)
-    return path.name.removesuffix(compressed).removesuffix(path.name[len(path.name) - len(suffix) :] if suffix else "")
+    name = path.name.removesuffix(compressed)
+    return name[: len(name) - len(suffix)]
 
 
 def read_file(

@@ -33,6 +33,7 @@ from htd_jax.evaluation import Evaluation, Evaluator, make_evaluator
 from htd_jax.models import MODELS, InnerProduct, Listed, MakeModel, ModelOf
 from htd_jax.pipeline.config import NO_METHOD, early_stopping
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
+from htd_jax.serving import Recommendations, Retriever, retriever_of
 from htd_jax.settings import Settings, as_json, check, flag_name, override
 from htd_jax.training import (
     Checkpoints,
@@ -106,6 +107,43 @@ class Fitted:
         of = jax.jit(lambda variables, train, users: model_scores(self.make_model, variables, train)(users))
         scores: jax.Array = of(self.variables, self.train, jnp.asarray(users, jnp.int32))
         return scores
+
+    def retriever(self, precision: str = "float32") -> Retriever:
+        """Ready to serve: to recommend, to find neighbours, to be saved; see `htd_jax.Retriever`.
+
+        Args:
+          precision: of the tables: `float32`, `float16`, or `int8` with a scale a row.
+        """
+        about = {
+            "dataset": self.data.name,
+            "interactions": {name: len(part) for name, part in zip(Split._fields, self.data.split)},
+            "model": self.settings["model"]["name"],
+            "method": "+".join(self.settings["methods"]),
+            "evaluation": self.settings["evaluation"],
+            "metrics": self.metrics,
+            "settings": self.settings,
+        }
+        return retriever_of(self.make_model, self.variables, self.data, precision, about=about)
+
+    def recommend(self, users: Any = None, k: int = 20, **how: Any) -> Recommendations:
+        """The k best items of users, which they have not seen, see `Retriever.recommend`."""
+        return self._served.recommend(users, k, **how)
+
+    def similar(self, items: Any, k: int = 20, **how: Any) -> Recommendations:
+        """The k nearest items, see `Retriever.similar`."""
+        return self._served.similar(items, k, **how)
+
+    def fold_in(self, items: Any, **how: float) -> np.ndarray:
+        """Rows `[n, d]` of new users from the items that they have seen, see `Retriever.fold_in`."""
+        return self._served.fold_in(items, **how)
+
+    def save(self, folder: Path | str, precision: str = "float32", *, seen: bool = False) -> None:
+        """Writes a folder that `htd_jax.load` opens, see `Retriever.save`."""
+        self.retriever(precision).save(folder, seen=seen)
+
+    @functools.cached_property
+    def _served(self) -> Retriever:
+        return self.retriever()
 
     def teacher(self) -> Teacher:
         """All that it can teach: representations, and scores, which are their products where the model's are."""

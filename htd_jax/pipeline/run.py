@@ -138,25 +138,8 @@ def load_data(config: Config) -> Dataset:
     if config.data_file:
         return data.read_log(config.data_file, config.reading)
     if config.places.split_file:
-        return read_split(config.places.split_file, config.what.dataset)
+        return data.load_dataset(config.places.split_file, config.what.dataset)
     return Dataset.of_split(config.source.load(config.places.data_dir), config.what.dataset)
-
-
-def read_split(path: Path, name: str) -> Dataset:
-    """A split in a file, and what a run folder keeps beside it of what users and items are called.
-
-    Raises:
-      UserError: a file that cannot be read, or ids that are not those of the split.
-    """
-    dataset = Dataset.of_split(data.load_split(path), name)
-    users, items = (path.parent / f"{kind}s.parquet" for kind in ("user", "item"))
-    if not (users.is_file() and items.is_file()):
-        return dataset
-    named = dataclasses.replace(dataset, users=data.read_ids(users, "user"), items=data.read_ids(items, "item"))
-    for ids, size in ((named.users, len(dataset.users)), (named.items, len(dataset.items))):
-        if len(ids) != size:
-            raise UserError(f"{shown(path)}: it has {size} {ids.kind}s, the file of their ids beside it {len(ids)}")
-    return named
 
 
 def summarise(config: Config, phases: dict[str, Fitted]) -> dict[str, Any]:
@@ -244,10 +227,7 @@ def claim_folder(config: Config, settings: dict[str, Any], dataset: Dataset) -> 
     """Makes the run folder, or takes up the one that these settings made."""
     check_folder(config, settings)
     write_json(config.folder / "config.json", settings)
-    if not (config.folder / "split.npz").exists():  # new, or killed before it was there
-        data.write_ids(config.folder / "users.parquet", dataset.users)
-        data.write_ids(config.folder / "items.parquet", dataset.items)
-        data.save_split(config.folder / "split.npz", dataset.split)
+    data.save_dataset(config.folder, dataset)
 
 
 def _identity(config: Config, experiment: Experiment, given: Fitted | None) -> dict[str, Any]:

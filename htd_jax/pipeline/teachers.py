@@ -12,11 +12,11 @@ from htd_jax.data.ranked import read_lists, to_lists
 from htd_jax.data.tables import match_rows, read_id_file, read_tables
 from htd_jax.distillers import Lists, Representations, Run, Teacher
 from htd_jax.errors import UserError, shown
-from htd_jax.models import MODELS, BPRSettings, MakeModel, ModelOf, listed, popularity
+from htd_jax.models import BPRSettings, MakeModel, ModelOf, listed, popularity
 from htd_jax.pipeline.config import Config, early_stopping
 from htd_jax.pipeline.experiment import FORMAT, Experiment, Fitted
-from htd_jax.settings import as_json, override
-from htd_jax.training import Checkpoints, choose
+from htd_jax.settings import as_json
+from htd_jax.training import choose, read_trained
 
 # The ends of names of files with lists; other files hold tables.
 LISTS = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".inter")
@@ -142,33 +142,26 @@ def trained_teacher(path: Path, config: Config, experiment: Experiment) -> Fitte
     """
     folder = next((p for p in (path / "checkpoints" / "teacher", path) if p.is_dir()), None)
     if folder is None:
-        raise UserError(f"--teacher: no folder {path}")
-    if folder.name.isdecimal():
-        folder = folder.parent
-    checkpoints = Checkpoints(folder)
-    history, tree = checkpoints.history(), checkpoints.tree()
-    settings = history["settings"]
+        raise UserError(f"--teacher: no folder {shown(path)}")
+    folder = folder.parent if folder.name.isdecimal() else folder
     try:
-        variables = tree.get("best") or tree["train"]["params"]["model"]
-        its = dict(settings["model"])
-        model = override(MODELS[its.pop("name")](), **{n: x for n, x in its.items() if n != "dim"})
-        its_data, finished, dim = settings["data"], history["finished"], its["dim"]
-        its_evaluation = settings["evaluation"] | {"patience": settings["training"]["patience"]}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"--teacher: {folder} is a checkpoint, but of no teacher") from None
-    if its_data != experiment.fingerprint:
-        raise UserError(f"--teacher: {folder} was trained on other data than this run's")
-    if not finished:
-        raise UserError(f"--teacher: {folder} stopped after {checkpoints.latest} epochs, unfinished; finish it first")
+        trained = read_trained(folder)
+    except UserError as error:
+        raise UserError(f"--teacher: {error}") from None
+    settings = trained.settings
+    if settings["data"] != experiment.fingerprint:
+        raise UserError(f"--teacher: {shown(folder)} was trained on other data than this run's")
     if settings["model"]["name"] == "neumf" and "svd" in (config.what.method, config.what.student_init):
         raise UserError("--teacher: svd needs scores that are products of two vectors, which neumf's are not")
+    was = settings["evaluation"] | {"patience": settings["training"]["patience"]}
     asked = as_json(config.evaluation) | {"patience": config.training.patience}
     for name, now in asked.items():
-        if its_evaluation.get(name) != now and (name, config.evaluation.protocol) != ("candidates", "full"):
+        if was.get(name) != now and (name, config.evaluation.protocol) != ("candidates", "full"):
             raise UserError(
-                f"--teacher: {folder} was evaluated with {name} {its_evaluation.get(name)}, this run with {now}"
+                f"--teacher: {shown(folder)} was evaluated with {name} {was.get(name)}, this run with {now}"
             )
-    records = history["records"]
-    chosen = choose(records, early_stopping(config.training, config.evaluation))
-    settings["training"]["epochs"] = len(history["seconds"])
-    return Fitted(ModelOf(model, dim), variables, experiment.data, settings, records, history["seconds"], chosen)
+    chosen = choose(trained.records, early_stopping(config.training, config.evaluation))
+    settings["training"]["epochs"] = len(trained.seconds)
+    return Fitted(
+        trained.make_model, trained.variables, experiment.data, settings, trained.records, trained.seconds, chosen
+    )

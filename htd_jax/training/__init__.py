@@ -22,6 +22,7 @@ from htd_jax.training.step import (
     no_teacher,
     represent_all,
 )
+from htd_jax.training.trained import Trained, read_trained
 
 __all__ = [
     "Checkpoints",
@@ -32,6 +33,7 @@ __all__ = [
     "Progress",
     "Representations",
     "TrainState",
+    "Trained",
     "Trainer",
     "Training",
     "adam",
@@ -41,6 +43,7 @@ __all__ = [
     "is_finished",
     "make_trainer",
     "no_teacher",
+    "read_trained",
     "represent_all",
     "run_phase",
 ]

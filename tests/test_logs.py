@@ -1,0 +1,366 @@
+"""One's own interactions: every format, what is refused and told, filters and splits, and a run on them."""
+
+import gzip
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse
+from runs import line_of, results, start, start_command, trained
+
+import htd_jax
+from htd_jax.data import Ids, Reading, read_ids, read_log
+from htd_jax.errors import UserError
+
+ROWS = [
+    (f"u{u}", f"i{i}", 1 + (u * i) % 5, 1000 + (7 * u + 13 * i) % 97) for u in range(20) for i in range(u % 3, 30, 3)
+]
+HEADER = "user_id,item_id,rating,timestamp\n"
+TEXT = HEADER + "".join(f"{u},{i},{r},{t}\n" for u, i, r, t in ROWS)
+
+
+def pairs_of(data):
+    """The named pairs of each part."""
+    users, items = data.users.values.to_pylist(), data.items.values.to_pylist()
+    return [{(users[u], items[i]) for u, i in zip(part.users.tolist(), part.items.tolist())} for part in data.split]
+
+
+def table():
+    return pa.table(dict(zip(("user_id", "item_id", "rating", "timestamp"), map(list, zip(*ROWS)))))
+
+
+def write(path):
+    """The rows in the format that the file's name tells."""
+    name = path.name
+    if name.endswith(".parquet"):
+        pq.write_table(table(), path)
+    elif ".jsonl" in name:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table().to_pylist()))
+    else:
+        text = TEXT
+        if ".inter" in name:
+            text = text.replace("user_id,item_id", "user_id:token,item_id:token").replace("rating,", "rating:float,")
+        if ".csv" not in name:
+            text = text.replace(",", "\t")
+        data = text.encode()
+        packed = {".gz": gzip.compress, ".zst": lambda x: pa.compress(x, "zstd", asbytes=True)}.get(path.suffix)
+        path.write_bytes(packed(data) if packed else data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.tsv", "a.inter", "a.txt", "a.parquet", "a.jsonl", "a.csv.gz", "a.tsv.zst"]
+)
+def test_every_format_holds_the_same(name, tmp_path):
+    data = read_log(write(tmp_path / name), Reading(split="last"))
+    assert pairs_of(data) == pairs_of(htd_jax.read(table(), split="last"))
+    assert data.name == "a" and data.users.values.to_pylist()[:3] == ["u0", "u1", "u10"] and data.notes == ()
+    assert data.span == (min(row[3] for row in ROWS), max(row[3] for row in ROWS))
+
+
+def test_every_table_in_memory_holds_the_same():
+    frame = table().to_pandas()
+    expected = pairs_of(htd_jax.read(table()))
+    assert pairs_of(htd_jax.read(frame)) == expected
+    assert pairs_of(htd_jax.read(frame.sample(frac=1, random_state=1))) == expected  # neither labels nor order count
+    assert pairs_of(htd_jax.read((frame.user_id, frame.item_id))) == expected
+    assert pairs_of(htd_jax.read((frame.user_id.tolist(), frame.item_id.to_numpy()))) == expected
+    frame.user_id = frame.user_id.astype("category")
+    assert pairs_of(htd_jax.read(frame)) == expected
+
+
+def test_a_sparse_matrix_keeps_its_numbers():
+    dense = np.zeros((9, 8))
+    dense[:8, :5] = np.arange(40).reshape(8, 5) % 4
+    data = htd_jax.read(scipy.sparse.csr_matrix(dense))
+    assert data.users.numbered and (len(data.users), len(data.items)) == (9, 8)
+    assert set.union(*pairs_of(data)) == set(zip(*map(list, np.nonzero(dense))))
+    some = htd_jax.read(scipy.sparse.csr_matrix(dense), min_rating=2, min_per_user=2)
+    assert set.union(*pairs_of(some)) <= set(zip(*map(list, np.nonzero(dense >= 2))))
+    assert not some.users.values.to_pylist().count(8)
+
+
+def test_what_read_does_not_take():
+    with pytest.raises(TypeError, match="not int"):
+        htd_jax.read(3)
+    with pytest.raises(TypeError, match="has no setting 'colour'"):
+        htd_jax.read(table(), colour="red")
+    with pytest.raises(TypeError, match="split already"):
+        htd_jax.read(htd_jax.read(table()), split="last")
+    with pytest.raises(UserError, match="as many users as items"):
+        htd_jax.read(([1, 2], [3]))
+
+
+# --- what is refused, each in the user's words, before anything is written
+
+
+def csv(text):
+    return "log.csv", text.encode()
+
+
+LATIN = TEXT.replace("u1,", "é1,", 1).encode("latin-1")
+PARQUET = pa.BufferOutputStream()
+pq.write_table(table(), PARQUET)
+PARQUET = PARQUET.getvalue().to_pybytes()
+
+REFUSED = {
+    "no such file": (None, (), ["there is no such file"]),
+    "format": (("log.xyz", b"a"), (), ["its format is told by its name, which must end in one of .csv, .tsv"]),
+    "empty": (csv(""), (), ["the file is empty"]),
+    "blank": (csv("\n\n"), (), ["the file holds nothing"]),
+    "header alone": (csv(HEADER), (), ["it holds no interaction"]),
+    "no user column": (
+        csv(TEXT.replace("user_id", "who")),
+        (),
+        ["no column is called like users; it has 'who', 'item_id', 'rating', 'timestamp'; say --user-column NAME"],
+    ),
+    "two wrong columns": (
+        csv(TEXT.replace("item_id", "what")),
+        ("--user-column", "whom"),
+        ["no column 'whom'; it has 'user_id', 'what'", "no column is called like items"],
+    ),
+    "two item columns": (csv("user,item,product_id\n1,2,3\n"), (), ["'item' and 'product_id' could be the items"]),
+    "separator": (csv(TEXT.replace(",", ";")), (), ["holds no commas, but semicolons: say --separator ';'"]),
+    "fields": (
+        csv(TEXT.replace("u1,i1,", "u1,", 1)),
+        (),
+        ["1 line of another number of fields than the first, which has 4: line 12 has 3 ('u1,", "--skip-bad-rows"],
+    ),
+    "missing values": (
+        csv(TEXT.replace("u1,", ",", 2).replace(",i2,", ",,", 1)),
+        (),
+        ["2 of 200 rows: nothing in column 'user_id', first line 12", "nothing in column 'item_id', first line 22"],
+    ),
+    "not UTF-8": (("log.csv", LATIN), (), ["line 12 is not UTF-8 (\\xe91,i1,", "save the file as UTF-8"]),
+    "UTF-16": (("log.csv", TEXT.encode("utf-16")), (), ["it is UTF-16; save it as UTF-8"]),
+    "ratings of text": (
+        csv(TEXT.replace(",3,", ",good,")),
+        ("--min-rating", "2"),
+        ["rows: no number in column 'rating', first line", "('good'); --skip-bad-rows leaves such rows out"],
+    ),
+    "times of text": (
+        csv(TEXT.replace(",10", ",in spring 10")),
+        ("--split", "last"),
+        ["no date or number in column 'timestamp'"],
+    ),
+    "no time": (csv("user,item\n1,2\n"), ("--split", "time"), ["no column is called like times"]),
+    "nothing left": (csv(TEXT), ("--min-rating", "9"), ["no interaction is left of 200 rows (200 rows rated below 9"]),
+    "no core": (
+        csv(TEXT),
+        ("--min-per-user", "50"),
+        ["there are never 50 items a user and 1 user an item; lower --min-per-user"],
+    ),
+    "nobody to hold out": (
+        csv("user,item\na,x\nb,y\n"),
+        (),
+        ["nothing is left for validation and test: no user has 3 different items", "try --split ratio or time"],
+    ),
+    "gzip cut off": (("log.csv.gz", gzip.compress(TEXT.encode())[:-40]), (), ["damaged, cut off, or no gzip file"]),
+    "no gzip": (("log.csv.gz", TEXT.encode()), (), ["damaged, cut off, or no gzip file"]),
+    "zstd cut off": (("log.csv.zst", b"(\xb5/\xfd" + bytes(9)), (), ["damaged, cut off, or no zstd file"]),
+    "Parquet cut off": (("log.parquet", PARQUET[:-50]), (), ["damaged, cut off, or no Parquet file"]),
+    "JSON": (("log.jsonl", b'{"user": 1, "item": 2}\n{"user": 1'), (), ["line 2: no JSON object"]),
+    "JSON of lists": (("log.jsonl", b'{"user": 1, "item": [2]}\n'), (), ["line 1: 'item' is '[2]', no number or text"]),
+    "one file of two": (csv(TEXT), ("--valid-file", "x.csv"), ["--valid-file and --test-file: both, or neither"]),
+    "separator of two": (csv(TEXT), ("--separator", "::"), ["--separator: must be one character"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_files_are_refused_in_their_owners_words_and_leave_nothing(case, tmp_path):
+    file, flags, expected = REFUSED[case]
+    name, content = file or ("nowhere.csv", None)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = start("--dataset", tmp_path / name, *flags, "--runs", tmp_path / "runs")
+    assert done.status == 2 and all(line.startswith("error: ") for line in done.err.splitlines()), done
+    for words in expected:
+        assert words in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+# --- what is told
+
+
+def notes(text, tmp_path, **settings):
+    (tmp_path / "log.csv").write_text(text)
+    data = read_log(tmp_path / "log.csv", Reading(**settings))
+    return data, "\n".join(data.notes)
+
+
+def test_repeated_rows_are_merged_and_counted(tmp_path):
+    data, told = notes(TEXT + "u1,i1,5,1\nu1,i1,5,2\n", tmp_path)
+    assert "2 rows merged, which repeat a user and item; the first in time counts" in told
+    assert set.union(*pairs_of(data)) == {row[:2] for row in ROWS}
+
+
+def test_the_first_meeting_counts(tmp_path):
+    """Else what is repeated last would be held out as the last that is new."""
+    rows = [("a", "x", 1), ("a", "y", 2), ("a", "z", 3), ("a", "x", 9), ("b", "x", 1), ("b", "y", 2), ("b", "z", 3)]
+    text = "user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows)
+    data, _ = notes(text, tmp_path, split="last")
+    assert ("a", "z") in pairs_of(data)[2]
+
+
+def test_users_with_few_items_are_kept_for_training(tmp_path):
+    data, told = notes(TEXT + "once,i1,5,1\n", tmp_path)
+    assert "1 user with fewer than 3 items: all are kept for training, none is held out" in told
+    train, valid, test = pairs_of(data)
+    assert ("once", "i1") in train and "once" not in {user for user, _ in valid | test}
+
+
+def test_bad_rows_are_left_out_if_one_says_so(tmp_path):
+    text = TEXT.replace("u1,", ",", 2).replace("u2,i2,", "u2,i2,x,", 1)
+    data, told = notes(text, tmp_path, skip_bad_rows=True)
+    assert "1 line of another number of fields left out" in told
+    assert "2 of 199 rows: nothing in column 'user_id'" in told and "left out" in told
+    assert len(set.union(*pairs_of(data))) == len(ROWS) - 3
+
+
+def test_ids_that_look_alike_are_told_or_made_one(tmp_path):
+    text = TEXT.replace("u1,", "U1,", 3).replace(",i2,", ",i2 ,", 1)
+    data, told = notes(text, tmp_path)
+    assert "1 user id of white space or case alone beside another ('U1', 'u1'): kept apart" in told
+    assert "1 item id of white space or case alone beside another" in told and len(data.users) == 21
+    data, told = notes(text, tmp_path, clean_ids=True)
+    assert "made one" in told and set.union(*pairs_of(data)) == {row[:2] for row in ROWS}
+
+
+def test_numbers_are_numbers_and_007_is_not_7(tmp_path):
+    data, _ = notes("user,item\n" + "".join(f"{u},{i}\n" for u in (10, 9, -2) for i in range(5)), tmp_path)
+    assert data.users.values.to_pylist() == [-2, 9, 10] and data.items.numbered
+    assert data.users.rows(["9", 10]).tolist() == [1, 2]
+    data, _ = notes("user,item\n" + "".join(f"{u},{i}\n" for u in ("007", "7") for i in range(5)), tmp_path)
+    assert data.users.values.to_pylist() == ["007", "7"]
+
+
+def test_times_may_be_dates(tmp_path):
+    dates = ["2020-01-02", "2020-01-01T10:00:00", "2019-12-31 23:59:59"]
+    text = "user,item,date\n" + "".join(f"{u},{i},{d}\n" for u in "ab" for i, d in zip("xyz", dates))
+    data, _ = notes(text, tmp_path, split="last")
+    assert pairs_of(data)[2] == {("a", "x"), ("b", "x")} and data.span == (1577836799.0, 1577923200.0)
+
+
+def test_columns_may_be_named_and_headers_missing(tmp_path):
+    data, _ = notes(TEXT.replace("user_id", "who"), tmp_path, user_column="who", item_column="item_id")
+    assert len(data.users) == 20
+    data, _ = notes(TEXT.removeprefix(HEADER), tmp_path, header=False, split="last", time_column="4")
+    assert pairs_of(data) == pairs_of(htd_jax.read(table(), split="last"))
+
+
+# --- filters and splits, against the plain way
+
+
+def test_the_core_is_what_is_left_when_both_limits_hold(rng):
+    pairs = {(int(u), int(i)) for u, i in zip(rng.integers(40, size=300), rng.integers(40, size=300))}
+    data = htd_jax.read(tuple(zip(*pairs)), min_per_user=5, min_per_item=4, split="ratio")
+    while True:
+        of_user, of_item = Counter(u for u, _ in pairs), Counter(i for _, i in pairs)
+        kept = {(u, i) for u, i in pairs if of_user[u] >= 5 and of_item[i] >= 4}
+        if kept == pairs:
+            break
+        pairs = kept
+    assert pairs and set.union(*pairs_of(data)) == pairs
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "last", "ratio", "time"])
+def test_splits(split):
+    train, valid, test = pairs_of(htd_jax.read(table(), split=split))
+    time = {row[:2]: row[3] for row in ROWS}
+    assert not (train & valid or train & test or valid & test)
+    if split != "time":
+        assert train | valid | test == set(time)
+    for user in {row[0] for row in ROWS}:
+        its = [[pair for pair in part if pair[0] == user] for part in (train, valid, test)]
+        if split in ("leave-one-out", "last"):
+            assert len(its[1]) == len(its[2]) == 1
+        if split == "last":
+            latest = [max(time[pair] for pair in part) for part in its]
+            assert latest == sorted(latest)
+        if split == "ratio":
+            assert len(its[1]) == len(its[2]) == 2
+    if split == "time":
+        moments = [[time[pair] for pair in part] for part in (train, valid, test)]
+        assert max(moments[0]) < min(moments[1]) and max(moments[1]) < min(moments[2])
+    if split in ("leave-one-out", "ratio"):
+        assert pairs_of(htd_jax.read(table(), split=split, split_seed=1)) != [train, valid, test]
+
+
+def test_parts_may_come_in_three_files(tmp_path):
+    of = lambda k: [row for n, row in enumerate(ROWS) if (n + n // 30) % 3 == k]
+    for k, name in enumerate(("train", "valid", "test")):
+        extra = "" if k < 2 else f"stranger,i1,1,1\nu0,novelty,1,1\n{','.join(map(str, ROWS[0]))}\n"
+        (tmp_path / f"{name}.csv").write_text(HEADER + "".join(f"{u},{i},{r},{t}\n" for u, i, r, t in of(k)) + extra)
+    reading = Reading(valid_file=tmp_path / "valid.csv", test_file=tmp_path / "test.csv")
+    data = read_log(tmp_path / "train.csv", reading)
+    assert pairs_of(data) == [{row[:2] for row in of(k)} for k in range(3)]
+    told = "\n".join(data.notes)
+    assert "2 rows held out of users or items that are not in training: left out" in told and "1 row merged" in told
+
+
+# --- ids
+
+
+def test_ids_are_kept_in_a_file(tmp_path):
+    for values in (["b", "a", "é"], [5, -3, 9]):
+        ids = Ids.of(values, "user")
+        htd_jax.data.write_ids(tmp_path / "ids.parquet", ids)
+        assert read_ids(tmp_path / "ids.parquet", "user").values.equals(ids.values)
+    whole = (tmp_path / "ids.parquet").read_bytes()
+    for broken in (b"", whole[:-20], whole[: len(whole) // 2], b"PAR1" * 9):
+        (tmp_path / "ids.parquet").write_bytes(broken)
+        with pytest.raises(UserError, match="damaged, or no ids"):
+            read_ids(tmp_path / "ids.parquet", "user")
+    with pytest.raises(UserError, match="ids.parquet: cannot be read"):
+        read_ids(tmp_path / "no" / "ids.parquet", "user")
+
+
+def test_ids_of_all_kinds():
+    ids = Ids.of(["ann", "7", "bob"], "user")
+    assert ids.find(["bob", 7, "x", None]).tolist() == [2, 1, -1, -1] and ids.rows("ann").tolist() == [0]
+    assert ids.take([2, -1]).to_pylist() == ["bob", None]
+    assert Ids.of(pd.Series([3.0, 4.0]), "item").values.to_pylist() == [3, 4]
+    with pytest.raises(UserError, match="user 'x' and 1 more: not among the 3 users, which are called like 'ann'"):
+        ids.rows(["x", "ann", "y"])
+    for wrong, why in (
+        ([1, 1], "1 stands more than once"),
+        ([1, None], "row 1 is missing"),
+        ([[1]], "numbers or texts"),
+    ):
+        with pytest.raises(UserError, match=why):
+            Ids.of(wrong, "item")
+
+
+# --- runs
+
+
+def test_a_run_on_a_file_keeps_its_ids_and_is_taken_up(tmp_path):
+    path = write(tmp_path / "my log.csv")
+    arguments = ("--dataset", path, "--htd.groups", 3, "--runs", tmp_path / "runs")
+    trained(*arguments)
+    folder = tmp_path / "runs" / "my log-htd-4-seed0"
+    assert results(folder)["dataset"] == "my log"
+    assert read_ids(folder / "users.parquet", "user").values.to_pylist() == sorted({row[0] for row in ROWS})
+    moved = path.rename(tmp_path / "my log.dat")  # what counts is what is in it
+    moved.write_text(TEXT)
+    again = trained("--dataset", moved, "--htd.groups", 3, "--run", folder)
+    assert "epoch" not in again.out.split("\n")[0]
+    other = start("--dataset", moved, "--htd.groups", 3, "--run", folder, "--split", "last")
+    assert "made by other settings" in line_of(other)
+    trained("--split-file", folder / "split.npz", "--method", "none", "--run", tmp_path / "again")
+    assert read_ids(tmp_path / "again" / "users.parquet", "user").values.to_pylist()[0] == "u0"
+
+
+def test_summary(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = start_command("summary", "--dataset", write(tmp_path / "log.csv"))
+    assert done.status == 0 and (tmp_path / "log-summary.png").stat().st_size > 10_000
+    for words in ("interactions", "200", "33.3333%", "160, 20, 20", "1000", "picture: log-summary.png"):
+        assert words in done.out
+    assert "1,500" in start_command("summary", "--picture", "x.png").out
+    assert "unknown dataset 'movies'" in line_of(start_command("summary", "--dataset", "movies"))

@@ -1,0 +1,705 @@
+"""Serving: lists, precisions, newcomers, folders, and the commands `export` and `recommend`."""
+
+import csv
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import runs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import htd_jax
+from htd_jax import data
+from htd_jax.command.export import export, train_command
+from htd_jax.command.recommend import read_id_file, recommend
+from htd_jax.data import Dataset, Ids, Interactions
+from htd_jax.errors import UserError
+from htd_jax.models import ModelOf, NeuMFSettings
+from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
+from htd_jax.serving.topk import Hidden, best_items, best_scored, together
+from htd_jax.settings import check
+
+
+def oracle(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of every row, ties in the order of columns, by a stable sort of everything."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, rows, 1)
+    return np.where(best > -np.inf, rows, -1), best
+
+
+def pairs(rng, users: int, items: int, count: int) -> Interactions:
+    return Interactions.from_pairs(rng.integers(0, users, count), rng.integers(0, items, count), users, items)
+
+
+def scores_of_pairs(users: Rows, items: Rows, seen: Interactions | None = None) -> np.ndarray:
+    scores = np.array(users.floats() @ items.floats().T)
+    if seen is not None:
+        scores[np.asarray(seen.users), np.asarray(seen.items)] = -np.inf
+    return scores
+
+
+def small_blocks(monkeypatch, cells: int = 3000) -> None:
+    monkeypatch.setattr(topk, "ON_PROCESSOR", cells)
+    monkeypatch.setattr(topk, "FEW", 8)
+    monkeypatch.setattr(topk, "PAIRS", 16)
+
+
+# The best items
+
+
+@pytest.mark.parametrize("cells", [2**22, 3000])
+@pytest.mark.parametrize("num_items", [1, 63, 64, 65, 700])
+def test_best_items_with_many_ties(monkeypatch, cells, num_items):
+    small_blocks(monkeypatch, cells)
+    rng = np.random.default_rng(num_items)
+    users = Rows(jnp.asarray(rng.integers(-1, 2, (37, 3)), jnp.float32))
+    items = Rows(jnp.asarray(rng.integers(-1, 2, (num_items, 3)), jnp.float32))
+    seen = pairs(rng, 37, num_items, 300)
+    top = together(best_items(users, items, 5, hidden=Hidden.of(seen)), 5)
+    rows, best = oracle(scores_of_pairs(users, items, seen), 5)
+    np.testing.assert_array_equal(top.rows, rows)
+    np.testing.assert_array_equal(top.scores, best)
+
+
+def test_best_items_of_scores_that_are_no_numbers(monkeypatch):
+    small_blocks(monkeypatch)
+    rng = np.random.default_rng(0)
+    table = rng.integers(-2, 3, (300, 2)).astype(np.float32)
+    table[rng.random(300) < 0.3] = np.nan
+    table[rng.random(300) < 0.3, 0] = -np.inf
+    table[7] = np.inf, 0
+    users = Rows(jnp.asarray([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
+    top = together(best_items(users, Rows(jnp.asarray(table)), 200), 200)
+    scores = np.array(users.values @ table.T)
+    rows, best = oracle(scores, 200)
+    np.testing.assert_array_equal(top.rows, rows)
+    np.testing.assert_array_equal(top.scores, best)
+    assert (top.rows == -1).any()
+
+
+def test_more_than_there_are():
+    users, items = Rows(jnp.ones((2, 1))), Rows(jnp.arange(3.0)[:, None])
+    hidden = Hidden.of_lists([np.array([2]), np.array([0, 1, 2])])
+    top = together(best_items(users, items, 9, hidden=hidden), 9)
+    np.testing.assert_array_equal(top.rows, [[1, 0, -1], [-1, -1, -1]])
+    for wrong in ({"k": 0}, {"k": 1, "memory": 0}):
+        with pytest.raises(UserError, match="must be at least 1"):
+            best_items(users, items, **wrong)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 20]), st.booleans(), st.booleans())
+def test_best_items_of_some_among_some(seed, k, some, in_blocks):
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        if in_blocks:
+            small_blocks(patch)
+        users = Rows(jnp.asarray(rng.integers(-2, 3, (40, 2)), jnp.float32))
+        items = Rows(jnp.asarray(rng.integers(-2, 3, (200, 2)), jnp.float32))
+        seen = pairs(rng, 40, 200, 900)
+        of = rng.integers(0, 40, 16)
+        among = np.flatnonzero(rng.random(200) < 0.4) if some else np.arange(200)
+        top = together(best_items(users, items, k, of=of, hidden=Hidden.of(seen), among=among if some else None), k)
+        scores = scores_of_pairs(users, items, seen)[of][:, among]
+        rows, best = oracle(scores, k)
+        np.testing.assert_array_equal(top.rows, np.where(rows >= 0, among[rows], -1))
+        np.testing.assert_array_equal(top.scores, best)
+
+
+def test_a_heavy_user_costs_the_others_nothing_but_room(monkeypatch):
+    small_blocks(monkeypatch)
+    rng = np.random.default_rng(1)
+    users, items = (Rows(jnp.asarray(rng.normal(size=(n, 4)), jnp.float32)) for n in (50, 400))
+    its = (np.concatenate([np.full(399, 20), rng.integers(0, 50, 60)]), np.r_[np.arange(1, 400), np.arange(60)])
+    seen = Interactions.from_pairs(*its, 50, 400)
+    top = together(best_items(users, items, 6, hidden=Hidden.of(seen)), 6)
+    rows, _ = oracle(scores_of_pairs(users, items, seen), 6)
+    np.testing.assert_array_equal(top.rows, rows)
+    assert set(top.rows[20]) <= {0, -1}
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_short_tables_are_searched_as_what_they_stand_for(monkeypatch, precision):
+    small_blocks(monkeypatch)
+    rng = np.random.default_rng(2)
+    users, items = (to_precision(rng.normal(size=(n, 4)), precision) for n in (30, 500))
+    top = together(best_items(users, items, 7), 7)
+    scores = scores_of_pairs(users, items)
+    np.testing.assert_allclose(top.scores, oracle(scores, 7)[1], rtol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(scores, top.rows, 1), top.scores, rtol=1e-6)
+
+
+def test_memory_bounds_the_blocks():
+    for memory in (1, 16, 256):
+        for users, items in ((5, 10**6), (10**6, 10**6), (10**6, 50)):
+            k, plan = topk._plan(20, users, items, memory, 20)
+            assert plan.users * (plan.items + 2 * k * topk.CHUNK) * 12 <= max(memory * 2**20, 12 * 2**18), plan
+            assert plan.items * plan.blocks >= items
+
+
+def test_scores_that_are_no_products():
+    split = data.make_synthetic(num_users=30, num_items=90)
+    make_model = ModelOf(NeuMFSettings(), 3)
+    variables = make_model(split.train).init(jax.random.key(0), jnp.arange(2), jnp.arange(2))
+    retriever = retriever_of(make_model, variables, Dataset.of_split(split))
+    every = np.array(make_model(split.train).apply(variables, jnp.arange(30), method="score_all"))
+    for part in split:
+        every[np.asarray(part.users), np.asarray(part.items)] = -np.inf
+    found = retriever.recommend([4, 9, 2], 5)
+    np.testing.assert_array_equal(found.rows, oracle(every[[4, 9, 2]], 5)[0])
+    among = np.array([3, 40, 77, 80])
+    found = retriever.recommend([4, 9, 2], 2, allow=among)
+    np.testing.assert_array_equal(found.rows, among[oracle(every[[4, 9, 2]][:, among], 2)[0]])
+    for refused in (lambda: retriever.fold_in([1, 2]), lambda: retriever.recommend_vectors(np.zeros((1, 6)))):
+        with pytest.raises(UserError, match="no products"):
+            refused()
+
+
+def test_scored_in_blocks(monkeypatch):
+    small_blocks(monkeypatch)
+    rng = np.random.default_rng(3)
+    table = jnp.asarray(rng.integers(0, 4, (50, 130)), jnp.float32)
+    found = together(best_scored(jax.tree_util.Partial(lambda t, u: t[u], table), 130, 4, of=np.arange(50)), 4)
+    np.testing.assert_array_equal(found.rows, oracle(np.asarray(table), 4)[0])
+
+
+# Precisions
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-20, 4), st.integers(1, 9))
+def test_errors_are_bounded(seed, exponent, dim):
+    rng = np.random.default_rng(seed)
+    table = (rng.normal(size=(20, dim)) * 10.0**exponent * 10 ** rng.uniform(-3, 0, (20, 1))).astype(np.float32)
+    table[3] = 0
+    of = {precision: np.asarray(to_precision(table, precision).floats(), np.float64) for precision in PRECISIONS}
+    np.testing.assert_array_equal(of["float32"], table)
+    assert (np.abs(of["float16"] - table) <= np.maximum(2.0**-11 * np.abs(table), 2.0**-25)).all()
+    scale = np.abs(table).max(1, keepdims=True) / 127
+    assert (np.abs(of["int8"] - table) <= scale * 0.5001).all()
+    assert not of["int8"][3].any()
+
+
+def test_what_a_precision_cannot_hold():
+    with pytest.raises(UserError, match="float16 ends at 65504"):
+        to_precision(np.array([[1e6]]), "float16")
+    for bad in (np.nan, np.inf):
+        with pytest.raises(UserError, match="not finite"):
+            to_precision(np.array([[bad]]), "int8")
+    with pytest.raises(UserError, match="unknown precision"):
+        to_precision(np.array([[1.0]]), "int4")
+    assert [row_bytes(20, precision) for precision in PRECISIONS] == [80, 40, 24]
+    assert [to_precision(np.ones((2, 20)), p).row_bytes for p in PRECISIONS] == [80, 40, 24]
+
+
+# Newcomers
+
+
+def lists_of(rng, rows: int, sizes: list[int]) -> list[np.ndarray]:
+    return [np.sort(rng.choice(rows, size, replace=False)) for size in sizes]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_squares_against_float64(precision):
+    rng = np.random.default_rng(4)
+    table = to_precision(rng.normal(size=(90, 5)), precision)
+    y = np.asarray(table.floats(), np.float64)
+    lists = lists_of(rng, 90, [1, 2, 3, 17, 90, 4])
+    found = fold.squares(table, lists, unseen=0.03, ridge=0.2)
+    for x, rows in zip(found, lists):
+        matrix = y[rows].T @ y[rows] + 0.03 * y.T @ y + 0.2 * np.eye(5)
+        np.testing.assert_allclose(x, np.linalg.solve(matrix, y[rows].sum(0)), rtol=2e-4, atol=1e-6)
+
+
+def test_the_gram_matrix_in_blocks(monkeypatch):
+    monkeypatch.setattr(fold, "CELLS", 60)
+    y = np.random.default_rng(5).normal(size=(83, 3)).astype(np.float32)
+    fold._gram.clear_cache()
+    np.testing.assert_allclose(fold._gram(Rows(jnp.asarray(y))), y.T @ y, rtol=1e-5)
+    fold._gram.clear_cache()
+
+
+def test_bpr_ends_where_its_slope_is_none():
+    rng = np.random.default_rng(6)
+    y = rng.normal(size=(60, 4))
+    lists = lists_of(rng, 60, [1, 5, 30])
+    found = fold.bpr(Rows(jnp.asarray(y, jnp.float32)), lists, decay=0.05)
+    for x, rows in zip(found.astype(np.float64), lists):
+        margins = (y[rows] @ x)[:, None] - (y @ x)[None, :]
+        away = 1 / (1 + np.exp(margins)) / margins.size
+        slope = 0.05 * x - (away[:, :, None] * (y[rows][:, None] - y[None])).sum((0, 1))
+        np.testing.assert_allclose(slope, 0, atol=2e-5)
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(UserError, match="list 1 is empty"):
+        fold.squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
+
+
+# The retriever
+
+
+@functools.cache
+def made(precision: str = "float32", users: int = 40, items: int = 120) -> Retriever:
+    rng = np.random.default_rng(7)
+    tables = [to_precision(rng.normal(size=(n, 6)), precision) for n in (users, items)]
+    ids = Ids.of([f"u{n}" for n in range(users)], "user"), Ids.of(np.arange(items) * 10 + 5, "item")
+    return Retriever(*tables, *ids, pairs(rng, users, items, 400), {"dataset": "made", "metrics": {"recall@5": 0.5}})
+
+
+def test_ids_in_and_ids_out():
+    retriever = made()
+    found = retriever.recommend(["u7", "u0"], 4)
+    rows = oracle(scores_of_pairs(retriever.users, retriever.items, retriever.seen), 4)[0]
+    np.testing.assert_array_equal(found.rows, rows[[7, 0]])
+    np.testing.assert_array_equal(found.items, rows[[7, 0]] * 10 + 5)
+    assert found.users.tolist() == ["u7", "u0"] and found.ranks.tolist() == [[1, 2, 3, 4]] * 2 and len(found) == 2
+    one = retriever.recommend("u7", 4)
+    np.testing.assert_array_equal(one.rows, rows[[7]])
+    np.testing.assert_array_equal(retriever.recommend(k=4).rows, rows)
+    shown = retriever.recommend(["u7"], 200, seen=True)
+    assert shown.rows.shape == (1, 120) and (shown.rows >= 0).all()
+    some = retriever.recommend(["u7"], 200, allow=[5, 15, "25", 35], deny=[15])
+    assert set(some.items[0][: (some.rows >= 0).sum()]) <= {5, 25, 35}
+    assert len(retriever.recommend([], 4)) == 0
+    for wrong, message in (
+        (lambda: retriever.recommend("nobody"), "user 'nobody': not among the 40 users"),
+        (lambda: retriever.recommend("u1", allow=[6]), "item 6: not among"),
+        (lambda: retriever.recommend("u1", allow=[5], deny=[5]), "no item is left"),
+        (lambda: retriever.recommend("u1", 0), "k: must be at least 1"),
+        (lambda: retriever.similar(7), "item 7: not among"),
+    ):
+        with pytest.raises(UserError, match=message):
+            wrong()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_neighbours_by_cosine_without_themselves(precision):
+    retriever = made(precision)
+    found = retriever.similar([15, 5], 3)
+    table = np.asarray(retriever.items.floats(), np.float64)
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    rows, best = oracle(cosine[[1, 0]], 3)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_allclose(found.scores, best, rtol=1e-5)
+    assert found.to_table().column_names == ["item", "similar", "score", "rank"]
+    assert retriever.similar_users("u3", 2).to_table().column_names == ["user", "similar", "score", "rank"]
+    assert 15 not in found.items[0]
+
+
+def test_newcomers_are_recommended_to():
+    retriever = made()
+    vectors = retriever.fold_in([[5, 15], [25, 25, "35"]])
+    assert vectors.shape == (2, 6) and vectors.dtype == np.float32
+    np.testing.assert_allclose(retriever.fold_in([5, 15]), vectors[:1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(retriever.fold_in(np.array([5, 15])), vectors[:1], rtol=1e-5, atol=1e-6)
+    found = retriever.recommend_vectors(vectors, 5, seen=[[5, 15], [25, 35]])
+    scores = vectors @ np.asarray(retriever.items.values).T
+    scores[0, [0, 1]] = scores[1, [2, 3]] = -np.inf
+    np.testing.assert_array_equal(found.rows, oracle(scores, 5)[0])
+    assert found.users.tolist() == [0, 1]
+    assert retriever.fold_in_items(["u1", "u2"]).shape == (1, 6)
+    for wrong, message in (
+        (lambda: retriever.fold_in([]), "empty"),
+        (lambda: retriever.fold_in([[5], []]), "list 1 is empty"),
+        (lambda: retriever.fold_in([1]), "item 1: not among"),
+        (lambda: retriever.recommend_vectors(np.zeros((1, 5))), r"must be \[n, 6\], not \[1, 5\]"),
+        (lambda: retriever.recommend_vectors(vectors, seen=[[5]]), "1 lists of seen items for 2 vectors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            wrong()
+
+
+def test_tables_frames_and_files(tmp_path):
+    found = made().recommend(["u7", "u0"], 3)
+    table = found.to_table()
+    assert table.schema == pa.schema(
+        [("user", pa.string()), ("item", pa.int64()), ("score", pa.float32()), ("rank", pa.int32())]
+    )
+    assert table["user"].to_pylist() == ["u7"] * 3 + ["u0"] * 3 and table["rank"].to_pylist() == [1, 2, 3] * 2
+    found.write(tmp_path / "lists.parquet")
+    assert pq.read_table(tmp_path / "lists.parquet").equals(table)
+    found.write(tmp_path / "lists.csv")
+    rows = list(csv.DictReader((tmp_path / "lists.csv").read_text().splitlines()))
+    assert [row["user"] for row in rows] == table["user"].to_pylist()
+    assert [int(row["item"]) for row in rows] == table["item"].to_pylist()
+    for name, message in (("lists.txt", "written as .csv or .parquet"), ("no/lists.csv", "there is no folder")):
+        with pytest.raises(UserError, match=message):
+            found.write(tmp_path / name)
+    pandas = pytest.importorskip("pandas")
+    assert isinstance(found.to_pandas(), pandas.DataFrame) and len(found.to_pandas()) == 6
+
+
+def test_polars():
+    polars = pytest.importorskip("polars")
+    assert isinstance(made().recommend(["u7"], 3).to_polars(), polars.DataFrame)
+
+
+def test_short_lists_have_short_tables():
+    found = made().recommend(["u7"], 3, allow=[5])
+    assert len(found.to_table()) == (found.rows >= 0).sum() <= 1
+    assert Retriever(*[Rows(jnp.ones((2, 1)))] * 2, Ids.numbers(2, "user"), Ids.numbers(2, "item")).recommend(
+        [1], 5
+    ).items.tolist() == [[0, 1]]
+
+
+# Folders
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_saved_and_opened(tmp_path, precision):
+    retriever = made(precision)
+    retriever.save(tmp_path / "model", seen=True)
+    opened = htd_jax.load(tmp_path / "model")
+    for mine, its in ((retriever.users, opened.users), (retriever.items, opened.items)):
+        np.testing.assert_array_equal(mine.values, its.values)
+        np.testing.assert_array_equal(np.asarray(mine.floats()), np.asarray(its.floats()))
+        assert its.precision == precision
+    assert opened.user_ids.values.equals(retriever.user_ids.values) and opened.about == retriever.about
+    one, other = (x.recommend(k=5) for x in (retriever, opened))
+    np.testing.assert_array_equal(one.rows, other.rows)
+    np.testing.assert_allclose(np.load(tmp_path / "model" / "items.npy"), np.asarray(retriever.items.floats()))
+    retriever.save(tmp_path / "model")  # an earlier export is replaced
+    assert htd_jax.load(tmp_path / "model").seen is None
+    assert not (tmp_path / "model" / "seen.parquet").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert "made" in (tmp_path / "model" / "README.md").read_text()
+
+
+def _damage(folder: Path, what: str) -> None:
+    path = folder / what.split(":")[0]
+    match what.split(":")[1]:
+        case "gone":
+            path.unlink()
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-20])
+        case "text":
+            path.write_text("hello")
+        case "nan":
+            size = path.stat().st_size
+            path.write_bytes(path.read_bytes()[: size - 4] + np.float32(np.nan).tobytes())
+        case "fewer":
+            data.write_ids(path, Ids.numbers(3, "user"))
+        case change:
+            head = json.loads(path.read_text())
+            name, value = change.split("=")
+            path.write_text(json.dumps(head | {name: json.loads(value)}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("tables.safetensors:gone", "is missing; export it anew"),
+        ("tables.safetensors:cut", "damaged; export it anew"),
+        ("tables.safetensors:text", "damaged; export it anew"),
+        ("tables.safetensors:nan", "not finite"),
+        ("users.parquet:gone", "is missing; export it anew"),
+        ("items.parquet:cut", "damaged"),
+        ("users.parquet:fewer", "3 user ids for 40 rows"),
+        ("seen.parquet:text", "damaged"),
+        ("seen.parquet:gone", "is missing"),
+        ("htd_jax.json:text", "damaged, or of another program"),
+        ("htd_jax.json:cut", "damaged"),
+        ("htd_jax.json:format=2", "of format 2, and this version of htd-jax reads 1"),
+        ("htd_jax.json:dim=7", r"float32\[40, 6\], and htd_jax.json says float32\[40, 7\]"),
+        ("htd_jax.json:users=7", r"says float32\[7, 6\]"),
+        ('htd_jax.json:precision="int8"', "says int8"),
+        ('htd_jax.json:precision="int4"', "damaged"),
+        ("htd_jax.json:about=3", "damaged"),
+        ("htd_jax.json:gone", "neither an exported model"),
+    ],
+)
+def test_a_damaged_folder_is_told_in_a_line(tmp_path, damage, message):
+    made().save(tmp_path / "model", seen=True)
+    _damage(tmp_path / "model", damage)
+    with pytest.raises(UserError, match=message) as error:
+        htd_jax.load(tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
+def test_any_bytes_give_a_model_or_a_line(tmp_path):
+    made("int8").save(tmp_path / "model", seen=True)
+    names = [
+        path.name for path in (tmp_path / "model").iterdir() if path.suffix in (".json", ".parquet", ".safetensors")
+    ]
+    whole = {name: (tmp_path / "model" / name).read_bytes() for name in names}
+    rng = np.random.default_rng(0)
+    for turn in range(300):
+        name = names[turn % len(names)]
+        broken = bytearray(whole[name])
+        for _ in range(rng.integers(1, 4)):
+            broken[rng.integers(len(broken))] = rng.integers(256)
+        if turn % 3 == 0:
+            del broken[rng.integers(len(broken)) :]
+        (tmp_path / "model" / name).write_bytes(broken)
+        try:
+            htd_jax.load(tmp_path / "model")
+        except UserError as error:
+            assert "\n" not in str(error), error
+        (tmp_path / "model" / name).write_bytes(whole[name])
+
+
+def test_what_is_not_written(tmp_path, monkeypatch):
+    retriever = made()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds something else, notes.txt; name a new folder"):
+        retriever.save(tmp_path / "mine")
+    with pytest.raises(UserError, match="is no folder"):
+        retriever.save(tmp_path / "mine" / "notes.txt")
+    retriever.save(tmp_path / "model")
+    before = htd_jax.load(tmp_path / "model")
+
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_ids", broken)
+        for name in ("model", "new"):
+            with pytest.raises(UserError, match="cannot be written .No space left"):
+                retriever.save(tmp_path / name, seen=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]
+    assert htd_jax.load(tmp_path / "model").seen is None is before.seen
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else, notes.txt"):
+        retriever.save(tmp_path / "model")
+    with pytest.raises(UserError, match="not known here"):
+        dataclasses.replace(retriever, seen=None).save(tmp_path / "other", seen=True)
+    with pytest.raises(UserError, match="there is no such folder"):
+        htd_jax.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_faiss_and_usearch_find_the_same(tmp_path, precision):
+    made(precision).save(tmp_path / "model")
+    users, items = (np.load(tmp_path / "model" / f"{side}.npy").astype(np.float32) for side in ("users", "items"))
+    found = htd_jax.load(tmp_path / "model").recommend(k=10)
+
+    def same(rows: np.ndarray, scores: np.ndarray) -> None:
+        np.testing.assert_allclose(scores, found.scores, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(rows, found.rows)
+
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatIP(items.shape[1])
+    index.add(items)
+    scores, rows = index.search(users, 10)
+    same(rows, scores)
+    usearch = pytest.importorskip("usearch.index")
+    matches = usearch.search(items, users, 10, usearch.MetricKind.IP, exact=True)
+    same(matches.keys.astype(int), 1 - matches.distances)
+
+
+# Runs and commands
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    runs.trained("--run", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def neumf(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("neumf") / "run"
+    runs.trained("--run", folder, "--model", "neumf", "--method", "none", "--epochs", "1")
+    return folder
+
+
+def start(command, *arguments) -> runs.Done:
+    return runs._enter(command, arguments)
+
+
+def done(command, *arguments) -> str:
+    ended = start(command, *arguments)
+    assert ended.status == 0, ended.err
+    return ended.out
+
+
+def test_a_run_is_opened(run, tmp_path):
+    opened = htd_jax.serving.open_run(run)
+    assert opened.phase == "htd" and opened.has_products
+    assert htd_jax.serving.open_run(run, "teacher").retriever().dim == 12
+    retriever = htd_jax.load(run)
+    assert retriever.dim == 4 and retriever.about["metrics"] == runs.results(run)["phases"]["htd"]["final"]["test"]
+    copy = tmp_path / "named"
+    shutil.copytree(run, copy)
+    data.write_ids(copy / "users.parquet", Ids.of([f"u{n}" for n in range(60)], "user"))
+    np.testing.assert_array_equal(htd_jax.load(copy).recommend("u3").rows, retriever.recommend(3).rows)
+    data.write_ids(copy / "items.parquet", Ids.of(["a"], "item"))
+    with pytest.raises(UserError, match="1 ids, and split.npz has 150 items"):
+        htd_jax.load(copy)
+    with pytest.raises(UserError, match=r"no phase 'rrd' is trained there; there is teacher, student, htd"):
+        htd_jax.serving.open_run(run, "rrd")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_export(run, tmp_path, precision):
+    out = done(export, "--run", run, "--to", tmp_path / "model", "--precision", precision)
+    assert "bytes a row" in out and precision + " *" in out
+    retriever = htd_jax.load(tmp_path / "model")
+    assert retriever.precision == precision and retriever.seen is None
+    measured = retriever.about["precisions"]
+    its = runs.results(run)["phases"]["htd"]["final"]["test"]
+    for name, value in measured["float32"]["metrics"].items():
+        assert value == pytest.approx(its[name], abs=1e-6)
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "--synthetic.users 60" in text and "gap closed" in text and f"{precision} (this one)" in text
+    assert "htd (this one)" in text
+
+
+def test_the_command_of_a_run_makes_it_again(run):
+    from htd_jax.command.flags import parse_config
+
+    config = runs.strict(run / "config.json")
+    words = train_command(config).split()
+    made = parse_config(words[2:], prog="htd-jax train", description="").filled().as_json()
+    assert {name: config[name] for name in made} == json.loads(json.dumps(made))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("seen", ["all", "train"])
+def test_recommend_to_a_file(run, tmp_path, suffix, seen):
+    path = tmp_path / f"lists.{suffix}"
+    done(recommend, "--run", run, "--k", 7, "--to", path, "--seen", seen)
+    table = pq.read_table(path) if suffix == "parquet" else pa.csv.read_csv(path)
+    opened = htd_jax.serving.open_run(run)
+    retriever = opened.retriever(seen=opened.dataset.train if seen == "train" else None)
+    assert table["item"].to_pylist() == retriever.recommend(k=7).to_table()["item"].to_pylist()
+    assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+def test_recommend_on_the_screen(run, tmp_path):
+    done(export, "--run", run, "--to", tmp_path / "model", "--seen")
+    for source in (("--run", run), ("--model", tmp_path / "model")):
+        best = htd_jax.load(source[1]).recommend([3, 5], 2).items
+        out = done(recommend, *source, "--user", "3", "5", "--k", 2)
+        assert all(str(item) in out for item in best.ravel()) and "note" not in out
+    assert "the first 2 of 60 users" in done(recommend, "--run", run)
+    assert "similar" in done(recommend, "--run", run, "--similar", 7, "--k", 3)
+    (tmp_path / "users.txt").write_text("3\n\n5\n")
+    (tmp_path / "allow.csv").write_text("name,item_id\nx,8\ny,9\n")
+    (tmp_path / "deny.txt").write_text("9")
+    flags = ("--users", tmp_path / "users.txt", "--allow", tmp_path / "allow.csv", "--deny", tmp_path / "deny.txt")
+    done(recommend, "--run", run, *flags, "--to", tmp_path / "lists.csv", "--keep-seen")
+    rows = list(csv.DictReader((tmp_path / "lists.csv").read_text().splitlines()))
+    assert [(row["user"], row["item"]) for row in rows] == [("3", "8"), ("5", "8")]
+
+
+def test_an_export_without_seen_pairs_says_so(run, tmp_path):
+    done(export, "--run", run, "--to", tmp_path / "model")
+    note = "note: this export holds no seen pairs"
+    assert note in done(recommend, "--model", tmp_path / "model", "--user", 1)
+    assert note not in done(recommend, "--model", tmp_path / "model", "--user", 1, "--keep-seen")
+
+
+def test_a_model_without_products(neumf, tmp_path):
+    path = tmp_path / "lists.csv"
+    done(recommend, "--run", neumf, "--to", path)
+    assert len(path.read_text().splitlines()) == 1 + 60 * 20
+    line = runs.line_of(start(export, "--run", neumf, "--to", tmp_path / "model"))
+    assert "no products of two rows" in line and not (tmp_path / "model").exists()
+    with pytest.raises(UserError, match="no products of two rows"):
+        htd_jax.load(neumf).save(tmp_path / "model")
+
+
+def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    write = lambda name, text: (here / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    write("empty.txt", "\n")
+    write("other.csv", "name,age\nx,3\n")
+    write("latin.txt", b"caf\xe9\n")
+    write("bad.parquet", "hello")
+    write("ragged.csv", "age,user\n3\n")
+    write("unknown.txt", "1\n99\nx\n")
+    write("users.txt", "1\n")
+    before = sorted(here.iterdir())
+    of_run, to = ("--run", run), ("--to", here / "lists.csv")
+    for command, arguments, message in [
+        (export, ["--run", run], "--to"),
+        (export, ["--run", here / "no", "--to", here / "model"], "no run folder"),
+        (export, ["--run", run, "--to", here], "holds something else"),
+        (export, ["--run", run, "--to", run], "holds something else"),
+        (export, ["--run", run, "--to", here / "users.txt"], "is no folder"),
+        (export, ["--run", run, "--to", here / "model", "--phase", "de"], "no phase 'de'"),
+        (export, ["--run", run, "--to", here / "model", "--precision", "int4"], "int4"),
+        (recommend, [], "--run, or an exported model with --model"),
+        (recommend, [*of_run, "--model", here], "one of the two"),
+        (recommend, [*of_run, "--k", "0", *to], "--k: must be at least 1"),
+        (recommend, [*of_run, "--k", "x"], "--k"),
+        (recommend, [*of_run, "--memory", "0", *to], "--memory: must be at least 1"),
+        (recommend, [*of_run, "--user", "99", *to], "user '99': not among the 60 users"),
+        (recommend, [*of_run, "--user", "99"], "user '99': not among the 60 users"),
+        (recommend, [*of_run, "--user", "1", "--users", here / "users.txt"], "use one of the two"),
+        (recommend, [*of_run, "--users", here / "no.txt", *to], "cannot be read (No such file"),
+        (recommend, [*of_run, "--users", here / "empty.txt", *to], "holds no id"),
+        (recommend, [*of_run, "--users", here / "other.csv", *to], "no column user, user_id or id among its columns"),
+        (recommend, [*of_run, "--users", here / "latin.txt", *to], "not UTF-8 (byte 3)"),
+        (recommend, [*of_run, "--users", here / "bad.parquet", *to], "damaged, or no Parquet file"),
+        (recommend, [*of_run, "--users", here / "ragged.csv", *to], "line 2 is no row"),
+        (recommend, [*of_run, "--users", here / "unknown.txt", *to], "user '99' and 1 more: not among"),
+        (recommend, [*of_run, "--allow", here / "unknown.txt", *to], "item 'x': not among the 150 items"),
+        (recommend, [*of_run, "--allow", here / "users.txt", "--deny", here / "users.txt", *to], "no item is left"),
+        (recommend, [*of_run, "--similar", "999"], "item '999': not among"),
+        (recommend, [*of_run, "--similar", "1", "--user", "1"], "--similar is of items"),
+        (recommend, [*of_run, "--seen", "train", "--keep-seen"], "does not go with --keep-seen"),
+        (recommend, ["--model", here, "--seen", "train"], "does not know the training part"),
+        (recommend, ["--model", here], "neither an exported model"),
+        (recommend, ["--model", run], "a run folder, not an exported model; name it with --run"),
+        (recommend, ["--model", here / "no"], "there is no such folder"),
+        (recommend, [*of_run, "--to", here / "lists.txt"], "written as .csv or .parquet"),
+        (recommend, [*of_run, "--to", here / "no" / "lists.csv"], "there is no folder"),
+        (recommend, [*of_run, "--to", here], "written as"),
+    ]:
+        line = runs.line_of(start(command, *arguments))
+        assert message in line, (line, message)
+        assert sorted(here.iterdir()) == before, line
+
+
+def test_an_unfinished_phase_is_refused(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (step,) = (copy / "checkpoints" / "htd").iterdir()
+    history = json.loads((step / "history.json").read_text())
+    (step / "history.json").write_text(json.dumps(history | {"finished": False}))
+    assert "stopped after 3 epochs, unfinished" in runs.line_of(start(recommend, "--run", copy))
+    shutil.rmtree(step / "state")
+    assert "damaged" in runs.line_of(start(recommend, "--run", copy))
+    (copy / "config.json").write_text("{")
+    assert "damaged" in runs.line_of(start(recommend, "--run", copy))
+
+
+def test_files_of_ids(tmp_path):
+    write = lambda name, text: (tmp_path / name).write_text(text) and tmp_path / name
+    assert read_id_file(write("a.txt", "\ufeff7\n x y \n"), "user") == ["7", "x y"]
+    assert read_id_file(write("a.csv", 'n,USER_ID:token\n1,"a,b"\n2,007\n'), "user") == ["a,b", "007"]
+    assert read_id_file(write("a.tsv", "id\tuser\n1\tq\n"), "user") == ["q"]
+    pq.write_table(pa.table({"item": [3, 4]}), tmp_path / "a.parquet")
+    assert read_id_file(tmp_path / "a.parquet", "item").to_pylist() == [3, 4]
+
+
+@pytest.mark.parametrize("command", [export, recommend])
+def test_help_fits_a_screen(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = done(command, "--help").splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= 100
+
+
+def test_settings_have_limits():
+    from htd_jax.command.recommend import Options
+
+    with pytest.raises(UserError, match="--k"):
+        check(Options(k=0))
