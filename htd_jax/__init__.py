@@ -5,7 +5,7 @@
 
 __version__ = "0.2.0"
 
-from htd_jax import data, distillers, evaluation, losses, models
+from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read
 from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
@@ -31,4 +31,5 @@ __all__ = [
     "losses",
     "models",
     "read",
+    "serving",
 ]

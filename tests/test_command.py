@@ -11,7 +11,20 @@ import time
 
 import numpy as np
 import pytest
-from runs import DATA, EXPERIMENTS, SMALL, line_of, process, refused, results, start, strict, trained, untimed
+from runs import (
+    DATA,
+    EXPERIMENTS,
+    SMALL,
+    line_of,
+    process,
+    refused,
+    results,
+    start,
+    start_command,
+    strict,
+    trained,
+    untimed,
+)
 
 from htd_jax import command
 from htd_jax.command import report
@@ -155,16 +168,47 @@ def options_of(text):
     return {word for line in text.splitlines() for word in line.replace("│", " ").split() if word.startswith("--")}
 
 
-def test_help_shows_common_flags_first_and_then_each_components_own():
-    done = start("--help")
+@pytest.mark.parametrize("name", ["train", "recommend", "export", "summary", "table"])
+def test_help_fits_a_screen(name):
+    done = start_command(name, "--help")
     assert (done.status, done.err) == (0, "")
-    text = done.out
-    assert "--method: none, svd, ftd, htd, fitnet, de, phr" in text and "--model: bpr, neumf, lightgcn" in text
-    places = [text.index(f"{flag} ") for flag in ("--epochs", "--runs")]
+    assert done.out.count("\n") <= 50 and "(default: )" not in done.out and "None" not in done.out
+    if name == "train":
+        assert (
+            "--method: none, svd, ftd, htd, fitnet, de, phr" in done.out and "--model: bpr, neumf, lightgcn" in done.out
+        )
+        assert options_of(done.out) >= {"--dataset", "--method", "--teacher", "--epochs", "--runs", "--student-dim"}
+
+
+def test_help_of_all_shows_common_flags_first_and_then_each_components_own():
+    text = start_command("train", "--help", "all").out
+    places = [text.index(f"{flag} ") for flag in ("--epochs", "--runs", "--min-rating")]
     own = [text.index(f"{flag} ") for flag in ("--htd.groups", "--de.experts", "--neumf.layers", "--synthetic.users")]
     assert max(places) < min(own)
     for flag in ("--seed", "--cutoffs", "--citeulike-t.split", "--lightgcn.layers", "--phr.width", "--fitnet.weight"):
         assert f"{flag} " in text
+
+
+@pytest.mark.parametrize(
+    ("topic", "flags"),
+    [
+        ("data", {"--user-column", "--min-rating", "--split", "--split-file"}),
+        ("teacher", {"--teacher", "--teacher-user-ids", "--teacher-dim"}),
+        ("training", {"--epochs", "--batch-size", "--seed", "--student-init"}),
+        ("evaluation", {"--protocol", "--cutoffs", "--metric", "--candidates"}),
+        ("htd", {"--htd.groups", "--htd.pairs"}),
+        ("citeulike-t", {"--citeulike-t.split"}),
+    ],
+)
+def test_help_of_a_topic_shows_its_flags_alone(topic, flags):
+    shown = options_of(start_command("train", "--help", topic).out)
+    assert shown >= flags and "--runs" not in shown
+
+
+def test_help_of_no_topic():
+    assert "--help: no topic 'cooking'; there are data, teacher, training" in line_of(
+        start_command("train", "--help", "cooking")
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +217,7 @@ def test_help_shows_common_flags_first_and_then_each_components_own():
         (["--method", "htd"], {"htd"}, False),
         (["--method=htd+phr"], {"htd", "phr"}, False),
         (["--method", "runs_method:Gentle"], {"gentle"}, False),
-        (["--model", "neumf"], {"neumf"}, True),
+        (["--model", "neumf"], {"neumf"}, False),
     ],
 )
 def test_help_of_what_is_named_shows_its_flags_alone(args, prefixes, common, my_module):
@@ -389,7 +433,7 @@ def test_a_picture_that_fails_costs_the_picture(finished, tmp_path, monkeypatch,
         def fail(*args):
             raise ImportError("no backend\nmore of it")
 
-        monkeypatch.setattr(report, "_draw", fail)
+        monkeypatch.setattr(report, "_draw_curves", fail)
     done = trained("--htd.groups", 3, "--run", run)
     assert done.err.startswith("note: no picture in") and done.err.count("\n") == 1
     assert "gap closed" in done.out and f"run folder: {run}" in done.out

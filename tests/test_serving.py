@@ -229,21 +229,24 @@ def test_the_gram_matrix_in_blocks(monkeypatch):
     fold._gram.clear_cache()
 
 
-def test_bpr_ends_where_its_slope_is_none():
-    rng = np.random.default_rng(6)
-    y = rng.normal(size=(60, 4))
-    lists = lists_of(rng, 60, [1, 5, 30])
-    found = fold.bpr(Rows(jnp.asarray(y, jnp.float32)), lists, decay=0.05)
-    for x, rows in zip(found.astype(np.float64), lists):
-        margins = (y[rows] @ x)[:, None] - (y @ x)[None, :]
-        away = 1 / (1 + np.exp(margins)) / margins.size
-        slope = 0.05 * x - (away[:, :, None] * (y[rows][:, None] - y[None])).sum((0, 1))
-        np.testing.assert_allclose(slope, 0, atol=2e-5)
-
-
 def test_an_empty_list_is_refused():
     with pytest.raises(UserError, match="list 1 is empty"):
         fold.squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
+
+
+def test_newcomers_are_as_long_as_the_others():
+    rng = np.random.default_rng(8)
+    users, items = (rng.normal(size=(n, 4)).astype(np.float32) * by for n, by in ((30, 3), (50, 0.5)))
+    seen = pairs(rng, 30, 50, 200)
+    mine, other = Rows(jnp.asarray(items)), Rows(jnp.asarray(users))
+    factor = fold.length(mine, other, seen, "items")
+    of_item = [np.asarray(seen.users)[np.asarray(seen.items) == item] for item in range(50)]
+    known = [item for item in range(50) if len(of_item[item])]
+    solved = fold.squares(other, [of_item[item] for item in known])
+    lengths = [np.linalg.norm(x, axis=1).mean() for x in (items[known], solved)]
+    assert factor == pytest.approx(lengths[0] / lengths[1], rel=1e-4)
+    assert fold.length(Rows(jnp.zeros((50, 4))), other, seen, "items") == 1
+    assert fold.length(mine, other, Interactions.from_pairs([], [], 30, 50), "items") == 1
 
 
 # The retriever
@@ -367,12 +370,16 @@ def test_saved_and_opened(tmp_path, precision):
         np.testing.assert_array_equal(mine.values, its.values)
         np.testing.assert_array_equal(np.asarray(mine.floats()), np.asarray(its.floats()))
         assert its.precision == precision
-    assert opened.user_ids.values.equals(retriever.user_ids.values) and opened.about == retriever.about
+    assert opened.user_ids.values.equals(retriever.user_ids.values)
+    assert opened.about == retriever.about | {"lengths": retriever.lengths()}
     one, other = (x.recommend(k=5) for x in (retriever, opened))
     np.testing.assert_array_equal(one.rows, other.rows)
     np.testing.assert_allclose(np.load(tmp_path / "model" / "items.npy"), np.asarray(retriever.items.floats()))
     retriever.save(tmp_path / "model")  # an earlier export is replaced
-    assert htd_jax.load(tmp_path / "model").seen is None
+    unseen = htd_jax.load(tmp_path / "model")
+    assert unseen.seen is None
+    np.testing.assert_allclose(unseen.fold_in([5, 15]), retriever.fold_in([5, 15]), rtol=1e-6)
+    np.testing.assert_allclose(unseen.fold_in_items(["u1"]), retriever.fold_in_items(["u1"]), rtol=1e-6)
     assert not (tmp_path / "model" / "seen.parquet").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert "made" in (tmp_path / "model" / "README.md").read_text()

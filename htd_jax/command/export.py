@@ -21,7 +21,7 @@ from htd_jax.settings import as_json, check
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Writes tables.safetensors, users.npy, items.npy, users.parquet, items.parquet, htd_jax.json and README.md, which
-    `htd-jax recommend --model`, `htd_jax.load` and other programs open. See docs/serving.md."""
+    `htd-jax recommend --model`, `htd_jax.load` and other programs open."""
 
     run: Path
     """Folder of the run."""

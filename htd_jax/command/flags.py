@@ -1,8 +1,13 @@
 """Flags from dataclasses of settings, with help, and errors in a line."""
 
+import ast
 import contextlib
 import dataclasses
+import inspect
 import io
+import itertools
+import textwrap
+import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +25,22 @@ from htd_jax.training import Training
 T = TypeVar("T")
 
 COMMON = {"what": What, "training": Training, "evaluation": Evaluation, "places": Places, "reading": Reading}
+
+# What `--help` shows, a screen of it; `--help TOPIC` shows the rest.
+FIRST = {
+    "what": ("dataset", "model", "method", "seed", "teacher_dim", "student_dim"),
+    "training": ("epochs", "patience"),
+    "evaluation": ("protocol", "cutoffs"),
+    "places": ("teacher", "runs", "run"),
+}
+ALL = {part: tuple(field.name for field in dataclasses.fields(of)) for part, of in COMMON.items()}
+TOPICS = {
+    "data": {"reading": ALL["reading"], "places": ("data_dir", "split_file")},
+    "teacher": {"places": ("teacher", "teacher_user_ids", "teacher_item_ids"), "what": ("teacher_dim",)},
+    "training": {"training": ALL["training"], "what": ("seed", "student_init")},
+    "evaluation": {"evaluation": ALL["evaluation"]},
+    "all": ALL,
+}
 
 REGISTRIES: dict[str, Registry] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
 
@@ -46,12 +67,21 @@ def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description
 
     Raises:
       UserError: what tyro has against them, which it would put in a box.
-      SystemExit: after `--help`.
+      SystemExit: after `--help`, which tells of the dataclass's own flags, not of those of its parts.
     """
+    if {"--help", "-h"} & set(arguments):
+        hints = typing.get_type_hints(settings)
+        own = [f.name for f in dataclasses.fields(settings) if not dataclasses.is_dataclass(hints[f.name])]  # type: ignore[arg-type]
+        _parse(_helped(settings, tuple(own)), ["--help"], prog=prog, description=description)
+    return _parse(settings, arguments, prog=prog, description=description)
+
+
+def _parse(settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(settings, args=list(arguments), prog=prog, description=description)
+            config = (tyro.conf.DisallowNone,)
+            return tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=config)
     except SystemExit as stop:
         if stop.code == 2:
             lines = [line.strip("│|+ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰+"]
@@ -77,13 +107,10 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
             [*registry, *(name for name in names.get(what, []) if ":" in name and not is_path(name))]
         ):
             own[flag_name(name)] = registry[name]
-    if "--help" in arguments or "-h" in arguments:
-        own = _shown(names, own)
-        common = {} if "method" in names else COMMON
-    else:
-        common = COMMON
-        arguments = _moved(arguments, names)
-    flags: Any = parse(_flags(common, own), arguments, prog=prog, description=_description(description, names, common))
+    if asked := next((i for i, argument in enumerate(arguments, 1) if argument in ("--help", "-h")), None):
+        topic = arguments[asked] if asked < len(arguments) and arguments[asked][:1] != "-" else None
+        show_help(topic, names, own, prog=prog, description=description)
+    flags: Any = parse(_flags(COMMON, own), _moved(arguments, names), prog=prog)
     parts = {name: getattr(flags, name) for name in COMMON}
     default = {name: settings() for name, settings in own.items()}
     given = {name: getattr(flags, _field(name)) for name, of in own.items() if dataclasses.fields(of)}
@@ -96,6 +123,84 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
     return config
 
 
+def show_help(
+    topic: str | None, names: dict[str, list[str]], own: dict[str, type], *, prog: str, description: str
+) -> None:
+    """Prints what there is to say, and exits: of the flags that most users need; of a topic; or of a method, a model or
+    a data set, one that is named in the same command too.
+
+    Raises:
+      SystemExit: always.
+      UserError: there is no such topic.
+    """
+    named = [flag_name(name) for of in names.values() for name in of if flag_name(name) in own]
+    if topic is None and names.get("dataset") and is_path(names["dataset"][0]):
+        topic = "data"
+    common: dict[str, tuple[str, ...]] = {}
+    if topic in TOPICS:
+        common, shown = TOPICS[topic], list(own) if topic == "all" else []
+    elif topic in own or (topic is None and named):
+        shown = [topic] if topic else named
+    elif topic is None:
+        common, shown = FIRST, []
+    else:
+        raise UserError(f"--help: no topic {topic!r}; there are {', '.join([*TOPICS, *own])}")
+    here = tyro.conf.arg(name="")
+    groups: list[tuple[str, Any, Any]] = [
+        (part, Annotated[helped, here], helped())
+        for part, of in common.items()
+        for helped in [_helped(COMMON[part], of)]
+    ]
+    groups += [
+        (_field(name), helped, helped())
+        for name in shown
+        for helped in [_helped(own[name])]
+        if dataclasses.fields(helped)
+    ]
+    told = f"The flags of {topic or ' and '.join(named)}; --help lists the most needed ones, --help all every one."
+    if common is FIRST:
+        known = "\n".join(f"  --{what}: {', '.join([*of.besides, *of])}" for what, of in REGISTRIES.items())
+        others = f"--help TOPIC: {', '.join(TOPICS)}, or a method, model or data set"
+        told = f"{description}\n\n{known} (several: htd+fitnet)\n\nMore flags: {others}."
+    fields: list[Any] = [(name, of, dataclasses.field(default=default)) for name, of, default in groups]
+    _parse(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=told)
+
+
+def _helped(settings: type, names: tuple[str, ...] | None = None) -> type:
+    """A dataclass of some of the fields, or all, each with the string under it as its help."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    docs = _docs(settings)
+    fields: list[Any] = []
+    for field in dataclasses.fields(settings):
+        if names is None or field.name in names:
+            none = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
+            of: Any = hints[field.name]
+            hint = Annotated[of, tyro.conf.arg(help=docs.get(field.name, ""), **none)]
+            fields.append((field.name, hint, _default(field)))
+    return dataclasses.make_dataclass(settings.__name__, fields, frozen=True)
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory)
+    return dataclasses.field(default=field.default) if field.default is not dataclasses.MISSING else dataclasses.field()
+
+
+def _docs(settings: type) -> dict[str, str]:
+    """The string under each field, on one line."""
+    docs: dict[str, str] = {}
+    for of in reversed(settings.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(of))).body[0].body  # type: ignore[attr-defined]
+        for field, under in itertools.pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(under, ast.Expr)
+                and isinstance(under.value, ast.Constant)
+            ):
+                docs[field.target.id] = " ".join(str(under.value.value).split())  # type: ignore[union-attr]
+    return docs
+
+
 def _flags(common: dict[str, type], own: dict[str, type]) -> type:
     """One dataclass of all of them: common flags without a prefix, the others after their component's name."""
     here = tyro.conf.arg(name="")
@@ -104,20 +209,6 @@ def _flags(common: dict[str, type], own: dict[str, type]) -> type:
         (_field(name), of, dataclasses.field(default=of())) for name, of in own.items() if dataclasses.fields(of)
     ]
     return dataclasses.make_dataclass("Flags", fields, frozen=True)
-
-
-def _shown(names: dict[str, list[str]], own: dict[str, type]) -> dict[str, type]:
-    """What `--help` shows of the components' own flags: of those that were named, if any were."""
-    named = [flag_name(name) for names_of in names.values() for name in names_of]
-    return {name: own[name] for name in named if name in own} if named else own
-
-
-def _description(description: str, names: dict[str, list[str]], common: dict[str, type]) -> str:
-    if not common:
-        named = " and ".join(name for of in names.values() for name in of)
-        return f"The flags of {named} alone; --help lists the others too."
-    known = "\n".join(f"  --{what}: {', '.join([*of.besides, *of])}" for what, of in REGISTRIES.items())
-    return f"{description}\n\n{known} (several: htd+fitnet)"
 
 
 def _field(name: str) -> str:

@@ -1,4 +1,7 @@
-"""What a data set looks like: counts, density, long tail, and a picture."""
+"""What a data set looks like: counts, density, long tail, and a picture.
+
+The flags that say how a file of your own is read are those of training: htd-jax train --help data.
+"""
 
 import dataclasses
 import datetime

@@ -52,9 +52,9 @@ class Reading:
     clean_ids: bool = False
     """Takes ids for one that differ in white space at their ends or in case alone."""
     min_per_user: Annotated[int, Ge(1)] = 1
-    """Users with fewer different items are dropped, and"""
+    """Users with fewer different items are dropped, in turn with"""
     min_per_item: Annotated[int, Ge(1)] = 1
-    """items with fewer users, in turn until both hold (k-core)."""
+    """items with fewer users, until both hold (k-core)."""
     split: Literal["leave-one-out", "last", "ratio", "time", "files"] = "leave-one-out"
     """Held out for validation and test: an item each of every user, at random or the last in time; a share of every
     user's items; what came last of all; or what --valid-file and --test-file hold."""

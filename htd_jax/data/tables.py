@@ -1,6 +1,7 @@
 """A teacher's tables from files of any framework: two arrays of numbers, and whose rows they are."""
 
 import contextlib
+import errno
 import math
 import re
 import warnings
@@ -80,7 +81,7 @@ def read_tables(paths: Sequence[Path | str]) -> Tables:
         found = {f"{shown(path)}: {shown(name)}": arrays[name] for name in _pair(path, arrays)}
     else:
         raise UserError(f"a teacher's tables are one file or two, users and items, not {len(files)}")
-    if problems := _beforereading(found):
+    if problems := _before_reading(found):
         raise UserError(*problems)
     tables = []
     for name, one in found.items():
@@ -213,7 +214,7 @@ def _pair(path: Path, arrays: Mapping[str, Found]) -> tuple[str, str]:
     )
 
 
-def _beforereading(found: Mapping[str, Found]) -> list[str]:
+def _before_reading(found: Mapping[str, Found]) -> list[str]:
     """What is wrong with two tables, as far as their shapes and types tell."""
     problems = []
     for name, (dtype, shape, _) in found.items():
@@ -303,14 +304,14 @@ def _of_member(
 ) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         with reading(path), zipfile.ZipFile(path) as archive:
-            return _shaped(archive.read(info)[start:], dtype, shape, fortran)  # whole, so that its checksum is seen
+            return _shaped(archive.read(info), dtype, shape, fortran, start)  # whole, so that its checksum is seen
 
     return read
 
 
 def _header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
     """The type, the shape and whether columns come first, of an `.npy` file that stands at its start."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _plainly("its header cannot be read"):
         warnings.simplefilter("ignore")  # of headers that Python 2 wrote
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
@@ -318,7 +319,7 @@ def _header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
         else:  # 3.0 is of names of fields, which no table has
-            raise ValueError(f"a version {version} of the format that holds no table")
+            raise ValueError
     return dtype, shape, fortran
 
 
@@ -335,8 +336,8 @@ def _check_size(name: str, dtype: np.dtype, shape: tuple[int, ...], left: int) -
         )
 
 
-def _shaped(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
-    numbers = np.frombuffer(data, dtype, math.prod(shape))
+def _shaped(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool, start: int = 0) -> np.ndarray:
+    numbers = np.frombuffer(data, dtype, math.prod(shape), start)
     return numbers.reshape(shape, order="F" if fortran else "C")
 
 
@@ -377,12 +378,13 @@ def _id_column(path: Path, kind: str) -> Any:
     else:
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
         parse = pyarrow.csv.ParseOptions(delimiter=separator)
-        with pyarrow.csv.open_csv(path, parse_options=parse) as first:
+        read = pyarrow.csv.ReadOptions(use_threads=False)  # so that rows have numbers
+        with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as first:
             names = first.schema.names
         text = pyarrow.csv.ConvertOptions(
             column_types={name: pa.string() for name in names}, null_values=[""], strings_can_be_null=True
         )
-        table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=text)
+        table = pyarrow.csv.read_csv(path, read_options=read, parse_options=parse, convert_options=text)
     names = table.column_names
     known = [at for at, name in enumerate(names) if name.split(":")[0].strip().lower() in ID_COLUMNS[kind]]
     at = 0 if len(names) == 1 else known[0] if len(known) == 1 else None
@@ -396,6 +398,15 @@ def _id_column(path: Path, kind: str) -> Any:
             raise UserError(f"{shown(path)}: its column 'row' does not number the rows from 0")
         column = column.take(pa.array(np.argsort(rows)))
     return column
+
+
+@contextlib.contextmanager
+def _plainly(what: str) -> Iterator[None]:
+    """Errors in words of ours, where a library's are of its own parts."""
+    try:
+        yield
+    except Exception:
+        raise ValueError(what) from None
 
 
 @contextlib.contextmanager
@@ -414,7 +425,21 @@ def reading(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise UserError(f"{shown(path)}: not UTF-8, at byte {error.start}; save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
+        why = None if error.errno == errno.EINVAL else error.strerror  # a place before a file's start, of an archive
+        raise UserError(f"{shown(path)}: cannot be read ({why or 'damaged or cut off'})") from None
     except Exception as error:
-        said = shown(str(error).split("\n")[0])[:100]
+        said = str(error)
+        if "Empty CSV" in said:
+            raise UserError(f"{shown(path)}: it is empty") from None
+        if "invalid utf8" in said.lower():
+            row = re.search(r"Row #(\d+)", said)
+            where = f", line {row[1]}" if row else ""
+            raise UserError(f"{shown(path)}: not UTF-8{where}; save it as UTF-8") from None
+        if wrong := re.search(r"(?s)(?:Row #(\d+): )?Expected (\d+) columns, got (\d+): (.*)", said):
+            number, expected, got, text = wrong.groups()
+            where = f"line {number}" if number else "a line"
+            raise UserError(
+                f"{shown(path)}: {where} has {got} columns, the header {expected}: {shown(text[:40])!r}"
+            ) from None
+        said = shown(said.split("\n")[0])[:100]
         raise UserError(f"{shown(path)}: damaged, or no {path.suffix} file ({said})") from None

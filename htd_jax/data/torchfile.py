@@ -7,6 +7,7 @@ are walked one by one, containers, numbers and texts are made, the few names of 
 heart, and all else, a configuration object or a function, becomes one inert value.
 """
 
+import errno
 import math
 import pickletools
 import zipfile
@@ -92,7 +93,8 @@ class Checkpoint:
         except UserError:
             raise
         except OSError as error:
-            raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
+            why = None if error.errno == errno.EINVAL else error.strerror  # a place before the file's start
+            raise UserError(f"{shown(path)}: cannot be read ({why or 'damaged or cut off'})") from None
         except Exception as error:  # a damaged archive raises whatever its bytes happen to mean
             raise UserError(f"{shown(path)}: damaged, no whole zip archive ({_said(error)})") from None
         if order not in (b"little", b"big"):
@@ -128,7 +130,7 @@ class Checkpoint:
         # A stride of 0 repeats numbers: a few bytes would make a table of any size.
         if count and (last >= len(numbers) or count > len(numbers)):
             raise UserError(f"{at}: damaged: it reaches past the end of its storage")
-        numbers = numbers.astype(numbers.dtype.newbyteorder("=")).view(tensor.dtype)
+        numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False).view(tensor.dtype)
         if not count:
             return np.empty(tensor.shape, tensor.dtype)
         strides = [stride * tensor.dtype.itemsize for stride in tensor.strides]

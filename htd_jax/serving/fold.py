@@ -1,8 +1,4 @@
-"""A row for somebody new, from what is known of them, without training: the table of the other side stays as it is.
-
-Two losses. The squares of implicit feedback have a solution in closed form. What BPR trains a row with is convex in
-that row, and a few Newton steps find its least.
-"""
+"""A row for somebody new, from what is known of them, without training: the table of the other side stays as it is."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -11,18 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.ops.products import dot, einsum
 from htd_jax.serving.precision import Rows
 
 # Of `squares`, chosen in validation by `benchmarks/fold_in.py`.
-UNSEEN, RIDGE = 0.01, 0.1
+UNSEEN, RIDGE = 0.03, 1.0
 
-# Of `bpr`, likewise.
-DECAY = 0.01
-
-# Rows that stand for the unseen ones in `bpr`, and Newton steps.
-SAMPLE, STEPS = 1024, 8
+# Rows that `length` is found on.
+KNOWN = 1024
 
 # Numbers of rows that are gathered at once.
 CELLS = 2**22
@@ -54,31 +48,32 @@ def squares(table: Rows, lists: list[np.ndarray], *, unseen: float = UNSEEN, rid
     return _for_lists(solve, table, lists)
 
 
-def bpr(table: Rows, lists: list[np.ndarray], *, decay: float = DECAY) -> np.ndarray:
-    r"""The least of what BPR trains a row with (Rendle et al., UAI'09), for each list of the table's rows.
+def length(
+    mine: Rows, other: Rows, seen: Interactions, side: str, *, unseen: float = UNSEEN, ridge: float = RIDGE
+) -> float:
+    """What makes rows that `squares` gives as long, in the mean, as the trained rows of their side.
 
-    .. math:: \frac{1}{|S| |N|} \sum_{i \in S} \sum_{j \in N} -\ln \sigma(x \cdot y_i - x \cdot y_j)
-              + \frac{\lambda}{2} |x|^2
-
-    N are SAMPLE rows evenly spread over the table, the same for every list; each list costs SAMPLE d^2 a step.
+    Found on KNOWN rows evenly spread over those that have a pair: how long they are, by how long they come out if they
+    are folded in. One factor for all: how much longer the rows of popular items come out than others' is kept.
 
     Args:
-      table, lists: see `squares`.
-      decay: lambda, above 0.
+      mine, other: the tables of this side, and of the other.
+      seen: the pairs that are known.
+      side: `users` or `items`.
 
     Returns:
-      `[len(lists), d]` float32.
-
-    Raises:
-      UserError: an empty list.
+      The factor; 1 if no pair is known, or all rows are zero.
     """
-    sample = np.unique(np.linspace(0, len(table) - 1, min(SAMPLE, len(table))).round().astype(np.int32))
-    others = table.take(jnp.asarray(sample)).floats()
-    solve = lambda rows, where: _bpr(table, others, rows, where, jnp.float32(decay))
-    return _for_lists(solve, table, lists)
-
-
-fold = squares
+    whose, what = (seen.users, seen.items) if side == "users" else (seen.items, seen.users)
+    order = np.argsort(np.asarray(whose), kind="stable")
+    found, starts = np.unique(np.asarray(whose)[order], return_index=True)
+    if not len(found):
+        return 1.0
+    chosen = np.unique(np.linspace(0, len(found) - 1, min(KNOWN, len(found))).round().astype(int))
+    lists = np.split(np.asarray(what)[order], starts[1:])
+    solved = np.linalg.norm(squares(other, [lists[i] for i in chosen], unseen=unseen, ridge=ridge), axis=1).sum()
+    trained = np.linalg.norm(np.asarray(mine.take(jnp.asarray(found[chosen])).floats()), axis=1).sum()
+    return float(trained / solved) if solved > 0 < trained else 1.0
 
 
 def _for_lists(solve: Callable[..., jax.Array], table: Rows, lists: list[np.ndarray]) -> np.ndarray:
@@ -129,36 +124,6 @@ def _squares(
     y = _gathered(table, rows, where)
     matrix = einsum("bmd,bme->bde", y, y) + unseen * gram + ridge * jnp.eye(table.dim, dtype=jnp.float32)
     return _solve(matrix, y.sum(1))
-
-
-@jax.jit
-def _bpr(table: Rows, others: jax.Array, rows: jax.Array, where: jax.Array, decay: jax.Array) -> jax.Array:
-    y = _gathered(table, rows, where)
-    share = where / jnp.maximum(where.sum(1, keepdims=True), 1) / len(others)
-
-    def loss(x: jax.Array) -> jax.Array:
-        margins = einsum("bmd,bd->bm", y, x)[:, :, None] - dot(x, others.T)[:, None, :]
-        return jnp.sum(jax.nn.softplus(-margins) * share[:, :, None], axis=(1, 2)) + decay / 2 * jnp.sum(x * x, 1)
-
-    def step(_: int, x: jax.Array) -> jax.Array:
-        margins = einsum("bmd,bd->bm", y, x)[:, :, None] - dot(x, others.T)[:, None, :]
-        away = jax.nn.sigmoid(-margins) * share[:, :, None]  # minus the loss's slope in a margin
-        bend = away * jax.nn.sigmoid(margins)
-        gradient = decay * x - einsum("bmd,bm->bd", y, away.sum(2)) + dot(away.sum(1), others)
-        cross = einsum("bmd,bmj,je->bde", y, bend, others)
-        hessian = (
-            einsum("bmd,bm,bme->bde", y, bend.sum(2), y)
-            + einsum("jd,bj,je->bde", others, bend.sum(1), others)
-            - (cross + cross.swapaxes(1, 2))
-            + decay * jnp.eye(table.dim, dtype=jnp.float32)
-        )
-        move = _solve(hessian, gradient)
-        # As far as the loss falls: the whole step, or a part of it.
-        tries = jnp.stack([x - move * 0.5**n for n in range(0, 8, 2)] + [x])
-        values = jax.lax.map(loss, tries)
-        return jnp.take_along_axis(tries, jnp.argmin(values, 0)[None, :, None], axis=0)[0]
-
-    return jax.lax.fori_loop(0, STEPS, step, jnp.zeros((len(rows), table.dim), jnp.float32))
 
 
 def _gathered(table: Rows, rows: jax.Array, where: jax.Array) -> jax.Array:

@@ -66,6 +66,10 @@ def to_precision(table: jax.Array, precision: str) -> Rows:
 
     Raises:
       UserError: a number that is not finite, one beyond float16, or an unknown precision.
+
+    >>> rows = to_precision([[1.0, -2.0, 0.5]], "int8")
+    >>> rows.values.tolist(), rows.floats().round(2).tolist(), rows.row_bytes
+    ([[64, -127, 32]], [[1.0099999904632568, -2.0, 0.5]], 7)
     """
     table = jnp.asarray(table, jnp.float32)
     largest = float(jnp.abs(table).max(initial=0))

@@ -41,6 +41,7 @@ class Retriever:
     seen: Interactions | None = None
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
     scores: Callable[[jax.Array], jax.Array] | None = None
+    _found: dict[Any, float] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def precision(self) -> str:
@@ -163,24 +164,32 @@ class Retriever:
         """The same of users."""
         return _neighbours(self.users, self.user_ids, users, k, None, memory)
 
-    def fold_in(self, items: Any, **how: float) -> np.ndarray:
+    def fold_in(self, items: Any, *, unseen: float = fold.UNSEEN, ridge: float = fold.RIDGE) -> np.ndarray:
         """Rows of users who are new, from the items that each has seen: `[n, d]` float32, for `recommend_vectors`.
 
-        Nothing is trained; see `fold.py` for what is solved, and its settings `how`.
+        Nothing is trained: a row is the solution of `fold.squares`, times what makes such rows as long as the trained
+        ones are. That factor is found on users who are known, so it is 1 where neither seen pairs nor, by an export
+        that had them, their factor is: a user's list is the same, but its scores cannot be compared with others'.
 
         Args:
           items: ids of one user's items, or a list of such lists.
+          unseen, ridge: see `fold.squares`.
 
         Raises:
           UserError: an id that there is not, or an empty list.
         """
         self._products("fold_in")
-        return fold.fold(self.items, _lists(items, self.item_ids), **how)
+        solved = fold.squares(self.items, _lists(items, self.item_ids), unseen=unseen, ridge=ridge)
+        return solved * self._length("users", unseen, ridge)
 
-    def fold_in_items(self, users: Any, **how: float) -> np.ndarray:
-        """Rows of items that are new, from the users who have seen each: `[n, d]` float32."""
+    def fold_in_items(self, users: Any, *, unseen: float = fold.UNSEEN, ridge: float = fold.RIDGE) -> np.ndarray:
+        """Rows of items that are new, from the users who have seen each: `[n, d]` float32, see `fold_in`.
+
+        Here the factor counts: without it new items score too low to be in any list beside others.
+        """
         self._products("fold_in_items")
-        return fold.fold(self.users, _lists(users, self.user_ids), **how)
+        solved = fold.squares(self.users, _lists(users, self.user_ids), unseen=unseen, ridge=ridge)
+        return solved * self._length("items", unseen, ridge)
 
     def save(self, folder: Path | str, *, seen: bool = False) -> None:
         """Writes it to a folder that `htd_jax.load` opens, see `storage.py`.
@@ -195,6 +204,23 @@ class Retriever:
         from htd_jax.serving import storage
 
         storage.save(self, Path(folder), seen=seen)
+
+    def lengths(self) -> dict[str, float] | None:
+        """The factors of `fold_in` and `fold_in_items` with their usual settings: `{"users": ..., "items": ...}`."""
+        if self.seen is None:
+            known: dict[str, float] | None = self.about.get("lengths")
+            return known
+        return {side: self._length(side, fold.UNSEEN, fold.RIDGE) for side in ("users", "items")}
+
+    def _length(self, side: str, unseen: float, ridge: float) -> float:
+        if self.seen is None:
+            usual = (unseen, ridge) == (fold.UNSEEN, fold.RIDGE)
+            return float((self.about.get("lengths") or {}).get(side, 1.0)) if usual else 1.0
+        key = (side, unseen, ridge)
+        if key not in self._found:
+            mine, other = (self.users, self.items) if side == "users" else (self.items, self.users)
+            self._found[key] = fold.length(mine, other, self.seen, side, unseen=unseen, ridge=ridge)
+        return self._found[key]
 
     def _products(self, what: str) -> None:
         if self.scores is not None:

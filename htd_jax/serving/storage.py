@@ -130,6 +130,8 @@ def load_saved(folder: Path) -> Retriever:
 def header(retriever: Retriever, *, seen: bool) -> dict[str, Any]:
     """What `htd_jax.json` holds."""
     about = dict(retriever.about)
+    if retriever.scores is None and (lengths := retriever.lengths()):
+        about["lengths"] = lengths
     return {
         "format": FORMAT,
         "precision": retriever.precision,

@@ -105,6 +105,10 @@ def best_items(
 
     Raises:
       UserError: a k or memory below 1, or tables of different widths.
+
+    >>> table = Rows(jnp.array([[1.0], [3.0], [3.0]]))
+    >>> [top.rows.tolist() for top in best_items(table, table, 2)]
+    [[[1, 2], [1, 2], [1, 2]]]
     """
     if users.dim != items.dim:
         raise UserError(f"users and items are of different widths, {users.dim} and {items.dim}")

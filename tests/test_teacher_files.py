@@ -1,0 +1,572 @@
+"""A teacher from files: what is read is what was written, and what is wrong is said in a line."""
+
+import gzip
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import fuzz
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+
+import htd_jax
+from htd_jax.data import Ids, write_ids
+from htd_jax.data.ranked import RankedLists, read_lists, to_lists
+from htd_jax.data.tables import match_rows, read_id_file, read_tables
+from htd_jax.data.torchfile import Checkpoint
+from htd_jax.errors import UserError
+from htd_jax.evaluation import Full, Sampled, make_evaluator
+from htd_jax.models.listed import listed, popularity
+
+FILES = Path(__file__).parent / "files"
+USERS = np.arange(12, dtype=np.float32).reshape(4, 3)
+ITEMS = -np.arange(15, dtype=np.float32).reshape(5, 3)
+
+
+def refused(call, *arguments, **named) -> list[str]:
+    """The lines that tell why it cannot be."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **named)
+    lines = [str(line) for line in caught.value.args]
+    assert lines and all("\n" not in line and line.isprintable() for line in lines)
+    return lines
+
+
+def line_of(call, *arguments, **named) -> str:
+    (line,) = refused(call, *arguments, **named)
+    return line
+
+
+def saved(folder: Path, name: str, table) -> Path:
+    path = folder / name
+    np.save(path, table)
+    return path
+
+
+def check(tables, users=USERS, items=ITEMS):
+    for table, expected in zip(tables, (users, items)):
+        assert table.dtype == np.float32 and table.flags.c_contiguous
+        np.testing.assert_array_equal(table, expected)
+
+
+class TestTables:
+    @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8", ">f8"])
+    @pytest.mark.parametrize("order", ["C", "F"])
+    def test_two_npy(self, tmp_path, dtype, order):
+        paths = [
+            saved(tmp_path, f"{i}.npy", table.astype(dtype, order=order)) for i, table in enumerate((USERS, ITEMS))
+        ]
+        check(read_tables(paths))
+
+    @pytest.mark.parametrize(
+        "names",
+        [("users", "items"), ("user_factors", "item_factors"), ("User.weight", "Item.weight"), ("P_user", "x_item")],
+    )
+    @pytest.mark.parametrize("kind", ["npz", "compressed.npz", "safetensors"])
+    def test_one_file(self, tmp_path, names, kind):
+        path = tmp_path / f"tables.{kind}"
+        tables = dict(zip(names, (USERS, ITEMS))) | {"user_bias": np.zeros(4, np.float32), "steps": np.arange(3)}
+        if kind == "safetensors":
+            safetensors.numpy.save_file(tables, path)
+        else:
+            (np.savez_compressed if "comp" in kind else np.savez)(path, **tables)
+        check(read_tables([path]))
+
+    def test_bfloat16(self, tmp_path):
+        path = tmp_path / "tables.safetensors"
+        half = {"users": np.asarray(jnp.asarray(USERS, jnp.bfloat16)), "items": ITEMS.astype(np.float16)}
+        safetensors.numpy.save_file(half, path)
+        check(read_tables([path]))
+
+    def test_pair_by_name_among_others(self, tmp_path):
+        np.savez(tmp_path / "t.npz", user_emb=USERS, item_emb=ITEMS, user_side=USERS)
+        check(read_tables([tmp_path / "t.npz"]))
+
+    def test_several_pairs(self, tmp_path):
+        np.savez(tmp_path / "t.npz", user_mf=USERS, item_mf=ITEMS, user_mlp=USERS, item_mlp=ITEMS)
+        line = line_of(read_tables, [tmp_path / "t.npz"])
+        assert "more than one pair" in line and "user_mf and item_mf; user_mlp and item_mlp" in line
+
+    def test_no_pair(self, tmp_path):
+        np.savez(tmp_path / "t.npz", P=USERS, Q=ITEMS)
+        line = line_of(read_tables, [tmp_path / "t.npz"])
+        assert "no users' table and no items' table" in line and "P [4, 3], Q [5, 3]" in line
+
+    def test_all_that_is_wrong_at_once(self, tmp_path):
+        users = saved(tmp_path, "users.npy", np.zeros((4, 3), np.int64))
+        items = saved(tmp_path, "items.npy", np.zeros((5, 2)))
+        lines = refused(read_tables, [users, items])
+        assert len(lines) == 2 and "users.npy: holds int64, no floats" in lines[0] and "of width 2, but" in lines[1]
+        assert len(refused(read_tables, [tmp_path / "a.npy", tmp_path / "b.npy"])) == 2
+
+    def test_numbers_that_cannot_be(self, tmp_path):
+        users, items = USERS.astype(np.float64), ITEMS.astype(np.float64)
+        users[2, 1], users[3, 0], items[1, 1] = np.nan, np.inf, 1e39
+        lines = refused(read_tables, [saved(tmp_path, "u.npy", users), saved(tmp_path, "i.npy", items)])
+        assert "2 of 4 rows hold numbers that are not finite, the first is row 2" in lines[0]
+        assert "one of 5 rows holds numbers too large for float32, row 1" in lines[1]
+
+    @pytest.mark.parametrize(
+        "table, says",
+        [
+            (np.zeros(4), "of shape [4]; expected two axes"),
+            (np.zeros((0, 3)), "empty, of shape [0, 3]"),
+            (np.zeros((4, 3), complex), "holds complex128"),
+            (np.zeros((4, 3), bool), "holds bool"),
+            (np.array([[None]]), "holds Python objects, which are not read"),
+            (np.zeros(3, [("a", "f4")]), "no floats"),
+        ],
+    )
+    def test_arrays_that_are_no_tables(self, tmp_path, table, says):
+        path, items = saved(tmp_path, "users.npy", table), saved(tmp_path, "items.npy", ITEMS)
+        assert any(says in line for line in refused(read_tables, [path, items]))
+        np.savez(tmp_path / "t.npz", users=table, items=ITEMS)
+        assert any(says in line for line in refused(read_tables, [tmp_path / "t.npz"]))
+
+    def test_header_that_says_more_than_there_is(self, tmp_path):
+        path = saved(tmp_path, "users.npy", USERS)
+        data = path.read_bytes()
+        path.write_bytes(data[:-1])
+        assert "cut off" in line_of(read_tables, [path, saved(tmp_path, "items.npy", ITEMS)])
+        path.write_bytes(data.replace(b"(4, 3), }     ", b"(9999999999, 3)").replace(b", 3)", b", 3)}", 1))
+        assert len(refused(read_tables, [path, tmp_path / "items.npy"])) == 1
+
+    @pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".pth", ".pt"])
+    def test_missing_damaged_and_empty(self, tmp_path, suffix):
+        path = tmp_path / f"t{suffix}"
+        paths = [path, saved(tmp_path, "i.npy", ITEMS)] if suffix == ".npy" else [path]
+        assert "t" + suffix in line_of(read_tables, paths)
+        for data in (b"", b"PK\3\4 nothing", b"\x93NUMPY\1\0\xff\xff"):
+            path.write_bytes(data)
+            assert "t" + suffix in line_of(read_tables, paths)
+        path.unlink()
+        path.mkdir()
+        assert "t" + suffix in line_of(read_tables, paths)
+
+    def test_files_that_are_none_of_these(self, tmp_path):
+        (tmp_path / "t.h5").write_bytes(b"1")
+        assert ".safetensors" in line_of(read_tables, [tmp_path / "t.h5"])
+        path = saved(tmp_path, "users.npy", USERS)
+        assert "give two" in line_of(read_tables, [path])
+        assert "one of each" in line_of(read_tables, [path, path])
+        items = saved(tmp_path, "items.npy", ITEMS)
+        assert "the users' file comes first" in line_of(read_tables, [items, path])
+        assert "one file or two" in line_of(read_tables, [items, path, path])
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def torch_file(path: Path, program: bytes, **members: bytes) -> Path:
+    """A zip archive as torch writes it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        for name, data in members.items():
+            archive.writestr(f"archive/data/{name.strip('_')}", data)
+    return path
+
+
+def tensor(key="0", offset=0, shape=(4, 3), strides=(3, 1), storage="FloatStorage") -> bytes:
+    """The opcodes that make a tensor."""
+
+    def numbers(values):
+        return b"(" + b"".join(b"L%dL\n" % value for value in values) + b"t"
+
+    pid = b"(X\7\0\0\0storagectorch\n%s\nX\1\0\0\0%sX\3\0\0\0cpuK\x0ctQ" % (storage.encode(), key.encode())
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + pid + b"L%dL\n" % offset + numbers(shape) + numbers(strides)
+    return call + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def tables_program(users: bytes, items: bytes) -> bytes:
+    return b"\x80\2}(X\5\0\0\0users" + users + b"X\5\0\0\0items" + items + b"u."
+
+
+class TestTorch:
+    """`files/` were written by torch, see the README there."""
+
+    def test_a_checkpoint_of_recbole(self):
+        with np.load(FILES / "recbole.npz") as expected:
+            check(read_tables([FILES / "recbole.pth"]), **expected)
+
+    def test_views_and_types(self):
+        file = Checkpoint(FILES / "views.pth")
+        base = np.arange(60.0).reshape(6, 10)
+        expected = {"users": base.T[:4], "items": base[::2, 1:9:2], "n": np.array([1, 2]), "p": base[1:3, :4]}
+        assert set(file.tensors) == set(expected)
+        for name, table in expected.items():
+            np.testing.assert_array_equal(file.read(name).astype(float), table)
+
+    def test_reads_without_torch(self):
+        code = "import sys, htd_jax.data.tables as t; t.read_tables(sys.argv[1:]); assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code, FILES / "recbole.pth"], check=True)
+
+    def test_what_torch_wrote_otherwise(self):
+        assert "before 1.6; save it anew" in line_of(read_tables, [FILES / "legacy.pth"])
+        assert "save its state_dict() instead" in line_of(read_tables, [FILES / "whole.pth"])
+
+    @pytest.mark.parametrize("protocol", range(6))
+    def test_nothing_in_it_runs(self, tmp_path, protocol):
+        left = tmp_path / "left"
+        pickle.loads(pickle.dumps(Bomb(left)))
+        left.unlink()  # so it would
+        program = pickle.dumps({"config": Bomb(left), "users": [Bomb(left)]}, protocol=protocol)
+        line_of(read_tables, [torch_file(tmp_path / "t.pth", program)])
+        made = tables_program(b"cos\nsystem\n(X\4\0\0\0exittR0" + tensor(), tensor())
+        path = torch_file(tmp_path / "t.pth", made, _0=USERS.tobytes())
+        check(read_tables([path]), USERS, USERS)
+        assert not left.exists()
+
+    def test_made_by_hand(self, tmp_path):
+        made = tables_program(tensor(), tensor("1", 3, (4, 3), (1, 4)))
+        path = torch_file(tmp_path / "t.pth", made, _0=USERS.tobytes(), _1=np.arange(15, dtype="<f4").tobytes())
+        check(read_tables([path]), USERS, np.arange(3, 15).reshape(3, 4).T)
+
+    @pytest.mark.parametrize(
+        "users, says",
+        [
+            (dict(offset=1), "past the end"),
+            (dict(offset=-1), "damaged"),
+            (dict(shape=(5, 3)), "past the end"),
+            (dict(shape=(-4, 3)), "damaged"),
+            (dict(strides=(3, 2)), "past the end"),
+            (dict(strides=(-3, 1)), "damaged"),
+            (dict(shape=(10**9, 3), strides=(0, 0)), "past the end"),
+            (dict(shape=(2**70, 3)), "damaged"),
+            (dict(shape=(2**61, 3)), "past the end"),
+            (dict(shape=(4, 3, 1)), "damaged"),
+            (dict(key="7"), "damaged"),
+            (dict(storage="LongStorage"), "no floats"),
+            (dict(storage="NoStorage"), "no users' table"),
+        ],
+    )
+    def test_tensors_that_do_not_lie_in_their_storage(self, tmp_path, users, says):
+        made = tables_program(tensor(**users), tensor())
+        path = torch_file(tmp_path / "t.pth", made, _0=USERS.tobytes())
+        assert any(says in line for line in refused(read_tables, [path]))
+
+    @pytest.mark.parametrize(
+        "program",
+        [
+            b"",
+            b"\x80\2",
+            b"\x80\2N",
+            b".",
+            b"t.",
+            b"\x85.",
+            b"(\x85.",
+            b"h\0.",
+            b"}r\xff\xff\xff\xff.",  # a memo of 2^32 places
+            b"\x96\0\0\0\0\0\0\0\x7f.",  # a bytearray of 2^62
+            b"\x80\2" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+            b"\x80\2" + b"(" * 10**5 + b"t" * 10**5 + b".",
+            b"\x80\2}" + b"(" * 10**4 + b"t" * 10**4 + b"Ns.",  # a key that takes long to hash
+            b"\x80\2]r\0\0\0\0" + b"h\0a" * 1000 + b".",  # a list of itself
+            b"\x80\2I" + b"9" * 10**5 + b"\n.",
+        ],
+    )
+    def test_pickles_that_are_none(self, tmp_path, program):
+        line_of(read_tables, [torch_file(tmp_path / "t.pth", program)])
+
+    def test_zip_bomb(self, tmp_path):
+        path = tmp_path / "t.pth"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", b"\0" * 10**7)
+        assert "compressed" in line_of(read_tables, [path])
+
+
+class TestRows:
+    DATA = Ids.of(["a", "b", "c", "d"], "user")
+
+    def test_by_id(self):
+        ids = Ids.of(["[PAD]", "d", "x", "c", "b", "a"], "user")
+        table = np.arange(12.0).reshape(6, 2)
+        np.testing.assert_array_equal(match_rows(table, ids, self.DATA, "user"), table[[5, 4, 3, 1]])
+
+    def test_numbers_by_id_file_of_texts(self):
+        table = np.arange(6.0).reshape(3, 2)
+        matched = match_rows(table, Ids.of(["[PAD]", "20", "10"], "item"), Ids.of([10, 20], "item"), "item")
+        np.testing.assert_array_equal(matched, table[[2, 1]])
+
+    def test_without_ids(self):
+        table = np.arange(8.0).reshape(4, 2)
+        assert match_rows(table, None, self.DATA, "user") is table
+        np.testing.assert_array_equal(match_rows(table, None, Ids.of([0, 3], "user"), "user"), table[[0, 3]])
+        assert match_rows(table, None, Ids.of([1, 2, 3, 4], "user"), "user") is table  # one of them is past the end
+
+    def test_what_cannot_be_matched(self):
+        table = np.zeros((3, 2))
+        line = line_of(match_rows, table, None, self.DATA, "user")
+        assert "3 rows of users, and the data 4 users" in line and "'a'" in line and "--teacher-user-ids FILE" in line
+        line = line_of(match_rows, table, Ids.of(["a", "b", "x"], "user"), self.DATA, "user")
+        assert "2 of the data's 4 users are not among its 3 ids, 'c' for one" in line
+        assert "2 ids, but" in line_of(match_rows, table, Ids.of(["a", "b"], "user"), self.DATA, "user")
+
+    @pytest.mark.parametrize(
+        "name, data",
+        [
+            ("ids.txt", b"[PAD]\n007\n\xc3\xa9\n"),
+            ("ids.txt", b"\xef\xbb\xbf[PAD]\r\n007\r\n\xc3\xa9"),
+            ("ids.csv", b"id\n[PAD]\n007\n\xc3\xa9\n"),
+            ("ids.csv", b"what\n[PAD]\n007\n\xc3\xa9\n"),
+            ("ids.csv", b"n,user_id:token\n1,[PAD]\n1,007\n1,\xc3\xa9\n"),
+            ("ids.tsv", b"n\tUSER\n1\t[PAD]\n1\t007\n1\t\xc3\xa9\n"),
+        ],
+    )
+    def test_id_files(self, tmp_path, name, data):
+        (tmp_path / name).write_bytes(data)
+        assert read_id_file(tmp_path / name, "user").values.to_pylist() == ["[PAD]", "007", "é"]
+
+    def test_id_files_of_arrays_and_runs(self, tmp_path):
+        for values in ([3, 1, 2], ["b", "a"]):
+            np.save(tmp_path / "ids.npy", values)
+            assert read_id_file(tmp_path / "ids.npy", "user").values.to_pylist() == values
+            write_ids(tmp_path / "users.parquet", Ids.of(values, "user"))
+            assert read_id_file(tmp_path / "users.parquet", "user").values.to_pylist() == values
+        pq.write_table(pa.table({"row": [2, 0, 1], "id": [30, 10, 20]}), tmp_path / "shuffled.parquet")
+        assert read_id_file(tmp_path / "shuffled.parquet", "user").values.to_pylist() == [10, 20, 30]
+
+    @pytest.mark.parametrize(
+        "name, data, says",
+        [
+            ("ids.txt", b"", "no id"),
+            ("ids.txt", b"a\n\nb\n", "line 2 is empty"),
+            ("ids.txt", b"a\na\n", "'a' stands more than once"),
+            ("ids.txt", b"\xff\n", "not UTF-8"),
+            ("ids.csv", b"", "empty"),
+            ("ids.csv", b"id\n", "no id"),
+            ("ids.csv", b"a,b\n1,2\n", "no single column of user ids among a, b"),
+            ("ids.parquet", b"PAR1", "ids.parquet"),
+            ("ids.npy", b"", "ids.npy"),
+        ],
+    )
+    def test_id_files_that_are_none(self, tmp_path, name, data, says):
+        (tmp_path / name).write_bytes(data)
+        assert says in line_of(read_id_file, tmp_path / name, "user")
+
+    def test_id_arrays_that_are_none(self, tmp_path):
+        for values in (np.array([{}]), np.zeros((2, 2), int), np.zeros(2)):
+            np.save(tmp_path / "ids.npy", values, allow_pickle=True)
+            line_of(read_id_file, tmp_path / "ids.npy", "user")
+
+
+ROWS = "user_id,itemId,Score\n007,x,1.5\n007,y,2.5\n8,x,1\n"
+
+
+def read(folder: Path, text: str | bytes, name: str = "lists.csv", **named):
+    data = text.encode() if isinstance(text, str) else text
+    (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return read_lists(folder / name, **named)
+
+
+class TestLists:
+    @pytest.mark.parametrize(
+        "name, text",
+        [
+            ("l.csv", ROWS),
+            ("l.csv.gz", ROWS),
+            ("l.tsv", ROWS.replace(",", "\t")),
+            ("l.csv", ROWS.replace("\n", "\r\n")),
+            ("l.csv", ROWS.replace("itemId", "item_id:token").replace("user_id", "user_id:token")),
+            ("l.csv", ROWS.replace("\n", ",more\n")),
+            ("l.jsonl", '{"user": "007", "item": "x", "score": 1.5, "more": {"a": 1}}\n'
+             '{"user": "007", "item": "y", "score": 2.5}\n{"user": "8", "item": "x", "score": 1}\n'),
+        ],
+    )  # fmt: skip
+    def test_texts(self, tmp_path, name, text):
+        lists = read(tmp_path, text, name)
+        assert lists.users.to_pylist() == ["007", "007", "8"] and lists.items.to_pylist() == ["x", "y", "x"]
+        assert lists.scores.tolist() == [1.5, 2.5, 1.0] and lists.ranks is None
+
+    def test_parquet_and_named_columns(self, tmp_path):
+        table = pa.table(
+            {"a": [1, 1, 2], "b": ["x", "y", "x"], "c": np.array([1, 2, 1], np.int8), "d": [1.0, 2.0, 3.0]}
+        )
+        pq.write_table(table, tmp_path / "l.parquet")
+        lists = read_lists(tmp_path / "l.parquet", user_column="a", item_column="b", rank_column="c")
+        assert lists.users.to_pylist() == [1, 1, 2] and lists.ranks.tolist() == [1, 2, 1] and lists.scores is None
+        assert len(refused(read_lists, tmp_path / "l.parquet")) == 2
+
+    def test_dates_in_json_stay_texts(self, tmp_path):
+        lists = read(tmp_path, '{"user": 1, "item": "2020-01-02"}\n', "l.jsonl")
+        assert lists.users.to_pylist() == [1] and lists.items.to_pylist() == ["2020-01-02"]
+
+    def test_another_separator(self, tmp_path):
+        text = ROWS.replace(",", ";")
+        assert "is the separator another one?" in refused(read, tmp_path, text)[0]
+        assert read(tmp_path, text, separator=";").scores.tolist() == [1.5, 2.5, 1.0]
+        assert read(tmp_path, text, "l.dat", separator=";").users.to_pylist() == ["007", "007", "8"]
+
+    @pytest.mark.parametrize(
+        "text, says",
+        [
+            ("", ["it is empty"]),
+            ("user,item\n", ["no row"]),
+            ("a,b\n1,2\n", ["no column called like 'user_id' among a, b", "'item_id'"]),
+            ("user,item,user\n1,2,3\n", ["more than one column of users"]),
+            ("user,item\n1,2\n1,2,3\n", ["line 3 has 3 columns, the header 2"]),
+            ("user,item,score\n,2,1\n1,,2\n1,3,\n1,4,nan\n1,5,1e39\n1,6,good\n",
+             ["1 row without a user, line 2", "1 row without an item, line 3", "1 row without a score, line 4",
+              "3 scores not finite or no number, 'nan' in line 5"]),
+            ("user,item,rank\na,x,1\na,y,1\nb,x,1\n", ["1 user has one rank twice, user 'a' rank 1 in line 3"]),
+            ("user,item,rank\na,x,1.5\n", ["1 rank no whole number, '1.5' in line 2"]),
+            (b"user,item\n\xff,1\n", ["not UTF-8, line 2"]),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong(self, tmp_path, text, says):
+        lines = refused(read, tmp_path, text)
+        assert len(lines) == len(says)
+        for line, part in zip(lines, says):
+            assert "lists.csv: " in line and part in line
+
+    @pytest.mark.parametrize(
+        "name, data",
+        [
+            ("l.csv.gz", b"\x1f\x8b nothing"),
+            ("l.parquet", b"PAR1 nothing PAR1"),
+            ("l.jsonl", b"[1]\n"),
+            ("l.jsonl", b'{"user": 1, "item": 2}\n{"user": "a", "item": 2}\n'),
+            ("l.jsonl", b'{"user": "1", "item": 2}\n{"user": "\xff", "item": 2}\n'),
+            ("l.txt", b"1 2 3\n"),
+        ],
+    )
+    def test_damaged(self, tmp_path, name, data):
+        (tmp_path / name).write_bytes(data)
+        assert name in line_of(read_lists, tmp_path / name)
+
+    def test_missing(self, tmp_path):
+        assert "no such file" in line_of(read_lists, tmp_path / "l.csv")
+        cut = gzip.compress(ROWS.encode())[:-12]
+        (tmp_path / "l.csv.gz").write_bytes(cut)
+        assert "cut off" in line_of(read_lists, tmp_path / "l.csv.gz")
+
+    USERS, ITEMS = Ids.of(["a", "b", "c"], "user"), Ids.of(["x", "y", "z"], "item")
+
+    @pytest.mark.parametrize(
+        "more, expected",
+        [
+            ({}, [[1, 0, 2], [2, -1, -1], [-1, -1, -1]]),
+            (dict(scores=np.array([1, 3, 2, 0, 1.0])), [[0, 1, 2], [2, -1, -1], [-1, -1, -1]]),
+            (dict(ranks=np.array([9, 7, 0, 0, 8])), [[0, 2, 1], [2, -1, -1], [-1, -1, -1]]),
+        ],
+    )
+    def test_order(self, more, expected):
+        lists = RankedLists(pa.array(list("aabaa")), pa.array(list("yxzxz")), **more)
+        found = to_lists(lists, self.USERS, self.ITEMS)
+        assert found.items.dtype == np.int32 and found.items.tolist() == expected
+        assert (found.scores is None) == ("scores" not in more)
+        assert any("1 of the data's 3 users have no list, 'c'" in note for note in found.notes)
+        assert any("1 rows repeat a user's item" in note for note in found.notes)
+        if found.scores is not None:
+            assert found.scores.tolist() == [[3, 1, 1], [2, 0, 0], [0, 0, 0]]
+
+    def test_unknown(self):
+        lists = RankedLists(pa.array(list("aqaa")), pa.array(list("xyzw")))
+        found = to_lists(lists, self.USERS, self.ITEMS)
+        assert found.items.tolist() == [[0, 2], [-1, -1], [-1, -1]]
+        notes = " ".join(found.notes)
+        assert "1 of 2 users are not in the data and were left out, 'q'" in notes and "1 of 4 items" in notes
+        nobody = RankedLists(pa.array([1, 2]), pa.array(["x", "y"]))
+        assert "none of its 2 users is among the data's 3" in line_of(to_lists, nobody, self.USERS, self.ITEMS)
+        apart = RankedLists(pa.array(["a", "q"]), pa.array(["w", "x"]))
+        assert "no row has both" in line_of(to_lists, apart, self.USERS, self.ITEMS)
+
+    def test_against_plain_python(self, rng):
+        n = 400
+        users, items, scores = rng.integers(0, 12, n), rng.integers(0, 20, n), rng.integers(0, 5, n).astype(float)
+        found = to_lists(
+            RankedLists(pa.array(users), pa.array(items), scores), Ids.numbers(10, "user"), Ids.numbers(18, "item")
+        )
+        for user in range(10):
+            rows = sorted((row for row in range(n) if users[row] == user and items[row] < 18), key=lambda r: -scores[r])
+            expected = list(dict.fromkeys(items[rows].tolist()))
+            assert found.items[user].tolist() == expected + [-1] * (found.items.shape[1] - len(expected))
+
+
+class TestListed:
+    """A slow oracle: counts, one pair at a time, who does not score lower."""
+
+    @pytest.mark.parametrize("sampled", [False, True])
+    def test_metrics(self, small_split, rng, sampled):
+        train = small_split.train
+        lists = np.array([rng.permutation(train.num_items)[:30] for _ in range(train.num_users)], np.int32)
+        lists[:, 20:] = np.where(rng.random((train.num_users, 10)) < 0.5, -1, lists[:, 20:])
+        protocol = Sampled(candidates=5) if sampled else Full()
+        found = make_evaluator(small_split, cutoffs=(5, 20), protocol=protocol)(*listed(lists))
+        scores = np.zeros((train.num_users, train.num_items))
+        for user, items in enumerate(lists):
+            for place, item in enumerate(items):
+                if item >= 0:
+                    scores[user, item] = max(scores[user, item], 30 - place)
+        prepared = protocol.prepare(small_split)
+        for part, other in (("valid", "test"), ("test", "valid")):
+            held = getattr(small_split, part)
+            ranks = []
+            for user, item in zip(np.asarray(held.users), np.asarray(held.items)):
+                hidden = [item]
+                for one in (train, getattr(small_split, other)):
+                    hidden += np.asarray(one.items)[np.asarray(one.users) == user].tolist()
+                against = np.setdiff1d(np.arange(train.num_items), hidden)
+                if sampled:
+                    against = np.asarray(prepared["candidates"])[user]
+                ranks.append(1 + int((scores[user, against] >= scores[user, item]).sum()))
+            for k in (5, 20):
+                recall = np.mean(np.array(ranks) <= k)
+                assert found[part][f"recall@{k}"] == pytest.approx(recall, abs=1e-6)
+
+    def test_scores_agree(self, small_split, rng):
+        train = small_split.train
+        lists = rng.integers(-1, train.num_items, (train.num_users, 7)).astype(np.int32)
+        make_model, variables = listed(lists)
+        model, users, items = make_model(train), jnp.arange(train.num_users), jnp.arange(train.num_items)
+        pairs = model.apply(variables, users[:, None], items[None, :], method="score")
+        np.testing.assert_array_equal(model.apply(variables, users, method="score_all"), pairs)
+        for method, arguments in (("represent", (users, items)), ("loss", (users, users, users, users > 0))):
+            with pytest.raises(NotImplementedError):
+                model.apply(variables, *arguments, method=method)
+
+    def test_popularity(self, small_split):
+        train = small_split.train
+        make_model, variables = popularity(train)
+        scores = make_model(train).apply(variables, jnp.arange(3), method="score_all")
+        counts = np.bincount(train.items, minlength=train.num_items)
+        np.testing.assert_array_equal(scores, np.tile(counts, (3, 1)))
+
+
+def test_a_student_of_lists_in_a_file(tmp_path):
+    split = htd_jax.data.make_synthetic(num_users=60, num_items=150)
+    users, items = np.divmod(np.random.default_rng(0).permutation(60 * 150)[:3000], 150)
+    table = pa.table({"user_id": users, "item_id": items, "rank": np.arange(3000)})
+    pq.write_table(table, tmp_path / "lists.parquet")
+    found = to_lists(read_lists(tmp_path / "lists.parquet"), Ids.numbers(60, "user"), Ids.numbers(150, "item"))
+    teacher = htd_jax.Lists(jnp.asarray(found.items))
+    student = htd_jax.distill(teacher, split, method="rrd", dim=4, epochs=2, progress=False)
+    assert np.isfinite(student.metrics["recall@50"])
+
+
+@pytest.mark.parametrize("name", sorted(fuzz.FORMATS))
+def test_damaged_files_give_a_result_or_a_line(tmp_path, name):
+    for seed in range(50):
+        outcome, message = fuzz.attempt(fuzz.FORMATS[name], seed, tmp_path)
+        assert outcome != "failed", f"--seed {seed}: {message}"
+
+
+def test_fuzz_sees_what_is_wrong(tmp_path):
+    def read(path):
+        raise ValueError("no UserError")
+
+    broken = fuzz.FORMATS["ids"]._replace(read=read)
+    outcome, message = fuzz.attempt(broken, 0, tmp_path)
+    assert outcome == "failed" and "ValueError" in message
