@@ -1,9 +1,10 @@
 """Topology distillation for recommender systems, in JAX and Flax.
 
-`fit` trains a recommender, `distill` a small one with its help; `htd_jax.losses` are the losses, as pure functions.
+`read` takes your data in, `fit` trains a recommender, `distill` a small one with its help, which recommends and is saved;
+`load` opens it again. `htd_jax.losses` are the losses, as pure functions.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read
