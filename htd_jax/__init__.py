@@ -1,7 +1,7 @@
 """Topology distillation for recommender systems, in JAX and Flax.
 
-`read` takes your data in, `fit` trains a recommender, `distill` a small one with its help, which recommends and is saved;
-`load` opens it again. `htd_jax.losses` are the losses, as pure functions.
+`read` takes your data in, `fit` trains a recommender, `distill` a small one with its help, which recommends and is
+saved; `load` opens it again. `htd_jax.losses` are the losses, as pure functions.
 """
 
 __version__ = "0.3.0"
