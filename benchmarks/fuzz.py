@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from htd_jax.data import Ids
+from htd_jax.data import Ids, Reading, read_log
 from htd_jax.data.ranked import read_lists, to_lists
 from htd_jax.data.tables import match_rows, read_id_file, read_tables
 from htd_jax.errors import UserError
@@ -152,6 +153,45 @@ def _read_ids(path: Path) -> Any:
     return read_id_file(path, "user")
 
 
+def _log(rng: np.random.Generator) -> pa.Table:
+    users, items = np.divmod(rng.permutation(400)[:120], 20)
+    columns = {"user_id": users, "item": [f"i{i}" for i in items], "rating": rng.integers(1, 6, 120)}
+    return pa.table({**columns, "timestamp": 1.6e9 + rng.integers(0, 10**6, 120)})
+
+
+def _log_csv(rng: np.random.Generator) -> list[bytes]:
+    plain = _saved(lambda file: pyarrow.csv.write_csv(_log(rng), file))
+    return [plain, plain.replace(b'"', b"").replace(b"\n", b"\r\n")]
+
+
+def _log_inter(rng: np.random.Generator) -> list[bytes]:
+    text = _log_csv(rng)[0].replace(b'"', b"").replace(b",", b"\t")
+    return [text.replace(b"user_id\titem", b"user_id:token\titem:token", 1)]
+
+
+def _log_jsonl(rng: np.random.Generator) -> list[bytes]:
+    return ["\n".join(map(json.dumps, _log(rng).to_pylist())).encode()]
+
+
+def _log_parquet(rng: np.random.Generator) -> list[bytes]:
+    return [
+        _saved(lambda file, how=how: pq.write_table(_log(rng), file, compression=how)) for how in ("snappy", "zstd")
+    ]
+
+
+def _zstd(text: bytes) -> bytes:
+    stream = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(stream, "zstd") as packed:
+        packed.write(text)
+    return stream.getvalue().to_pybytes()
+
+
+def _read_log(path: Path) -> Any:
+    """With all that a log is read for, and half of them without their bad rows."""
+    how = Reading(split="last", min_rating=2, skip_bad_rows=path.stat().st_size % 2 == 0)
+    return read_log(path, how)
+
+
 FORMATS = {
     "npy": Format(".npy", _npy, _read_npy),
     "npz": Format(".npz", _npz, _read_one),
@@ -161,6 +201,12 @@ FORMATS = {
     "lists.csv.gz": Format(".csv.gz", _gz, _read_lists),
     "lists.jsonl": Format(".jsonl", _jsonl, _read_lists),
     "lists.parquet": Format(".parquet", _parquet, _read_lists),
+    "log.csv": Format(".csv", _log_csv, _read_log),
+    "log.inter": Format(".inter", _log_inter, _read_log),
+    "log.csv.gz": Format(".csv.gz", lambda rng: [gzip.compress(x, mtime=0) for x in _log_csv(rng)], _read_log),
+    "log.csv.zst": Format(".csv.zst", lambda rng: [_zstd(x) for x in _log_csv(rng)], _read_log),
+    "log.jsonl": Format(".jsonl", _log_jsonl, _read_log),
+    "log.parquet": Format(".parquet", _log_parquet, _read_log),
     "ids": Format(".txt", _text, _read_ids),
     "ids.csv": Format(".csv", _ids_csv, _read_ids),
     "ids.npy": Format(".npy", _ids_npy, _read_ids),

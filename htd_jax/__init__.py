@@ -9,7 +9,7 @@ from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read
 from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Fitted, distill, fit
+from htd_jax.pipeline import Fitted, distill, fit, read_teacher
 from htd_jax.serving import Recommendations, Retriever, load
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "losses",
     "models",
     "read",
+    "read_teacher",
     "serving",
 ]

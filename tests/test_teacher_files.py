@@ -405,24 +405,24 @@ class TestLists:
 
     def test_another_separator(self, tmp_path):
         text = ROWS.replace(",", ";")
-        assert "is the separator another one?" in refused(read, tmp_path, text)[0]
+        assert "holds no commas, but semicolons: say --separator ';'" in refused(read, tmp_path, text)[0]
         assert read(tmp_path, text, separator=";").scores.tolist() == [1.5, 2.5, 1.0]
         assert read(tmp_path, text, "l.dat", separator=";").users.to_pylist() == ["007", "007", "8"]
 
     @pytest.mark.parametrize(
         "text, says",
         [
-            ("", ["it is empty"]),
+            ("", ["the file is empty"]),
             ("user,item\n", ["no row"]),
             ("a,b\n1,2\n", ["no column called like 'user_id' among a, b", "'item_id'"]),
             ("user,item,user\n1,2,3\n", ["more than one column of users"]),
-            ("user,item\n1,2\n1,2,3\n", ["line 3 has 3 columns, the header 2"]),
+            ("user,item\n1,2\n1,2,3\n", ["line 3 has 3 fields ('1,2,3'), the first 2"]),
             ("user,item,score\n,2,1\n1,,2\n1,3,\n1,4,nan\n1,5,1e39\n1,6,good\n",
              ["1 row without a user, line 2", "1 row without an item, line 3", "1 row without a score, line 4",
               "3 scores not finite or no number, 'nan' in line 5"]),
             ("user,item,rank\na,x,1\na,y,1\nb,x,1\n", ["1 user has one rank twice, user 'a' rank 1 in line 3"]),
             ("user,item,rank\na,x,1.5\n", ["1 rank no whole number, '1.5' in line 2"]),
-            (b"user,item\n\xff,1\n", ["not UTF-8, line 2"]),
+            (b"user,item\n\xff,1\n", ["line 2 is not UTF-8"]),
         ],
     )  # fmt: skip
     def test_what_is_wrong(self, tmp_path, text, says):
@@ -437,9 +437,7 @@ class TestLists:
             ("l.csv.gz", b"\x1f\x8b nothing"),
             ("l.parquet", b"PAR1 nothing PAR1"),
             ("l.jsonl", b"[1]\n"),
-            ("l.jsonl", b'{"user": 1, "item": 2}\n{"user": "a", "item": 2}\n'),
             ("l.jsonl", b'{"user": "1", "item": 2}\n{"user": "\xff", "item": 2}\n'),
-            ("l.txt", b"1 2 3\n"),
         ],
     )
     def test_damaged(self, tmp_path, name, data):

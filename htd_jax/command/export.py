@@ -56,7 +56,6 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     retriever = opened.retriever()
     rows = costs(retriever, opened)
     about = opened.about | {
-        "export": shlex.join(["htd-jax", "export", *arguments]),
         "command": train_command(opened.config),
         "versions": versions(),
         "precisions": rows,

@@ -1,10 +1,13 @@
 """Columns of a file or of a table in memory, whatever its format, and what is wrong with it in its owner's words."""
 
+import contextlib
 import dataclasses
 import gzip
 import io
 import itertools
 import json
+import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -175,16 +178,15 @@ def _read_text(
     chosen = choose(names)
     at = {role: names.index(name) for role, name in chosen.items()}
     called = [f"{i}" for i in range(len(names))]  # names may stand twice
-    bad: list[pa.csv.InvalidRow] = []
+    skipped = 0
 
-    def invalid(row: Any) -> str:
-        bad.append(row)
+    def skip(row: Any) -> str:
+        nonlocal skipped
+        skipped += 1
         return "skip"
 
     def read(threads: bool) -> pa.Table:
-        bad.clear()
-        compression = COMPRESSED.get(path.suffix.lower())
-        with pa.input_stream(str(path), compression=compression) as file:
+        with _no_tracebacks(), pa.input_stream(str(path), compression=COMPRESSED.get(path.suffix.lower())) as file:
             return pa.csv.read_csv(
                 file,
                 pa.csv.ReadOptions(
@@ -193,7 +195,7 @@ def _read_text(
                     column_names=called,
                     skip_rows=number if header else number - 1,
                 ),
-                pa.csv.ParseOptions(delimiter=separator, invalid_row_handler=invalid),
+                pa.csv.ParseOptions(delimiter=separator, invalid_row_handler=skip if skip_bad_rows else None),
                 pa.csv.ConvertOptions(
                     column_types={
                         called[i]: pa.dictionary(pa.int32(), pa.string()) if role in ("user", "item") else pa.string()
@@ -207,20 +209,25 @@ def _read_text(
 
     try:
         table = read(True)
+        if skip_bad_rows:
+            table.validate(full=True)
     except pa.ArrowInvalid as error:
         if "UTF8" in str(error):
             raise UserError(_not_utf8(path)) from None
+        if "columns, got" not in str(error):
+            raise
+        try:
+            read(False)  # in one thread it knows where
+        except pa.ArrowInvalid as where:
+            row = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", str(where), re.DOTALL)
+            if row is None:
+                raise
+            number_at, expected, got, text = row.groups()
+            raise UserError(
+                f"{shown(path)}: line {number_at} has {got} fields ({_short(text.strip())}), the first {expected}; "
+                "--skip-bad-rows leaves such lines out"
+            ) from None
         raise
-    if bad and not skip_bad_rows:
-        count = len(bad)
-        read(False)  # in one thread it knows where
-        row = bad[0]
-        raise UserError(
-            f"{shown(path)}: {_some(count, 'line')} of another number of fields than the first, which has "
-            f"{len(names)}: line {row.number} has {row.actual_columns} ({_short(row.text)}); --skip-bad-rows leaves "
-            "such lines out"
-        )
-    skipped = len(bad)
 
     def place(row: int) -> str:
         if skipped:
@@ -315,6 +322,16 @@ def _fields(line: str, separator: str) -> list[str]:
         return line.split(separator)
 
 
+@contextlib.contextmanager
+def _no_tracebacks() -> Iterator[None]:
+    """A line that is left out and is no UTF-8 raises where nobody can catch it."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda raised: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
 def _not_utf8(path: Path) -> str:
     try:
         for number, line in enumerate(_lines(path), 1):
@@ -324,7 +341,7 @@ def _not_utf8(path: Path) -> str:
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     return f"{shown(path)}: it is UTF-16; save it as UTF-8"
                 text = line[max(0, error.start - 15) : error.end + 15].decode("ascii", "backslashreplace").strip()
-                return f"{shown(path)}: line {number} is not UTF-8 ({text}); save the file as UTF-8"
+                return f"{shown(path)}: line {number} is not UTF-8 ({shown(text)}); save the file as UTF-8"
     except (OSError, EOFError, pa.ArrowException, zlib.error):
         pass
     return f"{shown(path)}: it is not UTF-8; save it as UTF-8"
@@ -346,7 +363,3 @@ def _reason(error: BaseException) -> str:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}" + "s" * (count > 1)

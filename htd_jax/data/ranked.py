@@ -1,26 +1,17 @@
 """A teacher's lists from a file: rows of a user, an item and, if they are known, a score or a rank."""
 
-import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
+from htd_jax.data.columns import read_file
 from htd_jax.data.dataset import Ids, as_column
-from htd_jax.data.tables import reading
 from htd_jax.errors import UserError, shown
-
-# The files that hold lists, by suffix; text may be compressed: `.csv.gz`.
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
-LISTS = (".parquet", *SEPARATORS, *JSON_LINES)
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 # What columns are usually called, without case, spaces, signs, and what follows a colon; the first that there is.
 COLUMNS = {
@@ -75,7 +66,7 @@ def read_lists(
     rank_column: str | None = None,
     separator: str | None = None,
 ) -> RankedLists:
-    """The lists of a Parquet, CSV, TSV or JSON lines file; text may be compressed with gzip or zstd.
+    """The lists in a file, of any format that `read_file` takes.
 
     Columns are found by their usual names (`user_id`, `itemId`, `score`, `rank`), or named. Text stays text: `007` is
     not 7.
@@ -86,20 +77,18 @@ def read_lists(
     """
     path = Path(path)
     named = {"user": user_column, "item": item_column, "score": score_column, "rank": rank_column}
-    with reading(path):
-        table, first_line = _read(path, named, separator)
-    where = lambda row: f"row {row + 1}" if first_line is None else f"line {row + first_line}"
-    if not len(table):
+    found = read_file(path, lambda names: _choose(path, names, named), separator=separator)
+    if not len(found.of["user"]):
         raise UserError(f"{shown(path)}: it holds no row")
     problems: list[str] = []
     columns: dict[str, Any] = {}
-    for role in table.column_names:
-        values = table[role].combine_chunks()
-        missing = values.is_null().to_numpy(zero_copy_only=False)
+    for role, column in found.of.items():
+        values = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        missing = values.is_null().to_numpy()
         if missing.any():
             problems.append(
                 f"{shown(path)}: {_count(missing, 'row')} without {'an' if role == 'item' else 'a'} {role}, "
-                f"{where(int(np.argmax(missing)))} for one"
+                f"{found.place(int(np.argmax(missing)))} for one"
             )
         if role in NEEDED:
             try:
@@ -107,15 +96,15 @@ def read_lists(
             except UserError as error:
                 problems.append(f"{shown(path)}: {error}")
             continue
-        numbers, wrong, what = _numbers(values, role)
+        numbers, wrong, what = _numbers(values.combine_chunks(), role)
         wrong &= ~missing
         if wrong.any():
             at = int(np.argmax(wrong))
             example = shown(str(values[at].as_py())[:40])
-            problems.append(f"{shown(path)}: {_count(wrong, role)} {what}, {example!r} in {where(at)} for one")
+            problems.append(f"{shown(path)}: {_count(wrong, role)} {what}, {example!r} in {found.place(at)} for one")
         columns[role] = numbers
     if not problems and "rank" in columns:
-        problems += _equal_ranks(path, columns, where)
+        problems += _equal_ranks(path, columns, found.place)
     if problems:
         raise UserError(*problems)
     return RankedLists(columns["user"], columns["item"], columns.get("score"), columns.get("rank"), shown(path))
@@ -181,76 +170,7 @@ def to_lists(ranked: RankedLists, users: Ids, items: Ids) -> ListsOf:
     return ListsOf(lists, scores, tuple(notes))
 
 
-def _read(path: Path, named: dict[str, str | None], separator: str | None) -> tuple[pa.Table, int | None]:
-    """The columns that there are, called `user`, `item`, `score`, `rank`, and the line of the first row of a text."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = COMPRESSED.get(suffixes[-1]) if suffixes else None
-    suffix = suffixes[-2] if compression and len(suffixes) > 1 else suffixes[-1] if suffixes else ""
-    if suffix == ".parquet" and not compression:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            columns = _columns(path, names, named)
-            table = file.read(columns=list(columns.values()))
-        table.validate(full=True)
-        return _called(table, columns), None
-    if suffix in SEPARATORS or (separator is not None and suffix not in JSON_LINES):
-        return _csv(path, compression, named, separator or SEPARATORS[suffix]), 2
-    if suffix in JSON_LINES:
-        return _json(path, compression, named), 1
-    raise UserError(
-        f"{shown(path)}: lists are read from {', '.join(LISTS)}, the texts also as .gz or .zst, not from "
-        f"{path.suffix or 'a file without a suffix'!r}"
-    )
-
-
-def _csv(path: Path, compression: str | None, named: dict[str, str | None], separator: str) -> pa.Table:
-    parse = pyarrow.csv.ParseOptions(delimiter=separator)
-    read = pyarrow.csv.ReadOptions(use_threads=False)  # so that rows have numbers
-    start = lambda stream: pyarrow.csv.open_csv(stream, read_options=read, parse_options=parse)
-    with _stream(path, compression) as stream, start(stream) as first:
-        names = first.schema.names
-    columns = _columns(path, names, named)
-    convert = pyarrow.csv.ConvertOptions(
-        column_types={name: pa.string() for name in names},
-        include_columns=list(columns.values()),
-        null_values=[""],
-        strings_can_be_null=True,
-    )
-    with _stream(path, compression) as stream:
-        table = pyarrow.csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
-    return _called(table, columns)
-
-
-def _json(path: Path, compression: str | None, named: dict[str, str | None]) -> pa.Table:
-    with _stream(path, compression) as stream:
-        start = stream.read(2**16).decode("utf-8-sig", "replace")
-    line = next((line for line in start.splitlines() if line.strip()), "")
-    try:
-        row = json.loads(line)
-        assert type(row) is dict
-    except (ValueError, RecursionError, AssertionError):
-        raise UserError(f"{shown(path)}: its first line is no JSON object: {shown(line[:40])!r}") from None
-    columns = _columns(path, list(row), named)
-    # Given, as a text that looks like a date would become one.
-    types = [pa.int64() if type(row[name]) is int else pa.string() for name in columns.values()]
-    types = [pa.float64() if role in ("score", "rank") else of for role, of in zip(columns, types)]
-    schema = pa.schema(list(zip(columns.values(), types)))
-    parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    with _stream(path, compression) as stream:
-        table = pyarrow.json.read_json(stream, parse_options=parse)
-    table.validate(full=True)  # which JSON's reader leaves out: texts are UTF-8
-    return _called(table, columns)
-
-
-def _stream(path: Path, compression: str | None) -> Any:
-    return pa.input_stream(str(path), compression=compression)
-
-
-def _called(table: pa.Table, columns: dict[str, str]) -> pa.Table:
-    return table.select(list(columns.values())).rename_columns(list(columns))
-
-
-def _columns(path: Path, names: list[str], named: dict[str, str | None]) -> dict[str, str]:
+def _choose(path: Path, names: Sequence[str], named: dict[str, str | None]) -> dict[str, str]:
     """The name in the file of each column that there is."""
     plain = [re.sub(r"[\W_]", "", name.split(":")[0].lower()) for name in names]
     columns: dict[str, str] = {}
@@ -270,8 +190,7 @@ def _columns(path: Path, names: list[str], named: dict[str, str | None]) -> dict
         elif given is not None:
             problems.append(f"{shown(path)}: no column {given!r}; there are {held}")
         elif role in NEEDED:
-            one = "; is the separator another one?" if len(names) == 1 else ""
-            problems.append(f"{shown(path)}: no column called like '{role}_id' among {held}{one}")
+            problems.append(f"{shown(path)}: no column called like '{role}_id' among {held}")
     if problems:
         raise UserError(*problems)
     return columns
@@ -298,7 +217,7 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _equal_ranks(path: Path, columns: dict[str, Any], where: Any) -> list[str]:
+def _equal_ranks(path: Path, columns: dict[str, Any], place: Callable[[int], str]) -> list[str]:
     """What is wrong with ranks: a user has two different items of one."""
     users, items = (columns[role].dictionary_encode().indices.to_numpy().astype(np.int64) for role in NEEDED)
     ranks = columns["rank"]
@@ -311,7 +230,7 @@ def _equal_ranks(path: Path, columns: dict[str, Any], where: Any) -> list[str]:
     many = len(np.unique(users[1:][equal]))
     return [
         f"{shown(path)}: {many} user{'s have' if many > 1 else ' has'} one rank twice, user "
-        f"{columns['user'][int(order[at])].as_py()!r} rank {ranks[at]} in {where(int(order[at]))} for one"
+        f"{columns['user'][int(order[at])].as_py()!r} rank {ranks[at]} in {place(int(order[at]))} for one"
     ]
 
 

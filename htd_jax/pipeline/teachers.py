@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from htd_jax.data import Dataset
-from htd_jax.data.columns import is_path
+from htd_jax.data import Dataset, read
 from htd_jax.data.ranked import read_lists, to_lists
-from htd_jax.data.tables import match_rows, read_id_file, read_tables
+from htd_jax.data.tables import TABLES, TORCH, match_rows, read_id_file, read_tables
 from htd_jax.distillers import Lists, Representations, Run, Teacher
 from htd_jax.errors import UserError, shown
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, listed, popularity
@@ -17,9 +17,6 @@ from htd_jax.pipeline.config import Config, early_stopping
 from htd_jax.pipeline.experiment import FORMAT, Experiment, Fitted
 from htd_jax.settings import as_json
 from htd_jax.training import choose, read_trained
-
-# The ends of names of files with lists; other files hold tables.
-LISTS = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".inter")
 
 
 def open_teacher(config: Config, experiment: Experiment) -> Fitted:
@@ -30,11 +27,11 @@ def open_teacher(config: Config, experiment: Experiment) -> Fitted:
     """
     paths = config.places.teacher
     ids = [config.places.teacher_user_ids, config.places.teacher_item_ids]
-    if len(paths) == 1 and (paths[0].is_dir() or not is_path(str(paths[0])) or not paths[0].suffix):
+    if len(paths) == 1 and (paths[0].is_dir() or not paths[0].suffix):
         if any(ids):
             raise UserError("--teacher-user-ids: a teacher that was trained here knows its rows")
         return trained_teacher(paths[0], config, experiment)
-    teacher, notes = read_teacher(paths, experiment.data, *ids)
+    teacher, notes = _read(paths, experiment.data, *ids)
     for note in notes:
         print(f"note: {note}")
     fitted = given_teacher(teacher, experiment)
@@ -53,35 +50,44 @@ def open_teacher(config: Config, experiment: Experiment) -> Fitted:
 
 
 def read_teacher(
-    paths: Sequence[Path], data: Dataset, user_ids: Path | None = None, item_ids: Path | None = None
-) -> tuple[Teacher, tuple[str, ...]]:
-    """A teacher from files, over the rows of a data set.
+    *paths: Path | str, data: Any, user_ids: Path | str | None = None, item_ids: Path | str | None = None
+) -> Teacher:
+    """A teacher that was trained anywhere, from files, over the rows of a data set.
 
     Args:
-      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or `.pth` with both; or one of lists.
-      data: whose users and items it ranks.
-      user_ids, item_ids: files of the ids of the tables' rows; without, see `match_rows`.
-
-    Returns:
-      The teacher, and what a person should know of it, a line each.
+      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or torch `.pth` that holds both; or a
+        file of lists: user, item, and score or rank.
+      data: whose users and items it ranks; whatever `htd_jax.read` takes.
+      user_ids, item_ids: files of the ids of the tables' rows, in their order; without, rows are the numbers that ids
+        are, or in the order of the data's ids, see `htd_jax.data.tables.match_rows`.
 
     Raises:
       UserError: a file that cannot be read, or that is not of this data.
     """
-    if len(paths) == 1 and _is_lists(paths[0]):
+    of = [None if file is None else Path(file) for file in (user_ids, item_ids)]
+    return _read([Path(path) for path in paths], read(data), *of)[0]
+
+
+def _read(
+    paths: Sequence[Path], data: Dataset, user_ids: Path | None, item_ids: Path | None
+) -> tuple[Teacher, tuple[str, ...]]:
+    """The teacher, and what a person should know of it, a line each."""
+    if len(paths) == 1 and paths[0].suffix.lower() not in (*TABLES, *TORCH):
         if user_ids or item_ids:
             raise UserError("--teacher-user-ids: lists name their users and items themselves")
         items, scores, notes = to_lists(read_lists(paths[0]), data.users, data.items)
         lists = Lists(jnp.asarray(items), None if scores is None else jnp.asarray(scores))
-        return Teacher.of(lists), tuple(notes)
-    tables = read_tables(paths)
-    rows = []
-    for kind, table, file, ids in (
-        ("user", tables.users, user_ids, data.users),
-        ("item", tables.items, item_ids, data.items),
-    ):
-        rows.append(jnp.asarray(match_rows(table, read_id_file(file, kind) if file else None, ids, kind)))
-    return Teacher.of(Representations(*rows)), ()
+        return Teacher.of(lists), notes
+    users, items = read_tables(paths)
+    files = {"user": user_ids, "item": item_ids}
+    ids = {kind: read_id_file(file, kind) if file else None for kind, file in files.items()}
+    rows = match_rows(users, ids["user"], data.users, "user"), match_rows(items, ids["item"], data.items, "item")
+    rows_of_torch = paths[0].suffix.lower() in TORCH and None in ids.values()
+    note = (
+        f"{shown(paths[0])}: row r is taken for the r-th id; where a program numbered them in another order, as "
+        "RecBole does, give its order with --teacher-user-ids and --teacher-item-ids"
+    )
+    return Teacher.of(Representations(*map(jnp.asarray, rows))), (note,) if rows_of_torch else ()
 
 
 def given_teacher(teacher: Teacher, experiment: Experiment) -> Fitted:
@@ -127,11 +133,6 @@ def check_needs(teacher: Teacher, config: Config, experiment: Experiment) -> Non
             teacher.check(experiment.split.train, made.needs)
         except UserError as error:
             raise UserError(f"--method: {name}: {error}") from None
-
-
-def _is_lists(path: Path) -> bool:
-    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    return name.endswith(LISTS)
 
 
 def trained_teacher(path: Path, config: Config, experiment: Experiment) -> Fitted:
