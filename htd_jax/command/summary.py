@@ -82,6 +82,8 @@ def moment(number: float) -> str:
 
 def draw_summary(dataset: Dataset, counts: Summary, figure: Any) -> None:
     """How interactions are spread over items and users."""
+    from matplotlib.ticker import LogFormatter
+
     left, right = figure.subplots(1, 2)
     for axes, values, what, colour in (
         (left, counts.per_item, "item", "#1f77b4"),
@@ -89,12 +91,15 @@ def draw_summary(dataset: Dataset, counts: Summary, figure: Any) -> None:
     ):
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, 0.5), color=colour, linewidth=1.8)
         axes.set(xscale="log", yscale="log", xlabel=f"{what}, the busiest first", ylabel="interactions")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:,.0f}")
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axes.set_title(f"{len(values):,} {what}s")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    at = max(1, counts.items // 5)
-    left.axvline(at, color="#555555", linewidth=1, linestyle="--")
-    left.annotate(
-        f" {counts.head:.0%} of all are left of it", (at, counts.per_item[0]), ha="right", va="bottom", fontsize=8
-    )
+    fifth = max(1, counts.items // 5)
+    left.axvspan(left.get_xlim()[0], fifth, color="#1f77b4", alpha=0.08, linewidth=0)
+    told = f"the most popular fifth\nof the items has {counts.head:.0%}"
+    left.annotate(told, (0.03, 0.04), xycoords="axes fraction", fontsize=9, color="#1f77b4")
+    left.margins(x=0)
     figure.suptitle(f"{dataset.name}: {counts.interactions:,} interactions, density {counts.density:.3%}", fontsize=11)
