@@ -105,12 +105,20 @@ def show(rows: dict[str, Any], chosen: str) -> None:
 
 
 def train_command(config: dict[str, Any]) -> str:
-    """The command that a run's `config.json` tells of: what differs from the defaults."""
+    """The command that a run's `config.json` tells of: what differs from the defaults. It does not tell where files of
+    one's own were: they stand there in capitals."""
     usual: dict[str, Any] = {name: x for of in COMMON.values() for name, x in as_json(of()).items()}
     own = {name: as_json(of()) for registry in REGISTRIES.values() for name, of in registry.items()}
+    reading = config.get("reading") or {}
     words = ["htd-jax", "train"]
-    for name, value in config.items():
-        if isinstance(value, dict):
+    for name, value in {**config, **reading}.items():
+        if name == "dataset" and reading:
+            words += ["--dataset", "FILE"]
+        elif name == "split" and value == "files":
+            words += ["--valid-file", "FILE", "--test-file", "FILE"]
+        elif name == "teacher" and value is not None:
+            words += ["--teacher", "FILES"]
+        elif isinstance(value, dict) and name != "reading":
             for setting, its in value.items():
                 words += _flag(f"{name}.{setting}", its, own.get(name, {}).get(setting))
         elif name in usual:

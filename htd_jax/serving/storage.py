@@ -152,7 +152,8 @@ def _write(retriever: Retriever, folder: Path, *, seen: bool, readme: str | None
         if rows.scales is not None:
             tables[f"{side}_scales"] = np.asarray(rows.scales)
         np.save(folder / f"{side}s.npy", np.asarray(rows.values if rows.scales is None else rows.floats()))
-    safetensors.numpy.save_file(tables, folder / "tables.safetensors", {"format": "htd_jax"})
+    # Not `save_file`, whose files nobody else may read.
+    (folder / "tables.safetensors").write_bytes(safetensors.numpy.save(tables, {"format": "htd_jax"}))
     write_ids(folder / "users.parquet", retriever.user_ids)
     write_ids(folder / "items.parquet", retriever.item_ids)
     if seen:
