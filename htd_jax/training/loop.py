@@ -120,6 +120,9 @@ def run_phase(
     if not epochs and not records:
         metrics = jax.tree.map(float, evaluate(state.params["model"]))
         records.append({"epoch": 0, "terms": {}, **metrics, "seconds": 0.0})
+        if checkpoints:
+            history = {"settings": settings, "records": records, "seconds": seconds, "finished": True}
+            checkpoints.save(0, {"train": state, "best": best}, history)
     finished = is_finished(records, len(seconds), epochs, early_stopping)
     if not finished:
         epoch_fn = _compiled(trainer.epoch, state, epochs_key, split.train, known)
