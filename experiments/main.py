@@ -13,4 +13,4 @@ from htd_jax.command import enter
 from htd_jax.command.train import train
 
 if __name__ == "__main__":
-    enter(functools.partial(train, prog="main.py"))
+    enter(functools.partial(train, prog="main.py"), resumes=True)

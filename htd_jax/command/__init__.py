@@ -38,15 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif name not in commands:
         enter(_unknown, arguments)
     else:
-        enter(commands[name], arguments[1:])
+        enter(commands[name], arguments[1:], resumes=name == "train")
 
 
 def _unknown(arguments: Sequence[str]) -> None:
     raise UserError(f"unknown command {arguments[0]!r}; htd-jax --help tells which there are")
 
 
-def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
-    """Runs a command as a user meets it: an error is a line and status 2, a stop leaves the terminal as it was."""
+def enter(
+    command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None, *, resumes: bool = False
+) -> None:
+    """Runs a command as a user meets it: an error is a line and status 2, a stop leaves the terminal as it was.
+
+    Args:
+      resumes: whether the same command goes on where it was stopped, which is then said.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten_readers()
     sys.path.append(os.getcwd())  # where a method of one's own is looked for, as `python` does
@@ -67,7 +73,7 @@ def enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | N
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on at the last checkpoint", file=sys.stderr)
+        print("stopped" + "; the same command goes on at the last checkpoint" * resumes, file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
