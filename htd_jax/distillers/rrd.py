@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
-from htd_jax.data import Interactions, nth_unseen, seen_before
+from htd_jax.data import Interactions
 from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.draws import Ranking, by_rank, of_rest, rank_unseen
 from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import relaxed_ranking_loss
 from htd_jax.losses.checks import check_choice
@@ -46,24 +47,6 @@ class RRD:
             temperature=self.temperature,
             choice=self.choice,
         )
-
-
-@struct.dataclass
-class Ranking:
-    """What is known of the teacher, and of whose items may be drawn.
-
-    Attributes:
-      train: who has seen what.
-      pool: `[num_users, P]` int32, the teacher's best unseen items, the best first, -1 where there are fewer.
-      before: `[num_users, P]` int32, ascending: how many of the rest, neither seen nor in the pool, come before each
-        item of the pool, in the order of items; past all of them where there are fewer.
-      rest: `[num_users]` int32, how many are neither seen nor in the pool.
-    """
-
-    train: Interactions
-    pool: jax.Array
-    before: jax.Array
-    rest: jax.Array
 
 
 @struct.dataclass
@@ -112,14 +95,8 @@ def rrd(
     """
     check_choice("choice", choice, CHOICES)
 
-    @jax.jit
     def prepare(teacher: Teacher, train: Interactions) -> Ranking:
-        items = teacher.top(train, pool)
-        ordered = jnp.sort(jnp.where(items < 0, train.num_items, items), axis=1)
-        unseen = ordered - seen_before(train, jnp.arange(train.num_users)[:, None], ordered)
-        before = jnp.where(ordered < train.num_items, unseen - jnp.arange(items.shape[1])[None, :], train.num_items)
-        rest = train.num_items - jnp.diff(train.offsets) - jnp.sum(items >= 0, axis=1)
-        return Ranking(train, items, before, rest)
+        return rank_unseen(teacher, train, pool)
 
     def refresh(
         params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Ranking, student: Recommender
@@ -128,8 +105,8 @@ def rrd(
         if choice == "top":
             interesting = teacher.pool[:, :num_interesting]
         else:
-            interesting = _by_rank(for_interesting, teacher.pool, num_interesting, temperature)
-        return Sample(interesting, _of_rest(for_rest, teacher, num_uninteresting))
+            interesting = by_rank(for_interesting, teacher.pool, num_interesting, temperature)
+        return Sample(interesting, of_rest(for_rest, teacher, num_uninteresting))
 
     def loss(
         params: Params, drawn: Sample, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
@@ -149,45 +126,3 @@ def rrd(
         return value, {"rrd": value}
 
     return Distiller(learns_nothing, loss, refresh, prepare, needs=("lists",))
-
-
-def _by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) -> jax.Array:
-    """`[n, count]` different items of each row of `pool` `[n, P]`, in its order; the first P, if there are fewer.
-
-    The largest of log-probabilities with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
-    """
-    places = jnp.arange(pool.shape[1])
-    noisy = jax.random.gumbel(key, pool.shape) - places[None, :] / temperature
-    _, chosen = jax.lax.top_k(jnp.where(pool >= 0, noisy, -jnp.inf), min(count, pool.shape[1]))
-    return jnp.take_along_axis(pool, jnp.sort(chosen, axis=1), axis=1)
-
-
-def _of_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:
-    """`[num_users, count]` different items of each user's rest, uniformly, -1 where it holds fewer.
-
-    The r-th of the rest is the r + j-th unseen item, where j items of the pool have at most r of the rest before them.
-    """
-    r = _distinct_numbers(key, ranking.rest, count)
-    in_pool = jax.vmap(lambda before, r: jnp.searchsorted(before, r, side="right", method="scan_unrolled"))
-    users = jnp.arange(len(r))[:, None]
-    items = nth_unseen(ranking.train, users, r + in_pool(ranking.before, r).astype(jnp.int32))
-    return jnp.where(r < 0, -1, items)
-
-
-def _distinct_numbers(key: chex.PRNGKey, sizes: jax.Array, count: int) -> jax.Array:
-    """`[n, count]` int32: of the numbers from 0 to each of `sizes` `[n]`, `count` different ones, all sets equally
-    likely; where a size is smaller, all its numbers, and -1.
-
-    Each turn takes a number up to `last`, which grows by one a turn; if that was taken before, it takes `last` itself,
-    which was not.
-
-    Source: Floyd, in Bentley and Floyd, CACM 1987.
-    """
-    last = sizes[None, :] - count + jnp.arange(count)[:, None]
-    picks = jax.random.randint(key, last.shape, 0, jnp.maximum(last, 0) + 1)
-
-    def turn(i: jax.Array, chosen: jax.Array) -> jax.Array:
-        pick = jnp.where((chosen == picks[i][None, :]).any(0), last[i], picks[i])
-        return chosen.at[i].set(jnp.where(last[i] < 0, -1, pick))
-
-    return jax.lax.fori_loop(0, count, turn, jnp.full_like(picks, -1)).T
