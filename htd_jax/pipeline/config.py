@@ -24,7 +24,7 @@ class What:
     """What is trained, on what."""
 
     dataset: str = "synthetic"
-    """A data set's name (citeulike is the paper's), or the path of a file of your own."""
+    """A data set's name (citeulike is the paper's), or the path of a CSV, TSV, Parquet, JSON lines or .inter file."""
     model: str = "bpr"
     """The base model of teacher and student."""
     method: str = "htd"
