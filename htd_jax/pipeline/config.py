@@ -51,8 +51,8 @@ class Places:
     runs: Path = Path("runs")
     """Folder of run folders; a teacher (or a plain student) already trained there under the same settings is used."""
     run: Path | None = None
-    """This run's folder. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>, the dataset followed by model and
-    protocol if they are not bpr and full. A killed run goes on there."""
+    """This run's folder; a killed run goes on there. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>, with
+    model and protocol if they are not bpr and full."""
     teacher: tuple[Path, ...] = ()
     """A trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or
     lists of the best items, a table of user, item, and score or rank. --teacher-dim is then its own."""
