@@ -147,6 +147,8 @@ def trained_teacher(path: Path, config: Config, experiment: Experiment) -> Fitte
     folder = next((p for p in (path / "checkpoints" / "teacher", path) if p.is_dir()), None)
     if folder is None:
         raise UserError(f"--teacher: no folder {shown(path)}")
+    if (folder / "config.json").is_file():
+        raise UserError(f"--teacher: {shown(folder)}: no teacher was trained in that run; name what it was given")
     folder = folder.parent if folder.name.isdecimal() else folder
     try:
         trained = read_trained(folder)
