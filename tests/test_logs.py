@@ -114,6 +114,8 @@ REFUSED = {
     "empty": (csv(""), (), ["the file is empty"]),
     "blank": (csv("\n\n"), (), ["the file holds nothing"]),
     "header alone": (csv(HEADER), (), ["it holds no interaction"]),
+    "header without an end": (csv(HEADER.strip()), (), ["log.csv: it holds no interaction"]),
+    "one column for both": (csv(TEXT), ("--item-column", "user_id"), ["users and items are one column, 'user_id'"]),
     "no user column": (
         csv(TEXT.replace("user_id", "who")),
         (),
@@ -147,6 +149,11 @@ REFUSED = {
         csv(TEXT.replace(",10", ",in spring 10")),
         ("--split", "last"),
         ["no date or number in column 'timestamp'"],
+    ),
+    "a date of text": (
+        csv("user,item,time\n1,2,2024-02-29T10:00:00Z\n1,3,2024-02-30\n2,3,2024-03-01\n"),
+        ("--split", "last"),
+        ["1 of 3 rows: no date or number in column 'time', first line 3 ('2024-02-30')"],
     ),
     "no time": (csv("user,item\n1,2\n"), ("--split", "time"), ["no column is called like times"]),
     "nothing left": (csv(TEXT), ("--min-rating", "9"), ["no interaction is left of 200 rows (200 rows rated below 9"]),
@@ -182,6 +189,27 @@ def test_bad_files_are_refused_in_their_owners_words_and_leave_nothing(case, tmp
     for words in expected:
         assert words in done.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("of", "settings", "expected"),
+    [
+        (scipy.sparse.eye(4), {"split": "last"}, ["--split: last needs times"]),
+        (scipy.sparse.eye(4), {"valid_file": "a.csv", "test_file": "b.csv"}, ["--split: files needs times or files"]),
+        (-scipy.sparse.eye(4), {}, ["the matrix: it holds no number above 0"]),
+        (scipy.sparse.eye(4), {"min_rating": 2}, ["the matrix: it holds no number from 2 on"]),
+        (
+            {"user": [[1], [2]], "item": [{"a": 1}, {"a": 2}]},
+            {},
+            ["column 'user': user ids must be numbers or texts", "column 'item': item ids must be"],
+        ),
+        (pd.DataFrame([[1, 2, 3]], columns=["user", "item", "user"]), {}, ["Duplicate column names", "have one name"]),
+    ],
+)
+def test_bad_tables_are_refused_too(of, settings, expected):
+    with pytest.raises(UserError) as error:
+        htd_jax.read(of, **settings)
+    assert all(words in str(error.value) for words in expected)
 
 
 # --- what is told
@@ -364,3 +392,23 @@ def test_summary(tmp_path, monkeypatch):
         assert words in done.out
     assert "1,500" in start_command("summary", "--picture", "x.png").out
     assert "unknown dataset 'movies'" in line_of(start_command("summary", "--dataset", "movies"))
+
+
+def test_dates_need_not_be_written_alike(tmp_path):
+    moments = ["2024-01-01T00:00:00Z", "2024-01-01 00:00:01", "2024-01-01T01:00:02.000000001+01:00", "2024-01-02"]
+    text = "user,item,time\n" + "".join(f"a,{i},{moment}\n" for i, moment in enumerate(moments))
+    data, _ = notes(text, tmp_path, split="last")
+    assert pairs_of(data)[1:] == [{("a", 2)}, {("a", 3)}]
+    assert data.span[1] - data.span[0] == 86400
+
+
+def test_a_separator_as_a_message_writes_it_and_files_by_name(tmp_path):
+    (tmp_path / "log.csv").write_text(TEXT.replace(",", "\t"))
+    with pytest.raises(UserError, match="holds no commas, but tabs: say --separator '.t'"):
+        htd_jax.read(tmp_path / "log.csv")
+    assert len(htd_jax.read(tmp_path / "log.csv", separator=r"\t").users) == 20
+    path = str(write(tmp_path / "a.tsv"))
+    for part, rows in (("valid", ROWS[:9]), ("test", ROWS[9:20])):
+        (tmp_path / f"{part}.csv").write_text(HEADER + "".join(f"{u},x{i},{r},{t}\n" for u, i, r, t in rows))
+    with pytest.raises(UserError, match="nothing is left for validation and test"):
+        htd_jax.read(path, valid_file=str(tmp_path / "valid.csv"), test_file=str(tmp_path / "test.csv"))

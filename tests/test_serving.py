@@ -662,6 +662,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, [*of_run, "--allow", here / "users.txt", "--deny", here / "users.txt", *to], "no item is left"),
         (recommend, [*of_run, "--similar", "999"], "item '999': not among"),
         (recommend, [*of_run, "--similar", "1", "--user", "1"], "--similar is of items"),
+        (recommend, [*of_run, "--user", "1", "--user=2"], "--user: name all ids after one --user"),
         (recommend, [*of_run, "--seen", "train", "--keep-seen"], "does not go with --keep-seen"),
         (recommend, ["--model", here, "--seen", "train"], "does not know the training part"),
         (recommend, ["--model", here], "neither an exported model"),
@@ -693,7 +694,7 @@ def test_files_of_ids(tmp_path):
     write = lambda name, text: (tmp_path / name).write_text(text) and tmp_path / name
     assert read_id_file(write("a.txt", "\ufeff7\n x y \n"), "user") == ["7", "x y"]
     assert read_id_file(write("a.csv", 'n,USER_ID:token\n1,"a,b"\n2,007\n'), "user") == ["a,b", "007"]
-    assert read_id_file(write("a.tsv", "id\tuser\n1\tq\n"), "user") == ["q"]
+    assert read_id_file(write("a.tsv", "id\tuser\n1\t q\n"), "user") == [" q"]
     pq.write_table(pa.table({"item": [3, 4]}), tmp_path / "a.parquet")
     assert read_id_file(tmp_path / "a.parquet", "item").to_pylist() == [3, 4]
 

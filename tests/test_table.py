@@ -112,6 +112,25 @@ def test_students_of_different_teachers_are_told_apart(add, tmp_path):
     assert ["taught by bpr 12" in found[0][3], "taught by bpr 24" in found[1][3]] == [True, True]
 
 
+def test_given_teachers_of_one_size_are_told_apart(add, tmp_path):
+    def given(number):
+        def change(found):
+            own = found["phases"]["teacher"]["settings"] | {"start": "given", "hash": number}
+            found["phases"]["teacher"]["settings"] = own
+            found["phases"]["htd"]["settings"]["teacher"] = own
+
+        return change
+
+    add("first", given("a0"), recall_50=0.2)
+    add("again", given("a0"), seed=1, recall_50=0.2)
+    add("second", given("b1"), recall_50=0.4)
+    found = {(row[3].split(",")[0], row[4]): row[3] for row in rows(tmp_path, "recall@50")[2:]}
+    assert found.keys() == {(what, seeds) for what in ("teacher", "student + HTD") for seeds in ("0", "0, 1")} | {
+        ("student", "0, 1")
+    }
+    assert "given b1" in found["teacher", "0"] and "teacher given a0" in found["student + HTD", "0, 1"]
+
+
 def test_methods_of_other_settings_are_told_apart_and_say_how(add, tmp_path):
     def heavier(found):
         found["phases"]["htd"]["settings"]["methods"]["htd"]["weight"] = 0.5

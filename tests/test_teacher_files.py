@@ -552,6 +552,7 @@ def test_a_student_of_lists_in_a_file(tmp_path):
     teacher = htd_jax.Lists(jnp.asarray(found.items))
     student = htd_jax.distill(teacher, split, method="rrd", dim=4, epochs=2, progress=False)
     assert np.isfinite(student.metrics["recall@50"])
+    assert student.recommend_vectors(student.fold_in([1, 2]), 3, seen=[[1, 2]]).items.shape == (1, 3)
 
 
 @pytest.mark.parametrize("name", sorted(fuzz.FORMATS))

@@ -62,6 +62,9 @@ def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None
     from htd_jax.command import use_devices
     from htd_jax.serving.lists import check_path
 
+    for flag in ("--user", "--similar"):
+        if sum(argument.partition("=")[0] == flag for argument in arguments) > 1:
+            raise UserError(f"{flag}: name all ids after one {flag}")
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
     _check(options)
@@ -236,7 +239,7 @@ def _delimited(path: Path, kind: str, separator: str) -> list[str]:
             rows = csv.reader(file, delimiter=separator, strict=True)
             names = next(rows, [])
             at = names.index(_column(names, kind, path))
-            return [row[at].strip() for row in rows if row]
+            return [row[at] for row in rows if row]
     except (csv.Error, IndexError):
         raise UserError(f"{shown(path)}: line {rows.line_num} is no row of this file") from None
 

@@ -93,9 +93,10 @@ def _draw_curves(result: RunResult, figure: Any) -> None:
     lowest = -top
     for height, epoch, text, colour in sorted(labels):
         lowest = max(height, lowest + 0.05 * top)  # above the label under it
-        axes.annotate(text, (epoch, lowest), (8, 0), textcoords="offset points", va="center", color=colour)
+        where: Any = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(text, (epoch, lowest), (8, 0), color=colour, **where)
     title = f"{config.what.dataset}, {config.what.model}"
-    axes.set(xlabel="epoch", ylabel=f"test {metric}", title=title, ylim=(0, top or 1))
+    axes.set(xlabel="epoch", ylabel=f"test {metric}", title=title, ylim=(0, max(top, lowest) or 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.margins(x=0.02)

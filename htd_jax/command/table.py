@@ -84,11 +84,13 @@ def _finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _seedless(settings: Any, of_teacher: bool = False) -> Any:
     """What made a phase, but for what its seed alone decides: the seed, and its teacher's numbers.
 
-    A teacher that nothing is known of but its numbers is told by them.
+    A teacher that nothing is known of but its numbers, or that was given, is told by them.
     """
     if not isinstance(settings, dict):
         return settings
     dropped = {"seed", "hash"} if len(settings) > 1 else set()
+    if settings.get("start") == "given":
+        dropped -= {"hash"}
     if of_teacher and settings.get("patience") is not None:
         dropped |= {"epochs"}  # the most that there could be, or where patience ended
     of = lambda name: of_teacher or name == "teacher"
@@ -117,7 +119,9 @@ def _flat(made: dict[str, Any]) -> dict[str, Any]:
         of_teacher["taught by"] = f"{teacher['model']['name']} {teacher['model']['dim']}"
     evaluation = dict(made["evaluation"])
     evaluation.pop("protocol")
-    rest = {"student_init": made["start"], "data": made["data"]}
+    given = made["start"] == "given"
+    rest = {"given": made.get("hash")} if given else {"student_init": made["start"]}
+    rest["data"] = made["data"]
     return {**made["training"], **evaluation, **model, **methods, **rest, **of_teacher}
 
 

@@ -74,6 +74,9 @@ def read(source: Any, **settings: Any) -> Dataset:
         return source if isinstance(source, Dataset) else Dataset.of_split(source)
     if isinstance(source, str) and not is_path(source):
         return Dataset.of_split(load(source, **settings), source)
+    for part in ("valid_file", "test_file"):
+        if isinstance(settings.get(part), str):
+            settings[part] = Path(settings[part])
     reading = override(Reading(), **settings)
     if isinstance(source, str | Path):
         return read_log(Path(source), reading)

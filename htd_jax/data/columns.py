@@ -69,6 +69,11 @@ def is_path(name: str) -> bool:
     return "/" in name or "\\" in name or bool(_suffixes(Path(name))[0]) or Path(name).is_file()
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file is one of lines and fields, by its name."""
+    return FORMATS.get(_suffixes(path)[0]) == "csv"
+
+
 def stem(path: Path) -> str:
     """A file's name without its format."""
     suffix, compressed = _suffixes(path)
@@ -126,7 +131,8 @@ def from_table(table: Any, choose: Choose) -> Columns:
     try:
         arrow = pa.table(table)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise UserError(f"the table cannot be read ({_reason(error)}); a column must be of one type") from None
+        why = shown("; ".join(map(str, error.args)) or type(error).__name__)[:160].rstrip(". ")
+        raise UserError(f"the table cannot be read ({why}); a column must be of one type and have one name") from None
     names = choose(arrow.column_names)
     of = {role: arrow[arrow.column_names.index(name)] for role, name in names.items()}
     return Columns(of, names, lambda row: f"row {row}")
@@ -169,6 +175,8 @@ def _read_text(
                 f"{shown(path)}: the first line ({_short(first)}) holds no {NAMES[separator]}, but "
                 f"{NAMES[found[0]]}: say --separator {found[0]!r}"
             )
+    elif separator == r"\t":  # as a shell gives it
+        separator = "\t"
     elif len(separator) != 1 or not separator.isascii():
         raise UserError(f"--separator: must be one character, not {separator!r}")
     fields = _fields(first, separator)
@@ -176,6 +184,8 @@ def _read_text(
     if suffix == ".inter":
         names = [name.partition(":")[0] for name in names]
     chosen = choose(names)
+    if header and next(itertools.islice(_numbered(path), 1, None), None) is None:
+        return Columns({role: pa.chunked_array([], pa.string()) for role in chosen}, chosen, lambda row: "line 1")
     at = {role: names.index(name) for role, name in chosen.items()}
     called = [f"{i}" for i in range(len(names))]  # names may stand twice
     skipped = 0

@@ -1,6 +1,7 @@
 """Anyone's interactions, from a file or a table, as a data set: columns, filters, and the split."""
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -10,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from annotated_types import Ge, Interval
 
-from htd_jax.data.columns import Columns, from_table, read_file, stem
+from htd_jax.data.columns import Columns, from_table, is_text, read_file, stem
 from htd_jax.data.dataset import Dataset, Ids, as_column
 from htd_jax.data.interactions import Pairs, make_split
-from htd_jax.data.splits import TEST, TRAIN, VALID, deal
+from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
 
@@ -152,9 +153,13 @@ def read_matrix(matrix: Any, reading: Reading | None = None) -> Dataset:
     """The same of a SciPy sparse matrix `[users, items]`, whose stored numbers above zero are the interactions, or with
     `min_rating` those that reach it. Without a filter, its rows and columns keep their numbers."""
     reading = (reading or Reading()).filled()
+    if reading.split not in SPLITS:
+        raise UserError(f"--split: {reading.split} needs times or files, which a matrix has not")
     entries = matrix.tocoo()
     least = reading.min_rating
     kept = entries.data > 0 if least is None else entries.data >= least
+    if not kept.any():
+        raise UserError(f"the matrix: it holds no number {'above 0' if least is None else f'from {least:g} on'}")
     user_ids, item_ids = (pa.array(np.arange(size)) for size in matrix.shape)
     whole = reading.min_per_user == reading.min_per_item == 1
     users, items = entries.row[kept].astype(np.int32), entries.col[kept].astype(np.int32)
@@ -191,6 +196,7 @@ def log_of(columns: Columns, reading: Reading, source: str) -> Log:
             problems.append(f"{source}: {told}; --skip-bad-rows leaves such rows out")
 
     numbers: dict[str, np.ndarray] = {}
+    encoded: dict[str, tuple[np.ndarray, pa.Array]] = {}
     for role, column in columns.of.items():
         empty = column.is_null().to_numpy()
         if role in ("time", "rating"):
@@ -201,6 +207,11 @@ def log_of(columns: Columns, reading: Reading, source: str) -> Log:
                 continue
             judge(role, wrong & ~empty, "no date or number" if role == "time" else "no number")
         judge(role, empty, "nothing", example=False)
+        if role in ("user", "item"):
+            try:
+                encoded[role] = _encode(column, role)
+            except UserError as error:
+                problems.append(f"{source}: column {columns.names[role]!r}: {error}")
     if problems:
         raise UserError(*problems)
     if "rating" in numbers and reading.min_rating is not None:
@@ -212,7 +223,7 @@ def log_of(columns: Columns, reading: Reading, source: str) -> Log:
     kept = slice(None) if not bad.any() else ~bad
     coded = []
     for role in ("user", "item"):
-        codes, ids = _encode(columns.of[role], role)
+        codes, ids = encoded[role]
         codes, ids, told = _alike(codes, ids, role, reading.clean_ids)
         notes += [told] if told else []
         coded.append((codes[kept], ids))
@@ -263,14 +274,14 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
 
 
 def _read(path: Path, reading: Reading) -> Columns:
-    choose = _chooser(reading, shown(path))
+    choose = _chooser(reading, shown(path), is_text(path))
     return read_file(
         path, choose, separator=reading.separator, header=reading.header, skip_bad_rows=reading.skip_bad_rows
     )
 
 
-def _chooser(reading: Reading, source: str) -> Any:
-    """Picks columns by the names that were given, else by usual ones."""
+def _chooser(reading: Reading, source: str, text: bool = False) -> Any:
+    """Picks columns by the names that were given, else by usual ones; of a text file, whose first line they are."""
     wanted: dict[str, str | None] = {"user": reading.user_column, "item": reading.item_column}
     wanted["time"] = reading.time_column
     if reading.rating_column or reading.min_rating is not None:
@@ -279,7 +290,7 @@ def _chooser(reading: Reading, source: str) -> Any:
         wanted |= {role: wanted[role] or number for role, number in (("user", "1"), ("item", "2"))}
 
     def choose(names: Sequence[str]) -> dict[str, str]:
-        there = f"it has {', '.join(map(repr, names[:12]))}{', ...' if len(names) > 12 else ''}"
+        there = f"it has {', '.join(map(repr, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
         chosen: dict[str, str] = {}
         problems = []
         for role, name in wanted.items():
@@ -291,11 +302,13 @@ def _chooser(reading: Reading, source: str) -> Any:
             elif name and not found:
                 problems.append(f"{source}: no column {name!r}; {there}")
             elif not found:
-                hint = " (--no-header: if the first line is no line of names)" if role == "user" else ""
+                hint = " (--no-header: if the first line is no line of names)" if role == "user" and text else ""
                 problems.append(f"{source}: no column is called like {role}s; {there}; say --{role}-column NAME{hint}")
             else:
                 several = " and ".join(map(repr, found))
                 problems.append(f"{source}: columns {several} could be the {role}s; say --{role}-column NAME")
+        if not problems and chosen["user"] == chosen["item"]:
+            problems.append(f"{source}: users and items are one column, {chosen['user']!r}; name one each")
         if problems:
             raise UserError(*problems)
         return chosen
@@ -381,7 +394,7 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
             except pa.ArrowException:
                 continue
         else:
-            return found, wrong
+            return _moments(column)
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"))
     if pa.types.is_timestamp(column.type):
@@ -389,6 +402,24 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         found = pc.fill_null(micros.cast(pa.float64(), safe=False), np.nan).to_numpy() / 1e6
         return found, ~np.isfinite(found)
     return _numbers(column)
+
+
+def _moments(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of ISO texts that are not all alike: some with a zone, some in nanoseconds, some no dates."""
+    coded = column.combine_chunks().dictionary_encode()
+    of_values = np.array([_moment(text) for text in coded.dictionary.to_pylist()] or [np.nan])
+    places = pc.fill_null(coded.indices, 0).to_numpy(zero_copy_only=False)
+    found = np.where(coded.is_null().to_numpy(zero_copy_only=False), np.nan, of_values[places])
+    return found, ~np.isfinite(found)
+
+
+def _moment(text: str) -> float:
+    """Seconds since 1970 of one ISO text, in UTC unless it says a zone; else no number."""
+    try:
+        moment = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        return float("nan")
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _join(logs: Sequence[Log]) -> tuple[Log, np.ndarray]:

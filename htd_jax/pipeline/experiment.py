@@ -137,6 +137,10 @@ class Fitted:
         """Rows `[n, d]` of new users from the items that they have seen, see `Retriever.fold_in`."""
         return self._served.fold_in(items, **how)
 
+    def recommend_vectors(self, vectors: Any, k: int = 20, **how: Any) -> Recommendations:
+        """The k best items of the rows that `fold_in` gives, see `Retriever.recommend_vectors`."""
+        return self._served.recommend_vectors(vectors, k, **how)
+
     def save(self, folder: Path | str, precision: str = "float32", *, seen: bool = False) -> None:
         """Writes a folder that `htd_jax.load` opens, see `Retriever.save`."""
         self.retriever(precision).save(folder, seen=seen)

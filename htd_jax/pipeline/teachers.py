@@ -14,7 +14,7 @@ from htd_jax.distillers import Lists, Representations, Run, Teacher
 from htd_jax.errors import UserError, shown
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, listed, popularity
 from htd_jax.pipeline.config import Config, early_stopping
-from htd_jax.pipeline.experiment import FORMAT, Experiment, Fitted
+from htd_jax.pipeline.experiment import FORMAT, Experiment, Fitted, hash_of
 from htd_jax.settings import as_json
 from htd_jax.training import choose, read_trained
 
@@ -40,11 +40,12 @@ def open_teacher(config: Config, experiment: Experiment) -> Fitted:
     assert metric is not None
     popular, by_popularity = popularity(experiment.split.train)
     theirs, least = fitted.chosen["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
-    if theirs <= float(least):
-        named = " and ".join(shown(path) for path in paths)
+    if theirs <= float(least) < 1:  # where popularity finds all, nothing can be better
+        named = ", ".join(shown(path) for path in paths)
+        rows = ": are its rows those of this data? See --teacher-user-ids, --teacher-item-ids"
         print(
             f"note: {named} ranks no better than popularity (validation {metric} {theirs:.4f}, popularity "
-            f"{float(least):.4f}): are its rows those of this data? See --teacher-user-ids, --teacher-item-ids"
+            f"{float(least):.4f}){rows if teacher.representations is not None else ''}"
         )
     return fitted
 
@@ -115,7 +116,9 @@ def given_teacher(teacher: Teacher, experiment: Experiment) -> Fitted:
         "methods": {},
         "teacher": None,
     }
-    return Fitted(maker, variables, experiment.data, settings, [record], [], record)
+    fitted = Fitted(maker, variables, experiment.data, settings, [record], [], record)
+    settings["hash"] = hash_of(fitted.teacher())  # nothing else tells two of one size apart
+    return fitted
 
 
 def check_needs(teacher: Teacher, config: Config, experiment: Experiment) -> None:
@@ -144,6 +147,8 @@ def trained_teacher(path: Path, config: Config, experiment: Experiment) -> Fitte
     folder = next((p for p in (path / "checkpoints" / "teacher", path) if p.is_dir()), None)
     if folder is None:
         raise UserError(f"--teacher: no folder {shown(path)}")
+    if (folder / "config.json").is_file():
+        raise UserError(f"--teacher: {shown(folder)}: no teacher was trained in that run; name what it was given")
     folder = folder.parent if folder.name.isdecimal() else folder
     try:
         trained = read_trained(folder)

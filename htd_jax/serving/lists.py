@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def writer(path: Path, columns: pa.Schema) -> Iterator[Callable[[pa.Table], None
         with whole(path) as partial, make(partial, columns) as file:
             yield file.write_table
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from None
+        why = os.strerror(error.errno) if error.errno else error  # pyarrow's own text tells of a partial file
+        raise UserError(f"{shown(path)}: cannot be written ({why})") from None
 
 
 def _as_numpy(column: pa.Array) -> np.ndarray:

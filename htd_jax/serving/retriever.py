@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from htd_jax.data import Dataset, Ids, Interactions, Split
+from htd_jax.data.dataset import as_column
 from htd_jax.distillers import model_scores
 from htd_jax.errors import UserError
 from htd_jax.models import InnerProduct, MakeModel
@@ -304,7 +305,19 @@ def _lists(given: Any, ids: Ids) -> list[np.ndarray]:
     given = list(given) if isinstance(given, (list, tuple)) or getattr(given, "ndim", 1) == 2 else given
     nested = isinstance(given, list) and bool(given) and not isinstance(given[0], (str, bytes))
     several = given if nested and hasattr(given[0], "__len__") else [given]
-    return [np.unique(ids.rows(one)) if len(one) else np.zeros(0, np.int64) for one in several]
+    sizes = [len(one) for one in several]
+    if not sum(sizes):
+        return [np.zeros(0, np.int64) for _ in several]
+    # All at once: each look-up of ids makes a table of all that there are.
+    rows = ids.rows(pa.concat_arrays([*_columns([one for one in several if len(one)], ids.kind)]))
+    return [np.unique(its) for its in np.split(rows, np.cumsum(sizes)[:-1])]
+
+
+def _columns(lists: list[Any], kind: str) -> Iterator[pa.Array]:
+    """Columns of one type: texts, unless all are numbers."""
+    columns = [as_column(one, kind) for one in lists]
+    alike = len({str(column.type) for column in columns}) == 1
+    return (column if alike else column.cast(pa.string()) for column in columns)
 
 
 def _joined(blocks: list[Recommendations]) -> Recommendations:
