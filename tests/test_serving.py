@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 import htd_jax
 from htd_jax import data
 from htd_jax.command.export import export, train_command
-from htd_jax.command.recommend import read_id_file, recommend
+from htd_jax.command.recommend import read_asked, recommend
 from htd_jax.data import Dataset, Ids, Interactions
 from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
@@ -93,7 +94,7 @@ def test_more_than_there_are():
     top = together(best_items(users, items, 9, hidden=hidden), 9)
     np.testing.assert_array_equal(top.rows, [[1, 0, -1], [-1, -1, -1]])
     for wrong in ({"k": 0}, {"k": 1, "memory": 0}):
-        with pytest.raises(UserError, match="must be at least 1"):
+        with pytest.raises(UserError, match="must be a whole number of at least 1"):
             best_items(users, items, **wrong)
 
 
@@ -651,7 +652,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, [*of_run, "--user", "99", *to], "user '99': not among the 60 users"),
         (recommend, [*of_run, "--user", "99"], "user '99': not among the 60 users"),
         (recommend, [*of_run, "--user", "1", "--users", here / "users.txt"], "use one of the two"),
-        (recommend, [*of_run, "--users", here / "no.txt", *to], "cannot be read (No such file"),
+        (recommend, [*of_run, "--users", here / "no.txt", *to], "there is no such file"),
         (recommend, [*of_run, "--users", here / "empty.txt", *to], "holds no id"),
         (recommend, [*of_run, "--users", here / "other.csv", *to], "no column user, user_id or id among its columns"),
         (recommend, [*of_run, "--users", here / "latin.txt", *to], "not UTF-8 (byte 3)"),
@@ -692,11 +693,14 @@ def test_an_unfinished_phase_is_refused(run, tmp_path):
 
 def test_files_of_ids(tmp_path):
     write = lambda name, text: (tmp_path / name).write_text(text) and tmp_path / name
-    assert read_id_file(write("a.txt", "\ufeff7\n x y \n"), "user") == ["7", "x y"]
-    assert read_id_file(write("a.csv", 'n,USER_ID:token\n1,"a,b"\n2,007\n'), "user") == ["a,b", "007"]
-    assert read_id_file(write("a.tsv", "id\tuser\n1\t q\n"), "user") == [" q"]
+    found = lambda path, kind="user": read_asked(path, kind).to_pylist()
+    assert found(write("a.txt", "\ufeff7\n\n x y \n")) == ["7", "x y"]
+    assert found(write("a.csv", 'n,USER_ID:token\n1,"a,b"\n2,007\n3,\n')) == ["a,b", "007"]
+    assert found(write("a.tsv", "id\tn\n q\t1\n")) == [" q"]
     pq.write_table(pa.table({"item": [3, 4]}), tmp_path / "a.parquet")
-    assert read_id_file(tmp_path / "a.parquet", "item").to_pylist() == [3, 4]
+    assert found(tmp_path / "a.parquet", "item") == [3, 4]
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"user\nann\n"))
+    assert found(tmp_path / "a.csv.gz") == ["ann"]
 
 
 @pytest.mark.parametrize("command", [export, recommend])

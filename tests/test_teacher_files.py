@@ -347,7 +347,7 @@ class TestRows:
             ("ids.txt", b"\xff\n", "not UTF-8"),
             ("ids.csv", b"", "empty"),
             ("ids.csv", b"id\n", "no id"),
-            ("ids.csv", b"a,b\n1,2\n", "no single column of user ids among a, b"),
+            ("ids.csv", b"a,b\n1,2\n", "no single column of user ids among 'a', 'b'"),
             ("ids.parquet", b"PAR1", "ids.parquet"),
             ("ids.npy", b"", "ids.npy"),
         ],
@@ -414,8 +414,8 @@ class TestLists:
         [
             ("", ["the file is empty"]),
             ("user,item\n", ["no row"]),
-            ("a,b\n1,2\n", ["no column called like 'user_id' among a, b", "'item_id'"]),
-            ("user,item,user\n1,2,3\n", ["more than one column of users"]),
+            ("a,b\n1,2\n", ["no column is called like users; it has 'a', 'b'", "like items"]),
+            ("user,item,user\n1,2,3\n", ["columns 'user' and 'user' could be the users"]),
             ("user,item\n1,2\n1,2,3\n", ["line 3 has 3 fields ('1,2,3'), the first 2"]),
             ("user,item,score\n,2,1\n1,,2\n1,3,\n1,4,nan\n1,5,1e39\n1,6,good\n",
              ["1 row without a user, line 2", "1 row without an item, line 3", "1 row without a score, line 4",
@@ -480,6 +480,12 @@ class TestLists:
         assert "none of its 2 users is among the data's 3" in line_of(to_lists, nobody, self.USERS, self.ITEMS)
         apart = RankedLists(pa.array(["a", "q"]), pa.array(["w", "x"]))
         assert "no row has both" in line_of(to_lists, apart, self.USERS, self.ITEMS)
+
+    def test_long_lists_are_cut_and_that_is_told(self):
+        lists = RankedLists(pa.array(list("aaab")), pa.array(list("zyxz")))
+        found = to_lists(lists, self.USERS, self.ITEMS, longest=2)
+        assert found.items.tolist() == [[2, 1], [2, -1], [-1, -1]]
+        assert "1 rows past the place 2 of a list were left out" in " ".join(found.notes)
 
     def test_against_plain_python(self, rng):
         n = 400

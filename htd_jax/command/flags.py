@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import itertools
+import re
 import textwrap
 import typing
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ def _parse(settings: type[T], arguments: Sequence[str], *, prog: str, descriptio
             lines = [line.strip("│|+ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰+"]
             rule = next((i for i, line in enumerate(lines) if line[:3] in ("───", "---")), None)
             reason = " ".join(lines[:rule]).rstrip(". ")
+            reason = re.sub(r"no type matching .* Got errors: - <class '\w+'>: ", "", reason)
             raise UserError(f"{reason}; --help lists every flag") from None
         raise
 
@@ -118,6 +120,8 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
     used = {flag_name(name) for name in (*config.what.method.split("+"), config.what.model, config.what.dataset)}
     if idle := [name for name in config.own if name not in used]:
         print(f"note: --{idle[0]}... changes nothing here: this run has no {idle[0]}")
+    if config.places.split_file and "--dataset" in arguments:
+        print("note: --dataset changes nothing here: --split-file names the data")
     if config.reading != Reading() and (config.places.split_file or not is_path(config.what.dataset)):
         print("note: how a file is read changes nothing here: --dataset names none")
     return config

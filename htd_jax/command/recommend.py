@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from htd_jax.command.flags import parse
+from htd_jax.data.columns import read_id_column
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
 
@@ -70,7 +71,7 @@ def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None
     _check(options)
     if options.to:
         check_path(options.to)
-    ids = {name: read_id_file(path, kind) for name, kind, path in _files(options) if path}
+    ids = {name: read_asked(path, kind) for name, kind, path in _files(options) if path}
     use_devices()
     retriever = _open(options)
     blocks, count, what = _lists(retriever, options, ids)
@@ -196,59 +197,13 @@ def _plain(value: Any) -> str:
     return shown(str(value)).replace("[", "\\[")
 
 
-def read_id_file(path: Path, kind: str) -> Any:
-    """A file of ids: CSV, TSV or Parquet with a column called like them, else text, one id a line.
+def read_asked(path: Path, kind: str) -> Any:
+    """The ids in a file, see `read_id_column`; empty lines and fields are passed over.
 
     Raises:
-      UserError: it cannot be read, has no such column, or holds no id.
+      UserError: it cannot be read, has no column of ids, or holds no id.
     """
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            ids = _parquet(path, kind)
-        elif suffix in (".csv", ".tsv"):
-            ids = _delimited(path, kind, "," if suffix == ".csv" else "\t")
-        else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            ids = [line.strip() for line in lines if line.strip()]
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown(path)}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    ids = read_id_column(path, kind)[0].drop_null()
     if not len(ids):
-        raise UserError(f"{shown(path)}: holds no id")
+        raise UserError(f"{shown(path)}: it holds no id")
     return ids
-
-
-def _parquet(path: Path, kind: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        name = _column(pq.read_schema(path).names, kind, path)
-        return pq.read_table(path, columns=[name], partitioning=None)[name]
-    except (pa.ArrowException, ValueError):
-        raise UserError(f"{shown(path)}: damaged, or no Parquet file") from None
-
-
-def _delimited(path: Path, kind: str, separator: str) -> list[str]:
-    import csv
-
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=separator, strict=True)
-            names = next(rows, [])
-            at = names.index(_column(names, kind, path))
-            return [row[at] for row in rows if row]
-    except (csv.Error, IndexError):
-        raise UserError(f"{shown(path)}: line {rows.line_num} is no row of this file") from None
-
-
-def _column(names: list[str], kind: str, path: Path) -> str:
-    known = (kind, f"{kind}_id", f"{kind}id", "id")
-    plain = {name.partition(":")[0].strip().lower(): name for name in reversed(names)}
-    found = next((plain[name] for name in known if name in plain), None)
-    if found is None:
-        there = shown(", ".join(names)) or "none"
-        raise UserError(f"{shown(path)}: no column {kind}, {kind}_id or id among its columns ({there}); name one so")
-    return found

@@ -9,10 +9,11 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
@@ -39,6 +40,62 @@ COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".inter": "\t"}
 NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
 
+# What columns are usually called, in small letters and without what stands between words.
+USUAL = {
+    "user": [
+        "user",
+        "userid",
+        "useridx",
+        "users",
+        "uid",
+        "customer",
+        "customerid",
+        "visitor",
+        "visitorid",
+        "reviewer",
+        "reviewerid",
+        "member",
+        "memberid",
+        "account",
+        "accountid",
+        "person",
+        "personid",
+        "session",
+        "sessionid",
+    ],
+    "item": [
+        "item",
+        "itemid",
+        "itemidx",
+        "items",
+        "iid",
+        "product",
+        "productid",
+        "movie",
+        "movieid",
+        "track",
+        "trackid",
+        "article",
+        "articleid",
+        "song",
+        "songid",
+        "artist",
+        "artistid",
+        "book",
+        "bookid",
+        "business",
+        "businessid",
+        "asin",
+        "parentasin",
+        "sku",
+        "isbn",
+    ],
+    "time": ["timestamp", "time", "ts", "datetime", "date", "eventtime", "createdat", "unixreviewtime"],
+    "rating": ["rating", "ratings", "stars", "score", "overall", "preference"],
+    "score": ["score", "scores", "rating", "prediction", "pred", "relevance"],
+    "rank": ["rank", "ranking", "position", "pos"],
+}
+
 # How much of a file is read at once, and how long a line of a JSON file can be.
 BLOCK = 2**24
 
@@ -62,6 +119,100 @@ class Columns:
 
 # From the names of all columns, to those wanted by their roles.
 Choose = Callable[[Sequence[str]], dict[str, str]]
+
+
+def pick(
+    names: Sequence[str],
+    wanted: Mapping[str, str | None],
+    source: str,
+    *,
+    optional: Collection[str] = (),
+    advice: Callable[[str], str] = lambda role: "",
+) -> dict[str, str]:
+    """The names of columns by their roles: those that were given, else those that are usual.
+
+    Args:
+      names: of all columns.
+      wanted: by role the name that was given, or None.
+      source: for messages.
+      optional: roles that may be missing, if no name was given.
+      advice: what to do about a role whose column was not found, or not the only one.
+
+    Raises:
+      UserError: every role that has no column, or could have several.
+    """
+    there = f"it has {', '.join(map(repr, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
+    chosen: dict[str, str] = {}
+    problems = []
+    for role, name in wanted.items():
+        found = [n for n in names if (n == name if name else _plain(n) in USUAL[role])]
+        if len(found) == 1:
+            chosen[role] = found[0]
+        elif name and not found:
+            problems.append(f"{source}: no column {name!r}; {there}")
+        elif role in optional:
+            continue
+        elif not found:
+            problems.append(f"{source}: no column is called like {role}s; {there}{advice(role)}")
+        else:
+            several = " and ".join(map(repr, found))
+            problems.append(f"{source}: columns {several} could be the {role}s{advice(role)}")
+    if not problems and "user" in chosen and chosen["user"] == chosen.get("item"):
+        problems.append(f"{source}: users and items are one column, {chosen['user']!r}; name one each")
+    if problems:
+        raise UserError(*problems)
+    return chosen
+
+
+def read_id_column(path: Path, kind: str) -> tuple[pa.Array, Callable[[int], str]]:
+    """Ids in a file as they stand there, null for an empty line or field, and where each is.
+
+    Args:
+      path: a table with a column called `id` or like the users (or items), or with one column alone; or a text of any
+        other name, an id a line.
+      kind: `user` or `item`.
+
+    Raises:
+      UserError: a file that cannot be read, or that has no such column.
+    """
+    suffix, _ = _suffixes(path)
+    if suffix not in ("", ".txt", ".dat", ".data"):
+
+        def choose(names: Sequence[str]) -> dict[str, str]:
+            known = [name for name in names if _plain(name) in ("id", *USUAL[kind])]
+            if len(names) != 1 and len(known) != 1:
+                held = ", ".join(map(repr, names[:12])) or "none"
+                raise UserError(f"{shown(path)}: no single column of {kind} ids among {held}; call it 'id'")
+            row = {"row": "row"} if sorted(names) == ["id", "row"] else {}  # as a run keeps them
+            return {kind: known[0] if known else names[0], **row}
+
+        found = read_file(path, choose)
+        column = found.of[kind]
+        column = (
+            column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        ).combine_chunks()
+        if "row" in found.of:
+            try:
+                rows = found.of["row"].cast(pa.int64()).to_numpy()
+            except pa.ArrowException:
+                rows = np.zeros(0)
+            if not np.array_equal(np.sort(rows), np.arange(len(column))):
+                raise UserError(f"{shown(path)}: its column 'row' does not number the rows from 0")
+            column = column.take(pa.array(np.argsort(rows)))
+        return column, found.place
+    try:
+        _check_there(path)
+        lines = [line.decode().strip() for line in _lines(path)]
+    except UnicodeDecodeError:
+        raise UserError(_not_utf8(path)) from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise UserError(
+            f"{shown(path)}: cannot be read ({getattr(error, 'strerror', None) or _reason(error)})"
+        ) from None
+    lines = [line.removeprefix("\ufeff") for line in lines]
+    while lines and not lines[-1]:
+        lines.pop()
+    return pa.array([line or None for line in lines], pa.string()), lambda row: f"line {row + 1}"
 
 
 def is_path(name: str) -> bool:
@@ -103,10 +254,7 @@ def read_file(
             f"{shown(path)}: its format is told by its name, which must end in one of {known} (+ .gz, .zst)"
         )
     try:
-        if not path.exists():
-            raise UserError(f"{shown(path)}: there is no such file")
-        if path.is_dir():
-            raise UserError(f"{shown(path)}: is a folder, not a file")
+        _check_there(path)
         if path.stat().st_size == 0:
             raise UserError(f"{shown(path)}: the file is empty")
         if FORMATS[suffix] == "csv":
@@ -136,6 +284,13 @@ def from_table(table: Any, choose: Choose) -> Columns:
     names = choose(arrow.column_names)
     of = {role: arrow[arrow.column_names.index(name)] for role, name in names.items()}
     return Columns(of, names, lambda row: f"row {row}")
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{shown(path)}: there is no such file")
+    if path.is_dir():
+        raise UserError(f"{shown(path)}: is a folder, not a file")
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
@@ -178,7 +333,8 @@ def _read_text(
     elif separator == r"\t":  # as a shell gives it
         separator = "\t"
     elif len(separator) != 1 or not separator.isascii():
-        raise UserError(f"--separator: must be one character, not {separator!r}")
+        way = ": with : and --no-header, columns 1, 3, 5, ... are those between ::" if separator == "::" else ""
+        raise UserError(f"--separator: must be one character, not {separator!r}{way}")
     fields = _fields(first, separator)
     names = [name.strip() for name in fields] if header else [str(i) for i in range(1, len(fields) + 1)]
     if suffix == ".inter":
@@ -320,6 +476,11 @@ def _mixed(values: list[Any]) -> pa.Array:
         return pa.array(values, pa.int64() if all(type(v) is int for v in values if v is not None) else pa.float64())
     except (pa.ArrowException, OverflowError):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _plain(name: str) -> str:
+    """Without RecBole's type behind a colon."""
+    return "".join(c for c in name.partition(":")[0].lower() if c.isalnum())
 
 
 def _fields(line: str, separator: str) -> list[str]:

@@ -11,22 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from annotated_types import Ge, Interval
 
-from htd_jax.data.columns import Columns, from_table, is_text, read_file, stem
+from htd_jax.data.columns import Columns, from_table, is_text, pick, read_file, stem
 from htd_jax.data.dataset import Dataset, Ids, as_column
 from htd_jax.data.interactions import Pairs, make_split
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
-
-# What columns are usually called, in small letters and without what stands between words.
-USUAL = {
-    "user": "user userid uid users customer customerid visitor visitorid reviewer reviewerid member memberid account "
-    "accountid person personid session sessionid",
-    "item": "item itemid iid items product productid movie movieid track trackid article articleid song songid artist "
-    "artistid book bookid business businessid asin parentasin sku isbn",
-    "time": "timestamp time ts datetime date eventtime createdat unixreviewtime",
-    "rating": "rating ratings stars score overall preference",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,39 +279,16 @@ def _chooser(reading: Reading, source: str, text: bool = False) -> Any:
     if not reading.header:
         wanted |= {role: wanted[role] or number for role, number in (("user", "1"), ("item", "2"))}
 
-    def choose(names: Sequence[str]) -> dict[str, str]:
-        there = f"it has {', '.join(map(repr, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
-        chosen: dict[str, str] = {}
-        problems = []
-        for role, name in wanted.items():
-            found = [n for n in names if (n == name if name else _plain(n) in USUAL[role].split())]
-            if len(found) == 1 and names.count(found[0]) == 1:
-                chosen[role] = found[0]
-            elif role == "time" and not reading.needs_time:
-                continue
-            elif name and not found:
-                problems.append(f"{source}: no column {name!r}; {there}")
-            elif not found:
-                hint = " (--no-header: if the first line is no line of names)" if role == "user" and text else ""
-                problems.append(f"{source}: no column is called like {role}s; {there}; say --{role}-column NAME{hint}")
-            else:
-                several = " and ".join(map(repr, found))
-                problems.append(f"{source}: columns {several} could be the {role}s; say --{role}-column NAME")
-        if not problems and chosen["user"] == chosen["item"]:
-            problems.append(f"{source}: users and items are one column, {chosen['user']!r}; name one each")
-        if problems:
-            raise UserError(*problems)
-        return chosen
+    def advice(role: str) -> str:
+        hint = " (--no-header: if the first line is no line of names)" if role == "user" and text else ""
+        return f"; say --{role}-column NAME{hint}"
 
-    return choose
+    optional = () if reading.needs_time else ("time",)
+    return lambda names: pick(names, wanted, source, optional=optional, advice=advice)
 
 
 def _some(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _encode(column: pa.ChunkedArray, role: str) -> tuple[np.ndarray, pa.Array]:

@@ -1,7 +1,6 @@
 """A teacher's lists from a file: rows of a user, an item and, if they are known, a score or a rank."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,21 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from htd_jax.data.columns import read_file
+from htd_jax.data.columns import pick, read_file
 from htd_jax.data.dataset import Ids, as_column
 from htd_jax.errors import UserError, shown
 
-# What columns are usually called, without case, spaces, signs, and what follows a colon; the first that there is.
-COLUMNS = {
-    "user": ("user", "userid", "users", "uid", "useridx", "username", "customer", "customerid", "visitorid", "u"),
-    "item": (
-        *("item", "itemid", "items", "iid", "itemidx", "itemname", "movie", "movieid", "product", "productid"),
-        *("article", "articleid", "track", "trackid", "song", "songid", "book", "bookid", "isbn", "asin", "i"),
-    ),
-    "score": ("score", "scores", "rating", "prediction", "pred", "relevance"),
-    "rank": ("rank", "ranking", "position", "pos"),
-}
 NEEDED = ("user", "item")
+
+# Places of a list that count: methods read some hundreds.
+LONGEST = 1000
 
 
 class RankedLists(NamedTuple):
@@ -77,7 +69,9 @@ def read_lists(
     """
     path = Path(path)
     named = {"user": user_column, "item": item_column, "score": score_column, "rank": rank_column}
-    found = read_file(path, lambda names: _choose(path, names, named), separator=separator)
+    found = read_file(
+        path, lambda names: pick(names, named, shown(path), optional=("score", "rank")), separator=separator
+    )
     if not len(found.of["user"]):
         raise UserError(f"{shown(path)}: it holds no row")
     problems: list[str] = []
@@ -110,13 +104,14 @@ def read_lists(
     return RankedLists(columns["user"], columns["item"], columns.get("score"), columns.get("rank"), shown(path))
 
 
-def to_lists(ranked: RankedLists, users: Ids, items: Ids) -> ListsOf:
+def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONGEST) -> ListsOf:
     """Lists over the rows of a data set: by rank if there is one, else by score, the highest first, else as they stand.
 
     Equal scores stay in the order of rows. Of a user's rows of one item the best is kept.
 
     Args:
       users, items: of the data set.
+      longest: what is past so many places of a list is left out, as it is held in as many places for every user.
 
     Raises:
       UserError: none of the users, or none of the items, is in the data.
@@ -161,39 +156,17 @@ def to_lists(ranked: RankedLists, users: Ids, items: Ids) -> ListsOf:
         example = users.values[int(np.argmin(degree))].as_py()
         notes.append(f"{ranked.name}: {without} of the data's {len(users)} users have no list, {example!r} for one")
     place = np.arange(len(of_users)) - (np.cumsum(degree) - degree)[of_users]
-    lists = np.full((len(users), int(degree.max())), -1, np.int32)
+    if cut := int((place >= longest).sum()):
+        notes.append(f"{ranked.name}: {cut} rows past the place {longest} of a list were left out")
+        near = place < longest
+        of_users, of_items, kept, place = of_users[near], of_items[near], kept[near], place[near]
+    lists = np.full((len(users), min(int(degree.max()), longest)), -1, np.int32)
     lists[of_users, place] = of_items
     scores = None
     if ranked.scores is not None:
         scores = np.zeros(lists.shape, np.float32)
         scores[of_users, place] = ranked.scores[kept]
     return ListsOf(lists, scores, tuple(notes))
-
-
-def _choose(path: Path, names: Sequence[str], named: dict[str, str | None]) -> dict[str, str]:
-    """The name in the file of each column that there is."""
-    plain = [re.sub(r"[\W_]", "", name.split(":")[0].lower()) for name in names]
-    columns: dict[str, str] = {}
-    problems = []
-    held = ", ".join(shown(name[:40]) for name in names[:20])
-    for role, given in named.items():
-        if given is not None:
-            at = [i for i, name in enumerate(names) if name == given]
-        else:
-            usual = next((usual for usual in COLUMNS[role] if usual in plain), None)
-            at = [i for i, name in enumerate(plain) if name == usual]
-        if len(at) > 1:
-            both = " and ".join(shown(names[i]) for i in at)
-            problems.append(f"{shown(path)}: more than one column of {role}s: {both}")
-        elif at:
-            columns[role] = names[at[0]]
-        elif given is not None:
-            problems.append(f"{shown(path)}: no column {given!r}; there are {held}")
-        elif role in NEEDED:
-            problems.append(f"{shown(path)}: no column called like '{role}_id' among {held}")
-    if problems:
-        raise UserError(*problems)
-    return columns
 
 
 def _numbers(values: pa.Array, role: str) -> tuple[np.ndarray, np.ndarray, str]:

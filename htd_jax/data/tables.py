@@ -8,14 +8,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from htd_jax.data.dataset import Ids, as_column
+from htd_jax.data.columns import read_id_column
+from htd_jax.data.dataset import Ids
 from htd_jax.data.torchfile import BFLOAT16, Checkpoint
 from htd_jax.errors import UserError, shown
 
@@ -25,9 +25,6 @@ TABLES = (".npy", ".npz", ".safetensors", *TORCH)
 
 # Deflate makes a byte of no more bytes than this: an archive that says otherwise is damaged.
 INFLATED = 1032
-
-# The columns that a file of ids may have beside others.
-ID_COLUMNS = {"user": ("id", "user", "user_id", "userid"), "item": ("id", "item", "item_id", "itemid")}
 
 # Names that a message lists.
 LISTED = 8
@@ -94,10 +91,10 @@ def read_tables(paths: Sequence[Path | str]) -> Tables:
 
 
 def read_id_file(path: Path | str, kind: str) -> Ids:
-    """What a table's rows are called: one id a line, a `.npy` of one axis, or a column of a CSV, TSV or Parquet file.
+    """What a table's rows are called, in their order: a `.npy` of one axis, or what `read_id_column` takes.
 
-    Of several columns, the one called `id`, `user`, `user_id`, ... (`item`, ... for items). Strings stay as they are:
-    `007` is not 7. A row that is nobody's may be called anything that no user is, such as RecBole's `[PAD]`.
+    Strings stay as they are: `007` is not 7. A row that is nobody's may be called anything that no user is, such as
+    RecBole's `[PAD]`.
 
     Raises:
       UserError: a file that cannot be read, is damaged, or holds no such column; an id that is missing or stands twice.
@@ -105,23 +102,19 @@ def read_id_file(path: Path | str, kind: str) -> Ids:
     path = Path(path)
     with reading(path):
         if path.suffix.lower() == ".npy":
-            column = _npy(path, what="ids", kinds="iuUS").read()
-            if column.dtype.kind == "S":
-                column = np.char.decode(column, "utf-8")
-            values: Any = pa.array(column.tolist()) if column.dtype.kind == "U" else pa.array(column)
-        elif path.suffix.lower() in (".parquet", ".csv", ".tsv"):
-            values = _id_column(path, kind)
+            found = _npy(path, what="ids", kinds="iuUS").read()
+            if found.dtype.kind == "S":
+                found = np.char.decode(found, "utf-8")
+            column = pa.array(found.tolist()) if found.dtype.kind == "U" else pa.array(found)
         else:
-            lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
-            while lines and not lines[-1]:
-                lines.pop()
-            if "" in lines:
-                raise UserError(f"{shown(path)}: line {lines.index('') + 1} is empty: one id a line")
-            values = pa.array(lines, pa.string())
-        if not len(values):
+            column, place = read_id_column(path, kind)
+            if column.null_count:
+                empty = place(int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))))
+                raise UserError(f"{shown(path)}: {empty} is empty: one id a row")
+        if not len(column):
             raise UserError(f"{shown(path)}: it holds no id")
         try:
-            return Ids.of(values, kind)
+            return Ids.of(column, kind)
         except UserError as error:
             raise UserError(f"{shown(path)}: {error}") from None
 
@@ -368,36 +361,6 @@ def _safetensors(path: Path) -> dict[str, Found]:
             dtype = np.dtype(types.get(kind, whole.get(kind, np.bool_ if kind == "BOOL" else np.void)))
             found[name] = Found(dtype, tuple(of.get_shape()), read(name))
     return found
-
-
-def _id_column(path: Path, kind: str) -> Any:
-    """The column of ids of a table in a file."""
-    if path.suffix.lower() == ".parquet":
-        table = pq.read_table(path, partitioning=None)
-        table.validate(full=True)
-    else:
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        parse = pyarrow.csv.ParseOptions(delimiter=separator)
-        read = pyarrow.csv.ReadOptions(use_threads=False)  # so that rows have numbers
-        with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as first:
-            names = first.schema.names
-        text = pyarrow.csv.ConvertOptions(
-            column_types={name: pa.string() for name in names}, null_values=[""], strings_can_be_null=True
-        )
-        table = pyarrow.csv.read_csv(path, read_options=read, parse_options=parse, convert_options=text)
-    names = table.column_names
-    known = [at for at, name in enumerate(names) if name.split(":")[0].strip().lower() in ID_COLUMNS[kind]]
-    at = 0 if len(names) == 1 else known[0] if len(known) == 1 else None
-    if at is None:
-        held = ", ".join(map(shown, names[:LISTED]))
-        raise UserError(f"{shown(path)}: no single column of {kind} ids among {held}; call it 'id', or leave it alone")
-    column = table.column(at)
-    if "row" in names and len(names) == 2:  # a run's own file
-        rows = np.asarray(as_column(table["row"], "row"))
-        if not np.array_equal(np.sort(rows), np.arange(len(rows))):
-            raise UserError(f"{shown(path)}: its column 'row' does not number the rows from 0")
-        column = column.take(pa.array(np.argsort(rows)))
-    return column
 
 
 @contextlib.contextmanager

@@ -163,5 +163,7 @@ def check_lists(lists: Lists, num_items: int) -> None:
     """Raises UserError for an item outside [0, num_items) that is not -1, and AssertionError for a wrong rank."""
     chex.assert_rank(lists.items, 2)
     items = np.asarray(lists.items)
+    if items.dtype.kind not in "iu":
+        raise UserError(f"the teacher's lists hold {items.dtype}, not whole numbers")
     if items.size and not (-1 <= items.min() and items.max() < num_items):
         raise UserError(f"the teacher's lists hold items from {items.min()} to {items.max()}, the data has {num_items}")

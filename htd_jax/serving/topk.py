@@ -165,8 +165,8 @@ def _plan(
     `even`: blocks of items are as wide as they need be, and no power of two, as is better where their number changes
     from call to call. `wide`: so many items are scored whole.
     """
-    if k < 1:
-        raise UserError(f"k: must be at least 1, not {k}")
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k: must be a whole number of at least 1, not {k!r}")
     if memory < 1:
         raise UserError(f"memory: must be at least 1 MiB, not {memory}")
     k = min(k, items)
