@@ -657,7 +657,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, [*of_run, "--users", here / "other.csv", *to], "no single column of user ids among 'name', 'age'"),
         (recommend, [*of_run, "--users", here / "latin.txt", *to], "line 1 is not UTF-8 (caf"),
         (recommend, [*of_run, "--users", here / "bad.parquet", *to], "damaged, cut off, or no Parquet file"),
-        (recommend, [*of_run, "--users", here / "ragged.csv", *to], "line 2 has 1 fields"),
+        (recommend, [*of_run, "--users", here / "ragged.csv", *to], "line 2 has 1 field ("),
         (recommend, [*of_run, "--users", here / "unknown.txt", *to], "user '99' and 1 more: not among"),
         (recommend, [*of_run, "--allow", here / "unknown.txt", *to], "item 'x': not among the 150 items"),
         (recommend, [*of_run, "--allow", here / "users.txt", "--deny", here / "users.txt", *to], "no item is left"),

@@ -390,7 +390,7 @@ def _read_text(
                 raise
             number_at, expected, got, text = row.groups()
             raise UserError(
-                f"{shown(path)}: line {number_at} has {got} fields ({_short(text.strip())}), the first {expected}; "
+                f"{shown(path)}: line {number_at} has {got} field{'s' * (got != '1')} ({_short(text.strip())}), the first {expected}; "
                 "--skip-bad-rows leaves such lines out"
             ) from None
         raise
