@@ -390,8 +390,8 @@ def _read_text(
                 raise
             number_at, expected, got, text = row.groups()
             raise UserError(
-                f"{shown(path)}: line {number_at} has {got} field{'s' * (got != '1')} ({_short(text.strip())}), the first {expected}; "
-                "--skip-bad-rows leaves such lines out"
+                f"{shown(path)}: line {number_at} has {got} field{'s' * (got != '1')} ({_short(text.strip())}), the "
+                f"first {expected}; --skip-bad-rows leaves such lines out"
             ) from None
         raise
 
