@@ -25,6 +25,7 @@ from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
 from htd_jax.distillers.phr import PHR, phr
+from htd_jax.distillers.rd import RD, rd
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
@@ -32,7 +33,16 @@ from htd_jax.settings import Registry
 
 METHODS = Registry(
     "method",
-    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD},
+    {
+        "svd": SVD,
+        "ftd": FTD,
+        "htd": HTD,
+        "fitnet": FitNet,
+        "de": DE,
+        "phr": PHR,
+        "rrd": RRD,
+        "rd": RD,
+    },
     besides=("none",),
     function="make",
 )
@@ -44,6 +54,7 @@ __all__ = [
     "HTD",
     "METHODS",
     "PHR",
+    "RD",
     "RRD",
     "SVD",
     "Batch",
@@ -70,6 +81,7 @@ __all__ = [
     "none",
     "phr",
     "random_groups",
+    "rd",
     "register",
     "rrd",
     "scale",

@@ -63,6 +63,15 @@ def of_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:
     return jnp.where(r < 0, -1, items)
 
 
+def of_unseen(key: chex.PRNGKey, train: Interactions, count: int) -> jax.Array:
+    """`[num_users, count]` items that each user has not seen, uniformly, each draw for itself, so that an item may come
+    twice; -1 for a user who has seen all."""
+    unseen = train.num_items - jnp.diff(train.offsets)[:, None]
+    r = jax.random.randint(key, (train.num_users, count), 0, jnp.maximum(unseen, 1))
+    items = nth_unseen(train, jnp.arange(train.num_users)[:, None], r)
+    return jnp.where(unseen > 0, items, -1)
+
+
 def distinct_numbers(key: chex.PRNGKey, sizes: jax.Array, count: int) -> jax.Array:
     """`[n, count]` int32: of the numbers from 0 to each of `sizes` `[n]`, `count` different ones, all sets equally
     likely; where a size is smaller, all its numbers, and -1.
