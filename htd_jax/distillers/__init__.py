@@ -24,6 +24,7 @@ from htd_jax.distillers.fitnet import FitNet, fitnet
 from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
+from htd_jax.distillers.ir_rrd import IRRRD, ir_rrd
 from htd_jax.distillers.phr import PHR, phr
 from htd_jax.distillers.rd import RD, rd
 from htd_jax.distillers.rrd import RRD, rrd
@@ -42,6 +43,7 @@ METHODS = Registry(
         "phr": PHR,
         "rrd": RRD,
         "rd": RD,
+        "ir-rrd": IRRRD,
     },
     besides=("none",),
     function="make",
@@ -52,6 +54,7 @@ __all__ = [
     "DE",
     "FTD",
     "HTD",
+    "IRRRD",
     "METHODS",
     "PHR",
     "RD",
@@ -76,6 +79,7 @@ __all__ = [
     "fitnet",
     "ftd",
     "htd",
+    "ir_rrd",
     "kmeans_groups",
     "model_scores",
     "none",
