@@ -30,6 +30,7 @@ from htd_jax.distillers.rd import RD, rd
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
+from htd_jax.distillers.unkd import UnKD, unkd
 from htd_jax.settings import Registry
 
 METHODS = Registry(
@@ -44,6 +45,7 @@ METHODS = Registry(
         "rrd": RRD,
         "rd": RD,
         "ir-rrd": IRRRD,
+        "unkd": UnKD,
     },
     besides=("none",),
     function="make",
@@ -72,6 +74,7 @@ __all__ = [
     "Side",
     "Teacher",
     "Triples",
+    "UnKD",
     "annealing",
     "chain",
     "de",
@@ -90,4 +93,5 @@ __all__ = [
     "rrd",
     "scale",
     "svd_factors",
+    "unkd",
 ]

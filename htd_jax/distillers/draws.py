@@ -99,6 +99,37 @@ def by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) 
     return jnp.take_along_axis(pool, jnp.sort(chosen, axis=1), axis=1)
 
 
+def pairs_by_rank(key: chex.PRNGKey, sizes: jax.Array, count: int, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """Pairs of places of lists: the first and the second of each, the first above, both `[..., count]` int32, -1 where
+    a list has no two.
+
+    Of a list of n, i < j come with a probability like exp(-(i + j) / T): that of two places drawn one by one with a
+    probability like exp(-i / T) each, when they are not the same. Both distribution functions are inverted in closed
+    form, so that nothing is rejected and no table is made. With q = exp(-1 / T) and x = q^(i + 1), the first's is
+
+        1 - x^2 - q^(n - 1) (1 + q) (1 - x),  over  (1 - q^(n - 1)) (1 - q^n),
+
+    and the second's, given the first, that of a geometric distribution cut off.
+
+    Args:
+      key: a JAX random key.
+      sizes: `[...]` integers, the lengths of the lists.
+      count: how many pairs, each drawn for itself.
+      temperature: T, over 0.
+    """
+    of_first, of_second = jax.random.uniform(key, (2, *sizes.shape, count))
+    sizes = jnp.maximum(sizes, 0)[..., None]
+    short = lambda places: -jnp.expm1(-jnp.maximum(places, 0) / temperature)  # 1 - q^places
+    a, b = short(sizes - 1), short(sizes)
+    root = jnp.sqrt((a + b) ** 2 - 4 * of_first * a * b)
+    left = 2 * of_first * a * b / jnp.maximum(a + b + root, jnp.finfo(root.dtype).tiny)  # 1 - x
+    first = jnp.ceil(-temperature * jnp.log1p(-left)) - 1
+    first = jnp.clip(first, 0, jnp.maximum(sizes - 2, 0)).astype(jnp.int32)
+    further = jnp.floor(-temperature * jnp.log1p(-of_second * short(sizes - 1 - first)))
+    second = first + 1 + jnp.clip(further, 0, jnp.maximum(sizes - 2 - first, 0)).astype(jnp.int32)
+    return jnp.where(sizes > 1, first, -1), jnp.where(sizes > 1, second, -1)
+
+
 def of_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:
     """`[num_users, count]` different items that are neither seen nor in the pool, uniformly, -1 where there are fewer.
 

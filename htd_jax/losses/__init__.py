@@ -9,7 +9,7 @@ from htd_jax.losses.assignment import (
 )
 from htd_jax.losses.hints import hint_loss, personalised
 from htd_jax.losses.pointwise import discrepancy_weights, position_weights, weighted_log_loss
-from htd_jax.losses.ranking import bce_loss, bpr_loss, relaxed_ranking_loss
+from htd_jax.losses.ranking import bce_loss, bpr_loss, pair_loss, relaxed_ranking_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "gumbel_softmax",
     "hint_loss",
     "htd_loss",
+    "pair_loss",
     "pairwise_cosine",
     "personalised",
     "perturb",

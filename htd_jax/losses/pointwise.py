@@ -14,7 +14,7 @@ def weighted_log_loss(
 
     .. math:: -\sum_u \sum_{k=1}^{K} w_{uk} \log \sigma(s_{uk})
 
-    Source: Tang and Wang, KDD'18, equation 7, the teacher's best items.
+    Source: Tang and Wang, KDD'18, of the teacher's best items.
 
     Args:
       scores: `[n, K]` floats.

@@ -69,6 +69,45 @@ def _check_scores(
     return positives, negatives, check_where(where, len(positives))
 
 
+def pair_loss(
+    better: chex.Array,
+    worse: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    pairs_where: chex.Array | None = None,
+) -> jax.Array:
+    r"""That one item of each pair stands above the other: the logistic loss of their difference, the mean over a row's
+    pairs, summed over rows.
+
+    .. math:: -\sum_u \frac{1}{P_u} \sum_{p=1}^{P_u} \log \sigma(s^+_{up} - s^-_{up})
+
+    Source: Chen et al., WSDM'23, where it is the sum over a row's pairs, and their code, where it is the mean.
+
+    Args:
+      better: `[n, P]` floats, the scores of the items that should stand above.
+      worse: `[n, P]` floats, those of the others.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+      pairs_where: `[n, P]` bool; a masked pair is not there, a row without pairs adds nothing.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{pair_loss(jnp.array([[2.0, 1.0]]), jnp.array([[0.0, 1.0]])):.4f}")
+    0.4100
+    """
+    above = check_floats("better", better, None, None)
+    below = check_floats("worse", worse, *above.shape)
+    check_dtype("worse", worse, better.dtype)
+    counted = check_items("pairs_where", pairs_where, check_where(where, len(above)), above)
+    margin = jnp.where(counted, above, 0) - jnp.where(counted, below, 0)
+    sums = jnp.sum(jnp.where(counted, jax.nn.log_sigmoid(margin), 0), axis=1)
+    return -jnp.sum(sums / jnp.maximum(jnp.sum(counted, axis=1), 1))
+
+
 def relaxed_ranking_loss(
     interesting: chex.Array,
     uninteresting: chex.Array,
