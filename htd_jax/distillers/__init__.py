@@ -18,6 +18,7 @@ from htd_jax.distillers.base import (
     none,
     scale,
 )
+from htd_jax.distillers.cd import CD, cd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
 from htd_jax.distillers.fitnet import FitNet, fitnet
@@ -46,6 +47,7 @@ METHODS = Registry(
         "rd": RD,
         "ir-rrd": IRRRD,
         "unkd": UnKD,
+        "cd": CD,
     },
     besides=("none",),
     function="make",
@@ -53,6 +55,7 @@ METHODS = Registry(
 register = METHODS.register
 
 __all__ = [
+    "CD",
     "DE",
     "FTD",
     "HTD",
@@ -76,6 +79,7 @@ __all__ = [
     "Triples",
     "UnKD",
     "annealing",
+    "cd",
     "chain",
     "de",
     "every",

@@ -89,14 +89,20 @@ def _ranking(train: Interactions, items: jax.Array) -> Ranking:
 
 
 def by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) -> jax.Array:
-    """`[n, count]` different items of each row of `pool` `[n, P]`, in its order; the first P, if there are fewer.
+    """`[n, count]` different items of each row of `pool` `[n, P]`, in its order; the first P, if there are fewer."""
+    return jnp.take_along_axis(pool, places_by_rank(key, pool >= 0, count, temperature), axis=1)
+
+
+def places_by_rank(key: chex.PRNGKey, there: jax.Array, count: int, temperature: float | jax.Array) -> jax.Array:
+    """`[n, count]` different places, ascending, of each row of `there` `[n, P]` bool, the next always with a
+    probability ~ exp(-place / T) among those left that are there; T is one number, or `[n, 1]`.
 
     The largest of log-probabilities with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
     """
-    places = jnp.arange(pool.shape[1])
-    noisy = jax.random.gumbel(key, pool.shape) - places[None, :] / temperature
-    _, chosen = jax.lax.top_k(jnp.where(pool >= 0, noisy, -jnp.inf), min(count, pool.shape[1]))
-    return jnp.take_along_axis(pool, jnp.sort(chosen, axis=1), axis=1)
+    places = jnp.arange(there.shape[1])
+    noisy = jax.random.gumbel(key, there.shape) - places[None, :] / temperature
+    _, chosen = jax.lax.top_k(jnp.where(there, noisy, -jnp.inf), min(count, there.shape[1]))
+    return jnp.sort(chosen, axis=1)
 
 
 def pairs_by_rank(key: chex.PRNGKey, sizes: jax.Array, count: int, temperature: float) -> tuple[jax.Array, jax.Array]:

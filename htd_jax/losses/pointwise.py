@@ -40,6 +40,42 @@ def weighted_log_loss(
     return -jnp.sum(of_items * jax.nn.log_sigmoid(jnp.where(counted, found, 0)))
 
 
+def soft_label_loss(
+    scores: chex.Array, labels: chex.Array, *, where: chex.Array | None = None, items_where: chex.Array | None = None
+) -> jax.Array:
+    r"""The cross-entropy of scores as logits to labels between 0 and 1, the mean over a row's items, summed over rows.
+
+    .. math:: -\sum_u \frac{1}{K_u} \sum_{k=1}^{K_u} q_{uk} \log \sigma(s_{uk}) + (1 - q_{uk}) \log \sigma(-s_{uk})
+
+    Source: Lee et al., ICDM'19, of labels that a teacher gives.
+
+    Args:
+      scores: `[n, K]` floats.
+      labels: `[n, K]` floats from 0 to 1, taken as constants.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+      items_where: `[n, K]` bool; a masked item is not there, a row without items adds nothing.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{soft_label_loss(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.5]])):.4f}")
+    0.4100
+    """
+    found = check_floats("scores", scores, None, None)
+    wanted = check_floats("labels", labels, *found.shape)
+    check_dtype("labels", labels, scores.dtype)
+    counted = check_items("items_where", items_where, check_where(where, len(found)), found)
+    found = jnp.where(counted, found, 0)
+    wanted = jax.lax.stop_gradient(jnp.where(counted, wanted, 0))
+    terms = wanted * jax.nn.log_sigmoid(found) + (1 - wanted) * jax.nn.log_sigmoid(-found)
+    sums = jnp.sum(jnp.where(counted, terms, 0), axis=1)
+    return -jnp.sum(sums / jnp.maximum(jnp.sum(counted, axis=1), 1))
+
+
 def position_weights(count: int, decay: float) -> jax.Array:
     r"""What the places of a list weigh, the first the most: :math:`e^{-k / \lambda}` over their sum.
 
