@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rankings import draw_many, ranked, seen_by, table_of
 
 import htd_jax
 from htd_jax import distillers
@@ -118,28 +119,6 @@ def test_what_the_loss_refuses():
 def scores():
     """Of a teacher, with many ties."""
     return np.random.default_rng(2).integers(0, 12, (USERS, ITEMS)).astype(np.float32)
-
-
-def table_of(scores):
-    return Teacher(scores=jax.tree_util.Partial(lambda table, users: table[users], jnp.asarray(scores)))
-
-
-def seen_by(train):
-    return [set(np.asarray(train.items)[np.asarray(train.users) == user]) for user in range(train.num_users)]
-
-
-def ranked(scores, train, size):
-    """Every user's best unseen items, the first of equals first."""
-    lists = []
-    for row, seen in zip(scores, seen_by(train)):
-        lists.append([item for item in np.argsort(-row, kind="stable") if item not in seen][:size])
-    return lists
-
-
-def draw_many(method, teacher, train, times, seed=0):
-    known = jax.jit(method.prepare)(teacher, train)
-    keys = jax.random.split(jax.random.key(seed), times)
-    return jax.jit(jax.vmap(lambda key: method.refresh({}, None, key, 0, known, None)))(keys)
 
 
 def test_the_pool_is_the_teachers_ranking_whatever_the_teacher_is(small_split, scores):

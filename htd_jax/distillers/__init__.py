@@ -18,32 +18,51 @@ from htd_jax.distillers.base import (
     none,
     scale,
 )
+from htd_jax.distillers.cd import CD, cd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
 from htd_jax.distillers.fitnet import FitNet, fitnet
 from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
+from htd_jax.distillers.ir_rrd import IRRRD, ir_rrd
 from htd_jax.distillers.phr import PHR, phr
+from htd_jax.distillers.rd import RD, rd
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
+from htd_jax.distillers.unkd import UnKD, unkd
 from htd_jax.settings import Registry
 
 METHODS = Registry(
     "method",
-    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD},
+    {
+        "svd": SVD,
+        "ftd": FTD,
+        "htd": HTD,
+        "fitnet": FitNet,
+        "de": DE,
+        "phr": PHR,
+        "rrd": RRD,
+        "rd": RD,
+        "ir-rrd": IRRRD,
+        "unkd": UnKD,
+        "cd": CD,
+    },
     besides=("none",),
     function="make",
 )
 register = METHODS.register
 
 __all__ = [
+    "CD",
     "DE",
     "FTD",
     "HTD",
+    "IRRRD",
     "METHODS",
     "PHR",
+    "RD",
     "RRD",
     "SVD",
     "Batch",
@@ -58,20 +77,25 @@ __all__ = [
     "Side",
     "Teacher",
     "Triples",
+    "UnKD",
     "annealing",
+    "cd",
     "chain",
     "de",
     "every",
     "fitnet",
     "ftd",
     "htd",
+    "ir_rrd",
     "kmeans_groups",
     "model_scores",
     "none",
     "phr",
     "random_groups",
+    "rd",
     "register",
     "rrd",
     "scale",
     "svd_factors",
+    "unkd",
 ]

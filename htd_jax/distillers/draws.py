@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from htd_jax.data import Interactions, nth_unseen, seen_before
-from htd_jax.distillers.teacher import Teacher
+from htd_jax.distillers.teacher import SCORES, Teacher
 
 
 @struct.dataclass
@@ -32,7 +32,55 @@ class Ranking:
 @functools.partial(jax.jit, static_argnames="size")
 def rank_unseen(teacher: Teacher, train: Interactions, size: int) -> Ranking:
     """The `size` best unseen items of every user, see `Teacher.top`."""
-    items = teacher.top(train, size)
+    return _ranking(train, teacher.top(train, size))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def rank_users(teacher: Teacher, train: Interactions, size: int) -> Ranking:
+    """The same with users and items exchanged: of the users who have not seen an item, the `size` whom the teacher
+    scores it highest for. Equal scores stand in the order of users.
+
+    Some users at a time: each item's best so far and the next users are ranked together, so that no users x items
+    array is held.
+    """
+    assert teacher.scores is not None, "a teacher without scores ranks no users"
+    scores, size = teacher.scores, min(size, train.num_users)
+    width = max(1, min(train.num_users, 4 * SCORES // train.num_items))
+    blocks = -(-train.num_users // width)
+    position = jnp.arange(train.max_degree)
+
+    def merge(best: tuple[jax.Array, jax.Array], users: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        block = jnp.minimum(users, train.num_users - 1)
+        at = train.offsets[block][:, None] + position[None, :]
+        seen = jnp.where(at < train.offsets[block + 1][:, None], train.items[jnp.minimum(at, len(train) - 1)], -1)
+        rows = jnp.arange(width)[:, None]
+        of_block = scores(block).at[rows, jnp.where(seen < 0, train.num_items, seen)].set(-jnp.inf, mode="drop")
+        of_block = jnp.where((users < train.num_users)[:, None], of_block, -jnp.inf)
+        values = jnp.concatenate([best[0], of_block.T], axis=1)
+        known = jnp.concatenate([best[1], jnp.broadcast_to(users, (train.num_items, width))], axis=1)
+        values, places = jax.lax.top_k(values, size)
+        return (values, jnp.take_along_axis(known, places, axis=1)), None
+
+    none = jnp.full((train.num_items, size), -jnp.inf), jnp.full((train.num_items, size), -1, jnp.int32)
+    (values, users), _ = jax.lax.scan(merge, none, jnp.arange(blocks * width, dtype=jnp.int32).reshape(blocks, width))
+    return _ranking(exchange(train), jnp.where(values > -jnp.inf, users, -1))
+
+
+def exchange(train: Interactions) -> Interactions:
+    """The same pairs with items in the place of users: who has been seen by whom."""
+    order = jnp.argsort(train.items, stable=True)
+    degree = jnp.zeros(train.num_items, jnp.int32).at[train.items].add(1)
+    return Interactions(
+        users=train.items[order],
+        items=train.users[order],
+        offsets=jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(degree, dtype=jnp.int32)]),
+        num_users=train.num_items,
+        num_items=train.num_users,
+        max_degree=train.num_users,  # no more than that; what it is is not known to a program that is being compiled
+    )
+
+
+def _ranking(train: Interactions, items: jax.Array) -> Ranking:
     ordered = jnp.sort(jnp.where(items < 0, train.num_items, items), axis=1)
     unseen = ordered - seen_before(train, jnp.arange(train.num_users)[:, None], ordered)
     before = jnp.where(ordered < train.num_items, unseen - jnp.arange(items.shape[1])[None, :], train.num_items)
@@ -41,14 +89,51 @@ def rank_unseen(teacher: Teacher, train: Interactions, size: int) -> Ranking:
 
 
 def by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) -> jax.Array:
-    """`[n, count]` different items of each row of `pool` `[n, P]`, in its order; the first P, if there are fewer.
+    """`[n, count]` different items of each row of `pool` `[n, P]`, in its order; the first P, if there are fewer."""
+    return jnp.take_along_axis(pool, places_by_rank(key, pool >= 0, count, temperature), axis=1)
+
+
+def places_by_rank(key: chex.PRNGKey, there: jax.Array, count: int, temperature: float | jax.Array) -> jax.Array:
+    """`[n, count]` different places, ascending, of each row of `there` `[n, P]` bool, the next always with a
+    probability ~ exp(-place / T) among those left that are there; T is one number, or `[n, 1]`.
 
     The largest of log-probabilities with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
     """
-    places = jnp.arange(pool.shape[1])
-    noisy = jax.random.gumbel(key, pool.shape) - places[None, :] / temperature
-    _, chosen = jax.lax.top_k(jnp.where(pool >= 0, noisy, -jnp.inf), min(count, pool.shape[1]))
-    return jnp.take_along_axis(pool, jnp.sort(chosen, axis=1), axis=1)
+    places = jnp.arange(there.shape[1])
+    noisy = jax.random.gumbel(key, there.shape) - places[None, :] / temperature
+    _, chosen = jax.lax.top_k(jnp.where(there, noisy, -jnp.inf), min(count, there.shape[1]))
+    return jnp.sort(chosen, axis=1)
+
+
+def pairs_by_rank(key: chex.PRNGKey, sizes: jax.Array, count: int, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """Pairs of places of lists: the first and the second of each, the first above, both `[..., count]` int32, -1 where
+    a list has no two.
+
+    Of a list of n, i < j come with a probability like exp(-(i + j) / T): that of two places drawn one by one with a
+    probability like exp(-i / T) each, when they are not the same. Both distribution functions are inverted in closed
+    form, so that nothing is rejected and no table is made. With q = exp(-1 / T) and x = q^(i + 1), the first's is
+
+        1 - x^2 - q^(n - 1) (1 + q) (1 - x),  over  (1 - q^(n - 1)) (1 - q^n),
+
+    and the second's, given the first, that of a geometric distribution cut off.
+
+    Args:
+      key: a JAX random key.
+      sizes: `[...]` integers, the lengths of the lists.
+      count: how many pairs, each drawn for itself.
+      temperature: T, over 0.
+    """
+    of_first, of_second = jax.random.uniform(key, (2, *sizes.shape, count))
+    sizes = jnp.maximum(sizes, 0)[..., None]
+    short = lambda places: -jnp.expm1(-jnp.maximum(places, 0) / temperature)  # 1 - q^places
+    a, b = short(sizes - 1), short(sizes)
+    root = jnp.sqrt((a + b) ** 2 - 4 * of_first * a * b)
+    left = 2 * of_first * a * b / jnp.maximum(a + b + root, jnp.finfo(root.dtype).tiny)  # 1 - x
+    first = jnp.ceil(-temperature * jnp.log1p(-left)) - 1
+    first = jnp.clip(first, 0, jnp.maximum(sizes - 2, 0)).astype(jnp.int32)
+    further = jnp.floor(-temperature * jnp.log1p(-of_second * short(sizes - 1 - first)))
+    second = first + 1 + jnp.clip(further, 0, jnp.maximum(sizes - 2 - first, 0)).astype(jnp.int32)
+    return jnp.where(sizes > 1, first, -1), jnp.where(sizes > 1, second, -1)
 
 
 def of_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:
@@ -61,6 +146,15 @@ def of_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:
     users = jnp.arange(len(r))[:, None]
     items = nth_unseen(ranking.train, users, r + in_pool(ranking.before, r).astype(jnp.int32))
     return jnp.where(r < 0, -1, items)
+
+
+def of_unseen(key: chex.PRNGKey, train: Interactions, count: int) -> jax.Array:
+    """`[num_users, count]` items that each user has not seen, uniformly, each draw for itself, so that an item may come
+    twice; -1 for a user who has seen all."""
+    unseen = train.num_items - jnp.diff(train.offsets)[:, None]
+    r = jax.random.randint(key, (train.num_users, count), 0, jnp.maximum(unseen, 1))
+    items = nth_unseen(train, jnp.arange(train.num_users)[:, None], r)
+    return jnp.where(unseen > 0, items, -1)
 
 
 def distinct_numbers(key: chex.PRNGKey, sizes: jax.Array, count: int) -> jax.Array:

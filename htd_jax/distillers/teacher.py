@@ -122,6 +122,28 @@ class Teacher:
         users = jnp.minimum(jnp.arange(blocks * width), train.num_users - 1).reshape(blocks, width)
         return jax.lax.map(of_block, users).reshape(-1, k)[: train.num_users]
 
+    def score(self, items: jax.Array) -> jax.Array:
+        """Its scores of some items of every user: `[num_users, m]`, as `items` are; of what is no item, any number.
+
+        Some users at a time. Where scores are products of representations, of these items alone.
+        """
+        assert self.scores is not None, "a teacher without scores"
+        scores, tables, num_users = self.scores, self.representations, len(items)
+        if getattr(scores, "func", None) is not _products:
+            tables = None
+
+        def of_block(users: jax.Array) -> jax.Array:
+            own = jnp.maximum(items[users], 0)
+            if tables is None:
+                return jnp.take_along_axis(scores(users), own, axis=1)
+            return jnp.sum(tables.users[users][:, None] * tables.items[own], axis=2)
+
+        a_user = items.shape[1] * self.dim if tables else jax.eval_shape(scores, jnp.zeros(1, jnp.int32)).shape[1]
+        width = max(1, min(num_users, SCORES // max(a_user, 1)))
+        blocks = -(-num_users // width)
+        users = jnp.minimum(jnp.arange(blocks * width), num_users - 1).reshape(blocks, width)
+        return jax.lax.map(of_block, users).reshape(-1, items.shape[1])[:num_users]
+
 
 @dataclasses.dataclass(frozen=True)
 class _ScoresOf:

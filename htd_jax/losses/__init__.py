@@ -8,13 +8,15 @@ from htd_jax.losses.assignment import (
     routed_assignment_loss,
 )
 from htd_jax.losses.hints import hint_loss, personalised
-from htd_jax.losses.ranking import bce_loss, bpr_loss, relaxed_ranking_loss
+from htd_jax.losses.pointwise import discrepancy_weights, position_weights, soft_label_loss, weighted_log_loss
+from htd_jax.losses.ranking import bce_loss, bpr_loss, pair_loss, relaxed_ranking_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
 __all__ = [
     "Experts",
     "bce_loss",
     "bpr_loss",
+    "discrepancy_weights",
     "entity_level_loss",
     "ftd_loss",
     "group_assignment_loss",
@@ -22,9 +24,13 @@ __all__ = [
     "gumbel_softmax",
     "hint_loss",
     "htd_loss",
+    "pair_loss",
     "pairwise_cosine",
     "personalised",
     "perturb",
+    "position_weights",
     "relaxed_ranking_loss",
     "routed_assignment_loss",
+    "soft_label_loss",
+    "weighted_log_loss",
 ]

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
+from htd_jax.losses.checks import check_dtype, check_floats, check_items, check_where, keep_rows
 
 
 def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -69,6 +69,45 @@ def _check_scores(
     return positives, negatives, check_where(where, len(positives))
 
 
+def pair_loss(
+    better: chex.Array,
+    worse: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    pairs_where: chex.Array | None = None,
+) -> jax.Array:
+    r"""That one item of each pair stands above the other: the logistic loss of their difference, the mean over a row's
+    pairs, summed over rows.
+
+    .. math:: -\sum_u \frac{1}{P_u} \sum_{p=1}^{P_u} \log \sigma(s^+_{up} - s^-_{up})
+
+    Source: Chen et al., WSDM'23, where it is the sum over a row's pairs, and their code, where it is the mean.
+
+    Args:
+      better: `[n, P]` floats, the scores of the items that should stand above.
+      worse: `[n, P]` floats, those of the others.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+      pairs_where: `[n, P]` bool; a masked pair is not there, a row without pairs adds nothing.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{pair_loss(jnp.array([[2.0, 1.0]]), jnp.array([[0.0, 1.0]])):.4f}")
+    0.4100
+    """
+    above = check_floats("better", better, None, None)
+    below = check_floats("worse", worse, *above.shape)
+    check_dtype("worse", worse, better.dtype)
+    counted = check_items("pairs_where", pairs_where, check_where(where, len(above)), above)
+    margin = jnp.where(counted, above, 0) - jnp.where(counted, below, 0)
+    sums = jnp.sum(jnp.where(counted, jax.nn.log_sigmoid(margin), 0), axis=1)
+    return -jnp.sum(sums / jnp.maximum(jnp.sum(counted, axis=1), 1))
+
+
 def relaxed_ranking_loss(
     interesting: chex.Array,
     uninteresting: chex.Array,
@@ -109,8 +148,8 @@ def relaxed_ranking_loss(
     rest = check_floats("uninteresting", uninteresting, len(scores), None)
     check_dtype("uninteresting", uninteresting, interesting.dtype)
     where = check_where(where, len(scores))
-    counted = _check_items("interesting_where", interesting_where, where, scores)
-    others = _check_items("uninteresting_where", uninteresting_where, where, rest)
+    counted = check_items("interesting_where", interesting_where, where, scores)
+    others = check_items("uninteresting_where", uninteresting_where, where, rest)
     # The score of what is not there. It is finite, since between two infinities there is no gradient.
     nothing = jnp.finfo(scores.dtype).min / 2
     scores = jnp.where(counted, scores, nothing)
@@ -119,13 +158,3 @@ def relaxed_ranking_loss(
     upward = jnp.concatenate([scores, rest], axis=1)  # jax.lax.cumlogsumexp without a gradient is O(K^2) on a CPU
     below = jax.lax.associative_scan(jnp.logaddexp, upward, reverse=True, axis=1)[:, :-1]
     return jnp.sum(jnp.where(counted, below - scores, 0))
-
-
-def _check_items(name: str, items: chex.Array | None, where: jax.Array | None, scores: jax.Array) -> jax.Array:
-    """Which scores count, by a mask of their own and by that of rows: `[n, m]` bool."""
-    if items is None:
-        items = jnp.ones(scores.shape, bool)
-    message = f"{name}: expected bool{list(scores.shape)}, got {items.dtype}{list(items.shape)}"
-    chex.assert_type(items, bool, custom_message=message)
-    chex.assert_shape(items, scores.shape, custom_message=message)
-    return jnp.asarray(items) if where is None else items & where[:, None]

@@ -1,0 +1,182 @@
+"""IR-RRD: who is ranked and drawn on the item side, and the loss, against their definitions in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rankings import agree_with, draw_many, loss_of, resumes_to_the_bit, seen_by, table_of
+from test_rrd import definition
+
+import htd_jax
+from htd_jax import distillers
+from htd_jax.data import Interactions
+from htd_jax.distillers import Lists
+from htd_jax.distillers.draws import exchange, rank_users
+from htd_jax.errors import UserError
+from htd_jax.models import BPRSettings, ModelOf
+
+USERS, ITEMS = 60, 90
+
+
+@pytest.fixture(autouse=True)
+def no_rank_promotion(no_implicit_broadcasting):
+    yield
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """Of a teacher, with many ties."""
+    return np.random.default_rng(2).integers(0, 12, (USERS, ITEMS)).astype(np.float32)
+
+
+def users_ranked(scores, train, size):
+    """Of every item, the users who have not seen it, the first of equals first."""
+    seen = seen_by(train)
+    order = np.argsort(-scores.T, axis=1, kind="stable")
+    return [[user for user in order[item] if item not in seen[user]][:size] for item in range(ITEMS)]
+
+
+# --- users of items
+
+
+def test_exchanged_pairs_are_the_same_pairs(small_split):
+    train, other = small_split.train, jax.jit(exchange)(small_split.train)
+    assert sorted(zip(other.items.tolist(), other.users.tolist())) == list(
+        zip(train.users.tolist(), train.items.tolist())
+    )
+    assert (np.diff(np.asarray(other.users) * USERS + np.asarray(other.items)) > 0).all()
+    assert other.offsets.tolist() == np.searchsorted(other.users, np.arange(ITEMS + 1)).tolist()
+
+
+@pytest.mark.parametrize("block", [7, 60], ids=["blocks of 7 users", "one block"])
+def test_users_of_items_are_ranked_block_by_block(small_split, scores, block, monkeypatch):
+    train = small_split.train
+    monkeypatch.setattr(distillers.draws, "SCORES", -(-block * ITEMS // 4))
+    rank_users.clear_cache()
+    for size in (20, 100):
+        found = rank_users(table_of(scores), train, size)
+        for row, wanted in zip(np.asarray(found.pool), users_ranked(scores, train, size)):
+            assert [user for user in row if user >= 0] == wanted and (row[len(wanted) :] == -1).all()
+    rank_users.clear_cache()
+
+
+# --- the draw
+
+
+def test_users_are_drawn_from_the_pool_and_from_the_rest(small_split, scores):
+    """A right draw fails with a probability under 90 times 1e-5, and 1e-4."""
+    train, size, times = small_split.train, 12, 400
+    method = distillers.ir_rrd(pool=size, num_interesting_users=1, num_uninteresting_users=1, item_temperature=3.0)
+    drawn = jax.tree.map(np.asarray, draw_many(method, table_of(scores), train, times).items)
+    best, unseen, places = users_ranked(scores, train, size), users_ranked(scores, train, USERS), np.zeros(size)
+    for item in range(ITEMS):
+        assert len(best[item]) == size
+        place = {user: k for k, user in enumerate(best[item])}
+        places += np.bincount([place[user] for user in drawn.interesting[:, item, 0]], minlength=size)
+        shares = np.isin(np.arange(USERS), unseen[item][size:]).astype(float)
+        agree_with(np.bincount(drawn.uninteresting[:, item, 0], minlength=USERS), shares, alarm=1e-5)
+    agree_with(places, np.exp(-np.arange(size) / 3.0))
+
+
+def test_the_noise_that_is_not_made_would_change_nothing(small_split, scores):
+    """Of a low temperature, only the first places are drawn, whatever the pool."""
+    drawn = [
+        draw_many(
+            distillers.ir_rrd(pool=size, num_interesting_users=3, item_temperature=0.1), table_of(scores), train, 1
+        )
+        for train in (small_split.train,)
+        for size in (5, 50)
+    ]
+    np.testing.assert_array_equal(drawn[0].items.interesting, drawn[1].items.interesting)
+
+
+# --- the loss
+
+IDS, WHERE = np.array([0, 0, 4, 9, 9, 59]), np.array([1, 0, 1, 1, 0, 0], bool)
+
+
+def prepared(train, scores, **settings):
+    chosen = dict(pool=30, num_interesting=3, num_uninteresting=2, num_interesting_users=5, num_uninteresting_users=4)
+    method = distillers.ir_rrd(**chosen, **settings)
+    known = jax.jit(method.prepare)(table_of(scores), train)
+    drawn = jax.jit(lambda key: method.refresh({}, None, key, 0, known, None))(jax.random.key(3))
+    return method, known, drawn
+
+
+def items_part(student, drawn, items):
+    """The loss of some items, in float64, and its gradient by the scores."""
+    best, rest = (np.asarray(users)[items] for users in (drawn.items.interesting, drawn.items.uninteresting))
+    columns, table = np.asarray(items)[:, None], np.zeros(student.shape)
+    value, by_best, by_rest = definition(
+        student[best, columns], student[rest, columns], np.ones(len(items), bool), best >= 0, rest >= 0
+    )
+    np.add.at(table, (best, columns), by_best)
+    np.add.at(table, (rest, columns), by_rest)
+    return value, table
+
+
+def in_batch(drawn):
+    both = np.concatenate([drawn.users.interesting, drawn.users.uninteresting], axis=1)[IDS[WHERE]]
+    return np.unique(both[both >= 0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_every_different_item_that_was_drawn_counts_once(small_split, scores, scale):
+    train = small_split.train
+    method, known, drawn = prepared(train, scores, item_weight=0.5, items_a_step=ITEMS)
+    student = (scale * np.random.default_rng(7).normal(size=(USERS, ITEMS))).astype(np.float32)
+    value, terms, gradient = loss_of(method, known, drawn, student, IDS, WHERE)
+    alone = distillers.rrd(pool=30, num_interesting=3, num_uninteresting=2)
+    of_users, _, by_users = loss_of(alone, known.users, drawn.users, student, IDS, WHERE)
+    expected, by_items = items_part(student.astype(np.float64), drawn, in_batch(drawn))
+    np.testing.assert_allclose(terms["rrd"], of_users, rtol=1e-6)
+    np.testing.assert_allclose(terms["ir"], expected, rtol=1e-5)
+    np.testing.assert_allclose(value, of_users + 0.5 * expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient - by_users, 0.5 * by_items, atol=2e-5 if scale == 1 else 1e-2)
+
+
+def test_a_step_with_fewer_items_has_the_same_expectation(small_split, scores):
+    """The parts that a step may take: their mean is the whole, and each comes equally often (alarm 1e-4)."""
+    train = small_split.train
+    method, known, drawn = prepared(train, scores, items_a_step=25)  # every fourth
+    student = np.random.default_rng(7).normal(size=(USERS, ITEMS))
+    parts = [4 * items_part(student, drawn, [i for i in in_batch(drawn) if i % 4 == first])[0] for first in range(4)]
+    whole = items_part(student, drawn, in_batch(drawn))[0]
+    np.testing.assert_allclose(np.mean(parts), whole)
+    nothing = jnp.zeros((len(IDS), 0))
+    side = distillers.Side(nothing, nothing, jnp.asarray(WHERE), jnp.asarray(IDS, jnp.int32))
+    table = jnp.asarray(student, jnp.float32)
+    batch = distillers.Batch(distillers.Entities(*[side] * 4), None, lambda users, items: table[users, items], known)
+    keys = jax.random.split(jax.random.key(1), 400)
+    found = jax.jit(jax.vmap(lambda key: method.loss({}, drawn, batch, key, 0)[1]["ir"]))(keys)
+    near = np.isclose(np.asarray(found)[:, None], np.array(parts)[None], rtol=1e-5)
+    assert (near.sum(1) == 1).all()
+    agree_with(near.sum(0), np.ones(4))
+
+
+# --- the method
+
+
+def test_what_is_not_there_is_not_drawn():
+    """User 1 has seen all, and everyone has seen item 0."""
+    train = Interactions.from_pairs(np.array([0, 1, 2, 1, 1]), np.array([0, 0, 0, 1, 2]), 3, 3)
+    teacher = table_of(np.arange(9.0, dtype=np.float32).reshape(3, 3))
+    method = distillers.ir_rrd(pool=1, num_uninteresting_users=2)
+    drawn = jax.tree.map(lambda x: x[0], draw_many(method, teacher, train, 1))
+    assert drawn.items.interesting.tolist() == [[-1], [2], [2]]
+    assert np.sort(drawn.items.uninteresting).tolist() == [[-1, -1], [-1, 0], [-1, 0]]
+    known = jax.jit(method.prepare)(teacher, train)
+    value, _, gradient = loss_of(method, known, drawn, np.zeros((3, 3)), np.arange(3), np.ones(3, bool))
+    assert value > 0 and np.isfinite(gradient).all()
+
+
+def test_lists_do_not_do(small_split):
+    """They do not say which of two users an item is more for."""
+    lists = Lists(jnp.zeros((USERS, 1), jnp.int32))
+    with pytest.raises(UserError, match="scores"):
+        htd_jax.distill(lists, small_split, method="ir-rrd", dim=2, epochs=1, progress=False)
+
+
+def test_a_broken_run_goes_on_with_the_same(small_split, scores, tmp_path):
+    settings = distillers.IRRRD(interesting=5, uninteresting=5, item_interesting=5, item_uninteresting=5, items=30)
+    resumes_to_the_bit(settings, ModelOf(BPRSettings(), 4), table_of(scores), small_split, tmp_path)
