@@ -24,6 +24,7 @@ from htd_jax.distillers.fitnet import FitNet, fitnet
 from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
+from htd_jax.distillers.listwise import Listwise, listwise
 from htd_jax.distillers.phr import PHR, phr
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
@@ -32,7 +33,7 @@ from htd_jax.settings import Registry
 
 METHODS = Registry(
     "method",
-    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD},
+    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD, "listwise": Listwise},
     besides=("none",),
     function="make",
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Entities",
     "FitNet",
     "Lists",
+    "Listwise",
     "Method",
     "Representations",
     "Run",
@@ -66,6 +68,7 @@ __all__ = [
     "ftd",
     "htd",
     "kmeans_groups",
+    "listwise",
     "model_scores",
     "none",
     "phr",

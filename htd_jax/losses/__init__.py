@@ -8,6 +8,7 @@ from htd_jax.losses.assignment import (
     routed_assignment_loss,
 )
 from htd_jax.losses.hints import hint_loss, personalised
+from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition
 from htd_jax.losses.ranking import bce_loss, bpr_loss, relaxed_ranking_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
@@ -22,6 +23,9 @@ __all__ = [
     "gumbel_softmax",
     "hint_loss",
     "htd_loss",
+    "listed_loss",
+    "listwise_loss",
+    "log_partition",
     "pairwise_cosine",
     "personalised",
     "perturb",
