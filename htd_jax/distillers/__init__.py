@@ -26,6 +26,7 @@ from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
 from htd_jax.distillers.listwise import Listwise, listwise
 from htd_jax.distillers.phr import PHR, phr
+from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
@@ -33,7 +34,17 @@ from htd_jax.settings import Registry
 
 METHODS = Registry(
     "method",
-    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD, "listwise": Listwise},
+    {
+        "svd": SVD,
+        "ftd": FTD,
+        "htd": HTD,
+        "fitnet": FitNet,
+        "de": DE,
+        "phr": PHR,
+        "rrd": RRD,
+        "listwise": Listwise,
+        "rce-kd": RCEKD,
+    },
     besides=("none",),
     function="make",
 )
@@ -45,6 +56,7 @@ __all__ = [
     "HTD",
     "METHODS",
     "PHR",
+    "RCEKD",
     "RRD",
     "SVD",
     "Batch",
@@ -73,6 +85,7 @@ __all__ = [
     "none",
     "phr",
     "random_groups",
+    "rce_kd",
     "register",
     "rrd",
     "scale",

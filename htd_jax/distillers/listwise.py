@@ -13,6 +13,7 @@ from flax import struct
 
 from htd_jax.data import Interactions, seen_before, seen_mask
 from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.draws import in_blocks
 from htd_jax.distillers.teacher import Lists, Teacher
 from htd_jax.losses import listed_loss, listwise_loss, log_partition
 from htd_jax.ops.eager import sum_over_blocks
@@ -168,7 +169,6 @@ def _of_scores(teacher: Teacher, train: Interactions, top: int, temperature: flo
     """What is known of a teacher of scores, from the scores of some users at a time."""
     scores = teacher.scores
     assert scores is not None
-    width = max(1, min(train.num_users, SCORES // train.num_items))
 
     def of_block(users: jax.Array) -> Any:
         values, seen = scores(users), seen_mask(train, users)
@@ -180,10 +180,7 @@ def _of_scores(teacher: Teacher, train: Interactions, top: int, temperature: flo
         logits = jnp.where(there, best / temperature - sums[:, None], 0)
         return jnp.where(there, items, -1), jnp.where(there, jnp.exp(logits), 0)
 
-    blocks = -(-train.num_users // width)
-    users = jnp.minimum(jnp.arange(blocks * width), train.num_users - 1).reshape(blocks, width)
-    whole = lambda x: x.reshape(-1, *x.shape[2:])[: train.num_users]
-    known = jax.tree.map(whole, jax.lax.map(of_block, users))
+    known = in_blocks(of_block, train.num_users, train.num_items)
     return Top(train, *known) if top else Whole(train, scores, known)
 
 

@@ -10,6 +10,7 @@ from htd_jax.losses.assignment import (
 from htd_jax.losses.hints import hint_loss, personalised
 from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition
 from htd_jax.losses.ranking import bce_loss, bpr_loss, relaxed_ranking_loss
+from htd_jax.losses.subsets import rejuvenated_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "pairwise_cosine",
     "personalised",
     "perturb",
+    "rejuvenated_loss",
     "relaxed_ranking_loss",
     "routed_assignment_loss",
 ]
