@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from htd_jax.data.interactions import Interactions
 
 ROUNDS = 8
+# Items that `seen_mask` marks of every user at once.
+TURN = 64
 
 
 def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
@@ -106,6 +108,25 @@ def seen_before(train: Interactions, users: jax.Array, items: jax.Array) -> jax.
       int32 of the shape of both; an unseen item is the r-th unseen one with r the item less this.
     """
     return _count_leading(train, users, items, lambda item, j: item < items)
+
+
+def seen_mask(train: Interactions, users: jax.Array) -> jax.Array:
+    """Which items each of the users `[n]` has seen: `[n, num_items]` bool.
+
+    Some of each user's items at a time, as often as the one with the most of them needs: of users who are drawn, few
+    have nearly as many as the one who has the most of all.
+    """
+    start, stop = train.offsets[users][:, None], train.offsets[users + 1][:, None]
+    most, rows, turn = jnp.max(stop - start, initial=0), jnp.arange(len(users))[:, None], jnp.arange(TURN)[None, :]
+
+    def mark(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        done, mask = state
+        at = start + done + turn
+        seen = jnp.where(at < stop, train.items[jnp.minimum(at, len(train) - 1)], train.num_items)
+        return done + TURN, mask.at[rows, seen].set(True, mode="drop")
+
+    nothing = jnp.zeros((len(users), train.num_items), bool)
+    return jax.lax.while_loop(lambda state: state[0] < most, mark, (jnp.zeros_like(most), nothing))[1]
 
 
 def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:

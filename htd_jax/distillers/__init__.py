@@ -26,7 +26,9 @@ from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
 from htd_jax.distillers.ir_rrd import IRRRD, ir_rrd
+from htd_jax.distillers.listwise import Listwise, listwise
 from htd_jax.distillers.phr import PHR, phr
+from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rd import RD, rd
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
@@ -48,6 +50,8 @@ METHODS = Registry(
         "ir-rrd": IRRRD,
         "unkd": UnKD,
         "cd": CD,
+        "listwise": Listwise,
+        "rce-kd": RCEKD,
     },
     besides=("none",),
     function="make",
@@ -62,6 +66,7 @@ __all__ = [
     "IRRRD",
     "METHODS",
     "PHR",
+    "RCEKD",
     "RD",
     "RRD",
     "SVD",
@@ -70,6 +75,7 @@ __all__ = [
     "Entities",
     "FitNet",
     "Lists",
+    "Listwise",
     "Method",
     "Representations",
     "Run",
@@ -88,10 +94,12 @@ __all__ = [
     "htd",
     "ir_rrd",
     "kmeans_groups",
+    "listwise",
     "model_scores",
     "none",
     "phr",
     "random_groups",
+    "rce_kd",
     "rd",
     "register",
     "rrd",

@@ -96,12 +96,15 @@ class Batch(NamedTuple):
       score: the student's scores, differentiable, of the pairs of two integer arrays that broadcast (users `[n, 1]`
         with items `[n, m]`), at the cost of these pairs alone.
       teacher: what `prepare` made of the teacher.
+      score_all: the student's scores `[n, num_items]`, differentiable, of every item for the users `[n]`, at the cost
+        of as many products; for a few users at a time, see `htd_jax.ops.eager`.
     """
 
     entities: Entities
     triples: Triples
     score: Callable[[jax.Array, jax.Array], jax.Array]
     teacher: Known = None
+    score_all: Callable[[jax.Array], jax.Array] = lambda users: jnp.zeros((len(users), 0))
 
 
 class Shapes(NamedTuple):

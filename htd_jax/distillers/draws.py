@@ -1,6 +1,8 @@
 """What ranking methods draw from: a teacher's best unseen items, and the rest, all on the device."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -9,6 +11,9 @@ from flax import struct
 
 from htd_jax.data import Interactions, nth_unseen, seen_before
 from htd_jax.distillers.teacher import SCORES, Teacher
+
+# Scores that `in_blocks` holds at once: 4 MiB of them.
+NUMBERS = 2**20
 
 
 @struct.dataclass
@@ -88,6 +93,26 @@ def _ranking(train: Interactions, items: jax.Array) -> Ranking:
     return Ranking(train, items, before, rest)
 
 
+def best_of(scores: jax.Array, k: int) -> jax.Array:
+    """The places of the k largest of each row `[n, m]`, the largest first, equal ones in their order: `[n, k]` int32.
+
+    What is cut out of the result stays out of its search: on a CPU, XLA takes a search for the k best of which a part
+    is used for a sort of everything, thirty times as slow.
+    """
+    places: jax.Array = jax.lax.optimization_barrier(jax.lax.top_k(scores, min(k, scores.shape[1])))[1]
+    return places
+
+
+def in_blocks(of_users: Callable[[jax.Array], Any], rows: int, width: int) -> Any:
+    """`of_users(users [n])`, a pytree of arrays `[n, ...]`, for all `rows`: `[rows, ...]`. So many rows at a time as
+    `width` numbers of each allow; the last block is filled up with the last row."""
+    at_once = max(1, min(rows, NUMBERS // width))
+    blocks = -(-rows // at_once)
+    users = jnp.minimum(jnp.arange(blocks * at_once), rows - 1).reshape(blocks, at_once)
+    whole = lambda x: x.reshape(-1, *x.shape[2:])[:rows]
+    return jax.tree.map(whole, jax.lax.map(of_users, users))
+
+
 def by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) -> jax.Array:
     """`[n, count]` different items of each row of `pool` `[n, P]`, in its order; the first P, if there are fewer."""
     return jnp.take_along_axis(pool, places_by_rank(key, pool >= 0, count, temperature), axis=1)
@@ -134,6 +159,21 @@ def pairs_by_rank(key: chex.PRNGKey, sizes: jax.Array, count: int, temperature: 
     further = jnp.floor(-temperature * jnp.log1p(-of_second * short(sizes - 1 - first)))
     second = first + 1 + jnp.clip(further, 0, jnp.maximum(sizes - 2 - first, 0)).astype(jnp.int32)
     return jnp.where(sizes > 1, first, -1), jnp.where(sizes > 1, second, -1)
+
+
+def by_weight(key: chex.PRNGKey, items: jax.Array, log_weights: jax.Array, count: int) -> jax.Array:
+    """`[n, min(count, P)]` different items of each row of `items` `[n, P]`, in its order.
+
+    They are drawn one after the other, each with a probability like its weight among those left.
+
+    An item of -1, or of a weight of zero, is never drawn; a row with fewer others has -1 somewhere in its order.
+
+    The largest of log-probabilities with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
+    """
+    noisy = jax.random.gumbel(key, items.shape) + log_weights
+    noisy = jnp.where(items >= 0, noisy, -jnp.inf)
+    _, chosen = jax.lax.top_k(noisy, min(count, items.shape[1]))
+    return jnp.take_along_axis(jnp.where(noisy > -jnp.inf, items, -1), jnp.sort(chosen, axis=1), axis=1)
 
 
 def of_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:

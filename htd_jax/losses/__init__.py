@@ -8,8 +8,10 @@ from htd_jax.losses.assignment import (
     routed_assignment_loss,
 )
 from htd_jax.losses.hints import hint_loss, personalised
+from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition
 from htd_jax.losses.pointwise import discrepancy_weights, position_weights, soft_label_loss, weighted_log_loss
 from htd_jax.losses.ranking import bce_loss, bpr_loss, pair_loss, relaxed_ranking_loss
+from htd_jax.losses.subsets import rejuvenated_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
 __all__ = [
@@ -24,11 +26,15 @@ __all__ = [
     "gumbel_softmax",
     "hint_loss",
     "htd_loss",
+    "listed_loss",
+    "listwise_loss",
+    "log_partition",
     "pair_loss",
     "pairwise_cosine",
     "personalised",
     "perturb",
     "position_weights",
+    "rejuvenated_loss",
     "relaxed_ranking_loss",
     "routed_assignment_loss",
     "soft_label_loss",

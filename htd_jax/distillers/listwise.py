@@ -1,0 +1,199 @@
+"""Listwise distillation: a user's whole ranking as one distribution."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Gt, Interval
+from flax import struct
+
+from htd_jax.data import Interactions, seen_before, seen_mask
+from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.draws import in_blocks
+from htd_jax.distillers.teacher import Lists, Teacher
+from htd_jax.losses import listed_loss, listwise_loss, log_partition
+from htd_jax.ops.eager import sum_over_blocks
+
+# Scores that a step holds at once: 4 MiB of them, about what a core's cache does.
+SCORES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Listwise:
+    """The teacher's softmax over all unseen items of a user, and the seen ones above (this project)."""
+
+    weight: Annotated[float, Ge(0)] = 1e-1
+    """Lambda: the distillation loss counts this much against the base loss."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """By which the student's scores are divided."""
+    teacher_temperature: Annotated[float, Gt(0)] = 1.0
+    """By which the teacher's are."""
+    seen: Annotated[float, Ge(0)] = 1.0
+    """How much the cross-entropy of the seen items counts against that of the unseen ones."""
+    users: Annotated[int, Ge(0)] = 64
+    """Users of a batch, drawn anew each step, that stand for all of its users; 0 for all of them."""
+    top: Annotated[int, Ge(0)] = 0
+    """How many of the teacher's best unseen items are told apart, the rest being one class; 0 for all of them."""
+    rank_temperature: Annotated[float, Gt(0)] = 10.0
+    """For lists without scores: the item of rank r has a probability like exp(-r / this)."""
+    rest: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """For a teacher of lists alone: the probability of all items that are not listed."""
+
+    label: ClassVar[str] = "Listwise"
+
+    def make(self, run: Run) -> Distiller:
+        return listwise(
+            temperature=self.temperature,
+            teacher_temperature=self.teacher_temperature,
+            seen_weight=self.seen,
+            most_users=self.users,
+            top=self.top,
+            rank_temperature=self.rank_temperature,
+            rest=self.rest,
+        )
+
+
+@struct.dataclass
+class Whole:
+    """A teacher of scores.
+
+    Attributes:
+      train: who has seen what.
+      scores: see `Teacher`.
+      log_partition: `[num_users]`, of its softmax over a user's unseen items.
+    """
+
+    train: Interactions
+    scores: Callable[[jax.Array], jax.Array]
+    log_partition: jax.Array
+
+
+@struct.dataclass
+class Top:
+    """A teacher of lists: `[num_users, k]` unseen items, -1 for none, and their probabilities."""
+
+    train: Interactions
+    items: jax.Array
+    probabilities: jax.Array
+
+
+def listwise(
+    *,
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    seen_weight: float = 1.0,
+    most_users: int = 64,
+    top: int = 0,
+    rank_temperature: float = 10.0,
+    rest: float = 0.1,
+) -> Distiller:
+    """The student's softmax over all unseen items of a user is held to the teacher's, and that over all items to the
+    seen ones: `listwise_loss`, added up over the different users of a batch.
+
+    A step draws some of its users, each as likely as another, and scales their sum to that of all: the same on average.
+    Of a teacher with lists alone, or where only its `top` counts, the items that it does not list are one class, see
+    `listed_loss`. The probability of that class follows from the scores if there are scores of all items, and is `rest`
+    otherwise; those of the listed ones follow from the lists' scores if they have some, and else from ranks.
+
+    Cost, a step: u users, m items, u m products of the student's width, three times (the scores, the gradient by users
+    and by items), and u m of the teacher's once, unless it is known by lists; u m exponentials of either. Held are the
+    scores of some users at a time, a number a user of the teacher, or 2k of lists.
+
+    Args:
+      temperature: of the student, over 0.
+      teacher_temperature: of the teacher's scores, over 0.
+      seen_weight: of the seen items' cross-entropy.
+      most_users: users a step, 0 for all of its batch.
+      top: how many of the teacher's best unseen items are told apart, 0 for all; lists may be shorter.
+      rank_temperature: of lists without scores, over 0.
+      rest: what lists alone leave to the other items, from 0 and below 1.
+
+    Returns:
+      A `Distiller`; its term is `listwise`.
+    """
+
+    def prepare(teacher: Teacher, train: Interactions) -> Whole | Top:
+        if teacher.scores is None:
+            assert teacher.lists is not None, "a teacher with neither lists nor scores"
+            return _of_lists(teacher.lists, train, top, teacher_temperature, rank_temperature, rest)
+        return _of_scores(teacher, train, top, teacher_temperature)
+
+    def loss(
+        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
+    ) -> tuple[jax.Array, Terms]:
+        known: Whole | Top = batch.teacher
+        side = batch.entities.users
+        ids, where, share = _some(key, side.ids, side.where, most_users)
+
+        def of_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
+            ids, where = block
+            seen = seen_mask(known.train, ids)
+            if isinstance(known, Top):
+                of = functools.partial(listed_loss, scores, known.items[ids], known.probabilities[ids], seen)
+            else:
+                of = functools.partial(
+                    listwise_loss,
+                    scores,
+                    known.scores(ids),
+                    seen,
+                    teacher_temperature=teacher_temperature,
+                    log_partition=known.log_partition[ids],
+                )
+            return of(where=where, temperature=temperature, seen_weight=seen_weight)
+
+        blocks = -(-len(ids) // max(1, SCORES // known.train.num_items))
+        width = -(-len(ids) // blocks)
+        value = share * sum_over_blocks(batch.score_all, of_block, ids, (ids, where), width)
+        return value, {"listwise": value}
+
+    return Distiller(learns_nothing, loss, prepare=prepare, needs=("lists",))
+
+
+def _some(
+    key: chex.PRNGKey, ids: jax.Array, where: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array, jax.Array | float]:
+    """At most so many of the ids that count, all sets equally likely, and by how much fewer they are."""
+    if most == 0 or most >= len(ids):
+        return ids, where, 1.0
+    _, chosen = jax.lax.top_k(jnp.where(where, jax.random.uniform(key, ids.shape), -1), most)
+    number = jnp.sum(where)
+    return ids[chosen], where[chosen], number / jnp.clip(number, 1, most)
+
+
+@jax.jit(static_argnames="top")
+def _of_scores(teacher: Teacher, train: Interactions, top: int, temperature: float) -> Whole | Top:
+    """What is known of a teacher of scores, from the scores of some users at a time."""
+    scores = teacher.scores
+    assert scores is not None
+
+    def of_block(users: jax.Array) -> Any:
+        values, seen = scores(users), seen_mask(train, users)
+        sums = log_partition(values, seen, temperature)
+        if not top:
+            return sums
+        best, items = jax.lax.top_k(jnp.where(seen, -jnp.inf, values), min(top, train.num_items))
+        there = best > -jnp.inf
+        logits = jnp.where(there, best / temperature - sums[:, None], 0)
+        return jnp.where(there, items, -1), jnp.where(there, jnp.exp(logits), 0)
+
+    known = in_blocks(of_block, train.num_users, train.num_items)
+    return Top(train, *known) if top else Whole(train, scores, known)
+
+
+def _of_lists(
+    lists: Lists, train: Interactions, top: int, temperature: float, rank_temperature: float, rest: float
+) -> Top:
+    """Probabilities of listed items, of a sum of 1 - `rest`; an item that was seen has none."""
+    items = jnp.asarray(lists.items, jnp.int32)
+    start, stop = train.offsets[:-1, None], train.offsets[1:, None]
+    at = start + seen_before(train, jnp.arange(train.num_users)[:, None], items)
+    seen = (at < stop) & (train.items[jnp.minimum(at, len(train) - 1)] == items)
+    rank = jnp.cumsum((items >= 0) & ~seen, axis=1)
+    kept = (items >= 0) & ~seen & (rank <= (top or items.shape[1]))
+    logits = -rank / rank_temperature if lists.scores is None else jnp.asarray(lists.scores) / temperature
+    probabilities = jax.nn.softmax(jnp.where(kept, logits, jnp.finfo(jnp.float32).min / 2), axis=1)
+    return Top(train, jnp.where(kept, items, -1), jnp.where(kept, (1 - rest) * probabilities, 0))
