@@ -108,6 +108,15 @@ def seen_before(train: Interactions, users: jax.Array, items: jax.Array) -> jax.
     return _count_leading(train, users, items, lambda item, j: item < items)
 
 
+def seen_mask(train: Interactions, users: jax.Array) -> jax.Array:
+    """Which items each of the users `[n]` has seen: `[n, num_items]` bool."""
+    start, stop = train.offsets[users][:, None], train.offsets[users + 1][:, None]
+    at = start + jnp.arange(train.max_degree)[None, :]
+    seen = jnp.where(at < stop, train.items[jnp.minimum(at, len(train) - 1)], train.num_items)
+    nothing = jnp.zeros((len(users), train.num_items), bool)
+    return nothing.at[jnp.arange(len(users))[:, None], seen].set(True, mode="drop")
+
+
 def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """The different values among `ids`, in a static shape.
 

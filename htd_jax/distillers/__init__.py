@@ -18,6 +18,7 @@ from htd_jax.distillers.base import (
     none,
     scale,
 )
+from htd_jax.distillers.bd import BD, bd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
 from htd_jax.distillers.fitnet import FitNet, fitnet
@@ -32,13 +33,14 @@ from htd_jax.settings import Registry
 
 METHODS = Registry(
     "method",
-    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD},
+    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD, "bd": BD},
     besides=("none",),
     function="make",
 )
 register = METHODS.register
 
 __all__ = [
+    "BD",
     "DE",
     "FTD",
     "HTD",
@@ -59,6 +61,7 @@ __all__ = [
     "Teacher",
     "Triples",
     "annealing",
+    "bd",
     "chain",
     "de",
     "every",

@@ -6,8 +6,8 @@ How methods of other kinds sit in it:
   rank, and forty of the rest, anew each epoch. `loss`: the student's scores of the eighty, by `batch.score`.
 - **BD** (both models learn, from each other). `init`: the teacher's variables, which `prepare` passes on: a second
   model in `params`, trained by the same optimiser in the same step, its own loss on `batch.triples` being a term of
-  `loss`. `refresh`: ranks under either model, as it now is, hence `params` among its arguments; every tenth epoch, by
-  `every`.
+  `loss`, and measured by `beside`. `refresh`: ranks under either model, as it now is, hence `params` among its
+  arguments; every tenth epoch, by `every`. Its settings are `warm`: the student begins where the plain one ended.
 - **Many teachers**. The teacher is then a tuple of them; the `prepare` of a link takes its own out of it, and a chain
   of links, one a teacher, is the method; weights between them that are learned are `params`, those by epoch are
   `loss`'s.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from htd_jax.ops.rows import keep_rows
 
-__all__ = ["check_choice", "check_dtype", "check_floats", "check_ints", "check_where", "keep_rows"]
+__all__ = ["check_choice", "check_dtype", "check_floats", "check_ints", "check_items", "check_where", "keep_rows"]
 
 
 def check_floats(name: str, value: chex.Array, *shape: int | None) -> jax.Array:
@@ -41,6 +41,16 @@ def check_where(where: chex.Array | None, rows: int) -> jax.Array | None:
         return None
     _check_array("where", where, bool, "bool", (rows,))
     return jnp.asarray(where)
+
+
+def check_items(name: str, items: chex.Array | None, where: jax.Array | None, scores: jax.Array) -> jax.Array:
+    """Which of `scores` `[n, m]` count, by a mask of their own, None or `[n, m]` bool, and by that of rows."""
+    if items is None:
+        items = jnp.ones(scores.shape, bool)
+    message = f"{name}: expected bool{list(scores.shape)}, got {items.dtype}{list(items.shape)}"
+    chex.assert_type(items, bool, custom_message=message)
+    chex.assert_shape(items, scores.shape, custom_message=message)
+    return jnp.asarray(items) if where is None else items & where[:, None]
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

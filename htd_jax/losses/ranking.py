@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
+from htd_jax.losses.checks import check_dtype, check_floats, check_items, check_where, keep_rows
 
 
 def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -109,8 +109,8 @@ def relaxed_ranking_loss(
     rest = check_floats("uninteresting", uninteresting, len(scores), None)
     check_dtype("uninteresting", uninteresting, interesting.dtype)
     where = check_where(where, len(scores))
-    counted = _check_items("interesting_where", interesting_where, where, scores)
-    others = _check_items("uninteresting_where", uninteresting_where, where, rest)
+    counted = check_items("interesting_where", interesting_where, where, scores)
+    others = check_items("uninteresting_where", uninteresting_where, where, rest)
     # The score of what is not there. It is finite, since between two infinities there is no gradient.
     nothing = jnp.finfo(scores.dtype).min / 2
     scores = jnp.where(counted, scores, nothing)
@@ -119,13 +119,3 @@ def relaxed_ranking_loss(
     upward = jnp.concatenate([scores, rest], axis=1)  # jax.lax.cumlogsumexp without a gradient is O(K^2) on a CPU
     below = jax.lax.associative_scan(jnp.logaddexp, upward, reverse=True, axis=1)[:, :-1]
     return jnp.sum(jnp.where(counted, below - scores, 0))
-
-
-def _check_items(name: str, items: chex.Array | None, where: jax.Array | None, scores: jax.Array) -> jax.Array:
-    """Which scores count, by a mask of their own and by that of rows: `[n, m]` bool."""
-    if items is None:
-        items = jnp.ones(scores.shape, bool)
-    message = f"{name}: expected bool{list(scores.shape)}, got {items.dtype}{list(items.shape)}"
-    chex.assert_type(items, bool, custom_message=message)
-    chex.assert_shape(items, scores.shape, custom_message=message)
-    return jnp.asarray(items) if where is None else items & where[:, None]
