@@ -96,12 +96,18 @@ class Batch(NamedTuple):
       score: the student's scores, differentiable, of the pairs of two integer arrays that broadcast (users `[n, 1]`
         with items `[n, m]`), at the cost of these pairs alone.
       teacher: what `prepare` made of the teacher.
+      represent: the student's representations, differentiable, of any users `[n]` and items `[m]`, whether the batch
+        holds them or not: `[n, d_s]` and `[m, d_s]`.
     """
 
     entities: Entities
     triples: Triples
     score: Callable[[jax.Array, jax.Array], jax.Array]
     teacher: Known = None
+    represent: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda users, items: (
+        jnp.zeros((len(users), 0)),
+        jnp.zeros((len(items), 0)),
+    )
 
 
 class Shapes(NamedTuple):

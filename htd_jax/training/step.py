@@ -151,7 +151,7 @@ def make_trainer(
                 side(represented[0][0], tables.users, distinct_users),
                 *(side(own, tables.items, chosen) for (_, own), chosen in zip(represented, distinct_items)),
             )
-            batch = Batch(entities, triples, model.score, teacher.known)
+            batch = Batch(entities, triples, model.score, teacher.known, represent=model.represent)
             extra, terms = distiller.loss(params["distiller"], drawn, batch, key, epoch)
             return base, extra, terms
 
