@@ -182,7 +182,7 @@ def shared_runs(finished, tmp_path_factory):
 # What a model gives to a method is representations: each method once (HTD is the finished run's), and each model with
 # a method that learns something of its own beside it; with svd, where it has products.
 PAIRS = [
-    *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "bd", "ftd+fitnet")),
+    *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "bd", "pckd", "ftd+fitnet")),
     ("neumf", "htd"),
     ("lightgcn", "svd"),
     ("lightgcn", "fitnet"),
@@ -200,7 +200,12 @@ def test_every_model_takes_every_method(model, method, shared_runs):
     assert list(found["phases"]) == ["teacher", "student", method]
     for phase in found["phases"].values():
         assert 0 < phase["final"]["test"]["recall@50"] <= 1
-    own = {"htd": {"entity", "group", "assignment"}, "svd": set(), "bd": {"bd_student", "bd_teacher", "teacher"}}
+    own = {
+        "htd": {"entity", "group", "assignment"},
+        "svd": set(),
+        "bd": {"bd_student", "bd_teacher", "teacher"},
+        "pckd": {"de", "preference"},
+    }
     wanted = set().union(*(own.get(name, {name}) for name in method.split("+")))
     assert set(strict(folder / "metrics.jsonl")[-1]["terms"]) - {"loss", "base"} == wanted
 

@@ -25,6 +25,7 @@ from htd_jax.distillers.fitnet import FitNet, fitnet
 from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
+from htd_jax.distillers.pckd import PCKD, pckd
 from htd_jax.distillers.phr import PHR, phr
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
@@ -33,7 +34,7 @@ from htd_jax.settings import Registry
 
 METHODS = Registry(
     "method",
-    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD, "bd": BD},
+    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD, "bd": BD, "pckd": PCKD},
     besides=("none",),
     function="make",
 )
@@ -45,6 +46,7 @@ __all__ = [
     "FTD",
     "HTD",
     "METHODS",
+    "PCKD",
     "PHR",
     "RRD",
     "SVD",
@@ -71,6 +73,7 @@ __all__ = [
     "kmeans_groups",
     "model_scores",
     "none",
+    "pckd",
     "phr",
     "random_groups",
     "register",

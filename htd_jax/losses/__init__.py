@@ -8,7 +8,7 @@ from htd_jax.losses.assignment import (
     routed_assignment_loss,
 )
 from htd_jax.losses.hints import hint_loss, personalised
-from htd_jax.losses.predictions import soft_bce_loss
+from htd_jax.losses.predictions import preference_loss, soft_bce_loss
 from htd_jax.losses.ranking import bce_loss, bpr_loss, relaxed_ranking_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
@@ -26,6 +26,7 @@ __all__ = [
     "pairwise_cosine",
     "personalised",
     "perturb",
+    "preference_loss",
     "relaxed_ranking_loss",
     "routed_assignment_loss",
     "soft_bce_loss",
