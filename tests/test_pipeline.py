@@ -23,7 +23,7 @@ from htd_jax import distillers
 from htd_jax.distillers import FTD, Distiller, FitNet, Lists, Teacher
 from htd_jax.distillers.base import learns_nothing
 from htd_jax.errors import UserError
-from htd_jax.models import BPR, LightGCNSettings
+from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
 
 # --- the run
 
@@ -182,7 +182,10 @@ def shared_runs(finished, tmp_path_factory):
 # What a model gives to a method is representations: each method once (HTD is the finished run's), and each model with
 # a method that learns something of its own beside it; with svd, where it has products.
 PAIRS = [
-    *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "rd", "ir-rrd", "unkd", "cd", "ftd+fitnet")),
+    *(
+        ("bpr", method)
+        for method in ("svd", "ftd", "fitnet", "de", "phr", "rd", "ir-rrd", "unkd", "cd", "bd", "pckd", "ftd+fitnet")
+    ),
     ("neumf", "htd"),
     ("lightgcn", "svd"),
     ("lightgcn", "fitnet"),
@@ -200,7 +203,13 @@ def test_every_model_takes_every_method(model, method, shared_runs):
     assert list(found["phases"]) == ["teacher", "student", method]
     for phase in found["phases"].values():
         assert 0 < phase["final"]["test"]["recall@50"] <= 1
-    own = {"htd": {"entity", "group", "assignment"}, "svd": set(), "ir-rrd": {"rrd", "ir"}}
+    own = {
+        "htd": {"entity", "group", "assignment"},
+        "svd": set(),
+        "ir-rrd": {"rrd", "ir"},
+        "bd": {"bd_student", "bd_teacher", "teacher"},
+        "pckd": {"de", "preference"},
+    }
     wanted = set().union(*(own.get(name, {name}) for name in method.split("+")))
     assert set(strict(folder / "metrics.jsonl")[-1]["terms"]) - {"loss", "base"} == wanted
 
@@ -307,6 +316,55 @@ def test_what_is_fitted_can_be_looked_into(data, teacher):
     np.testing.assert_allclose(teacher.scores(users), of.users[users] @ of.items.T, rtol=1e-5, atol=1e-6)
     assert teacher.settings["model"] == {"name": "bpr", "dim": 12}
     assert teacher.settings["training"]["epochs"] == 3
+
+
+def test_a_student_begins_where_another_ended(data, teacher, tmp_path):
+    still = functools.partial(distil, teacher, data, method=Beside(), learning_rate=0.0)
+    student = distil(teacher, data, method="none")
+    found = still(start=student, folder=tmp_path / "run")
+    chex.assert_trees_all_equal(found.variables, student.variables)
+    assert found.metrics == student.metrics
+    assert still(start=student, folder=tmp_path / "run").chosen == found.chosen  # nothing is trained
+    with pytest.raises(UserError, match="made by other settings"):
+        still(start=distil(teacher, data, method="ftd"), folder=tmp_path / "run")
+    with pytest.raises(UserError, match="start: a student of"):
+        still(start=student, dim=3)
+
+
+def test_what_learns_beside_the_student_is_measured_with_it(data, teacher):
+    """Under Adam a teacher that nothing moves stays where it was."""
+    found = distil(teacher, data, method=[Beside(), "ftd"], l2=0.0)
+    for record in found.records:
+        assert record["beside"] == {part: teacher.chosen[part] for part in ("valid", "test")}
+    with pytest.raises(ValueError, match="beside"):
+        distillers.chain(Beside().make(None), Beside().make(None))
+
+
+def test_a_run_shows_both_and_starts_warm(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(distillers.METHODS, "_known", {**distillers.METHODS, "beside": Beside})
+    done = trained("--method", "beside", "--teacher", finished[0], "--runs", tmp_path, "--learning-rate", 0)
+    (path,) = tmp_path.glob("*/results.json")
+    phases = results(path.parent)["phases"]
+    assert phases["beside"]["final"]["test"] == phases["student"]["final"]["test"]
+    assert phases["beside"]["final"]["beside"]["test"] == phases["teacher"]["final"]["test"]
+    assert "the teacher beside it" in done.out
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """A second model of the teacher's tables, which learns nothing."""
+
+    weight: Annotated[float, Ge(0)] = 1.0
+
+    label: ClassVar[str] = "beside"
+    warm: ClassVar[bool] = True
+
+    def make(self, run):
+        return Distiller(
+            init=lambda key, student, teacher: teacher.representations._asdict(),
+            loss=lambda params, drawn, batch, key, epoch: (0 * jnp.sum(params["users"]), {}),
+            beside=lambda params, teacher: (ModelOf(BPRSettings(), teacher.dim), {"params": params}),
+        )
 
 
 class Killed(Exception):

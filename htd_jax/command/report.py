@@ -26,6 +26,9 @@ def print_table(result: RunResult) -> None:
     for phase, entry in phases.items():
         figures = [f"{entry['final']['test'][name]:.4f}" for name in metrics]
         rows.append([describe(phase), f"{entry['parameters']:,}", *figures])
+        if "beside" in entry["final"]:
+            taught = [f"{entry['final']['beside']['test'][name]:.4f}" for name in metrics]
+            rows.append(["the teacher beside it", "", *taught])
     if closed := results["gap_closed"]:
         rows.append(["gap closed", "", *("-" if closed[name] is None else f"{closed[name]:.0%}" for name in metrics)])
     console = Console(width=None if os.isatty(1) else 120)

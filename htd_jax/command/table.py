@@ -88,7 +88,7 @@ def _seedless(settings: Any, of_teacher: bool = False) -> Any:
     """
     if not isinstance(settings, dict):
         return settings
-    dropped = {"seed", "hash"} if len(settings) > 1 else set()
+    dropped = {"seed", "hash", "start_hash"} if len(settings) > 1 else set()
     if settings.get("start") == "given":
         dropped -= {"hash"}
     if of_teacher and settings.get("patience") is not None:

@@ -18,6 +18,7 @@ from htd_jax.distillers.base import (
     none,
     scale,
 )
+from htd_jax.distillers.bd import BD, bd
 from htd_jax.distillers.cd import CD, cd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
@@ -27,6 +28,7 @@ from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
 from htd_jax.distillers.ir_rrd import IRRRD, ir_rrd
 from htd_jax.distillers.listwise import Listwise, listwise
+from htd_jax.distillers.pckd import PCKD, pckd
 from htd_jax.distillers.phr import PHR, phr
 from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rd import RD, rd
@@ -52,6 +54,8 @@ METHODS = Registry(
         "cd": CD,
         "listwise": Listwise,
         "rce-kd": RCEKD,
+        "bd": BD,
+        "pckd": PCKD,
     },
     besides=("none",),
     function="make",
@@ -59,12 +63,14 @@ METHODS = Registry(
 register = METHODS.register
 
 __all__ = [
+    "BD",
     "CD",
     "DE",
     "FTD",
     "HTD",
     "IRRRD",
     "METHODS",
+    "PCKD",
     "PHR",
     "RCEKD",
     "RD",
@@ -85,6 +91,7 @@ __all__ = [
     "Triples",
     "UnKD",
     "annealing",
+    "bd",
     "cd",
     "chain",
     "de",
@@ -97,6 +104,7 @@ __all__ = [
     "listwise",
     "model_scores",
     "none",
+    "pckd",
     "phr",
     "random_groups",
     "rce_kd",

@@ -6,8 +6,8 @@ How methods of other kinds sit in it:
   rank, and forty of the rest, anew each epoch. `loss`: the student's scores of the eighty, by `batch.score`.
 - **BD** (both models learn, from each other). `init`: the teacher's variables, which `prepare` passes on: a second
   model in `params`, trained by the same optimiser in the same step, its own loss on `batch.triples` being a term of
-  `loss`. `refresh`: ranks under either model, as it now is, hence `params` among its arguments; every tenth epoch, by
-  `every`.
+  `loss`, and measured by `beside`. `refresh`: ranks under either model, as it now is, hence `params` among its
+  arguments; every tenth epoch, by `every`. Its settings are `warm`: the student begins where the plain one ended.
 - **Many teachers**. The teacher is then a tuple of them; the `prepare` of a link takes its own out of it, and a chain
   of links, one a teacher, is the method; weights between them that are learned are `params`, those by epoch are
   `loss`'s.
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from htd_jax.data import Interactions
 from htd_jax.losses.checks import keep_rows
-from htd_jax.models import Recommender
+from htd_jax.models import MakeModel, Recommender
 
 Params = Any
 Drawn = Any
@@ -98,6 +98,8 @@ class Batch(NamedTuple):
       teacher: what `prepare` made of the teacher.
       score_all: the student's scores `[n, num_items]`, differentiable, of every item for the users `[n]`, at the cost
         of as many products; for a few users at a time, see `htd_jax.ops.eager`.
+      represent: the student's representations, differentiable, of any users `[n]` and items `[m]`, whether the batch
+        holds them or not: `[n, d_s]` and `[m, d_s]`.
     """
 
     entities: Entities
@@ -105,6 +107,10 @@ class Batch(NamedTuple):
     score: Callable[[jax.Array, jax.Array], jax.Array]
     teacher: Known = None
     score_all: Callable[[jax.Array], jax.Array] = lambda users: jnp.zeros((len(users), 0))
+    represent: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda users, items: (
+        jnp.zeros((len(users), 0)),
+        jnp.zeros((len(items), 0)),
+    )
 
 
 class Shapes(NamedTuple):
@@ -129,6 +135,8 @@ class Distiller(NamedTuple):
       prepare: `(teacher, train) -> teacher`, called once, before the first epoch: what the other functions want to know
         of the `Teacher`, and what they are given under that name. Not compiled for it: what is passed on is no copy.
       needs: what a teacher must have, of `representations`, `scores` and `lists`; one that lacks it is refused.
+      beside: `(params, teacher) -> (make_model, variables)`, a second recommender that learns beside the student, and
+        whose metrics every record then holds under `beside`; None where there is none.
     """
 
     init: Callable[[chex.PRNGKey, Shapes, Known], Params]
@@ -138,6 +146,7 @@ class Distiller(NamedTuple):
     )
     prepare: Callable[[Any, Interactions], Known] = lambda teacher, train: teacher
     needs: tuple[str, ...] = ("representations",)
+    beside: Callable[[Params, Known], tuple[MakeModel, Any]] | None = None
 
 
 class Run(NamedTuple):
@@ -161,11 +170,13 @@ class Method(Protocol):
       weight: lambda, a field: the loss counts this much against the base loss.
       label: its name for people; if it has none, its class's.
       scheduled: true if what it does depends on how many epochs there are; if it says nothing, it does not.
+      warm: true if its student begins where one trained alone has ended; if it says nothing, at random.
     """
 
     weight: float
     label: ClassVar[str]
     scheduled: ClassVar[bool]
+    warm: ClassVar[bool]
 
     def make(self, run: Run) -> Distiller:
         """The method, not yet weighted."""
@@ -237,10 +248,21 @@ def chain(*distillers: Distiller) -> Distiller:
         of_links = zip(distillers, params, drawn or [None] * len(distillers), keys, teacher)
         return tuple(d.refresh(own, last, k, epoch, t, student) for d, own, last, k, t in of_links)
 
+    besides = [number for number, distiller in enumerate(distillers) if distiller.beside]
+    if len(besides) > 1:
+        raise ValueError("two methods with a model beside the student, which has room for one")
+
+    def beside(params: Params, teacher: Known) -> tuple[MakeModel, Any]:
+        (number,) = besides
+        of_link = distillers[number].beside
+        assert of_link is not None
+        return of_link(params[number], teacher[number])
+
     return Distiller(
         init=init,
         loss=loss,
         refresh=refresh,
         prepare=lambda teacher, train: tuple(d.prepare(teacher, train) for d in distillers),
         needs=tuple(dict.fromkeys(need for d in distillers for need in d.needs)),
+        beside=beside if besides else None,
     )

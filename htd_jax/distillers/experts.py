@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from htd_jax.distillers.base import Side, concatenate
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import routed_assignment_loss
+from htd_jax.losses.assignment import softmax_of
+from htd_jax.ops.experts import mixed_outputs
 
 PROBABILITY_FLOOR = 1e-10
 COLDEST = 1e-10
@@ -73,10 +75,7 @@ def assign(
     """
     sizes = len(users.where), len(items.where)
     both = concatenate(users, items).kept()
-    gates = [jax.tree.map(lambda x, i=i: x[i], params["gate"]) for i in range(2)]
-    of_sides = zip(gates, jnp.split(both.teacher, sizes[:1]))
-    gated = jnp.concatenate([dense(gate, teacher) for gate, teacher in of_sides])
-    logits = jnp.log(jax.nn.softmax(gated, axis=-1) + PROBABILITY_FLOOR)
+    logits = _logits(params, jnp.split(both.teacher, sizes[:1]))
     loss = routed_assignment_loss(
         *(both.student, both.teacher, logits if key is None else logits + _noise(key, sizes, logits)),
         *(temperature, params["experts"]),
@@ -85,6 +84,37 @@ def assign(
         sides=sizes,
     )
     return loss, logits
+
+
+def project(
+    params: dict[str, Any],
+    student: tuple[jax.Array, jax.Array],
+    teacher: tuple[jax.Array, ...],
+    temperature: chex.Numeric,
+    key: chex.PRNGKey,
+) -> tuple[jax.Array, jax.Array]:
+    """What the experts make of users and items: `[n, d_t]` and `[m, d_t]`, mixed by the Gumbel-softmax of their gates.
+
+    Args:
+      params: of `init_experts`.
+      student: representations `[n, d_s]` and `[m, d_s]`.
+      teacher: those of the same users and items, `[n, d_t]` and `[m, d_t]`.
+      temperature: a positive scalar.
+      key: of the noise, see `assign`.
+    """
+    sizes = len(student[0]), len(student[1])
+    logits = _logits(params, list(teacher))
+    mixtures = jnp.split(softmax_of(logits + _noise(key, sizes, logits), temperature), sizes[:1])
+    of_side = lambda i: jax.tree.map(lambda x: x[i], params["experts"])
+    users, items = (mixed_outputs(x, z, of_side(i)) for i, (x, z) in enumerate(zip(student, mixtures)))
+    return users, items
+
+
+def _logits(params: dict[str, Any], teacher: list[jax.Array]) -> jax.Array:
+    """Log-probabilities of the experts of users `[n, d_t]` and items `[m, d_t]` by their gates: `[n + m, K]`."""
+    gates = [jax.tree.map(lambda x, i=i: x[i], params["gate"]) for i in range(2)]
+    gated = jnp.concatenate([dense(gate, of_side) for gate, of_side in zip(gates, teacher)])
+    return jnp.log(jax.nn.softmax(gated, axis=-1) + PROBABILITY_FLOOR)
 
 
 def _noise(key: chex.PRNGKey, sizes: tuple[int, int], like: jax.Array) -> jax.Array:

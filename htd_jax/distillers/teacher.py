@@ -12,7 +12,7 @@ from flax import struct
 
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
-from htd_jax.models import MakeModel
+from htd_jax.models import BPRSettings, MakeModel, ModelOf
 from htd_jax.ops.products import dot
 
 # Scores that `Teacher.top` holds at once: 16 MiB of them.
@@ -95,6 +95,22 @@ class Teacher:
         if self.lists is not None and (self.lists.items.ndim != 2 or len(self.lists.items) != sizes["users"]):
             shape = list(self.lists.items.shape)
             raise UserError(f"the teacher's lists are {shape}, the data has {sizes['users']} users")
+
+    def learner(self) -> tuple[MakeModel, Any]:
+        """The teacher as a model that can be trained on: what makes its module, and its variables.
+
+        Of representations whose products are its scores this is a BPR model of their tables, whatever model they came
+        from; of a model that scores otherwise, it is that model.
+
+        Raises:
+          UserError: it has no representations, or its scores are neither their products nor those of a model.
+        """
+        of = getattr(self.scores, "func", None)
+        if isinstance(of, _ScoresOf):
+            return of.make_model, self.scores.args[0]  # type: ignore[union-attr]
+        if self.representations is None or (self.scores is not None and of is not _products):
+            raise UserError("a teacher that learns must be a model, or representations whose products are its scores")
+        return ModelOf(BPRSettings(), self.dim), {"params": self.representations._asdict()}
 
     def top(self, train: Interactions, k: int) -> jax.Array:
         """The `k` best items that each user has not seen, the best first: `[num_users, k]` int32, -1 for none.

@@ -10,6 +10,7 @@ from htd_jax.losses.assignment import (
 from htd_jax.losses.hints import hint_loss, personalised
 from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition
 from htd_jax.losses.pointwise import discrepancy_weights, position_weights, soft_label_loss, weighted_log_loss
+from htd_jax.losses.predictions import preference_loss, soft_bce_loss
 from htd_jax.losses.ranking import bce_loss, bpr_loss, pair_loss, relaxed_ranking_loss
 from htd_jax.losses.subsets import rejuvenated_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
@@ -34,9 +35,11 @@ __all__ = [
     "personalised",
     "perturb",
     "position_weights",
+    "preference_loss",
     "rejuvenated_loss",
     "relaxed_ranking_loss",
     "routed_assignment_loss",
+    "soft_bce_loss",
     "soft_label_loss",
     "weighted_log_loss",
 ]

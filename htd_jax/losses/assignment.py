@@ -41,7 +41,7 @@ def gumbel_softmax(key: chex.PRNGKey, logits: chex.Array, temperature: chex.Nume
     [0. 1. 0.]
     """
     _check_temperature(temperature)
-    return _softmax(perturb(key, logits), temperature)
+    return softmax_of(perturb(key, logits), temperature)
 
 
 def perturb(key: chex.PRNGKey, logits: chex.Array) -> jax.Array:
@@ -138,7 +138,7 @@ def routed_assignment_loss(
     _check_temperature(temperature)
     w = jnp.ones(len(s), s.dtype) if weight is None else check_floats("weight", weight, len(s)).astype(s.dtype)
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, s.dtype))
-    z = keep_rows(_softmax(keep_rows(logits, where), temperature), where)
+    z = keep_rows(softmax_of(keep_rows(logits, where), temperature), where)
     lost = jnp.finfo(z.dtype).eps / (2 * z.shape[1])  # which a row's largest weight never is
     in_use = ~(z < lost)  # so is what is no number: the loss must show it
     if sides is not None:
@@ -147,7 +147,7 @@ def routed_assignment_loss(
     return mixture_regression(of, sides or (len(s),))
 
 
-def _softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
+def softmax_of(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
     """`softmax(logits / temperature)`, the largest logit taken off first: at 1e-10 a quotient's rounding is hundreds,
     and a compiler that fuses division and subtraction would meet it in the exponent."""
     largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))

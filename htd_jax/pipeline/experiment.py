@@ -69,7 +69,8 @@ class Fitted:
       variables: the module's, at the last epoch or, with early stopping, at the best.
       data: what it was trained on, and what users and items are called.
       settings: what made it, as JSON.
-      records: one for every evaluation: `{"epoch", "terms", "valid", "test", "seconds"}`.
+      records: one for every evaluation: `{"epoch", "terms", "valid", "test", "seconds"}`, and `beside`, of a teacher
+        that learns too.
       seconds: of training, of every epoch.
       chosen: the record of the epoch that `variables` are of.
     """
@@ -209,7 +210,7 @@ def distill(
     model: str | Settings | MakeModel = "bpr",
     dim: int | None = None,
     seed: int = 0,
-    start: str = "random",
+    start: str | Fitted = "random",
     folder: Path | str | None = None,
     progress: bool = True,
     **settings: Any,
@@ -223,7 +224,8 @@ def distill(
       data: what the student is trained on, see `fit`.
       method: a name (`"htd"`, `"htd+fitnet"`), settings (`HTD(groups=60)`), a `Distiller`, or a list of them.
       dim: the width of the student; a tenth of the model's usual teacher if None.
-      start: `random`, or `svd`: at the best factors of the teacher's scores (bpr).
+      start: `random`; `svd`, at the best factors of the teacher's scores (bpr); or a student of the same model that was
+        trained before, where it ended.
       model, seed, folder, progress, settings: see `fit`.
 
     Returns:
@@ -336,7 +338,7 @@ class Experiment:
         teacher_settings: dict[str, Any] | None = None,
         methods: Mapping[str, Settings | Distiller] | None = None,
         *,
-        start: str = "random",
+        start: str | Fitted = "random",
         folder: Path | str | None = None,
         runs: Path | None = None,
         progress: bool | ProgressLine = True,
@@ -356,7 +358,7 @@ class Experiment:
           title: for the line of progress, if not `name`.
           on_epoch: told of every epoch.
         """
-        if start not in STARTS:
+        if isinstance(start, str) and start not in STARTS:
             raise UserError(f"start: unknown value {start!r}; known: {', '.join(STARTS)}")
         maker, of_model = _model(model, dim, is_teacher=name == "teacher")
         methods = methods or {}
@@ -368,7 +370,12 @@ class Experiment:
             maker, of_model = _model("bpr", maker.dim, is_teacher=False)  # two tables, whatever their teacher is
         epochs = self.training.epochs if trained else 0
         start = start if trained else "svd"
-        first = _svd_start(maker, teacher, self.split.train) if start == "svd" else None
+        if isinstance(start, Fitted):
+            if start.settings["model"] != of_model:
+                raise UserError(f"start: a student of {start.settings['model']} is not one of {of_model}")
+            first = start.variables
+        else:
+            first = _svd_start(maker, teacher, self.split.train) if start == "svd" else None
         helped = bool(methods) or first is not None
         stopping = early_stopping(self.training, self.evaluation)
         settings = {
@@ -378,10 +385,12 @@ class Experiment:
             "training": {name: x for name, x in as_json(self.training).items() if name != "epochs" or scheduled},
             "evaluation": as_json(self.evaluation),
             "seed": self.seed,
-            "start": start,
+            "start": start if isinstance(start, str) else "student",
             "methods": {name: _describe(one) for name, one in methods.items()},
             "teacher": {"hash": hash_of(teacher), **(teacher_settings or {})} if helped else None,
         }
+        if isinstance(start, Fitted):
+            settings["start_hash"] = hash_of(first)
         if folder is not None and any(isinstance(one, Distiller) for one in methods.values()):
             raise UserError("a Distiller has no settings to know its checkpoints by: give settings, or no folder")
         if folder is not None and of_model["name"] is None:
@@ -423,6 +432,7 @@ class Experiment:
                     settings=settings,
                     early_stopping=stopping,
                     start=first,
+                    evaluate_beside=self.evaluate,
                     on_epoch=told,
                 )
         except UserError as error:
@@ -495,10 +505,10 @@ def find_phase(
     return None
 
 
-def hash_of(teacher: Teacher | None) -> str:
-    """Of all that the teacher is."""
+def hash_of(arrays: Any) -> str:
+    """Of all that a teacher, or a model's variables, are."""
     digest = hashlib.sha256()
-    for path, table in jax.tree_util.tree_leaves_with_path(teacher):
+    for path, table in jax.tree_util.tree_leaves_with_path(arrays):
         table = np.asarray(table)
         digest.update(f"{jax.tree_util.keystr(path)} {table.dtype}{table.shape}".encode() + table.tobytes())
     return digest.hexdigest()[:16]

@@ -119,9 +119,9 @@ def _train(config: Config, experiment: Experiment, given: Fitted | None, progres
     helps = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
     phases["student"] = phase("student", what.student_dim, **helps, start=what.student_init)
     if what.method != NO_METHOD:
-        phases[what.method] = phase(
-            what.method, what.student_dim, **helps, methods=config.methods, start=what.student_init
-        )
+        warm = any(getattr(settings, "warm", False) for settings in config.methods.values())
+        start = phases["student"] if warm else what.student_init
+        phases[what.method] = phase(what.method, what.student_dim, **helps, methods=config.methods, start=start)
     results = summarise(config, phases)
     write_metrics(folder, records)
     write_json(folder / "results.json", results)
@@ -146,7 +146,7 @@ def summarise(config: Config, phases: dict[str, Fitted]) -> dict[str, Any]:
     """`final` is of the model that counts, `best` the best epoch in validation; `settings` are what made a phase."""
     metric = config.evaluation.metric
     assert metric is not None
-    of_epoch = lambda record: {name: record[name] for name in ("epoch", "valid", "test")}
+    of_epoch = lambda record: {name: record[name] for name in ("epoch", "valid", "test", "beside") if name in record}
     entries = {
         name: {
             "parameters": phase.parameters,

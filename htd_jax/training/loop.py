@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from htd_jax.data import Split
 from htd_jax.errors import UserError
+from htd_jax.models import MakeModel
 from htd_jax.training.checkpoint import Checkpoints
 from htd_jax.training.step import AnyTeacher, Trainer
 
@@ -82,6 +83,7 @@ def run_phase(
     settings: dict[str, Any] | None = None,
     early_stopping: EarlyStopping | None = None,
     start: Any = None,
+    evaluate_beside: Callable[[MakeModel, Any], dict[str, dict[str, jax.Array]]] | None = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> PhaseResult:
     """Trains for at most `epochs` epochs and evaluates at epoch 0, every `eval_every`-th and the last.
@@ -96,6 +98,8 @@ def run_phase(
       checkpoints: none are written without.
       settings: what made this phase, as JSON.
       start: the model's variables to begin with, instead of random ones.
+      evaluate_beside: of any model, the one that learns beside the student, if there is one: every record then holds
+        its `{"valid", "test"}` under `beside`.
 
     Raises:
       UserError: the checkpoints were made under other settings, or hold more epochs; or the teacher lacks what the
@@ -123,6 +127,14 @@ def run_phase(
         if checkpoints:
             history = {"settings": settings, "records": records, "seconds": seconds, "finished": True}
             checkpoints.save(0, {"train": state, "best": best}, history)
+
+    def measure(params: Any) -> dict[str, Any]:
+        metrics: dict[str, Any] = {**evaluate(params["model"])}
+        if trainer.beside and evaluate_beside:
+            metrics["beside"] = evaluate_beside(*trainer.beside(params["distiller"], known.known))
+        numbers: dict[str, Any] = jax.tree.map(float, metrics)
+        return numbers
+
     finished = is_finished(records, len(seconds), epochs, early_stopping)
     if not finished:
         epoch_fn = _compiled(trainer.epoch, state, epochs_key, split.train, known)
@@ -139,7 +151,7 @@ def run_phase(
             )
         finished = epoch == epochs - 1
         if finished or epoch % eval_every == 0:
-            metrics = jax.tree.map(float, evaluate(state.params["model"]))
+            metrics = measure(state.params)
             records.append({"epoch": epoch, "terms": terms, **metrics, "seconds": seconds[-1]})
             if early_stopping and choose(records, early_stopping)["epoch"] == epoch:
                 best = jax.tree.map(jnp.copy, state.params["model"])

@@ -49,6 +49,8 @@ class Trainer(NamedTuple):
     """What a phase computes: `init(key, train, teacher) -> TrainState`, `epoch(state, key, train, teacher) ->
     (TrainState, terms)`, and `prepare(train, teacher) -> Prepared`, to be called once, and given to the others.
 
+    `beside` is the distiller's.
+
     `epoch` takes the same key at every call, another than `init`: what is random in an epoch follows from key and
     epoch number, so a resumed run draws what an unbroken one draws. `terms` are means over the epoch's batches.
     `epoch` is jitted and takes over the state it is given.
@@ -57,6 +59,7 @@ class Trainer(NamedTuple):
     init: Callable[[chex.PRNGKey, Interactions, AnyTeacher], TrainState]
     epoch: Callable[[TrainState, chex.PRNGKey, Interactions, AnyTeacher], tuple[TrainState, dict[str, jax.Array]]]
     prepare: Callable[[Interactions, AnyTeacher], Prepared]
+    beside: Callable[[Any, Any], tuple[MakeModel, Any]] | None = None
 
 
 def adam(learning_rate: float, l2: float) -> optax.GradientTransformation:
@@ -148,7 +151,7 @@ def make_trainer(
                 side(represented[0][0], tables.users, distinct_users),
                 *(side(own, tables.items, chosen) for (_, own), chosen in zip(represented, distinct_items)),
             )
-            batch = Batch(entities, triples, model.score, teacher.known, model.score_all)
+            batch = Batch(entities, triples, model.score, teacher.known, model.score_all, model.represent)
             extra, terms = distiller.loss(params["distiller"], drawn, batch, key, epoch)
             return base, extra, terms
 
@@ -189,7 +192,7 @@ def make_trainer(
         return TrainState(shaped(flat), opt_state, state.epoch + 1, drawn), terms
 
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
-    return Trainer(jax.jit(init), compiled, prepare)
+    return Trainer(jax.jit(init), compiled, prepare, distiller.beside)
 
 
 def _flat(params: Any) -> Any:
