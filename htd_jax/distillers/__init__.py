@@ -18,6 +18,7 @@ from htd_jax.distillers.base import (
     none,
     scale,
 )
+from htd_jax.distillers.dcd import DCD, dcd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
 from htd_jax.distillers.fitnet import FitNet, fitnet
@@ -44,6 +45,7 @@ METHODS = Registry(
         "rrd": RRD,
         "listwise": Listwise,
         "rce-kd": RCEKD,
+        "dcd": DCD,
     },
     besides=("none",),
     function="make",
@@ -51,6 +53,7 @@ METHODS = Registry(
 register = METHODS.register
 
 __all__ = [
+    "DCD",
     "DE",
     "FTD",
     "HTD",
@@ -74,6 +77,7 @@ __all__ = [
     "Triples",
     "annealing",
     "chain",
+    "dcd",
     "de",
     "every",
     "fitnet",
