@@ -59,6 +59,18 @@ class Interactions:
             max_degree=int(degree.max(initial=0)),
         )
 
+    def transposed(self) -> "Interactions":
+        """The same pairs with users and items exchanged, on the device; its `max_degree` is no less than the most."""
+        order = jnp.argsort(self.items, stable=True)
+        return Interactions(
+            users=self.items[order],
+            items=self.users[order],
+            offsets=jnp.searchsorted(self.items[order], jnp.arange(self.num_items + 1)).astype(jnp.int32),
+            num_users=self.num_items,
+            num_items=self.num_users,
+            max_degree=min(len(self), self.num_users),
+        )
+
     def __len__(self) -> int:
         return len(self.users)
 

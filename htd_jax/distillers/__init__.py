@@ -20,6 +20,7 @@ from htd_jax.distillers.base import (
 )
 from htd_jax.distillers.bd import BD, bd
 from htd_jax.distillers.cd import CD, cd
+from htd_jax.distillers.dcd import DCD, dcd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
 from htd_jax.distillers.fitnet import FitNet, fitnet
@@ -56,6 +57,7 @@ METHODS = Registry(
         "rce-kd": RCEKD,
         "bd": BD,
         "pckd": PCKD,
+        "dcd": DCD,
     },
     besides=("none",),
     function="make",
@@ -65,6 +67,7 @@ register = METHODS.register
 __all__ = [
     "BD",
     "CD",
+    "DCD",
     "DE",
     "FTD",
     "HTD",
@@ -94,6 +97,7 @@ __all__ = [
     "bd",
     "cd",
     "chain",
+    "dcd",
     "de",
     "every",
     "fitnet",

@@ -26,7 +26,7 @@ SCORES = 2**20
 class Listwise:
     """The teacher's softmax over all unseen items of a user, and the seen ones above (this project)."""
 
-    weight: Annotated[float, Ge(0)] = 1e-1
+    weight: Annotated[float, Ge(0)] = 1.0
     """Lambda: the distillation loss counts this much against the base loss."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """By which the student's scores are divided."""

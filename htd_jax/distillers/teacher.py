@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from htd_jax.data import Interactions
+from htd_jax.data import Interactions, seen_mask
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, MakeModel, ModelOf
 from htd_jax.ops.products import dot
 
 # Scores that `Teacher.top` holds at once: 16 MiB of them.
 SCORES = 2**22
+# And `Teacher.top_users`: 64 MiB.
+COLUMNS = 2**24
 
 
 class Representations(NamedTuple):
@@ -159,6 +161,29 @@ class Teacher:
         blocks = -(-num_users // width)
         users = jnp.minimum(jnp.arange(blocks * width), num_users - 1).reshape(blocks, width)
         return jax.lax.map(of_block, users).reshape(-1, items.shape[1])[:num_users]
+
+    def top_users(self, train: Interactions, k: int) -> jax.Array:
+        """The `k` users with the best scores of each item, of those who have not seen it, the best first: `[num_items,
+        k]` int32, -1 for none.
+
+        Scores of all users are held for some items at a time, and all scores are made anew for the next of them.
+        """
+        k = min(k, train.num_users)
+        assert self.scores is not None, "a teacher without scores"
+        scores, of_items = self.scores, train.transposed()
+        width = max(1, min(train.num_items, COLUMNS // train.num_users))
+        at_once = max(1, min(train.num_users, SCORES // train.num_items))
+        user_blocks, item_blocks = -(-train.num_users // at_once), -(-train.num_items // width)
+        users = jnp.minimum(jnp.arange(user_blocks * at_once), train.num_users - 1).reshape(user_blocks, at_once)
+
+        def of_block(items: jax.Array) -> jax.Array:
+            columns = jax.lax.map(lambda users: scores(users)[:, items], users)
+            rows = columns.reshape(-1, width)[: train.num_users].T
+            values, best = jax.lax.top_k(jnp.where(seen_mask(of_items, items), -jnp.inf, rows), k)
+            return jnp.where(values > -jnp.inf, best, -1).astype(jnp.int32)
+
+        items = jnp.minimum(jnp.arange(item_blocks * width), train.num_items - 1).reshape(item_blocks, width)
+        return jax.lax.map(of_block, items).reshape(-1, k)[: train.num_items]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,11 @@ class Recommender(nn.Module):
         items = jnp.arange(self.num_items)
         return jax.lax.map(lambda user: self.score(user[None], items), users)
 
+    def score_users(self, items: chex.Array) -> jax.Array:
+        """Scores `[n, num_users]` that every user gives to the items `[n]`, all at once."""
+        chex.assert_rank(items, 1)
+        return self.score(jnp.arange(self.num_users)[:, None], items[None, :]).T
+
     def __call__(self, users: chex.Array, items: chex.Array) -> jax.Array:
         return self.score(users, items)
 
@@ -112,6 +117,11 @@ class InnerProduct(Recommender):
         """Scores `[n, num_items]` of every item for the users `[n]`, in full float32 on every backend."""
         chex.assert_rank(users, 1)
         return dot(self.users[users], self.items.T)
+
+    def score_users(self, items: chex.Array) -> jax.Array:
+        """Scores `[n, num_users]` that every user gives to the items `[n]`, in full float32 on every backend."""
+        chex.assert_rank(items, 1)
+        return dot(self.items[items], self.users.T)
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
         """`bpr_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
