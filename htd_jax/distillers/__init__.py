@@ -22,6 +22,7 @@ from htd_jax.distillers.bd import BD, bd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
 from htd_jax.distillers.fitnet import FitNet, fitnet
+from htd_jax.distillers.freqd import FreqD, freqd
 from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
@@ -34,7 +35,18 @@ from htd_jax.settings import Registry
 
 METHODS = Registry(
     "method",
-    {"svd": SVD, "ftd": FTD, "htd": HTD, "fitnet": FitNet, "de": DE, "phr": PHR, "rrd": RRD, "bd": BD, "pckd": PCKD},
+    {
+        "svd": SVD,
+        "ftd": FTD,
+        "htd": HTD,
+        "fitnet": FitNet,
+        "de": DE,
+        "phr": PHR,
+        "rrd": RRD,
+        "bd": BD,
+        "pckd": PCKD,
+        "freqd": FreqD,
+    },
     besides=("none",),
     function="make",
 )
@@ -54,6 +66,7 @@ __all__ = [
     "Distiller",
     "Entities",
     "FitNet",
+    "FreqD",
     "Lists",
     "Method",
     "Representations",
@@ -68,6 +81,7 @@ __all__ = [
     "de",
     "every",
     "fitnet",
+    "freqd",
     "ftd",
     "htd",
     "kmeans_groups",

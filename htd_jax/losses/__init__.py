@@ -7,7 +7,7 @@ from htd_jax.losses.assignment import (
     perturb,
     routed_assignment_loss,
 )
-from htd_jax.losses.hints import hint_loss, personalised
+from htd_jax.losses.hints import cosine_hint_loss, hint_loss, personalised
 from htd_jax.losses.predictions import preference_loss, soft_bce_loss
 from htd_jax.losses.ranking import bce_loss, bpr_loss, relaxed_ranking_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
@@ -16,6 +16,7 @@ __all__ = [
     "Experts",
     "bce_loss",
     "bpr_loss",
+    "cosine_hint_loss",
     "entity_level_loss",
     "ftd_loss",
     "group_assignment_loss",
