@@ -184,7 +184,21 @@ def shared_runs(finished, tmp_path_factory):
 PAIRS = [
     *(
         ("bpr", method)
-        for method in ("svd", "ftd", "fitnet", "de", "phr", "rd", "ir-rrd", "unkd", "cd", "bd", "pckd", "ftd+fitnet")
+        for method in (
+            "svd",
+            "ftd",
+            "fitnet",
+            "de",
+            "phr",
+            "rd",
+            "ir-rrd",
+            "unkd",
+            "cd",
+            "bd",
+            "pckd",
+            "freqd",
+            "ftd+fitnet",
+        )
     ),
     ("neumf", "htd"),
     ("lightgcn", "svd"),

@@ -24,6 +24,7 @@ from htd_jax.distillers.dcd import DCD, dcd
 from htd_jax.distillers.de import DE, de
 from htd_jax.distillers.experts import annealing
 from htd_jax.distillers.fitnet import FitNet, fitnet
+from htd_jax.distillers.freqd import FreqD, freqd
 from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.distillers.htd import HTD, htd
@@ -58,6 +59,7 @@ METHODS = Registry(
         "bd": BD,
         "pckd": PCKD,
         "dcd": DCD,
+        "freqd": FreqD,
     },
     besides=("none",),
     function="make",
@@ -83,6 +85,7 @@ __all__ = [
     "Distiller",
     "Entities",
     "FitNet",
+    "FreqD",
     "Lists",
     "Listwise",
     "Method",
@@ -101,6 +104,7 @@ __all__ = [
     "de",
     "every",
     "fitnet",
+    "freqd",
     "ftd",
     "htd",
     "ir_rrd",

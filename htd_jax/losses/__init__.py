@@ -7,7 +7,7 @@ from htd_jax.losses.assignment import (
     perturb,
     routed_assignment_loss,
 )
-from htd_jax.losses.hints import hint_loss, personalised
+from htd_jax.losses.hints import cosine_hint_loss, hint_loss, personalised
 from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition
 from htd_jax.losses.pointwise import discrepancy_weights, position_weights, soft_label_loss, weighted_log_loss
 from htd_jax.losses.predictions import preference_loss, soft_bce_loss
@@ -19,6 +19,7 @@ __all__ = [
     "Experts",
     "bce_loss",
     "bpr_loss",
+    "cosine_hint_loss",
     "discrepancy_weights",
     "entity_level_loss",
     "ftd_loss",

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_dtype, check_floats, check_where, keep_rows
 from htd_jax.ops.products import dot
+from htd_jax.ops.rows import unit_rows
 
 
 def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -36,6 +37,38 @@ def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array 
     where = check_where(where, len(y))
     gap = jax.lax.stop_gradient(t) - y
     return jnp.sum(keep_rows(gap, where) ** 2)
+
+
+def cosine_hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
+    r"""How far the directions of the predictions are from those of the teacher's representations.
+
+    .. math:: \sum_a 1 - \cos(t_a, y_a)
+
+    A row of zeros has no direction: its cosine with anything is 0, and so is the gradient.
+
+    Source: the authors' code of FreqD (Zhu and Zhang, KDD'25).
+
+    Args:
+      prediction: `[n, d]` floats, the student's representations in the teacher's space.
+      teacher: `[n, d]` floats, of the same entities; a constant.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(cosine_hint_loss(jnp.array([[1.0, 0.0], [3.0, 3.0]]), jnp.array([[0.0, 2.0], [1.0, 1.0]])))
+    1.0
+    """
+    y = check_floats("prediction", prediction, None, None)
+    t = check_floats("teacher", teacher, *prediction.shape)
+    check_dtype("teacher", teacher, prediction.dtype)
+    where = check_where(where, len(y))
+    cosine = jnp.sum(unit_rows(jax.lax.stop_gradient(keep_rows(t, where))) * unit_rows(keep_rows(y, where)), axis=1)
+    return jnp.sum(keep_rows(1 - cosine, where))
 
 
 def personalised(x: chex.Array, mixture: chex.Array, maps: chex.Array) -> jax.Array:

@@ -87,13 +87,13 @@ def make_graph(train: Interactions) -> Graph:
     weights = jax.lax.rsqrt(degrees[0][users] * degrees[1][items].astype(jnp.float32))  # int32 could overflow
     order = jnp.argsort(items)
     return Graph(
-        _neighbours(users, items, weights, degrees[0]),
-        _neighbours(items[order], users[order], weights[order], degrees[1]),
+        neighbours(users, items, weights, degrees[0]),
+        neighbours(items[order], users[order], weights[order], degrees[1]),
     )
 
 
-def _neighbours(owners: jax.Array, ids: jax.Array, weights: jax.Array, degrees: jax.Array) -> Neighbours:
-    """Rows of the edges, given in ascending order of owners."""
+def neighbours(owners: jax.Array, ids: jax.Array, weights: jax.Array, degrees: jax.Array) -> Neighbours:
+    """Rows of the edges, given in ascending order of owners, of whom each has as many as `degrees` says."""
     count, size = len(degrees), len(ids)
     before = lambda sizes: (jnp.cumsum(sizes) - sizes)[owners]
     position = jnp.arange(size) - before(degrees)  # of a neighbour among its owner's
@@ -142,10 +142,11 @@ propagate.defvjp(
 def add_neighbours(onto: Tables, tables: Tables, graph: Graph) -> Tables:
     """Adds to every user's row the weighted sum of its items' rows in `tables`, to every item's that of its users'."""
     users, items = tables
-    return _add_weighted(onto[0], items, graph.of_users), _add_weighted(onto[1], users, graph.of_items)
+    return add_weighted(onto[0], items, graph.of_users), add_weighted(onto[1], users, graph.of_items)
 
 
-def _add_weighted(onto: jax.Array, table: jax.Array, side: Neighbours) -> jax.Array:
+def add_weighted(onto: jax.Array, table: jax.Array, side: Neighbours) -> jax.Array:
+    """Adds to every row of `onto` `[n, d]` the weighted sum of its neighbours' rows in `table` `[m, d]`."""
     count = len(onto)
     of_rows = lambda ids, weights: sum(table[i] * w[:, None] for i, w in zip(ids.T, weights.T))
     first = onto + of_rows(side.ids[:count], side.weights[:count])
