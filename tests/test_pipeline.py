@@ -182,24 +182,8 @@ def shared_runs(finished, tmp_path_factory):
 # What a model gives to a method is representations: each method once (HTD is the finished run's), and each model with
 # a method that learns something of its own beside it; with svd, where it has products.
 PAIRS = [
-    *(
-        ("bpr", method)
-        for method in (
-            "svd",
-            "ftd",
-            "fitnet",
-            "de",
-            "phr",
-            "rd",
-            "ir-rrd",
-            "unkd",
-            "cd",
-            "bd",
-            "pckd",
-            "freqd",
-            "ftd+fitnet",
-        )
-    ),
+    *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "rd", "ir-rrd", "unkd", "cd", "bd", "pckd")),
+    *(("bpr", method) for method in ("freqd", "listwise", "rce-kd", "dcd", "ftd+fitnet")),
     ("neumf", "htd"),
     ("lightgcn", "svd"),
     ("lightgcn", "fitnet"),
