@@ -11,7 +11,7 @@ import htd_jax
 from htd_jax import distillers
 from htd_jax.data import Interactions
 from htd_jax.distillers import Lists
-from htd_jax.distillers.draws import exchange, rank_users
+from htd_jax.distillers.draws import rank_users
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, ModelOf
 
@@ -39,19 +39,10 @@ def users_ranked(scores, train, size):
 # --- users of items
 
 
-def test_exchanged_pairs_are_the_same_pairs(small_split):
-    train, other = small_split.train, jax.jit(exchange)(small_split.train)
-    assert sorted(zip(other.items.tolist(), other.users.tolist())) == list(
-        zip(train.users.tolist(), train.items.tolist())
-    )
-    assert (np.diff(np.asarray(other.users) * USERS + np.asarray(other.items)) > 0).all()
-    assert other.offsets.tolist() == np.searchsorted(other.users, np.arange(ITEMS + 1)).tolist()
-
-
 @pytest.mark.parametrize("block", [7, 60], ids=["blocks of 7 users", "one block"])
 def test_users_of_items_are_ranked_block_by_block(small_split, scores, block, monkeypatch):
     train = small_split.train
-    monkeypatch.setattr(distillers.draws, "SCORES", -(-block * ITEMS // 4))
+    monkeypatch.setattr(distillers.teacher, "SCORES", -(-block * ITEMS // 4))
     rank_users.clear_cache()
     for size in (20, 100):
         found = rank_users(table_of(scores), train, size)

@@ -42,47 +42,8 @@ def rank_unseen(teacher: Teacher, train: Interactions, size: int) -> Ranking:
 
 @functools.partial(jax.jit, static_argnames="size")
 def rank_users(teacher: Teacher, train: Interactions, size: int) -> Ranking:
-    """The same with users and items exchanged: of the users who have not seen an item, the `size` whom the teacher
-    scores it highest for. Equal scores stand in the order of users.
-
-    Some users at a time: each item's best so far and the next users are ranked together, so that no users x items
-    array is held.
-    """
-    assert teacher.scores is not None, "a teacher without scores ranks no users"
-    scores, size = teacher.scores, min(size, train.num_users)
-    width = max(1, min(train.num_users, 4 * SCORES // train.num_items))
-    blocks = -(-train.num_users // width)
-    position = jnp.arange(train.max_degree)
-
-    def merge(best: tuple[jax.Array, jax.Array], users: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        block = jnp.minimum(users, train.num_users - 1)
-        at = train.offsets[block][:, None] + position[None, :]
-        seen = jnp.where(at < train.offsets[block + 1][:, None], train.items[jnp.minimum(at, len(train) - 1)], -1)
-        rows = jnp.arange(width)[:, None]
-        of_block = scores(block).at[rows, jnp.where(seen < 0, train.num_items, seen)].set(-jnp.inf, mode="drop")
-        of_block = jnp.where((users < train.num_users)[:, None], of_block, -jnp.inf)
-        values = jnp.concatenate([best[0], of_block.T], axis=1)
-        known = jnp.concatenate([best[1], jnp.broadcast_to(users, (train.num_items, width))], axis=1)
-        values, places = jax.lax.top_k(values, size)
-        return (values, jnp.take_along_axis(known, places, axis=1)), None
-
-    none = jnp.full((train.num_items, size), -jnp.inf), jnp.full((train.num_items, size), -1, jnp.int32)
-    (values, users), _ = jax.lax.scan(merge, none, jnp.arange(blocks * width, dtype=jnp.int32).reshape(blocks, width))
-    return _ranking(exchange(train), jnp.where(values > -jnp.inf, users, -1))
-
-
-def exchange(train: Interactions) -> Interactions:
-    """The same pairs with items in the place of users: who has been seen by whom."""
-    order = jnp.argsort(train.items, stable=True)
-    degree = jnp.zeros(train.num_items, jnp.int32).at[train.items].add(1)
-    return Interactions(
-        users=train.items[order],
-        items=train.users[order],
-        offsets=jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(degree, dtype=jnp.int32)]),
-        num_users=train.num_items,
-        num_items=train.num_users,
-        max_degree=train.num_users,  # no more than that; what it is is not known to a program that is being compiled
-    )
+    """The same with users and items exchanged: the `size` best users of every item, see `Teacher.top_users`."""
+    return _ranking(train.transposed(), teacher.top_users(train, size))
 
 
 def _ranking(train: Interactions, items: jax.Array) -> Ranking:

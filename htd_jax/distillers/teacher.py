@@ -17,8 +17,6 @@ from htd_jax.ops.products import dot
 
 # Scores that `Teacher.top` holds at once: 16 MiB of them.
 SCORES = 2**22
-# And `Teacher.top_users`: 64 MiB.
-COLUMNS = 2**24
 
 
 class Representations(NamedTuple):
@@ -164,26 +162,28 @@ class Teacher:
 
     def top_users(self, train: Interactions, k: int) -> jax.Array:
         """The `k` users with the best scores of each item, of those who have not seen it, the best first: `[num_items,
-        k]` int32, -1 for none.
+        k]` int32, -1 for none. Equal scores stand in the order of users.
 
-        Scores of all users are held for some items at a time, and all scores are made anew for the next of them.
+        Some users at a time: each item's best so far and the next users are ranked together, so that no users x items
+        array is held.
         """
-        k = min(k, train.num_users)
-        assert self.scores is not None, "a teacher without scores"
-        scores, of_items = self.scores, train.transposed()
-        width = max(1, min(train.num_items, COLUMNS // train.num_users))
-        at_once = max(1, min(train.num_users, SCORES // train.num_items))
-        user_blocks, item_blocks = -(-train.num_users // at_once), -(-train.num_items // width)
-        users = jnp.minimum(jnp.arange(user_blocks * at_once), train.num_users - 1).reshape(user_blocks, at_once)
+        assert self.scores is not None, "a teacher without scores ranks no users"
+        scores, k = self.scores, min(k, train.num_users)
+        width = max(1, min(train.num_users, 4 * SCORES // train.num_items))
+        blocks = -(-train.num_users // width)
 
-        def of_block(items: jax.Array) -> jax.Array:
-            columns = jax.lax.map(lambda users: scores(users)[:, items], users)
-            rows = columns.reshape(-1, width)[: train.num_users].T
-            values, best = jax.lax.top_k(jnp.where(seen_mask(of_items, items), -jnp.inf, rows), k)
-            return jnp.where(values > -jnp.inf, best, -1).astype(jnp.int32)
+        def merge(best: tuple[jax.Array, jax.Array], users: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            block = jnp.minimum(users, train.num_users - 1)
+            hidden = seen_mask(train, block) | (users >= train.num_users)[:, None]
+            values = jnp.concatenate([best[0], jnp.where(hidden, -jnp.inf, scores(block)).T], axis=1)
+            known = jnp.concatenate([best[1], jnp.broadcast_to(users, (train.num_items, width))], axis=1)
+            values, places = jax.lax.top_k(values, k)
+            return (values, jnp.take_along_axis(known, places, axis=1)), None
 
-        items = jnp.minimum(jnp.arange(item_blocks * width), train.num_items - 1).reshape(item_blocks, width)
-        return jax.lax.map(of_block, items).reshape(-1, k)[: train.num_items]
+        none = jnp.full((train.num_items, k), -jnp.inf), jnp.full((train.num_items, k), -1, jnp.int32)
+        users = jnp.arange(blocks * width, dtype=jnp.int32).reshape(blocks, width)
+        (values, best), _ = jax.lax.scan(merge, none, users)
+        return jnp.where(values > -jnp.inf, best, -1)
 
 
 @dataclasses.dataclass(frozen=True)
