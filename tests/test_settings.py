@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 from annotated_types import Ge, Gt, Interval
@@ -103,7 +103,9 @@ def test_defaults_are_possible_and_whatever_is_no_value_is_refused(settings):
         with pytest.raises(UserError, match=f"--own.{field.name.replace('_', '-')}: "):
             check(override(settings(), **{field.name: object()}), "own.")
         if type(field.default) in (int, float):
-            for no_number in (math.nan, math.inf, True, "1", -1):
+            limits = getattr(get_type_hints(settings, include_extras=True)[field.name], "__metadata__", ())
+            below = [-1] if limits else []  # what has no limit, as a shift of scores, may be any number
+            for no_number in (math.nan, math.inf, True, "1", *below):
                 with pytest.raises(UserError, match=f"--{field.name.replace('_', '-')}: "):
                     check(override(settings(), **{field.name: no_number}))
 

@@ -96,7 +96,7 @@ def ir_rrd(
     the paper's code as far as it is public, but follows from the losses in its log.
 
     Of CiteULike's 25,181 items 19,200 are drawn for a batch of 1,024, each with the users that it has all epoch, so
-    that one epoch goes over them some eighty times, at ten times the cost of RRD. Here a step takes every n-th item,
+    that one epoch goes over them some eighty times, at a many times higher cost. Here a step takes every n-th item,
     n the least with which they are `items_a_step` at most, from one of the first n on, drawn anew; those of them that
     were drawn for the batch count n times. The expectation of the gradient is that of all items, at RRD's cost. From
     num_items on, `items_a_step` takes all, as published.
