@@ -36,7 +36,7 @@ class PCKD:
     """The item of rank r is drawn with a probability like exp(-r / this)."""
     temperature: Annotated[float, Gt(0)] = 0.1
     """T: preferences are the softmax of scores over T."""
-    users: Annotated[int, Ge(1)] = 64
+    users: Annotated[int, Ge(1)] = 16
     """Triples of a batch whose users' preferences are compared, for all of them; all, if there are no more."""
 
     label: ClassVar[str] = "PCKD"
@@ -71,7 +71,7 @@ def pckd(
     pool: int = 100,
     rank_temperature: float = 10.0,
     temperature: float = 0.1,
-    num_users: int = 64,
+    num_users: int = 16,
     epochs: int = 101,
 ) -> Distiller:
     """DE, and its experts are held to preferences: what a user prefers among some items by the products of the
@@ -89,7 +89,7 @@ def pckd(
     multiplied by how many there are for each, so that its expectation is theirs.
 
     Cost, beside DE's: held is a user's pool (400 bytes), and in the state Q items; a step is (Q + 1) `num_users` rows
-    of all K experts, by default an eighth of what a batch of 1,024 gives DE.
+    of all K experts, by default a thirtieth of what a batch of 1,024 gives DE.
 
     Args:
       num_experts: K, experts a side.
