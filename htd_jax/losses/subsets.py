@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.losses.checks import check_floats, check_where
+from htd_jax.losses.checks import check_floats, check_items, check_where
 
 
 def rejuvenated_loss(
@@ -63,8 +63,8 @@ def rejuvenated_loss(
     where = check_where(where, len(scores))
     weight = jnp.exp(-beta * (share if where is None else jnp.where(where, share, 0)))
     weight = jax.lax.stop_gradient(weight)
-    on_best = _cross_entropies(scores, of_best, _items("best_where", best_where, where, scores), temperature)
-    on_rest = _cross_entropies(rest, of_rest, _items("others_where", others_where, where, rest), temperature)
+    on_best = _cross_entropies(scores, of_best, check_items("best_where", best_where, where, scores), temperature)
+    on_rest = _cross_entropies(rest, of_rest, check_items("others_where", others_where, where, rest), temperature)
     return jnp.sum((1 - weight) * on_best + weight * on_rest)
 
 
@@ -77,12 +77,3 @@ def _cross_entropies(student: jax.Array, teacher: jax.Array, counted: jax.Array,
     probabilities = jax.nn.softmax(given, axis=1)
     log_likelihoods = jax.nn.log_softmax(jnp.where(counted, student / temperature, nothing), axis=1)
     return -jnp.sum(jnp.where(counted, probabilities * log_likelihoods, 0), axis=1)
-
-
-def _items(name: str, items: chex.Array | None, where: jax.Array | None, scores: jax.Array) -> jax.Array:
-    if items is None:
-        items = jnp.ones(scores.shape, bool)
-    message = f"{name}: expected bool{list(scores.shape)}, got {items.dtype}{list(items.shape)}"
-    chex.assert_type(items, bool, custom_message=message)
-    chex.assert_shape(items, scores.shape, custom_message=message)
-    return jnp.asarray(items) if where is None else items & where[:, None]
