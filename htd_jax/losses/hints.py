@@ -31,10 +31,7 @@ def hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex.Array 
     >>> print(hint_loss(jnp.array([[1.0, 2.0], [3.0, 3.0]]), jnp.array([[1.0, 0.0], [3.0, 4.0]])))
     5.0
     """
-    y = check_floats("prediction", prediction, None, None)
-    t = check_floats("teacher", teacher, *prediction.shape)
-    check_dtype("teacher", teacher, prediction.dtype)
-    where = check_where(where, len(y))
+    y, t, where = _checked(prediction, teacher, where)
     gap = jax.lax.stop_gradient(t) - y
     return jnp.sum(keep_rows(gap, where) ** 2)
 
@@ -63,10 +60,7 @@ def cosine_hint_loss(prediction: chex.Array, teacher: chex.Array, *, where: chex
     >>> print(cosine_hint_loss(jnp.array([[1.0, 0.0], [3.0, 3.0]]), jnp.array([[0.0, 2.0], [1.0, 1.0]])))
     1.0
     """
-    y = check_floats("prediction", prediction, None, None)
-    t = check_floats("teacher", teacher, *prediction.shape)
-    check_dtype("teacher", teacher, prediction.dtype)
-    where = check_where(where, len(y))
+    y, t, where = _checked(prediction, teacher, where)
     cosine = jnp.sum(unit_rows(jax.lax.stop_gradient(keep_rows(t, where))) * unit_rows(keep_rows(y, where)), axis=1)
     return jnp.sum(keep_rows(1 - cosine, where))
 
@@ -106,3 +100,13 @@ def personalised(x: chex.Array, mixture: chex.Array, maps: chex.Array) -> jax.Ar
     maps = check_floats("maps", maps, count, fan_in, None)
     outer = (c[:, :, None] * s[:, None, :]).reshape(rows, count * fan_in)
     return dot(outer, maps.reshape(count * fan_in, -1))
+
+
+def _checked(
+    prediction: chex.Array, teacher: chex.Array, where: chex.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """What both hint losses take, checked at the door."""
+    y = check_floats("prediction", prediction, None, None)
+    t = check_floats("teacher", teacher, *prediction.shape)
+    check_dtype("teacher", teacher, prediction.dtype)
+    return y, t, check_where(where, len(y))
