@@ -81,13 +81,17 @@ def by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) 
 
 def places_by_rank(key: chex.PRNGKey, there: jax.Array, count: int, temperature: float | jax.Array) -> jax.Array:
     """`[n, count]` different places, ascending, of each row of `there` `[n, P]` bool, the next always with a
-    probability ~ exp(-place / T) among those left that are there; T is one number, or `[n, 1]`.
+    probability ~ exp(-place / T) among those left that are there; T is one number, or `[n, 1]`."""
+    return _places(key, there, -jnp.arange(there.shape[1])[None, :] / temperature, count)
+
+
+def _places(key: chex.PRNGKey, there: jax.Array, log_weights: jax.Array, count: int) -> jax.Array:
+    """`[n, min(count, P)]` different places, ascending, each with a probability like its weight among those left.
 
     The largest of log-probabilities with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
     """
-    places = jnp.arange(there.shape[1])
-    noisy = jax.random.gumbel(key, there.shape) - places[None, :] / temperature
-    _, chosen = jax.lax.top_k(jnp.where(there, noisy, -jnp.inf), min(count, there.shape[1]))
+    noisy = jnp.where(there, jax.random.gumbel(key, there.shape) + log_weights, -jnp.inf)
+    _, chosen = jax.lax.top_k(noisy, min(count, there.shape[1]))
     return jnp.sort(chosen, axis=1)
 
 
@@ -128,13 +132,9 @@ def by_weight(key: chex.PRNGKey, items: jax.Array, log_weights: jax.Array, count
     They are drawn one after the other, each with a probability like its weight among those left.
 
     An item of -1, or of a weight of zero, is never drawn; a row with fewer others has -1 somewhere in its order.
-
-    The largest of log-probabilities with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
     """
-    noisy = jax.random.gumbel(key, items.shape) + log_weights
-    noisy = jnp.where(items >= 0, noisy, -jnp.inf)
-    _, chosen = jax.lax.top_k(noisy, min(count, items.shape[1]))
-    return jnp.take_along_axis(jnp.where(noisy > -jnp.inf, items, -1), jnp.sort(chosen, axis=1), axis=1)
+    there = (items >= 0) & (log_weights > -jnp.inf)
+    return jnp.take_along_axis(jnp.where(there, items, -1), _places(key, there, log_weights, count), axis=1)
 
 
 def of_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:
