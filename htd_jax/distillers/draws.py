@@ -11,6 +11,7 @@ from flax import struct
 
 from htd_jax.data import Interactions, nth_unseen, seen_before, seen_mask
 from htd_jax.distillers.teacher import SCORES, Teacher
+from htd_jax.ops.mapped import map_rows
 
 # Scores that `in_blocks` holds at once: 4 MiB of them.
 NUMBERS = 2**20
@@ -54,6 +55,11 @@ def _ranking(train: Interactions, items: jax.Array) -> Ranking:
     return Ranking(train, items, before, rest)
 
 
+def in_blocks(of_users: Callable[[jax.Array], Any], rows: int, width: int) -> Any:
+    """`map_rows`, of which `width` numbers of each of some rows are held at once."""
+    return map_rows(of_users, rows, NUMBERS // width)
+
+
 def best_of(scores: jax.Array, k: int) -> jax.Array:
     """The places of the k largest of each row `[n, m]`, the largest first, equal ones in their order: `[n, k]` int32.
 
@@ -62,16 +68,6 @@ def best_of(scores: jax.Array, k: int) -> jax.Array:
     """
     places: jax.Array = jax.lax.optimization_barrier(jax.lax.top_k(scores, min(k, scores.shape[1])))[1]
     return places
-
-
-def in_blocks(of_users: Callable[[jax.Array], Any], rows: int, width: int) -> Any:
-    """`of_users(users [n])`, a pytree of arrays `[n, ...]`, for all `rows`: `[rows, ...]`. So many rows at a time as
-    `width` numbers of each allow; the last block is filled up with the last row."""
-    at_once = max(1, min(rows, NUMBERS // width))
-    blocks = -(-rows // at_once)
-    users = jnp.minimum(jnp.arange(blocks * at_once), rows - 1).reshape(blocks, at_once)
-    whole = lambda x: x.reshape(-1, *x.shape[2:])[:rows]
-    return jax.tree.map(whole, jax.lax.map(of_users, users))
 
 
 def by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) -> jax.Array:
@@ -189,7 +185,6 @@ def unseen_ranks(score_all: Callable[[jax.Array], jax.Array], train: Interaction
       train: who has seen what.
       items: integers in [0, num_items).
     """
-    width = max(1, min(train.num_users, SCORES // train.num_items))
 
     def of_block(users: jax.Array) -> jax.Array:
         order = jnp.where(seen_mask(train, users), 0, _ordered(score_all(users)))
@@ -197,9 +192,8 @@ def unseen_ranks(score_all: Callable[[jax.Array], jax.Array], train: Interaction
         reached = jax.vmap(lambda row, bars: jnp.searchsorted(row, bars, side="right", method="scan_unrolled"))
         return (1 + train.num_items - reached(jnp.sort(order, axis=1), bars)).astype(jnp.int32)
 
-    blocks = -(-train.num_users // width)
-    users = jnp.minimum(jnp.arange(blocks * width), train.num_users - 1).reshape(blocks, width)
-    return jax.lax.map(of_block, users).reshape(-1, items.shape[1])[: train.num_users]
+    ranks: jax.Array = map_rows(of_block, train.num_users, SCORES // train.num_items)
+    return ranks
 
 
 def _ordered(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from flax import struct
 from htd_jax.data import Interactions, seen_mask
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, MakeModel, ModelOf
+from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 
 # Scores that `Teacher.top` holds at once: 16 MiB of them.
@@ -122,21 +123,14 @@ class Teacher:
         if self.lists is not None:
             return _unseen(self.lists.items, train, k)
         assert self.scores is not None, "a teacher with neither lists nor scores"
-        scores, width = self.scores, max(1, min(train.num_users, SCORES // train.num_items))
-        position = jnp.arange(train.max_degree)
+        scores = self.scores
 
         def of_block(users: jax.Array) -> jax.Array:
-            start, stop = train.offsets[users][:, None], train.offsets[users + 1][:, None]
-            at = start + position[None, :]
-            seen = jnp.where(at < stop, train.items[jnp.minimum(at, len(train) - 1)], train.num_items)
-            rows = jnp.arange(len(users))[:, None]
-            values = scores(users).at[rows, seen].set(-jnp.inf, mode="drop")
-            values, items = jax.lax.top_k(values, k)
+            values, items = jax.lax.top_k(jnp.where(seen_mask(train, users), -jnp.inf, scores(users)), k)
             return jnp.where(values > -jnp.inf, items, -1).astype(jnp.int32)
 
-        blocks = -(-train.num_users // width)
-        users = jnp.minimum(jnp.arange(blocks * width), train.num_users - 1).reshape(blocks, width)
-        return jax.lax.map(of_block, users).reshape(-1, k)[: train.num_users]
+        best: jax.Array = map_rows(of_block, train.num_users, SCORES // train.num_items)
+        return best
 
     def score(self, items: jax.Array) -> jax.Array:
         """Its scores of some items of every user: `[num_users, m]`, as `items` are; of what is no item, any number.
@@ -155,10 +149,8 @@ class Teacher:
             return jnp.sum(tables.users[users][:, None] * tables.items[own], axis=2)
 
         a_user = items.shape[1] * self.dim if tables else jax.eval_shape(scores, jnp.zeros(1, jnp.int32)).shape[1]
-        width = max(1, min(num_users, SCORES // max(a_user, 1)))
-        blocks = -(-num_users // width)
-        users = jnp.minimum(jnp.arange(blocks * width), num_users - 1).reshape(blocks, width)
-        return jax.lax.map(of_block, users).reshape(-1, items.shape[1])[:num_users]
+        found: jax.Array = map_rows(of_block, num_users, SCORES // max(a_user, 1))
+        return found
 
     def top_users(self, train: Interactions, k: int) -> jax.Array:
         """The `k` users with the best scores of each item, of those who have not seen it, the best first: `[num_items,
