@@ -16,7 +16,7 @@ from htd_jax.data.folder import load_dataset, save_dataset
 from htd_jax.data.interactions import Interactions, Split, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
-from htd_jax.data.sampling import distinct, nth_unseen, seen_before, seen_mask, shuffle, unseen_items
+from htd_jax.data.sampling import distinct, nth_unseen, seen_before, seen_mask, shuffle, unseen_items, was_seen
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
 from htd_jax.data.summary import Summary, summarise
 from htd_jax.data.synthetic import Synthetic, make_synthetic
@@ -148,5 +148,6 @@ __all__ = [
     "split_pairs",
     "summarise",
     "unseen_items",
+    "was_seen",
     "write_ids",
 ]

@@ -72,9 +72,8 @@ def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
     deal_key, again_key = jax.random.split(key)
     packs = -(-len(train) // train.num_items)
     dealt = jax.vmap(lambda key: shuffle(key, train.num_items))(jax.random.split(deal_key, packs)).ravel()[: len(train)]
-    before = seen_before(train, train.users, dealt)
     start, stop = train.offsets[train.users], train.offsets[train.users + 1]
-    seen = (start + before < stop) & (train.items[jnp.minimum(start + before, len(train) - 1)] == dealt)
+    seen = was_seen(train, train.users, dealt)
     r = jax.random.randint(again_key, train.users.shape, 0, train.num_items - (stop - start))
     return jnp.where(seen, nth_unseen(train, train.users, r), dealt)
 
@@ -108,6 +107,12 @@ def seen_before(train: Interactions, users: jax.Array, items: jax.Array) -> jax.
       int32 of the shape of both; an unseen item is the r-th unseen one with r the item less this.
     """
     return _count_leading(train, users, items, lambda item, j: item < items)
+
+
+def was_seen(train: Interactions, users: jax.Array, items: jax.Array) -> jax.Array:
+    """Whether each user has seen each item, of integers that broadcast: bool of the shape of both."""
+    at = train.offsets[users] + seen_before(train, users, items)
+    return (at < train.offsets[users + 1]) & (train.items[jnp.minimum(at, len(train) - 1)] == items)
 
 
 def seen_mask(train: Interactions, users: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Interval
 from flax import struct
 
-from htd_jax.data import Interactions, seen_before, seen_mask
+from htd_jax.data import Interactions, seen_mask, was_seen
 from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
 from htd_jax.distillers.draws import in_blocks
 from htd_jax.distillers.teacher import Lists, Teacher
@@ -189,9 +189,7 @@ def _of_lists(
 ) -> Top:
     """Probabilities of listed items, of a sum of 1 - `rest`; an item that was seen has none."""
     items = jnp.asarray(lists.items, jnp.int32)
-    start, stop = train.offsets[:-1, None], train.offsets[1:, None]
-    at = start + seen_before(train, jnp.arange(train.num_users)[:, None], items)
-    seen = (at < stop) & (train.items[jnp.minimum(at, len(train) - 1)] == items)
+    seen = was_seen(train, jnp.arange(train.num_users)[:, None], items)
     rank = jnp.cumsum((items >= 0) & ~seen, axis=1)
     kept = (items >= 0) & ~seen & (rank <= (top or items.shape[1]))
     logits = -rank / rank_temperature if lists.scores is None else jnp.asarray(lists.scores) / temperature

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from htd_jax.data import Interactions, seen_mask
+from htd_jax.data import Interactions, seen_mask, was_seen
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, MakeModel, ModelOf
 from htd_jax.ops.mapped import map_rows
@@ -201,14 +201,7 @@ def _products(users_table: jax.Array, items_table: jax.Array, users: jax.Array) 
 def _unseen(items: jax.Array, train: Interactions, k: int) -> jax.Array:
     """Lists without what their users have seen, moved up and cut, or filled up with -1, to `k`: `[num_users, k]`."""
     items = jnp.asarray(items, jnp.int32)
-    low = jnp.broadcast_to(train.offsets[:-1, None], items.shape)
-    high = stop = jnp.broadcast_to(train.offsets[1:, None], items.shape)
-    for _ in range(train.max_degree.bit_length()):  # bisection: the first of a user's items that is not below
-        middle = (low + high) // 2
-        below = (low < high) & (train.items[jnp.minimum(middle, len(train) - 1)] < items)
-        low, high = jnp.where(below, middle + 1, low), jnp.where(below | (low >= high), high, middle)
-    seen = (low < stop) & (train.items[jnp.minimum(low, len(train) - 1)] == items)
-    kept = (items >= 0) & ~seen
+    kept = (items >= 0) & ~was_seen(train, jnp.arange(train.num_users)[:, None], items)
     order = jnp.argsort(~kept, axis=1, stable=True)
     items = jnp.take_along_axis(jnp.where(kept, items, -1), order, axis=1)[:, :k]
     return jnp.pad(items, [(0, 0), (0, k - items.shape[1])], constant_values=-1)
