@@ -88,7 +88,7 @@ def strict(path: Path) -> Any:
 def untimed(value: Any) -> Any:
     """JSON without what depends on the clock."""
     if isinstance(value, dict):
-        return {name: untimed(x) for name, x in value.items() if not name.startswith("seconds")}
+        return {name: untimed(x) for name, x in value.items() if not name.startswith(("seconds", "peak"))}
     return [untimed(x) for x in value] if isinstance(value, list) else value
 
 

@@ -20,6 +20,7 @@ FLOORS = [
     {"training", "evaluation"},
     {"serving"},
     {"pipeline"},
+    {"studies"},
     {"command"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

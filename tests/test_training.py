@@ -155,7 +155,9 @@ def bits(folder):
 
 
 def timeless(records):
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    return [
+        {name: value for name, value in record.items() if name not in ("seconds", "peak_memory")} for record in records
+    ]
 
 
 class Killed(Exception):

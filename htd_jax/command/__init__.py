@@ -17,6 +17,7 @@ commands:
   recommend  the best items of users, or the neighbours of items, from a run or an export
   export     write a run's student to a folder that serves: tables, ids, and a model card
   summary    what a data set looks like: counts, long tail, and a picture
+  study      many runs from one command: every method compared
   table      tabulate finished runs, mean and spread over seeds
 
 htd-jax COMMAND --help tells more."""
@@ -27,18 +28,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     from htd_jax.command.export import export
     from htd_jax.command.recommend import recommend
+    from htd_jax.command.study import study
     from htd_jax.command.summary import summary
     from htd_jax.command.table import table
     from htd_jax.command.train import train
 
-    commands = {"train": train, "recommend": recommend, "export": export, "summary": summary, "table": table}
+    commands = {
+        "train": train,
+        "recommend": recommend,
+        "export": export,
+        "summary": summary,
+        "study": study,
+        "table": table,
+    }
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         enter(lambda _: print(USAGE), arguments)
     elif name not in commands:
         enter(_unknown, arguments)
     else:
-        enter(commands[name], arguments[1:], resumes=name == "train")
+        enter(commands[name], arguments[1:], resumes=name in ("train", "study"))
 
 
 def _unknown(arguments: Sequence[str]) -> None:

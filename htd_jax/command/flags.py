@@ -77,6 +77,21 @@ def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description
     return _parse(settings, arguments, prog=prog, description=description)
 
 
+def parse_known(
+    settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None
+) -> tuple[T, list[str]]:
+    """As `parse`; and the arguments that are not among its flags, in their order."""
+    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
+    own: list[str] = []
+    rest: list[str] = []
+    into = rest
+    for argument in itertools.chain.from_iterable(map(_split_equals, arguments)):
+        if argument[:2] == "--" or argument == "-h":
+            into = own if argument in (*known, "--help", "-h") else rest
+        into.append(argument)
+    return parse(settings, own, prog=prog, description=description), rest
+
+
 def _parse(settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
     box = io.StringIO()
     try:

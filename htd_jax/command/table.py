@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.pipeline import describe
 from htd_jax.settings import as_json
+from htd_jax.studies import spread
 
 
 @dataclasses.dataclass
@@ -58,9 +58,9 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
         dataset, model, protocol, width, _, phase, made = key
         told = _told_apart(json.loads(made), alike[key[:-1]])
         name = ", ".join([describe(phase), *([] if protocol == "full" else [protocol]), *told])
-        cells = [_spread([figures.get(metric) for figures in by_seed.values()], ".4f") for metric in shown]
+        cells = [spread([figures.get(metric) for figures in by_seed.values()], ".4f") for metric in shown]
         closed = [figures["closed"] for figures in by_seed.values()]
-        cells.append(_spread(closed, ".0%") if phase not in ("teacher", "student") else "")
+        cells.append(spread(closed, ".0%") if phase not in ("teacher", "student") else "")
         seeds = ", ".join(map(str, sorted(by_seed)))
         print("|", " | ".join([dataset, model, str(-width), name, seeds, *cells]), "|")
 
@@ -130,10 +130,3 @@ def _order(phase: str) -> int:
     known = ["teacher", "student", *METHODS]
     first = phase.split("+")[0]
     return (known.index(first) if first in known else len(known)) + 100 * phase.count("+")
-
-
-def _spread(values: list[float | None], form: str) -> str:
-    """Mean ± sample standard deviation of those that are there; empty where none is."""
-    there = [value for value in values if value is not None]
-    deviation = f" ± {statistics.stdev(there):{form}}" if len(there) > 1 else ""
-    return f"{statistics.mean(there):{form}}{deviation}" if there else ""

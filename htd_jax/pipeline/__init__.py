@@ -1,11 +1,12 @@
 """What a run is: one phase, or a teacher, a student and the student that it helps; in memory or in a folder."""
 
-from htd_jax.pipeline.config import Config, Places, What, describe
+from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit
-from htd_jax.pipeline.run import RunResult, run
+from htd_jax.pipeline.run import RunResult, is_made_by, load_data, run
 from htd_jax.pipeline.teachers import read_teacher
 
 __all__ = [
+    "NO_METHOD",
     "Config",
     "Experiment",
     "Fitted",
@@ -15,6 +16,8 @@ __all__ = [
     "describe",
     "distill",
     "fit",
+    "is_made_by",
+    "load_data",
     "read_teacher",
     "run",
 ]

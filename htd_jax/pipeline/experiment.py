@@ -69,8 +69,8 @@ class Fitted:
       variables: the module's, at the last epoch or, with early stopping, at the best.
       data: what it was trained on, and what users and items are called.
       settings: what made it, as JSON.
-      records: one for every evaluation: `{"epoch", "terms", "valid", "test", "seconds"}`, and `beside`, of a teacher
-        that learns too.
+      records: one for every evaluation: `{"epoch", "terms", "valid", "test", "seconds", "peak_memory"}`, and `beside`,
+        of a teacher that learns too.
       seconds: of training, of every epoch.
       chosen: the record of the epoch that `variables` are of.
     """

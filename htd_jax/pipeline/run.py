@@ -152,6 +152,7 @@ def summarise(config: Config, phases: dict[str, Fitted]) -> dict[str, Any]:
             "parameters": phase.parameters,
             "epochs": len(phase.seconds),
             "seconds_per_epoch": sum(phase.seconds) / max(len(phase.seconds), 1),
+            "peak_memory": phase.records[-1].get("peak_memory"),
             "final": of_epoch(phase.chosen),
             "best": of_epoch(best_record(phase.records, metric)),
             "settings": phase.settings,
@@ -221,6 +222,21 @@ def check_folder(config: Config, settings: dict[str, Any]) -> None:
         raise UserError(f"{path}: not the settings of a run ({error}); name another folder with --run") from None
     except OSError as error:
         raise UserError(f"{folder}: cannot be used ({error.strerror}); name another with --run") from None
+
+
+def is_made_by(config: Config, data: str) -> bool:
+    """Whether the run's folder is there, and was made by these settings on the data of this fingerprint.
+
+    What is asked of a teacher is not whether it is the same, but whether one was given.
+    """
+    try:
+        found = json.loads((config.folder / "config.json").read_text())
+        asked = {**config.as_json(), "data": data, "teacher": None}
+        if config.places.teacher:  # its width is its own
+            asked |= {name: found[name] for name in ("teacher", "teacher_dim") if found[name] is not None}
+        return bool(found == asked)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def claim_folder(config: Config, settings: dict[str, Any], dataset: Dataset) -> None:

@@ -1,7 +1,9 @@
 """One phase from its first epoch, or its last checkpoint, to its end."""
 
+import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -88,10 +90,11 @@ def run_phase(
 ) -> PhaseResult:
     """Trains for at most `epochs` epochs and evaluates at epoch 0, every `eval_every`-th and the last.
 
-    A record is `{"epoch", "terms", "valid", "test", "seconds"}`, `seconds` the training time of that epoch without
-    compilation. With no epochs at all, the one record is of the model as it starts. A checkpoint is written every
-    `CHECKPOINT_SECONDS` and at the end. If `checkpoints` holds a step made under the same `settings`, the phase goes on
-    from there, and ends with the same bits; one that ended after fewer epochs goes on to `epochs`.
+    A record is `{"epoch", "terms", "valid", "test", "seconds", "peak_memory"}`, `seconds` the training time of that
+    epoch without compilation, the last in bytes, see `peak_memory`. With no epochs at all, the one record is of the
+    model as it starts. A checkpoint is written every `CHECKPOINT_SECONDS` and at the end. If `checkpoints` holds a step
+    made under the same `settings`, the phase goes on from there, and ends with the same bits; one that ended after
+    fewer epochs goes on to `epochs`.
 
     Args:
       teacher: whatever there is of one, see `Teacher.of`.
@@ -123,7 +126,7 @@ def run_phase(
         state, best = found["train"], found["best"]
     if not epochs and not records:
         metrics = jax.tree.map(float, evaluate(state.params["model"]))
-        records.append({"epoch": 0, "terms": {}, **metrics, "seconds": 0.0})
+        records.append({"epoch": 0, "terms": {}, **metrics, "seconds": 0.0, "peak_memory": peak_memory()})
         if checkpoints:
             history = {"settings": settings, "records": records, "seconds": seconds, "finished": True}
             checkpoints.save(0, {"train": state, "best": best}, history)
@@ -152,7 +155,8 @@ def run_phase(
         finished = epoch == epochs - 1
         if finished or epoch % eval_every == 0:
             metrics = measure(state.params)
-            records.append({"epoch": epoch, "terms": terms, **metrics, "seconds": seconds[-1]})
+            cost = {"seconds": seconds[-1], "peak_memory": peak_memory()}
+            records.append({"epoch": epoch, "terms": terms, **metrics, **cost})
             if early_stopping and choose(records, early_stopping)["epoch"] == epoch:
                 best = jax.tree.map(jnp.copy, state.params["model"])
             finished = is_finished(records, len(seconds), epochs, early_stopping)
@@ -170,6 +174,19 @@ def _compiled(epoch: Any, *inputs: Any) -> Any:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return epoch
     return epoch.lower(*inputs).compile()
+
+
+def peak_memory() -> int | None:
+    """The most bytes that were in use so far: of the first device, or where that is the processor, of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    with contextlib.suppress(ImportError):  # not POSIX
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
+    return None
 
 
 def is_finished(records: list[Record], done: int, epochs: int, early_stopping: EarlyStopping | None) -> bool:

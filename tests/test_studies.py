@@ -1,0 +1,249 @@
+"""Studies: which runs a comparison makes, how it is stopped and gone on with, and what its tables say."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import DATA, EXPERIMENTS, line_of, process, results, start_command
+
+from htd_jax.errors import UserError
+from htd_jax.pipeline import Config, Places
+from htd_jax.settings import override
+from htd_jax.studies import Comparison, Job, Outcome, comparison, execute, parse_methods, runs, spread
+from htd_jax.writing import alone
+
+FLAGS = [*DATA, "--epochs", "2", "--teacher-dim", "8", "--student-dims", "4", "--seeds", "0"]
+
+
+def study(*arguments):
+    return start_command("study", "comparison", *FLAGS, *arguments)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The folder of a comparison of FTD and of a method that fails, and how it ended."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, study("--methods", "ftd", "rrd", "--rrd.weight", "1e38", "--rrd.temperature", "1", "--runs", folder)
+
+
+# --- end to end
+
+
+def test_a_comparison_trains_each_once_and_shows_all(compared):
+    folder, done = compared
+    assert done.status == 1, done.err
+    out = done.out.splitlines()
+    assert re.fullmatch(r"1/3 student, 4 dimensions, seed 0: \d+ s", out[0])
+    teacher = results(folder / "synthetic-none-4-seed0")["phases"]
+    helped = results(folder / "synthetic-ftd-4-seed0")["phases"]
+    for phase in ("teacher", "student"):  # the same models, the teacher not trained again
+        assert helped[phase]["final"]["test"] == teacher[phase]["final"]["test"]
+    assert not (folder / "synthetic-ftd-4-seed0" / "checkpoints" / "teacher").exists()
+    table = {cells[2].strip(): cells for line in out if len(cells := line.split("|")) == 11}
+    for name, entry in {**teacher, "+ FTD": helped["ftd"]}.items():
+        assert table[name][3].strip() == f"{entry['final']['test']['recall@50']:.4f}"
+    assert (folder / "comparison.png").stat().st_size > 5_000
+    assert "\n".join(line for line in out if "|" in line) in (folder / "comparison.md").read_text()
+
+
+def test_a_run_that_fails_is_named_in_its_place(compared):
+    folder, done = compared
+    reason = "diverged in epoch 0"
+    assert re.search(rf"/3 student \+ RRD, 4 dimensions, seed 0: failed: .*{reason}.*rrd-4-seed0\.log", done.out)
+    assert "| + RRD | failed |" in done.out
+    assert re.search(rf"Failed:\n\n- \+ RRD, 4, seed 0: .*{reason}", done.out)
+    assert reason in (folder / "synthetic-rrd-4-seed0.log").read_text()
+
+
+def test_what_is_finished_is_found(compared, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(compared[0], folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+    # The teacher stands in another place than the runs were told: only a run that is made would mind.
+    done = study("--methods", "ftd", "--runs", folder)
+    assert done.status == 0, done.err
+    assert done.out.count("found finished") == 2
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+
+
+def test_other_settings_are_not_found_finished(compared):
+    folder, _ = compared
+    config = Config(places=Places(runs=folder))
+    of = lambda **what: dataclasses.replace(config, what=override(config.what, method="none", **what)).filled()
+    found = json.loads((folder / "synthetic-none-4-seed0" / "config.json").read_text())
+    assert not comparison.is_made_by(of(student_dim=4), found["data"])  # 101 epochs
+    assert not comparison.is_made_by(of(student_dim=5), found["data"])  # no folder
+
+
+def test_a_stopped_study_stops_its_runs_and_goes_on(tmp_path):
+    command = [sys.executable, EXPERIMENTS / "study.py", "comparison", *FLAGS, "--methods", "ftd", "--runs", tmp_path]
+    command += ["--epochs", "100000"]
+    begun = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = tmp_path / "synthetic-none-4-seed0.log"
+    until = time.monotonic() + 120
+    while not (log.exists() and "epoch" in log.read_text()):
+        assert time.monotonic() < until and begun.poll() is None
+        time.sleep(0.1)
+    begun.send_signal(signal.SIGINT)
+    _, err = begun.communicate(timeout=60)
+    assert begun.returncode == 130 and b"the same command goes on" in err
+    with alone(tmp_path / "synthetic-none-4-seed0"):  # nobody is at work there
+        pass
+
+
+def test_two_studies_in_one_folder(tmp_path):
+    with alone(tmp_path):
+        assert "another study is at work there" in line_of(study("--methods", "ftd", "--runs", tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--methods", "magic"], "unknown method 'magic'"),
+        (["--methods", "none"], "--methods: names none to compare"),
+        (["--methods", "htd+svd"], "must join different methods"),
+        (["--methods", "ftd", "--seed", "1"], "--seed: a study has --seeds"),
+        (["--methods", "ftd", "--method", "rrd"], "--method: a study has --methods"),
+        (["--methods", "ftd", "--jobs", "0"], "--jobs: must be at least 1"),
+        (["--methods", "ftd", "--student-dims", "x"], "--student-dims"),
+        (["--methods", "ftd", "--epoch", "3"], "--epoch"),
+        (["--methods", "ftd", "--rrd.weight", "-1", "--methods", "rrd"], "--rrd.weight: must be at least 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_begun(arguments, reason, tmp_path):
+    assert reason in line_of(study(*arguments, "--runs", tmp_path / "runs"))
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_the_command_says_which_studies_there_are():
+    assert "comparison" in start_command("study").out
+    assert "unknown study 'x'" in line_of(start_command("study", "x"))
+    assert "--jobs" in process("comparison", "--help", script="study.py").stdout
+
+
+# --- processes
+
+
+def job(folder, name, *arguments):
+    config = Config(places=Places(run=folder / name))
+    return Job(config, arguments)
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Every job prints the cores that it may use, in place of a run."""
+    say = "import os; print(sorted(os.sched_getaffinity(0)))"
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **rest: start([sys.executable, "-c", say], **rest))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be named here")
+def test_runs_at_once_have_cores_of_their_own(cores, tmp_path):
+    all_cores = os.sched_getaffinity(0)
+    jobs = [job(tmp_path, str(number)) for number in range(4)]
+    ended = list(execute(jobs, finished=lambda job: job is jobs[2], at_once=2))
+    assert {outcome.job.folder.name: outcome.error for outcome in ended} == dict.fromkeys("0123")
+    assert next(outcome.seconds for outcome in ended if outcome.job is jobs[2]) == 0
+    used = [json.loads(runs.log_of(one).read_text()) for one in (jobs[0], jobs[1])]
+    if len(all_cores) > 1:
+        assert not set(used[0]) & set(used[1])
+        assert set(used[0]) | set(used[1]) == all_cores
+    assert os.sched_getaffinity(0) == all_cores
+
+
+# --- tables
+
+
+RECALL, NDCG = "recall@50", "ndcg@50"
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A comparison of three methods over three seeds, of recalls that are given."""
+    recalls = {
+        "teacher": (0.30, 0.31, 0.32),
+        "student": (0.20, 0.22, 0.21),
+        "ftd": (0.25, 0.27, 0.29),
+        "rrd": (0.21, 0.22, 0.23),
+        "ftd+rrd": (0.28, 0.30, 0.32),
+    }
+    places = Places(runs=tmp_path)
+    what = Comparison(Config(places=places), (), ("ftd", "rrd", "ftd+rrd"), (20,), (0, 1, 2))
+    what = dataclasses.replace(
+        what, config=dataclasses.replace(what.config, what=override(what.config.what, method="none"))
+    )
+    for method in ("none", *what.methods):
+        for seed in what.seeds:
+            entry = lambda phase: {
+                "epochs": 3,
+                "seconds_per_epoch": 2.0 if phase == "rrd" else 0.5,
+                "peak_memory": (seed + 1) * 2**30,
+                "final": {"test": {RECALL: recalls[phase][seed], NDCG: recalls[phase][seed] / 2}},
+            }
+            phases = {"teacher", "student", method} - {"none"}
+            folder = what.job(method, 20, seed).folder
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps({"phases": {name: entry(name) for name in phases}}))
+    return what
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_table_has_mean_spread_gain_and_cost(made):
+    head, _, *found = cells(comparison.tables(made, []))
+    assert head == ["dimensions", "", RECALL, NDCG, "above the student", "gap closed", "s/epoch", "x student's", "GiB"]
+    by_name = {row[1]: row for row in found if len(row) == 9}
+    assert by_name["teacher"][:4] == ["200", "teacher", "0.3100 ± 0.0100", "0.1550 ± 0.0050"]
+    ftd = by_name["+ FTD"]
+    gains = [0.05, 0.05, 0.08]
+    assert ftd[4] == f"+{statistics.mean(gains):.4f} ± {statistics.stdev(gains):.4f}"
+    shares = [0.05 / 0.10, 0.05 / 0.09, 0.08 / 0.11]
+    assert ftd[5] == f"{statistics.mean(shares):.0%} ± {statistics.stdev(shares):.0%}"
+    assert by_name["+ RRD"][6:] == ["2", "4.0", "3.00"]
+
+
+def test_the_table_says_which_gains_are_doubtful(made):
+    text = comparison.tables(made, [])
+    by_name = {row[1]: row for row in cells(text) if len(row) == 9}
+    assert "(a)" in by_name["+ RRD"][4]  # .22 is .01 above .21, whose spread is .01
+    assert "(a)" not in by_name["+ FTD"][4]  # .27 is .06 above, and its spread .02
+    assert "more than twice" in text
+
+
+def test_pairs_stand_beside_the_better_of_their_parts(made):
+    pairs = [row for row in cells(comparison.tables(made, [])) if len(row) == 7]
+    assert pairs[0][1] == "joined"
+    assert pairs[2][:4] == ["20", "FTD + RRD", "0.3000 ± 0.0200", "FTD"]
+    assert pairs[2][5:] == ["+0.0300 ± 0.0000", "not told apart"]  # .03 is less than twice .02
+
+
+def test_a_failed_seed_leaves_the_others(made):
+    failed = made.job("ftd", 20, 1)
+    (failed.folder / "results.json").unlink()
+    text = comparison.tables(made, [Outcome(failed, 3.0, "no memory")])
+    row = next(row for row in cells(text) if row[1] == "+ FTD")
+    assert row[2] == spread([0.25, 0.29])
+    assert "- + FTD, 20, seed 1: no memory" in text
+
+
+def test_methods_are_named_or_all():
+    assert "none" not in parse_methods(["all"]) and "htd" in parse_methods(["all"])
+    assert parse_methods(["ftd", "none", "ftd", "ftd+rrd"]) == ("ftd", "ftd+rrd")
+    with pytest.raises(UserError, match="unknown method"):
+        parse_methods(["ftd+magic"])
+
+
+def test_the_spread_is_the_sample_standard_deviation():
+    values = [0.1, 0.2, 0.4]
+    assert spread([*values, None]) == f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
