@@ -88,7 +88,21 @@ def preference_loss(
     g = check_floats("guide", guide, *s.shape)
     check_dtype("guide", guide, scores.dtype)
     there = check_items("items_where", items_where, check_where(where, len(s)), s)
+    return jnp.sum(cross_entropies(s, g, there, temperature))
+
+
+def cross_entropies(scores: jax.Array, guide: jax.Array, there: jax.Array, temperature: float) -> jax.Array:
+    """Of each row, between the softmaxes of scores and guide, a constant, over its items that are there.
+
+    Args:
+      scores, guide, there: `[n, m]`.
+
+    Returns:
+      `[n]`, 0 where no item is there.
+    """
+    if not scores.shape[1]:
+        return jnp.zeros(len(scores), scores.dtype)
     # Of what is not there: so low that its share is 0, and finite, since between two infinities there is no gradient.
-    scaled = lambda x: jnp.where(there, jnp.where(there, x, 0) / temperature, jnp.finfo(s.dtype).min / 2)
-    share = jax.nn.softmax(jax.lax.stop_gradient(scaled(g)), axis=1)
-    return -jnp.sum(jnp.where(there, share * jax.nn.log_softmax(scaled(s), axis=1), 0))
+    scaled = lambda x: jnp.where(there, jnp.where(there, x, 0) / temperature, jnp.finfo(scores.dtype).min / 2)
+    share = jax.nn.softmax(jax.lax.stop_gradient(scaled(guide)), axis=1)
+    return -jnp.sum(jnp.where(there, share * jax.nn.log_softmax(scaled(scores), axis=1), 0), axis=1)

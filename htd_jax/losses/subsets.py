@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.losses.checks import check_floats, check_items, check_where
+from htd_jax.losses.predictions import cross_entropies
 
 
 def rejuvenated_loss(
@@ -63,17 +64,6 @@ def rejuvenated_loss(
     where = check_where(where, len(scores))
     weight = jnp.exp(-beta * (share if where is None else jnp.where(where, share, 0)))
     weight = jax.lax.stop_gradient(weight)
-    on_best = _cross_entropies(scores, of_best, check_items("best_where", best_where, where, scores), temperature)
-    on_rest = _cross_entropies(rest, of_rest, check_items("others_where", others_where, where, rest), temperature)
+    on_best = cross_entropies(scores, of_best, check_items("best_where", best_where, where, scores), temperature)
+    on_rest = cross_entropies(rest, of_rest, check_items("others_where", others_where, where, rest), temperature)
     return jnp.sum((1 - weight) * on_best + weight * on_rest)
-
-
-def _cross_entropies(student: jax.Array, teacher: jax.Array, counted: jax.Array, temperature: float) -> jax.Array:
-    """`[n]`, the cross-entropy of each row among the items that count, 0 where there are none."""
-    if not student.shape[1]:
-        return jnp.zeros(len(student), student.dtype)
-    nothing = jnp.finfo(student.dtype).min / 2
-    given = jax.lax.stop_gradient(jnp.where(counted, teacher / temperature, nothing))
-    probabilities = jax.nn.softmax(given, axis=1)
-    log_likelihoods = jax.nn.log_softmax(jnp.where(counted, student / temperature, nothing), axis=1)
-    return -jnp.sum(jnp.where(counted, probabilities * log_likelihoods, 0), axis=1)
