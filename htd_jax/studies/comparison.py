@@ -260,21 +260,14 @@ def draw(comparison: Comparison, outcomes: Sequence[Outcome], figure: Any) -> No
         means = [statistics.mean(row.values(metric)) for row in helped]
         errors = [statistics.stdev(x) if len(x := row.values(metric)) > 1 else 0.0 for row in helped]
         panel.barh([title(row.name).removeprefix("+ ") for row in helped], means, xerr=errors, color="#0072b2")
-        for values, colour, name in (
-            *((row.values(metric), "#d55e00", "student") for row in here if row.name == "student"),
-            (teacher, "#555555", "teacher"),
-        ):
-            if values:
-                panel.axvline(statistics.mean(values), color=colour, linewidth=1.5)
-                panel.annotate(
-                    f"{name} {statistics.mean(values):.4f}",
-                    (statistics.mean(values), 1),
-                    (0, 4),
-                    xycoords=("data", "axes fraction"),
-                    textcoords="offset points",
-                    ha="center",
-                    color=colour,
-                )
+        student = [x for row in here if row.name == "student" for x in row.values(metric)]
+        levels = [(statistics.mean(x), name) for x, name in ((student, "student"), (teacher, "teacher")) if x]
+        for (level, name), side in zip(sorted(levels), ("right", "left")):  # words away from one another
+            colour = {"student": "#d55e00", "teacher": "#555555"}[name]
+            panel.axvline(level, color=colour, linewidth=1.5)
+            above: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            panel.annotate(f"{name} {level:.4f}", (level, 1), (0, 4), ha=side, color=colour, **above)
+        panel.set_xlim(0, 1.12 * panel.get_xlim()[1])
         panel.set(xlabel=f"test {metric}", title=f"{dim} dimensions\n")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="x", alpha=0.3)
