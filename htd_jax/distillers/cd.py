@@ -24,7 +24,7 @@ GUIDES = ("teacher", "student")
 class CD:
     """The teacher's scores as soft labels of unseen items, drawn by rank (Lee et al., ICDM'19)."""
 
-    weight: Annotated[float, Ge(0)] = 1.0
+    weight: Annotated[float, Ge(0)] = 100.0
     """Lambda: the distillation loss counts this much against the base loss."""
     guide: Literal["teacher", "student"] = "teacher"
     """Of whose ranking items are drawn."""

@@ -31,7 +31,7 @@ FULL = 10.0
 class DCD:
     """The order of what the student ranks too low, above what it ranks too high (Lee and Kim, CIKM'21)."""
 
-    weight: Annotated[float, Ge(0)] = 1e-2
+    weight: Annotated[float, Ge(0)] = 1e-3
     """Lambda: the distillation loss counts this much against the base loss."""
     items: Annotated[int, Ge(1)] = 40
     """Items of each user that are drawn of either kind."""

@@ -32,7 +32,7 @@ BLOCK = 1024
 class FreqD:
     """The teacher's representations, smoothed over who goes with whom, through one projection a side (KDD'25)."""
 
-    weight: Annotated[float, Ge(0)] = 0.5
+    weight: Annotated[float, Ge(0)] = 0.05
     """Lambda: the distillation loss counts this much against the base loss."""
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5
     """The neighbours' share in what is matched; at 0 the representations are matched as they are."""

@@ -28,11 +28,11 @@ class Listwise:
 
     weight: Annotated[float, Ge(0)] = 1.0
     """Lambda: the distillation loss counts this much against the base loss."""
-    temperature: Annotated[float, Gt(0)] = 1.0
+    temperature: Annotated[float, Gt(0)] = 0.05
     """By which the student's scores are divided."""
-    teacher_temperature: Annotated[float, Gt(0)] = 1.0
+    teacher_temperature: Annotated[float, Gt(0)] = 0.5
     """By which the teacher's are."""
-    seen: Annotated[float, Ge(0)] = 1.0
+    seen: Annotated[float, Ge(0)] = 0.25
     """How much the cross-entropy of the seen items counts against that of the unseen ones."""
     users: Annotated[int, Ge(0)] = 64
     """Users of a batch, drawn anew each step, that stand for all of its users; 0 for all of them."""
@@ -83,9 +83,9 @@ class Top:
 
 def listwise(
     *,
-    temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    seen_weight: float = 1.0,
+    temperature: float = 0.05,
+    teacher_temperature: float = 0.5,
+    seen_weight: float = 0.25,
     most_users: int = 64,
     top: int = 0,
     rank_temperature: float = 10.0,
