@@ -24,14 +24,11 @@ class Rows:
       ids: `[blocks, b]` int32, which rows; as many as there are rows, for a filler.
       others: `[blocks, b, w]` int32, the other sides of their entries.
       weights: `[blocks, b, w]`, by how much an entry's confidence is above 1; 0 for a filler.
-      blocks: how many there are, as a number on the device: a loop that is known to turn once is no loop any more, and
-        of several decompositions that wait for none another, on a CPU's few threads, none ends.
     """
 
     ids: jax.Array
     others: jax.Array
     weights: jax.Array
-    blocks: jax.Array
 
 
 def in_rows(owners: np.ndarray, others: np.ndarray, weights: np.ndarray, num_rows: int) -> tuple[Rows, ...]:
@@ -52,80 +49,91 @@ def in_rows(owners: np.ndarray, others: np.ndarray, weights: np.ndarray, num_row
         there = place < own[0]
         at = np.where(there, own[1] + place, 0)
         shape = lambda x: jnp.asarray(x.reshape(-1, a_block, *x.shape[1:]))
-        blocks = jnp.int32(len(ids) // a_block)
         found.append(
             Rows(
                 shape(ids.astype(np.int32)),
                 shape(np.where(there, others[at], 0).astype(np.int32)),
                 shape(np.where(there, weights[at], 0).astype(np.float32)),
-                blocks,
             )
         )
     return tuple(found)
 
 
-def solve_rows(rows: Sequence[Rows], table: jax.Array, penalties: jax.Array) -> jax.Array:
+def solve_rows(
+    rows: Sequence[Rows], table: jax.Array, penalties: jax.Array, start: jax.Array, steps: int = 0
+) -> jax.Array:
     r"""The rows that are best for a table of the other side.
 
     .. math:: x_u = \arg\min_x \sum_{i \in S_u} (w_{ui} + 1) (1 - x \cdot y_i)^2 + \sum_{i \notin S_u} (x \cdot y_i)^2
               + \lambda_u |x|^2
 
-    Exact. What all rows have in common, Y'Y, is taken apart once, Y'Y = Q diag(e) Q'; in its basis, z = Q'y, the
-    normal equations of a row are (D + Z' W Z) x = Z' (W + 1) 1 with D = diag(e) + lambda_u, and, Z having a row an
-    entry, x = D^-1 Z' v with (1 + W Z D^-1 Z') v = (W + 1) 1: a system of as many unknowns as the row has entries,
-    which mostly are fewer than the dimensions. Rows of more entries than dimensions solve the normal equations as they
-    are.
+    The normal equations of a row are (Y'Y + lambda + Y_S' W Y_S) x = Y_S' (W + 1) 1. What all rows have in common is
+    taken apart once, Y'Y = Q diag(e) Q': in the basis of Q it is a diagonal, D = e + lambda, and D is what the
+    conjugate gradients are preconditioned with. The rest has the rank of the row's entries, so that they end after as
+    many steps; a few come close.
 
-    Source: Hu et al., ICDM'08, equations 4 and 5; the smaller system is the Woodbury identity.
+    Source: Hu et al., ICDM'08, equations 4 and 5; conjugate gradients from the last sweep's rows, Takacs et al.,
+    RecSys'11.
 
-    Cost, with m others, d dimensions and rows of n entries: 2 m d^2 and an eigendecomposition, once; then n^2 d and
-    n^3 / 3 a row, or n d^2 and d^3 / 3.
+    Cost, with m others, n rows, p entries and d dimensions: 2 d^2 (2 m + 2 n) and an eigendecomposition of d x d, and
+    4 p d a step.
 
     Args:
       rows: see `in_rows`.
       table: `[m, d]`, Y.
-      penalties: `[num_rows]`, lambda, over 0.
+      penalties: `[n]`, lambda, over 0.
+      start: `[n, d]`, where the steps begin.
+      steps: of the conjugate gradients; 0: until every residual is a rounding error.
 
     Returns:
-      `[num_rows, d]`; zeros for a row without entries.
+      `[n, d]`; zeros for a row without entries.
     """
     dim = table.shape[1]
     eigenvalues, basis = jnp.linalg.eigh(dot(table.T, table))
-    turned = dot(table, basis)
     eigenvalues = jnp.maximum(eigenvalues, 0)  # what is below is rounding
-    padded = jnp.append(penalties, 1.0)
+    turned, begin = dot(table, basis), dot(start, basis)
     solved = jnp.zeros((len(penalties), dim), table.dtype)
     for of_width in rows:
-        solve = _few_entries if of_width.others.shape[2] <= dim else _many_entries
 
-        def of_block(number: jax.Array, solved: jax.Array, of_width=of_width, solve=solve) -> jax.Array:  # type: ignore[no-untyped-def]
-            block = jax.tree.map(lambda x: x[number], (of_width.ids, of_width.others, of_width.weights))
-            (ids, others, weights), solved = jax.lax.optimization_barrier((block, solved))  # in the loop, whole
-            there = weights > 0
-            entries = jnp.where(there[..., None], turned[others], 0)
-            best = solve(entries, weights, there, eigenvalues + padded[ids][:, None])
-            return solved.at[ids].set(best, mode="drop")
+        def of_block(solved: jax.Array, block: Rows) -> tuple[jax.Array, None]:
+            filler = block.ids == len(penalties)
+            ids = jnp.where(filler, 0, block.ids)
+            entries = jnp.where((block.weights > 0)[..., None], turned[block.others], 0)
+            diagonal = eigenvalues + penalties[ids][:, None]
+            best = _conjugate_gradients(entries, block.weights, diagonal, begin[ids], steps)
+            return solved.at[block.ids].set(best, mode="drop"), None
 
-        solved = jax.lax.fori_loop(0, of_width.blocks, of_block, solved)
+        solved, _ = jax.lax.scan(of_block, solved, of_width)
     return dot(solved, basis.T)
 
 
-def _few_entries(entries: jax.Array, weights: jax.Array, there: jax.Array, diagonal: jax.Array) -> jax.Array:
-    """`[b, d]` of entries `[b, w, d]`, their weights and whether they are there `[b, w]`, and D `[b, d]`."""
-    roots = jnp.sqrt(weights)
-    scaled = entries * roots[..., None]
-    system = einsum("bid,bjd->bij", scaled / diagonal[:, None, :], scaled) + jnp.eye(weights.shape[1])
-    right = jnp.where(there, (weights + 1) / jnp.where(there, roots, 1), 0)
-    found = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(system), True), right[..., None])[..., 0]
-    return einsum("bi,bid->bd", found, scaled) / diagonal
+def _conjugate_gradients(
+    entries: jax.Array, weights: jax.Array, diagonal: jax.Array, start: jax.Array, steps: int
+) -> jax.Array:
+    """`[b, d]` of entries `[b, w, d]`, their weights `[b, w]` and D `[b, d]`; see `solve_rows`."""
+    within = lambda x, y: jnp.sum(x * y, axis=-1, keepdims=True)
+    scores = lambda x: einsum("bwd,bd->bw", entries, x)
+    back = lambda x: einsum("bwd,bw->bd", entries, x)
+    times = lambda x: diagonal * x + back(weights * scores(x))
+    right = back(weights + 1)
+    limit = jnp.finfo(entries.dtype).eps ** 2 * within(right, right / diagonal)
 
+    def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        x, residual, direction, size = carry
+        ahead = times(direction)
+        length = size / jnp.maximum(within(direction, ahead), jnp.finfo(entries.dtype).tiny)
+        x, residual = x + length * direction, residual - length * ahead
+        now = within(residual, residual / diagonal)
+        turn = now / jnp.maximum(size, jnp.finfo(entries.dtype).tiny)
+        return x, residual, residual / diagonal + turn * direction, now
 
-def _many_entries(entries: jax.Array, weights: jax.Array, there: jax.Array, diagonal: jax.Array) -> jax.Array:
-    """The same by the normal equations."""
-    system = einsum("bid,bie->bde", entries * weights[..., None], entries) + jax.vmap(jnp.diag)(diagonal)
-    right = einsum("bi,bid->bd", weights + 1, entries)
-    found: jax.Array = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(system), True), right[..., None])[..., 0]
-    return found
+    residual = right - times(start)
+    carry = (start, residual, residual / diagonal, within(residual, residual / diagonal))
+    if steps:
+        return jax.lax.fori_loop(0, steps, lambda _, carry: step(carry), carry)[0]
+    most = 2 * min(entries.shape[1:]) + 10
+    unfinished = lambda carry: (carry[0] < most) & jnp.any(carry[1][3] > limit)
+    return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, step(carry[1])), (0, carry))[1][0]
 
 
 def objective(
