@@ -3,20 +3,26 @@
 A model is one file: the module, and its settings, which a line here makes known.
 """
 
-from htd_jax.models.base import InnerProduct, MakeModel, ModelOf, ModelSettings, Recommender, with_tables
+from htd_jax.models.base import InnerProduct, MakeModel, ModelOf, ModelSettings, Recommender, Solver, with_tables
 from htd_jax.models.bpr import BPR, BPRSettings
+from htd_jax.models.ials import IALSSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
 from htd_jax.models.listed import Listed, listed, popularity
 from htd_jax.models.neumf import NeuMF, NeuMFSettings
 from htd_jax.settings import Registry
 
-MODELS = Registry("model", {"bpr": BPRSettings, "neumf": NeuMFSettings, "lightgcn": LightGCNSettings}, function="build")
+MODELS = Registry(
+    "model",
+    {"bpr": BPRSettings, "neumf": NeuMFSettings, "lightgcn": LightGCNSettings, "ials": IALSSettings},
+    function="build",
+)
 register = MODELS.register
 
 __all__ = [
     "BPR",
     "MODELS",
     "BPRSettings",
+    "IALSSettings",
     "InnerProduct",
     "LightGCN",
     "LightGCNSettings",
@@ -27,6 +33,7 @@ __all__ = [
     "NeuMF",
     "NeuMFSettings",
     "Recommender",
+    "Solver",
     "listed",
     "make_graph",
     "popularity",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import chex
 import flax.linen as nn
@@ -70,12 +70,27 @@ def with_tables(model: Recommender) -> Recommender:
 MakeModel = Callable[[Interactions], Recommender]
 
 
+class Solver(NamedTuple):
+    """How a model is trained that is solved for: in sweeps, each of which lowers one objective.
+
+    Attributes:
+      prepare: of the training interactions, on the host; once.
+      sweep: (variables, what was prepared) -> (variables, the objective under them); jitted.
+    """
+
+    prepare: Callable[[Interactions], Any]
+    sweep: Callable[[Any, Any], tuple[Any, jax.Array]]
+
+
 class ModelSettings(Protocol):
     """What the registry holds of a base model: a frozen dataclass of its settings, and how a module is made of them.
 
     Attributes:
       teacher_dim: the width that its teachers usually have.
       label: its name for people.
+
+    Two more are optional: `epochs`, how many it usually takes, if not `USUAL_EPOCHS`; and `solver() -> Solver` of a model
+    that is solved for.
     """
 
     teacher_dim: ClassVar[int]
