@@ -37,7 +37,10 @@ FIRST = {
 ALL = {part: tuple(field.name for field in dataclasses.fields(of)) for part, of in COMMON.items()}
 TOPICS = {
     "data": {"reading": ALL["reading"], "places": ("data_dir", "split_file")},
-    "teacher": {"places": ("teacher", "teacher_user_ids", "teacher_item_ids"), "what": ("teacher_dim",)},
+    "teacher": {
+        "places": ("teacher", "teacher_user_ids", "teacher_item_ids"),
+        "what": ("teacher_model", "teacher_dim"),
+    },
     "training": {"training": ALL["training"], "what": ("seed", "student_init")},
     "evaluation": {"evaluation": ALL["evaluation"]},
     "all": ALL,
@@ -132,7 +135,15 @@ def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Co
     default = {name: settings() for name, settings in own.items()}
     given = {name: getattr(flags, _field(name)) for name, of in own.items() if dataclasses.fields(of)}
     config = Config(**parts, own={name: value for name, value in given.items() if value != default[name]})
-    used = {flag_name(name) for name in (*config.what.method.split("+"), config.what.model, config.what.dataset)}
+    used = {
+        flag_name(name)
+        for name in (
+            *config.what.method.split("+"),
+            config.what.model,
+            config.what.teacher_model or "",
+            config.what.dataset,
+        )
+    }
     if idle := [name for name in config.own if name not in used]:
         print(f"note: --{idle[0]}... changes nothing here: this run has no {idle[0]}")
     if config.places.split_file and "--dataset" in arguments:

@@ -3,7 +3,16 @@
 A model is one file: the module, and its settings, which a line here makes known.
 """
 
-from htd_jax.models.base import InnerProduct, MakeModel, ModelOf, ModelSettings, Recommender, Solver, with_tables
+from htd_jax.models.base import (
+    USUAL_EPOCHS,
+    InnerProduct,
+    MakeModel,
+    ModelOf,
+    ModelSettings,
+    Recommender,
+    Solver,
+    with_tables,
+)
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.models.ials import IALSSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
@@ -21,6 +30,7 @@ register = MODELS.register
 __all__ = [
     "BPR",
     "MODELS",
+    "USUAL_EPOCHS",
     "BPRSettings",
     "IALSSettings",
     "InnerProduct",

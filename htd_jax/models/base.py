@@ -70,6 +70,10 @@ def with_tables(model: Recommender) -> Recommender:
 MakeModel = Callable[[Interactions], Recommender]
 
 
+# Passes over the training pairs, unless a model has a number of its own.
+USUAL_EPOCHS = 101
+
+
 class Solver(NamedTuple):
     """How a model is trained that is solved for: in sweeps, each of which lowers one objective.
 
@@ -89,8 +93,8 @@ class ModelSettings(Protocol):
       teacher_dim: the width that its teachers usually have.
       label: its name for people.
 
-    Two more are optional: `epochs`, how many it usually takes, if not `USUAL_EPOCHS`; and `solver() -> Solver` of a model
-    that is solved for.
+    Two more are optional: `epochs`, how many it usually takes, if not `USUAL_EPOCHS`; and `solver() -> Solver` of a
+    model that is solved for.
     """
 
     teacher_dim: ClassVar[int]

@@ -16,6 +16,10 @@ ENTRIES = 2**15
 NARROWEST = 4
 
 
+# Of conjugate gradients: rows, residuals, directions, and the residuals' squared lengths.
+State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 @struct.dataclass
 class Rows:
     """Rows of like many entries, in blocks of equally many.
@@ -39,24 +43,28 @@ def in_rows(owners: np.ndarray, others: np.ndarray, weights: np.ndarray, num_row
     degrees = np.bincount(owners, minlength=num_rows)
     begins = np.cumsum(degrees) - degrees
     widths = np.maximum(NARROWEST, 2 ** np.ceil(np.log2(np.maximum(degrees, 1))).astype(np.int64))
-    found = []
-    for width in np.unique(widths[degrees > 0]):
-        ids = np.flatnonzero((widths == width) & (degrees > 0))
-        a_block = min(max(1, ENTRIES // int(width)), len(ids))
-        ids = np.pad(ids, (0, -len(ids) % a_block), constant_values=num_rows)
-        own = np.append(degrees, 0)[ids][:, None], np.append(begins, 0)[ids][:, None]
-        place = np.arange(width)[None, :]
-        there = place < own[0]
-        at = np.where(there, own[1] + place, 0)
-        shape = lambda x: jnp.asarray(x.reshape(-1, a_block, *x.shape[1:]))
-        found.append(
-            Rows(
-                shape(ids.astype(np.int32)),
-                shape(np.where(there, others[at], 0).astype(np.int32)),
-                shape(np.where(there, weights[at], 0).astype(np.float32)),
-            )
-        )
-    return tuple(found)
+    return tuple(
+        _of_width(np.flatnonzero((widths == width) & (degrees > 0)), int(width), begins, degrees, others, weights)
+        for width in np.unique(widths[degrees > 0])
+    )
+
+
+def _of_width(
+    ids: np.ndarray, width: int, begins: np.ndarray, degrees: np.ndarray, others: np.ndarray, weights: np.ndarray
+) -> Rows:
+    """The rows `ids`, each of whose entries are `degrees` from `begins` on, filled up to `width`."""
+    a_block = min(max(1, ENTRIES // width), len(ids))
+    ids = np.pad(ids, (0, -len(ids) % a_block), constant_values=len(degrees))
+    begin, degree = np.append(begins, 0)[ids][:, None], np.append(degrees, 0)[ids][:, None]
+    place = np.arange(width)[None, :]
+    there = place < degree
+    at = np.where(there, begin + place, 0)
+    shaped = lambda x, dtype: jnp.asarray(x.astype(dtype).reshape(-1, a_block, *x.shape[1:]))
+    return Rows(
+        shaped(ids, np.int32),
+        shaped(np.where(there, others[at], 0), np.int32),
+        shaped(np.where(there, weights[at], 0), np.float32),
+    )
 
 
 def solve_rows(
@@ -118,7 +126,7 @@ def _conjugate_gradients(
     right = back(weights + 1)
     limit = jnp.finfo(entries.dtype).eps ** 2 * within(right, right / diagonal)
 
-    def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(carry: State) -> State:
         x, residual, direction, size = carry
         ahead = times(direction)
         length = size / jnp.maximum(within(direction, ahead), jnp.finfo(entries.dtype).tiny)
@@ -128,12 +136,14 @@ def _conjugate_gradients(
         return x, residual, residual / diagonal + turn * direction, now
 
     residual = right - times(start)
-    carry = (start, residual, residual / diagonal, within(residual, residual / diagonal))
+    carry: State = (start, residual, residual / diagonal, within(residual, residual / diagonal))
     if steps:
-        return jax.lax.fori_loop(0, steps, lambda _, carry: step(carry), carry)[0]
-    most = 2 * min(entries.shape[1:]) + 10
-    unfinished = lambda carry: (carry[0] < most) & jnp.any(carry[1][3] > limit)
-    return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, step(carry[1])), (0, carry))[1][0]
+        carry = jax.lax.fori_loop(0, steps, lambda _, carry: step(carry), carry)
+    else:
+        most = 2 * min(entries.shape[1:]) + 10
+        unfinished = lambda counted: (counted[0] < most) & jnp.any(counted[1][3] > limit)
+        _, carry = jax.lax.while_loop(unfinished, lambda counted: (counted[0] + 1, step(counted[1])), (0, carry))
+    return carry[0]
 
 
 def objective(

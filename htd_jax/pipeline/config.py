@@ -12,8 +12,8 @@ from htd_jax.data.columns import stem
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
-from htd_jax.models import MODELS
-from htd_jax.settings import Settings, as_json, check, flag_name
+from htd_jax.models import MODELS, USUAL_EPOCHS
+from htd_jax.settings import Settings, as_json, check, flag_name, override
 from htd_jax.training import EarlyStopping, Training
 
 NO_METHOD = "none"
@@ -32,6 +32,8 @@ class What:
     own: package.module:Class."""
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Of everything random. The same seed gives the same bits."""
+    teacher_model: str | None = None
+    """Of the teacher, if it is another: ials for bpr students. Default: --model."""
     teacher_dim: Annotated[int, Ge(1)] | None = None
     """Width of the teacher's tables. Default: 200, neumf 250."""
     student_dim: Annotated[int, Ge(1)] | None = None
@@ -101,24 +103,36 @@ class Config:
         own = {name: settings for name, settings in self._own()}
         for name, settings in own.items():
             check(settings, f"{name}.")
-        if what.model == "neumf" and what.method == "svd":
+        if "neumf" in (what.model, what.teacher_model) and what.method == "svd":
             raise UserError("--method: svd needs scores that are products of two vectors, which neumf's are not")
         if what.model != "bpr" and what.student_init == "svd":
             raise UserError(f"--student-init: svd starts a bpr student, not one of {what.model}")
-        usual = own[flag_name(what.model)].teacher_dim
+        teachers = own[flag_name(what.teacher_model or what.model)]
+        if hasattr(own[flag_name(what.model)], "solver") and not alone:
+            raise UserError(
+                f"--method: {what.model} is solved for, and takes none; --teacher-model {what.model} teaches"
+            )
         what = dataclasses.replace(
             what,
             dataset=self.places.split_file.stem if self.places.split_file else what.dataset,
-            teacher_dim=what.teacher_dim or usual,
-            student_dim=what.student_dim or max(1, usual // 10),
+            teacher_model=None if what.teacher_model == what.model else what.teacher_model,
+            teacher_dim=what.teacher_dim or teachers.teacher_dim,
+            student_dim=what.student_dim or max(1, own[flag_name(what.model)].teacher_dim // 10),
         )
-        return dataclasses.replace(self, what=what, evaluation=self.evaluation.filled(), own=own)
+        usual = {
+            getattr(own[flag_name(name)], "epochs", USUAL_EPOCHS)
+            for name in (what.model, what.teacher_model or what.model)
+        }
+        training = self.training
+        if training.epochs is None and len(usual) == 1:  # else each phase has its own
+            training = override(training, epochs=usual.pop())
+        return dataclasses.replace(self, what=what, training=training, evaluation=self.evaluation.filled(), own=own)
 
     def _own(self) -> list[tuple[str, Settings]]:
         """What data set, model and methods are set to, in that order."""
         what = self.what
         registries = [] if self.places.split_file or self.data_file else [(SOURCES, what.dataset)]
-        registries += [(MODELS, what.model)]
+        registries += [(MODELS, name) for name in dict.fromkeys([what.model, what.teacher_model or what.model])]
         registries += [(METHODS, name) for name in what.method.split("+") if what.method != NO_METHOD]
         made = []
         for registry, name in registries:
@@ -142,6 +156,10 @@ class Config:
         return self.own[flag_name(self.what.model)]
 
     @property
+    def teacher_model(self) -> Settings:
+        return self.own[flag_name(self.what.teacher_model or self.what.model)]
+
+    @property
     def methods(self) -> dict[str, Settings]:
         """The settings of each method, by its name as it was given."""
         names = [] if self.what.method == NO_METHOD else self.what.method.split("+")
@@ -151,8 +169,9 @@ class Config:
     def folder(self) -> Path:
         what, protocol = self.what, self.evaluation.protocol
         method = "+".join(flag_name(name) for name in what.method.split("+"))
-        name = [what.dataset, what.model, protocol, method, str(what.student_dim), f"seed{what.seed}"]
-        return self.places.run or self.places.runs / "-".join(part for part in name if part not in ("bpr", "full"))
+        taught = "" if what.teacher_model in (None, what.model) else f"by-{what.teacher_model}"
+        name = [what.dataset, what.model, taught, protocol, method, str(what.student_dim), f"seed{what.seed}"]
+        return self.places.run or self.places.runs / "-".join(part for part in name if part not in ("", "bpr", "full"))
 
     def as_json(self) -> dict[str, Any]:
         """What `config.json` holds: everything but places, which a run may be moved between."""

@@ -30,7 +30,7 @@ from htd_jax.distillers import (
 from htd_jax.distillers.teacher import check_lists
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, Evaluator, make_evaluator
-from htd_jax.models import MODELS, InnerProduct, Listed, MakeModel, ModelOf
+from htd_jax.models import MODELS, USUAL_EPOCHS, InnerProduct, Listed, MakeModel, ModelOf
 from htd_jax.pipeline.config import NO_METHOD, early_stopping
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
 from htd_jax.serving import Recommendations, Retriever, retriever_of
@@ -43,6 +43,7 @@ from htd_jax.training import (
     adam,
     copy_checkpoints,
     is_finished,
+    make_solving_trainer,
     make_trainer,
     represent_all,
     run_phase,
@@ -368,7 +369,11 @@ class Experiment:
         )
         if not trained and isinstance(maker, ModelOf) and isinstance(maker(self.split.train), InnerProduct):
             maker, of_model = _model("bpr", maker.dim, is_teacher=False)  # two tables, whatever their teacher is
-        epochs = self.training.epochs if trained else 0
+        usual = getattr(getattr(maker, "settings", None), "epochs", USUAL_EPOCHS)
+        epochs = (self.training.epochs or usual) if trained else 0
+        solver = maker.settings.solver() if isinstance(maker, ModelOf) and hasattr(maker.settings, "solver") else None
+        if solver and methods and trained:
+            raise UserError(f"{of_model['name']} is solved for, and takes no method; give its students another model")
         start = start if trained else "svd"
         if isinstance(start, Fitted):
             if start.settings["model"] != of_model:
@@ -378,11 +383,12 @@ class Experiment:
             first = _svd_start(maker, teacher, self.split.train) if start == "svd" else None
         helped = bool(methods) or first is not None
         stopping = early_stopping(self.training, self.evaluation)
+        trained_by = as_json(self.training) | {"epochs": epochs}  # of which one that is not scheduled may go on to more
         settings = {
             "format": FORMAT,
             "data": self.fingerprint,
             "model": of_model,
-            "training": {name: x for name, x in as_json(self.training).items() if name != "epochs" or scheduled},
+            "training": trained_by if scheduled else {n: x for n, x in trained_by.items() if n != "epochs"},
             "evaluation": as_json(self.evaluation),
             "seed": self.seed,
             "start": start if isinstance(start, str) else "student",
@@ -405,12 +411,15 @@ class Experiment:
                     print(f"{name}: found trained, in {found}")
                     copy_checkpoints(found, Path(folder))
             checkpoints = Checkpoints(Path(folder))
-        trainer = make_trainer(
-            maker,
-            _distiller(methods, Run(epochs, self.seed, teacher)),
-            adam(self.training.learning_rate, self.training.l2),
-            batch_size=self.training.batch_size,
-        )
+        if solver and trained:
+            trainer = make_solving_trainer(maker, solver)
+        else:
+            trainer = make_trainer(
+                maker,
+                _distiller(methods, Run(epochs, self.seed, teacher)),
+                adam(self.training.learning_rate, self.training.l2),
+                batch_size=self.training.batch_size,
+            )
         line = progress if callable(progress) else progress_line if progress and epochs else silent
         assert self.evaluation.metric is not None
         try:
@@ -438,7 +447,7 @@ class Experiment:
         except UserError as error:
             error.args = (f"{title or name}: {error}",) if str(error).startswith("the ") else error.args
             raise
-        made_by = {**settings, "training": as_json(self.training) | {"epochs": epochs}}
+        made_by = {**settings, "training": trained_by}
         return Fitted(maker, result.variables, self.data, made_by, *result[1:])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from htd_jax import data
 from htd_jax.data import Dataset
 from htd_jax.errors import UserError, shown
+from htd_jax.models import USUAL_EPOCHS
 from htd_jax.pipeline.config import NO_METHOD, Config, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, hash_of, numerics
 from htd_jax.pipeline.progress import ProgressLine, progress_line
@@ -100,7 +101,7 @@ def _train(config: Config, experiment: Experiment, given: Fitted | None, progres
 
         fitted = experiment.phase(
             name,
-            config.model,
+            config.teacher_model if name == "teacher" else config.model,
             dim,
             folder=folder / "checkpoints" / name,
             runs=config.places.runs,
@@ -234,7 +235,8 @@ def is_made_by(config: Config, data: str) -> bool:
         asked = {**config.as_json(), "data": data, "teacher": None}
         if config.places.teacher:  # its width is its own
             asked |= {name: found[name] for name in ("teacher", "teacher_dim") if found[name] is not None}
-        return bool(found == asked)
+        was, now = _flat(found), _flat(asked)
+        return all(was.get(name) == now.get(name) for name in was | now)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -257,7 +259,7 @@ def _goes_on(config: Config, epochs: Any) -> bool:
     Raises:
       UserError: it could, but for a student that learns from its teacher.
     """
-    if not isinstance(epochs, int) or epochs >= config.training.epochs:
+    if not isinstance(epochs, int) or epochs >= (config.training.epochs or USUAL_EPOCHS):
         return False
     if config.methods:
         raise UserError(

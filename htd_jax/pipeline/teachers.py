@@ -12,7 +12,7 @@ from htd_jax.data.ranked import read_lists, to_lists
 from htd_jax.data.tables import TABLES, TORCH, match_rows, read_id_file, read_tables
 from htd_jax.distillers import Lists, Representations, Run, Teacher
 from htd_jax.errors import UserError, shown
-from htd_jax.models import BPRSettings, MakeModel, ModelOf, listed, popularity
+from htd_jax.models import USUAL_EPOCHS, BPRSettings, MakeModel, ModelOf, listed, popularity
 from htd_jax.pipeline.config import Config, early_stopping
 from htd_jax.pipeline.experiment import FORMAT, Experiment, Fitted, hash_of
 from htd_jax.settings import as_json
@@ -132,7 +132,7 @@ def check_needs(teacher: Teacher, config: Config, experiment: Experiment) -> Non
         raise UserError("--teacher: svd needs a teacher's representations, which lists are not")
     for name, settings in config.methods.items():
         try:
-            made = settings.make(Run(config.training.epochs, what.seed, teacher))
+            made = settings.make(Run(config.training.epochs or USUAL_EPOCHS, what.seed, teacher))
             teacher.check(experiment.split.train, made.needs)
         except UserError as error:
             raise UserError(f"--method: {name}: {error}") from None

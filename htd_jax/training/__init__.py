@@ -13,6 +13,7 @@ from htd_jax.training.loop import (
     run_phase,
 )
 from htd_jax.training.settings import Training
+from htd_jax.training.solve import make_solving_trainer
 from htd_jax.training.step import (
     Prepared,
     Trainer,
@@ -41,6 +42,7 @@ __all__ = [
     "choose",
     "copy_checkpoints",
     "is_finished",
+    "make_solving_trainer",
     "make_trainer",
     "no_teacher",
     "read_trained",

@@ -1,0 +1,184 @@
+"""Alternating least squares: rows against a float64 solve, the objective against its definition, and the base model."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import refused, results, start
+
+import htd_jax
+from htd_jax.models import IALSSettings
+from htd_jax.ops import als
+
+DIM = 6
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """40 rows of 0 to 30 entries among 50 others, with weights of their own; 6 dimensions."""
+    rng = np.random.default_rng(0)
+    degrees = np.concatenate([[0, 0], rng.integers(1, 12, 34), [30, 25, 17, 1]])
+    owners = np.repeat(np.arange(40), degrees)
+    others = np.concatenate([rng.choice(50, degree, replace=False) for degree in degrees])
+    weights = rng.uniform(0.5, 60, len(owners)).astype(np.float32)
+    table = rng.normal(size=(50, DIM)).astype(np.float32)
+    penalties = rng.uniform(0.5, 20, 40).astype(np.float32)
+    return owners, others, weights, jnp.asarray(table), jnp.asarray(penalties)
+
+
+def solved(problem):
+    """By the normal equations, one row after the other, in float64."""
+    owners, others, weights, table, penalties = (np.asarray(x, np.float64) for x in problem)
+    gram, best = table.T @ table, np.zeros((len(penalties), DIM))
+    for row in range(len(penalties)):
+        own = table[others[owners == row].astype(int)]
+        weight = weights[owners == row]
+        system = gram + penalties[row] * np.eye(DIM) + own.T @ (weight[:, None] * own)
+        best[row] = np.linalg.solve(system, own.T @ (weight + 1))
+    return best
+
+
+def test_every_entry_stands_in_a_row_once(problem, monkeypatch):
+    monkeypatch.setattr(als, "ENTRIES", 40)
+    owners, others, weights, *_ = problem
+    found = []
+    for rows in als.in_rows(owners, others, weights, 40):
+        blocks, _, width = rows.others.shape
+        degrees = np.asarray((rows.weights > 0).sum(2))
+        assert width == 4 or (degrees[np.asarray(rows.ids) < 40] > width // 2).all()
+        assert blocks == 1 or rows.ids.shape[1] * width <= 40
+        for row, other, weight in zip(
+            *(np.asarray(x).reshape(-1, *x.shape[2:]) for x in (rows.ids, rows.others, rows.weights))
+        ):
+            assert row < 40 or not weight.any()
+            found += [(row, o, w) for o, w in zip(other, weight) if w]
+    assert sorted(found) == sorted(zip(owners, others, weights))
+
+
+@pytest.mark.parametrize("entries", [32, 2**15])
+def test_rows_are_those_of_the_normal_equations(problem, entries, monkeypatch):
+    monkeypatch.setattr(als, "ENTRIES", entries)  # in many blocks, and in one
+    owners, others, weights, table, penalties = problem
+    rows = als.in_rows(owners, others, weights, 40)
+    start = np.random.default_rng(1).normal(size=(40, DIM)).astype(np.float32)
+    best = jax.jit(als.solve_rows)(rows, table, penalties, start)
+    np.testing.assert_allclose(best, solved(problem), rtol=2e-5, atol=2e-6)
+    assert not np.asarray(best)[:2].any()  # no entries
+
+
+def test_some_steps_come_closer(problem):
+    owners, others, weights, table, penalties = problem
+    rows = als.in_rows(owners, others, weights, 40)
+    of = lambda steps: np.asarray(als.solve_rows(rows, table, penalties, jnp.ones((40, DIM)), steps))
+    away = [np.abs(of(steps) - solved(problem)).max() for steps in (1, 2, 4, DIM + 2)]
+    assert all(b < a for a, b in itertools.pairwise(away)) and away[-1] < 1e-4
+
+
+def test_rows_that_start_at_the_best_stay_there(problem):
+    owners, others, weights, table, penalties = problem
+    rows, best = als.in_rows(owners, others, weights, 40), solved(problem).astype(np.float32)
+    np.testing.assert_allclose(als.solve_rows(rows, table, penalties, best, 3), best, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_of_zeros_gives_zeros(problem):
+    owners, others, weights, _, penalties = problem
+    rows = als.in_rows(owners, others, weights, 40)
+    for steps in (0, 3):
+        best = als.solve_rows(rows, jnp.zeros((50, DIM)), penalties, jnp.ones((40, DIM)), steps)
+        np.testing.assert_allclose(best, 0, atol=1e-6)
+
+
+def test_the_objective_is_its_definition():
+    rng = np.random.default_rng(2)
+    users, items = rng.normal(size=(7, 3)), rng.normal(size=(9, 3))
+    seen = rng.random((7, 9)) < 0.3
+    pairs, weights = np.nonzero(seen), rng.uniform(1, 50, seen.sum())
+    penalties = rng.uniform(1, 5, 7), rng.uniform(1, 5, 9)
+    scores, confidence = users @ items.T, np.ones((7, 9))
+    confidence[pairs] += weights
+    slow = np.sum(confidence * (seen - scores) ** 2)
+    slow += np.sum(penalties[0][:, None] * users**2) + np.sum(penalties[1][:, None] * items**2)
+    single = functools.partial(jnp.asarray, dtype=jnp.float32)
+    fast = als.objective(single(users), single(items), (*pairs, single(weights)), tuple(map(single, penalties)))
+    np.testing.assert_allclose(fast, slow, rtol=1e-5)
+
+
+# --- as a base model
+
+
+@pytest.fixture(scope="module")
+def data():
+    return htd_jax.data.make_synthetic(num_users=80, num_items=150)
+
+
+def fitted(data, epochs=8, **settings):
+    return htd_jax.fit(
+        data, model=IALSSettings(**settings), dim=8, epochs=epochs, eval_every=1, patience=None, progress=False
+    )
+
+
+@pytest.mark.parametrize("frequency", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_every_sweep_lowers_the_objective_to_where_nothing_pulls(data, steps, frequency):
+    of_model = {"alpha": 10.0, "regularization": 3.0, "frequency": frequency, "steps": steps}
+    model = fitted(data, 60, **of_model)
+    left = [record["terms"]["loss"] for record in model.records]
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(left)) and left[-1] < 0.9 * left[0]
+    settings = IALSSettings(**of_model)
+    known = settings.solver().prepare(data.train)
+    of = lambda tables: als.objective(*tables, known.pairs, known.penalties)
+    tables = tuple(model.representations())
+    gradient = jax.grad(of)(tables)
+    scale = jax.grad(of)(jax.tree.map(lambda x: 1.1 * x, tables))
+    for mine, other in zip(gradient, scale):
+        assert np.abs(mine).max() < 0.05 * np.abs(other).max()
+
+
+def test_penalties_are_lambda_in_the_mean_and_like_confidences(data):
+    known = IALSSettings(alpha=5.0, regularization=3.0, frequency=0.5).solver().prepare(data.train)
+    degrees = np.bincount(data.train.users, minlength=80)
+    np.testing.assert_allclose(np.mean(known.penalties[0]), 3.0, rtol=1e-5)
+    like = np.sqrt(150 + 4.0 * degrees)
+    np.testing.assert_allclose(known.penalties[0] / known.penalties[0][0], like / like[0], rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_folder_too(data, tmp_path):
+    first = fitted(data).variables
+    again = htd_jax.fit(
+        data, model=IALSSettings(), dim=8, epochs=4, eval_every=1, folder=tmp_path / "als", progress=False
+    )
+    again = htd_jax.fit(
+        data, model=IALSSettings(), dim=8, epochs=8, eval_every=1, folder=tmp_path / "als", progress=False
+    )
+    assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == np.asarray(b)).all(), first, again.variables))
+
+
+def test_it_ranks_better_than_at_the_start(data):
+    model = fitted(data, 10, alpha=10.0, regularization=3.0)
+    assert model.metrics["recall@50"] > htd_jax.fit(data, dim=8, epochs=1, progress=False).metrics["recall@50"]
+
+
+def test_it_teaches_students_of_another_model(tmp_path):
+    done = start("--teacher-model", "ials", "--ials.alpha", "10", "--method", "ftd", "--run", tmp_path / "run")
+    assert done.status == 0, done.err
+    phases = results(tmp_path / "run")["phases"]
+    assert phases["teacher"]["settings"]["model"]["name"] == "ials"
+    assert phases["ftd"]["settings"]["model"]["name"] == "bpr"
+    assert phases["teacher"]["settings"]["model"]["alpha"] == 10
+
+
+def test_each_model_has_its_usual_epochs(tmp_path):
+    model = htd_jax.fit(htd_jax.data.make_synthetic(num_users=60, num_items=150), model="ials", dim=4, progress=False)
+    assert len(model.seconds) == 15
+    assert "Default: 101" in start("--help").out
+
+
+def test_what_it_refuses(data, tmp_path):
+    assert "ials is solved for, and takes none" in refused("--model", "ials", "--method", "ftd")
+    assert "--ials.alpha: must be more than 1" in refused("--model", "ials", "--method", "none", "--ials.alpha", "1")
+    teacher = htd_jax.fit(data, dim=4, epochs=1, progress=False)
+    with pytest.raises(htd_jax.UserError, match="is solved for, and takes no method"):
+        htd_jax.distill(teacher, data, method="ftd", model="ials", dim=2, progress=False)
