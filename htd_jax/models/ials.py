@@ -12,7 +12,7 @@ from flax import struct
 from htd_jax.data import Interactions
 from htd_jax.models.base import Solver
 from htd_jax.models.bpr import BPR
-from htd_jax.ops.als import Rows, in_rows, objective, solve_rows
+from htd_jax.ops.als import Rows, in_rows, solve_rows
 
 
 @struct.dataclass
@@ -21,13 +21,11 @@ class Known:
 
     Attributes:
       of_users, of_items: the pairs from either side, see `in_rows`.
-      pairs: users, items and weights `[n]`, a pair's confidence less 1.
       penalties: of users `[num_users]` and of items `[num_items]`.
     """
 
     of_users: tuple[Rows, ...]
     of_items: tuple[Rows, ...]
-    pairs: tuple[jax.Array, jax.Array, jax.Array]
     penalties: tuple[jax.Array, jax.Array]
 
 
@@ -61,7 +59,6 @@ class IALSSettings:
         return Known(
             in_rows(users, items, weights, train.num_users),
             in_rows(items[by_item], users[by_item], weights, train.num_items),
-            (train.users, train.items, jnp.asarray(weights)),
             (
                 self._penalties(users, train.num_users, train.num_items),
                 self._penalties(items, train.num_items, train.num_users),
@@ -76,7 +73,7 @@ class IALSSettings:
 
     def _sweep(self, variables: Any, known: Known) -> tuple[Any, jax.Array]:
         users, items = variables["params"]["users"], variables["params"]["items"]
-        users = solve_rows(known.of_users, items, known.penalties[0], users, self.steps)
-        items = solve_rows(known.of_items, users, known.penalties[1], items, self.steps)
-        left = objective(users, items, known.pairs, known.penalties)
+        users, _ = solve_rows(known.of_users, items, known.penalties[0], users, self.steps)
+        items, left = solve_rows(known.of_items, users, known.penalties[1], items, self.steps)
+        left += jnp.sum(known.penalties[0][:, None] * users**2)
         return {"params": {"users": users, "items": items}}, left

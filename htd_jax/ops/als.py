@@ -1,16 +1,20 @@
 """Half a sweep of alternating least squares: the best row of every user for given items, or of every item."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from htd_jax.ops.platforms import at_once
 from htd_jax.ops.products import dot, einsum
 
-# Entries that are worked on at once: their rows of the other side's table are what a step holds.
-ENTRIES = 2**15
+# Entries that are worked on at once, whose rows of the other side's table are held: in a core's cache, or many.
+ENTRIES, MANY_ENTRIES = 2**11, 2**16
+
+# Up to so many entries, a row is found by a system of as many unknowns.
+FEW = 32
 
 # The narrowest block; a wider one is twice as wide as the next.
 NARROWEST = 4
@@ -53,7 +57,7 @@ def _of_width(
     ids: np.ndarray, width: int, begins: np.ndarray, degrees: np.ndarray, others: np.ndarray, weights: np.ndarray
 ) -> Rows:
     """The rows `ids`, each of whose entries are `degrees` from `begins` on, filled up to `width`."""
-    a_block = min(max(1, ENTRIES // width), len(ids))
+    a_block = min(max(1, at_once(ENTRIES, MANY_ENTRIES) // width), len(ids))
     ids = np.pad(ids, (0, -len(ids) % a_block), constant_values=len(degrees))
     begin, degree = np.append(begins, 0)[ids][:, None], np.append(degrees, 0)[ids][:, None]
     place = np.arange(width)[None, :]
@@ -69,8 +73,8 @@ def _of_width(
 
 def solve_rows(
     rows: Sequence[Rows], table: jax.Array, penalties: jax.Array, start: jax.Array, steps: int = 0
-) -> jax.Array:
-    r"""The rows that are best for a table of the other side.
+) -> tuple[jax.Array, jax.Array]:
+    r"""The rows that are best for a table of the other side, and what is left of the sum that they lower.
 
     .. math:: x_u = \arg\min_x \sum_{i \in S_u} (w_{ui} + 1) (1 - x \cdot y_i)^2 + \sum_{i \notin S_u} (x \cdot y_i)^2
               + \lambda_u |x|^2
@@ -94,68 +98,87 @@ def solve_rows(
       steps: of the conjugate gradients; 0: until every residual is a rounding error.
 
     Returns:
-      `[n, d]`; zeros for a row without entries.
+      `[n, d]`, zeros for a row without entries; and the sum over rows, a scalar.
     """
     dim = table.shape[1]
     eigenvalues, basis = jnp.linalg.eigh(dot(table.T, table))
     eigenvalues = jnp.maximum(eigenvalues, 0)  # what is below is rounding
     turned, begin = dot(table, basis), dot(start, basis)
-    solved = jnp.zeros((len(penalties), dim), table.dtype)
+    solved, left = jnp.zeros((len(penalties), dim), table.dtype), jnp.zeros((), table.dtype)
     for of_width in rows:
 
-        def of_block(solved: jax.Array, block: Rows) -> tuple[jax.Array, None]:
+        def of_block(carry: tuple[jax.Array, jax.Array], block: Rows) -> tuple[tuple[jax.Array, jax.Array], None]:
+            solved, left = carry
             filler = block.ids == len(penalties)
             ids = jnp.where(filler, 0, block.ids)
             entries = jnp.where((block.weights > 0)[..., None], turned[block.others], 0)
             diagonal = eigenvalues + penalties[ids][:, None]
-            best = _conjugate_gradients(entries, block.weights, diagonal, begin[ids], steps)
-            return solved.at[block.ids].set(best, mode="drop"), None
+            if entries.shape[1] <= FEW:
+                best = _few_entries(entries, block.weights, diagonal)
+            else:
+                best = _many_entries(entries, block.weights, diagonal, begin[ids], steps)
+            scores = einsum("bwd,bd->bw", entries, best)
+            seen = jnp.where(block.weights > 0, (block.weights + 1) * (1 - scores) ** 2 - scores**2, 0)
+            left += jnp.sum(jnp.where(filler[:, None], 0, diagonal * best**2)) + jnp.sum(seen)
+            return (solved.at[block.ids].set(best, mode="drop"), left), None
 
-        solved, _ = jax.lax.scan(of_block, solved, of_width)
-    return dot(solved, basis.T)
+        (solved, left), _ = jax.lax.scan(of_block, (solved, left), of_width)
+    return dot(solved, basis.T), left
 
 
-def _conjugate_gradients(
+def _few_entries(entries: jax.Array, weights: jax.Array, diagonal: jax.Array) -> jax.Array:
+    """Rows `[b, d]` of entries `[b, w, d]`, their weights `[b, w]` and D `[b, d]`, w small.
+
+    By a system of w unknowns a row: x = D^-1 Z' W^1/2 v with (1 + W^1/2 Z D^-1 Z' W^1/2) v = W^-1/2 (W + 1) 1.
+    """
+    roots = jnp.sqrt(weights)
+    scaled = entries * roots[..., None]
+    system = einsum("bid,bjd->bij", scaled / diagonal[:, None, :], scaled)
+    right = jnp.where(weights > 0, (weights + 1) / jnp.where(weights > 0, roots, 1), 0)
+    times = lambda v: v + einsum("bij,bj->bi", system, v)
+    found = _conjugate_gradients(times, jnp.ones_like(right), right, jnp.zeros_like(right), 0)
+    return einsum("bi,bid->bd", found, scaled) / diagonal
+
+
+def _many_entries(
     entries: jax.Array, weights: jax.Array, diagonal: jax.Array, start: jax.Array, steps: int
 ) -> jax.Array:
-    """`[b, d]` of entries `[b, w, d]`, their weights `[b, w]` and D `[b, d]`; see `solve_rows`."""
-    within = lambda x, y: jnp.sum(x * y, axis=-1, keepdims=True)
+    """The same by the normal equations, from `[b, d]`."""
     scores = lambda x: einsum("bwd,bd->bw", entries, x)
     back = lambda x: einsum("bwd,bw->bd", entries, x)
     times = lambda x: diagonal * x + back(weights * scores(x))
-    right = back(weights + 1)
-    limit = jnp.finfo(entries.dtype).eps ** 2 * within(right, right / diagonal)
+    return _conjugate_gradients(times, diagonal, back(weights + 1), start, steps)
+
+
+def _conjugate_gradients(
+    times: Callable[[jax.Array], jax.Array], like: jax.Array, right: jax.Array, start: jax.Array, steps: int
+) -> jax.Array:
+    """Solves systems side by side.
+
+    Args:
+      times: of `[b, n]`, the products with the positive definite matrices.
+      like: `[b, n]`, the diagonals that are like them.
+      right, start: `[b, n]`.
+      steps: 0: until every residual is a rounding error.
+    """
+    within = lambda x, y: jnp.sum(x * y, axis=1, keepdims=True)
+    tiny = jnp.finfo(right.dtype).tiny
+    limit = jnp.finfo(right.dtype).eps ** 2 * within(right, right / like)
 
     def step(carry: State) -> State:
         x, residual, direction, size = carry
         ahead = times(direction)
-        length = size / jnp.maximum(within(direction, ahead), jnp.finfo(entries.dtype).tiny)
+        length = size / jnp.maximum(within(direction, ahead), tiny)
         x, residual = x + length * direction, residual - length * ahead
-        now = within(residual, residual / diagonal)
-        turn = now / jnp.maximum(size, jnp.finfo(entries.dtype).tiny)
-        return x, residual, residual / diagonal + turn * direction, now
+        now = within(residual, residual / like)
+        return x, residual, residual / like + now / jnp.maximum(size, tiny) * direction, now
 
     residual = right - times(start)
-    carry: State = (start, residual, residual / diagonal, within(residual, residual / diagonal))
+    carry: State = (start, residual, residual / like, within(residual, residual / like))
     if steps:
         carry = jax.lax.fori_loop(0, steps, lambda _, carry: step(carry), carry)
     else:
-        most = 2 * min(entries.shape[1:]) + 10
+        most = 2 * right.shape[1] + 10
         unfinished = lambda counted: (counted[0] < most) & jnp.any(counted[1][3] > limit)
         _, carry = jax.lax.while_loop(unfinished, lambda counted: (counted[0] + 1, step(counted[1])), (0, carry))
     return carry[0]
-
-
-def objective(
-    users: jax.Array,
-    items: jax.Array,
-    entries: tuple[jax.Array, jax.Array, jax.Array],
-    penalties: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    """What `solve_rows` of users and of items both lower, over the entries (users, items, weights) `[n]`."""
-    of_users, of_items, weights = entries
-    scores = jnp.sum(users[of_users] * items[of_items], axis=1)
-    everywhere = jnp.sum(dot(users.T, users) * dot(items.T, items))
-    seen = jnp.sum((weights + 1) * (1 - scores) ** 2 - scores**2)
-    lengths = sum(jnp.sum(penalty * jnp.sum(table**2, axis=1)) for penalty, table in zip(penalties, (users, items)))
-    return everywhere + seen + lengths

@@ -30,6 +30,11 @@ def by_platform(cpu: Callable[..., T], default: Callable[..., T], *operands: Any
     return jax.lax.platform_dependent(*operands, cpu=alike(cpu), default=alike(default))
 
 
+def at_once(cpu: int, default: int) -> int:
+    """How much of a thing is worked on at once, where that decides shapes, and so stands before anything is lowered."""
+    return cpu if jax.default_backend() == "cpu" else default
+
+
 def compiler_options() -> dict[str, bool]:
     """What XLA is told where a whole epoch or evaluation is compiled.
 
