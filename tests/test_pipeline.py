@@ -185,6 +185,7 @@ PAIRS = [
     *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "rd", "ir-rrd", "unkd", "cd", "bd", "pckd")),
     *(("bpr", method) for method in ("freqd", "listwise", "rce-kd", "dcd", "ftd+fitnet")),
     ("neumf", "htd"),
+    ("ials", "svd"),
     ("lightgcn", "svd"),
     ("lightgcn", "fitnet"),
 ]

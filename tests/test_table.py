@@ -193,3 +193,15 @@ def test_the_script_prints_plain_characters_where_there_are_no_others(add, tmp_p
     done = process("--runs", tmp_path, "--metrics", "recall@50", script="table.py", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii() and f"0.5000 ? {np.std([0.25, 0.75], ddof=1):.4f}" in done.stdout
+
+
+def test_the_usual_epochs_of_each_model_are_not_said(add, tmp_path):
+    def train(epochs, **model):
+        return lambda found: of_phases(lambda s: (s["training"].update(epochs=epochs), s["model"].update(model)))(found)
+
+    add("bpr", train(101), recall_50=0.5)
+    add("ials", train(15, name="ials"), recall_50=0.5)
+    add("long", train(101, name="ials", dim=5), recall_50=0.5)
+    _, _, *found = rows(tmp_path, "recall@50")
+    said = {(row[1], row[2]): row[3] for row in found if row[3].startswith("student,") or row[3] == "student"}
+    assert "epochs" not in said["bpr", "4"] and "epochs" not in said["ials", "4"] and "epochs 101" in said["ials", "5"]

@@ -10,6 +10,7 @@ from typing import Any
 from htd_jax.command.flags import COMMON, REGISTRIES, parse
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
+from htd_jax.models import MODELS, USUAL_EPOCHS
 from htd_jax.pipeline import describe
 from htd_jax.settings import as_json
 from htd_jax.studies import spread
@@ -102,11 +103,13 @@ def _told_apart(made: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:
     usual = {name: x for of in COMMON.values() for name, x in as_json(of()).items()}
     for registry in REGISTRIES.values():
         usual |= {f"{name}.{n}": x for name, of in registry.items() for n, x in as_json(of()).items()}
+    name = made["model"]["name"]
+    usual["epochs"] = getattr(MODELS[name] if name in MODELS else None, "epochs", USUAL_EPOCHS)
     flat, others = _flat(made), [_flat(other) for other in alike]
     differs = [name for name in flat if any(other.get(name) != flat[name] for other in others)]
     unusual = [name for name in flat if name in usual and usual[name] != flat[name]]
     hidden = {"cutoffs", "metric", "format"}  # which the columns show
-    return [f"{name} {flat[name]}" for name in dict.fromkeys([*unusual, *differs]) if name not in hidden]
+    return [f"{setting} {flat[setting]}" for setting in dict.fromkeys([*unusual, *differs]) if setting not in hidden]
 
 
 def _flat(made: dict[str, Any]) -> dict[str, Any]:
