@@ -104,7 +104,7 @@ def _told_apart(made: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:
     for registry in REGISTRIES.values():
         usual |= {f"{name}.{n}": x for name, of in registry.items() for n, x in as_json(of()).items()}
     name = made["model"]["name"]
-    usual["epochs"] = getattr(MODELS[name] if name in MODELS else None, "epochs", USUAL_EPOCHS)
+    usual["epochs"] = getattr(dict(MODELS).get(name), "epochs", USUAL_EPOCHS)
     flat, others = _flat(made), [_flat(other) for other in alike]
     differs = [name for name in flat if any(other.get(name) != flat[name] for other in others)]
     unusual = [name for name in flat if name in usual and usual[name] != flat[name]]
