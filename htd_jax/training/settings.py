@@ -11,8 +11,7 @@ class Training:
     """Of every phase: Adam, on batches of triples (user, seen item, unseen item)."""
 
     epochs: Annotated[int, Ge(1)] | None = None
-    """Passes over the training pairs, each phase. The temperature of HTD and DE falls over all of them. Default: 101,
-    of ials 15."""
+    """Passes over the training pairs, each phase; HTD's and DE's temperature falls over them. Default: 101, ials 15."""
     batch_size: Annotated[int, Ge(1)] = 1024
     """Training triples a step."""
     learning_rate: Annotated[float, Ge(0)] = 1e-3
