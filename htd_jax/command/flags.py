@@ -106,7 +106,8 @@ def _parse(settings: type[T], arguments: Sequence[str], *, prog: str, descriptio
             lines = [line.strip("│|+ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰+"]
             rule = next((i for i, line in enumerate(lines) if line[:3] in ("───", "---")), None)
             reason = " ".join(lines[:rule]).rstrip(". ")
-            reason = re.sub(r"no type matching .* Got errors: - (<class '\w+'>|typing\.Annotated\[.*?\)\]): ", "", reason)
+            wanted = r"(<class '\w+'>|typing\.Annotated\[.*?\)\])"
+            reason = re.sub(rf"no type matching .* Got errors: - {wanted}: ", "", reason)
             raise UserError(f"{reason}; --help lists every flag") from None
         raise
 

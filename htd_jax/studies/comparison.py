@@ -166,7 +166,8 @@ def tables(comparison: Comparison, outcomes: Sequence[Outcome]) -> str:
     for row in every:
         student = next((r for r in every if r.dim == row.dim and r.name == "student"), None)
         if not row.test:
-            lines.append(f"| {row.dim or ''} | {title(row.name)} | failed | | | | | | |")
+            what = "failed" if row.errors else "not run"
+            lines.append(f"| {row.dim or ''} | {title(row.name)} | {what} | | | | | | |")
             continue
         gain, closed, mark = "", "", ""
         if student is not None and row is not student and student.test and not row.name.endswith(", beside"):
