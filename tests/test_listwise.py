@@ -220,11 +220,12 @@ def test_every_different_user_of_a_batch_counts_once(small_split, tables, top, m
     (value, terms), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(student)
     scores = np.asarray(teacher.users, float) @ np.asarray(teacher.items, float).T
     seen, where = seen_of(train), np.isin(np.arange(USERS), ids)
-    targets = of_scores(scores, 2.0)
+    unit = np.sqrt(scores.var(axis=1).mean())
+    targets = of_scores(scores, 2.0 * unit)
     if top:
 
         def targets(u, unseen):
-            classes = sorted(of_scores(scores, 2.0)(u, unseen), reverse=True, key=lambda one: one[0])
+            classes = sorted(of_scores(scores, 2.0 * unit)(u, unseen), reverse=True, key=lambda one: one[0])
             rest = classes[top:]
             return [*classes[:top], *([(sum(p for p, _ in rest), [i for _, (i,) in rest])] if rest else [])]
 
@@ -279,6 +280,8 @@ def test_lists_give_probabilities_by_their_scores_or_by_rank(small_split):
     scores = -np.sort(-rng.normal(size=items.shape), axis=1).astype(np.float32)
     scores[items < 0] = np.nan
     method = distillers.listwise(teacher_temperature=0.5, rank_temperature=3.0, rest=0.25, top=6)
+    variances = [np.var(own[listed >= 0]) for own, listed in zip(scores.astype(float), items) if (listed >= 0).any()]
+    unit = np.sqrt(np.mean(variances))
     for given in (Lists(jnp.asarray(items)), Lists(jnp.asarray(items), jnp.asarray(scores))):
         known = method.prepare(Teacher.of(given), train)
         for u in range(USERS):
@@ -288,8 +291,28 @@ def test_lists_give_probabilities_by_their_scores_or_by_rank(small_split):
             found = np.asarray(known.probabilities[u])
             assert (found[~kept] == 0).all()
             if places:
-                logits = scores[u, places] / 0.5 if given.scores is not None else -np.arange(len(places)) / 3.0
+                logits = scores[u, places] / (0.5 * unit) if given.scores is not None else -np.arange(len(places)) / 3.0
                 np.testing.assert_allclose(found[kept], 0.75 * softmax(logits.astype(float)), rtol=1e-4)
+
+
+def test_teachers_of_unlike_scales_teach_alike(small_split, tables):
+    train, (teacher, student) = small_split.train, tables
+    ids, where = np.arange(6), np.ones(6, bool)
+    method = distillers.listwise()
+    of = lambda scale: method.loss(
+        {},
+        (),
+        batch_of(
+            student,
+            method.prepare(Teacher.of(Representations(scale * teacher.users, teacher.items)), train),
+            ids,
+            where,
+        ),
+        jax.random.key(0),
+        0,
+    )[0]
+    np.testing.assert_allclose(of(0.01), of(1.0), rtol=1e-5)
+    assert np.isfinite(of(0.0))  # all alike
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ class Listwise:
     """Lambda: the distillation loss counts this much against the base loss."""
     temperature: Annotated[float, Gt(0)] = 0.05
     """By which the student's scores are divided."""
-    teacher_temperature: Annotated[float, Gt(0)] = 0.5
-    """By which the teacher's are."""
+    teacher_temperature: Annotated[float, Gt(0)] = 1.0
+    """By which the teacher's are, in units of the standard deviation of its scores for one user."""
     seen: Annotated[float, Ge(0)] = 0.25
     """How much the cross-entropy of the seen items counts against that of the unseen ones."""
     users: Annotated[int, Ge(0)] = 64
@@ -64,11 +64,13 @@ class Whole:
     Attributes:
       train: who has seen what.
       scores: see `Teacher`.
+      temperature: of these.
       log_partition: `[num_users]`, of its softmax over a user's unseen items.
     """
 
     train: Interactions
     scores: Callable[[jax.Array], jax.Array]
+    temperature: jax.Array
     log_partition: jax.Array
 
 
@@ -84,7 +86,7 @@ class Top:
 def listwise(
     *,
     temperature: float = 0.05,
-    teacher_temperature: float = 0.5,
+    teacher_temperature: float = 1.0,
     seen_weight: float = 0.25,
     most_users: int = 64,
     top: int = 0,
@@ -105,7 +107,8 @@ def listwise(
 
     Args:
       temperature: of the student, over 0.
-      teacher_temperature: of the teacher's scores, over 0.
+      teacher_temperature: of the teacher's scores, over 0; in units of their standard deviation among a user's items
+        (the root of the mean square over users), so that teachers of unlike scales teach alike.
       seen_weight: of the seen items' cross-entropy.
       most_users: users a step, 0 for all of its batch.
       top: how many of the teacher's best unseen items are told apart, 0 for all; lists may be shorter.
@@ -140,7 +143,7 @@ def listwise(
                     scores,
                     known.scores(ids),
                     seen,
-                    teacher_temperature=teacher_temperature,
+                    teacher_temperature=known.temperature,
                     log_partition=known.log_partition[ids],
                 )
             return of(where=where, temperature=temperature, seen_weight=seen_weight)
@@ -169,19 +172,21 @@ def _of_scores(teacher: Teacher, train: Interactions, top: int, temperature: flo
     """What is known of a teacher of scores, from the scores of some users at a time."""
     scores = teacher.scores
     assert scores is not None
+    variances = in_blocks(lambda users: jnp.var(scores(users), axis=1), train.num_users, train.num_items)
+    scaled = temperature * _unit(variances)
 
     def of_block(users: jax.Array) -> Any:
         values, seen = scores(users), seen_mask(train, users)
-        sums = log_partition(values, seen, temperature)
+        sums = log_partition(values, seen, scaled)
         if not top:
             return sums
         best, items = jax.lax.top_k(jnp.where(seen, -jnp.inf, values), min(top, train.num_items))
         there = best > -jnp.inf
-        logits = jnp.where(there, best / temperature - sums[:, None], 0)
+        logits = jnp.where(there, best / scaled - sums[:, None], 0)
         return jnp.where(there, items, -1), jnp.where(there, jnp.exp(logits), 0)
 
     known = in_blocks(of_block, train.num_users, train.num_items)
-    return Top(train, *known) if top else Whole(train, scores, known)
+    return Top(train, *known) if top else Whole(train, scores, scaled, known)
 
 
 def _of_lists(
@@ -192,6 +197,16 @@ def _of_lists(
     seen = was_seen(train, jnp.arange(train.num_users)[:, None], items)
     rank = jnp.cumsum((items >= 0) & ~seen, axis=1)
     kept = (items >= 0) & ~seen & (rank <= (top or items.shape[1]))
-    logits = -rank / rank_temperature if lists.scores is None else jnp.asarray(lists.scores) / temperature
+    if lists.scores is None:
+        logits = -rank / rank_temperature
+    else:
+        scores = jnp.where(items >= 0, jnp.asarray(lists.scores), 0)
+        logits = scores / (temperature * _unit(jnp.var(scores, axis=1, where=items >= 0), (items >= 0).any(1)))
     probabilities = jax.nn.softmax(jnp.where(kept, logits, jnp.finfo(jnp.float32).min / 2), axis=1)
     return Top(train, jnp.where(kept, items, -1), jnp.where(kept, (1 - rest) * probabilities, 0))
+
+
+def _unit(variances: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    """The standard deviation of scores, from their variances `[num_users]`; 1 where all are alike."""
+    mean = jnp.mean(variances, where=jnp.ones(len(variances), bool) if where is None else where)
+    return jnp.where(mean > 0, jnp.sqrt(mean), 1)

@@ -14,7 +14,7 @@ def listwise_loss(
     *,
     where: chex.Array | None = None,
     temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
+    teacher_temperature: float | jax.Array = 1.0,
     log_partition: chex.Array | None = None,
     seen_weight: float = 1.0,
 ) -> jax.Array:
@@ -126,7 +126,7 @@ def listed_loss(
     return jnp.sum(to_listed + to_rest) + _of_seen(scores, log_sum, seen, where, seen_weight)
 
 
-def log_partition(scores: chex.Array, seen: chex.Array, temperature: float = 1.0) -> jax.Array:
+def log_partition(scores: chex.Array, seen: chex.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
     """`[n]`, the logarithm of the sum of exp(score / temperature) over the unseen items of `[n, m]`; a finite number
     that says nothing where there is none."""
     return _log_sum(check_floats("scores", scores, None, None) / temperature, ~seen)
