@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
@@ -40,9 +40,12 @@ htd-jax study NAME --help tells more."""
 OWN = {"--method": "--methods", "--seed": "--seeds", "--student-dim": "--student-dims", "--run": "--runs"}
 
 
-ABOUT = """Every method beside the plain student and its teacher, at several sizes and seeds.
+ABOUT = """Every method beside the plain student and its teacher, at several sizes and
+seeds: a table (comparison.md) and a picture (comparison.png) under --runs.
 
-Any flag of `htd-jax train` is passed on to all runs: --dataset, --epochs, --htd.groups. A run is a process of its own, in a folder of its own under --runs; the same command goes on where it was stopped, and repeats no finished run. One that fails is named in the table, which is also written to comparison.md, with a picture, comparison.png."""  # noqa: E501
+Any flag of htd-jax train is passed on to all runs: --dataset, --epochs,
+--htd.groups. Each run is a process of its own, in a folder of its own; the same
+command goes on where it was stopped, and repeats no finished run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,7 @@ class _Shown:
         self._running: list[str] = []
         console = Console()
         columns = TextColumn("{task.completed}/{task.total} runs"), BarColumn(20), TextColumn("{task.fields[news]}")
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=number, news="")
 
     def __enter__(self) -> "_Shown":
