@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import runs
 
+import htd_jax
 from htd_jax.data import make_split
 
 
@@ -62,3 +63,15 @@ def finished(tmp_path_factory):
     """A finished run of HTD: its folder, which nobody changes, and what was printed."""
     folder = tmp_path_factory.mktemp("finished") / "synthetic-htd-4-seed0"
     return folder, runs.trained("--htd.groups", 3, "--runs", folder.parent).out
+
+
+@pytest.fixture(scope="session")
+def data():
+    """80 users and 150 items, for methods that are trained."""
+    return htd_jax.data.make_synthetic(num_users=80, num_items=150)
+
+
+@pytest.fixture(scope="session")
+def teacher(data):
+    """A recommender of 16 dimensions that has learned `data`."""
+    return htd_jax.fit(data, dim=16, epochs=15, learning_rate=0.02, progress=False)

@@ -64,13 +64,15 @@ def agree_with(counts, shares, alarm=1e-4):
     assert statistic < free * (1 - 2 / (9 * free) + quantile * np.sqrt(2 / (9 * free))) ** 3, (statistic, free)
 
 
-def resumes_to_the_bit(settings, make_model, teacher, split, folder):
-    """A run killed between two epochs ends with the bits of an unbroken one."""
-    trainer = make_trainer(make_model, settings.make(Run(4, 0, None)), adam(0.01, 1e-3), batch_size=128)
+def resumes_to_the_bit(settings, make_model, teacher, split, folder, batch_size=128):
+    """A run killed between two epochs ends with the bits of an unbroken one, whose terms are returned, by epoch."""
+    trainer = make_trainer(make_model, settings.make(Run(4, 0, None)), adam(0.01, 1e-3), batch_size=batch_size)
     runs = {}
     for name, stops in (("unbroken", (4,)), ("broken", (2, 4))):
         for epochs in stops:
             phase = dict(epochs=epochs, eval_every=1, checkpoints=Checkpoints(folder / name), settings={})
             runs[name] = run_phase(trainer, lambda _: {}, split, teacher, jax.random.key(4), **phase)
     jax.tree.map(np.testing.assert_array_equal, runs["broken"].variables, runs["unbroken"].variables)
-    assert [x["terms"] for x in runs["broken"].records] == [x["terms"] for x in runs["unbroken"].records]
+    terms = [[record["terms"] for record in runs[name].records] for name in ("broken", "unbroken")]
+    assert terms[0] == terms[1]
+    return terms[0]

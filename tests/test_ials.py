@@ -114,11 +114,6 @@ def objective(users, items, train, alpha, penalties):
 # --- as a base model
 
 
-@pytest.fixture(scope="module")
-def data():
-    return htd_jax.data.make_synthetic(num_users=80, num_items=150)
-
-
 def fitted(data, epochs=8, **settings):
     return htd_jax.fit(
         data, model=IALSSettings(**settings), dim=8, epochs=epochs, eval_every=1, patience=None, progress=False

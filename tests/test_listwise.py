@@ -315,16 +315,6 @@ def test_teachers_of_unlike_scales_teach_alike(small_split, tables):
     assert np.isfinite(of(0.0))  # all alike
 
 
-@pytest.fixture(scope="module")
-def data():
-    return htd_jax.data.make_synthetic(num_users=80, num_items=150)
-
-
-@pytest.fixture(scope="module")
-def teacher(data):
-    return htd_jax.fit(data, dim=16, epochs=15, learning_rate=0.02, progress=False)
-
-
 def test_students_learn_their_teachers_distribution(data, teacher):
     method = distillers.Listwise(weight=1.0, seen=0, temperature=1.0, teacher_temperature=0.1)
     student = htd_jax.distill(

@@ -238,16 +238,6 @@ def test_every_different_user_of_a_batch_counts_once(small_split, scores):
     np.testing.assert_array_equal(terms["rrd"], value)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return htd_jax.data.make_synthetic(num_users=80, num_items=150)
-
-
-@pytest.fixture(scope="module")
-def teacher(data):
-    return htd_jax.fit(data, dim=16, epochs=15, learning_rate=0.02, progress=False)
-
-
 @pytest.mark.parametrize("others", [[], [distillers.HTD(groups=3)]], ids=["rrd", "htd+rrd"])
 def test_students_learn_their_teachers_order(data, teacher, others):
     """The loss of the last epoch is well below that of the first."""

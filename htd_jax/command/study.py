@@ -13,13 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
 from htd_jax.errors import UserError
-from htd_jax.pipeline import NO_METHOD, describe
+from htd_jax.pipeline import NO_METHOD, claimed, describe
 from htd_jax.settings import check, override
 from htd_jax.studies import (
     Comparison,
     Job,
     Outcome,
-    alone_in,
     compare,
     draw,
     log_of,
@@ -86,7 +85,7 @@ def comparison(arguments: Sequence[str], prog: str) -> None:
     what = Comparison(config, tuple(flags), methods, unique(options.student_dims) or (usual,), unique(options.seeds))
     stages = what.stages()
     runs = config.places.runs
-    with alone_in(runs), _Shown(sum(map(len, stages))) as shown:
+    with claimed(runs, "study", "--runs"), _Shown(sum(map(len, stages))) as shown:
         outcomes = compare(what, at_once=options.jobs, started=shown.started, ended=shown.ended)
         text = tables(what, outcomes)
         with whole(runs / "comparison.md") as partial:

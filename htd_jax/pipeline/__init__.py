@@ -2,7 +2,7 @@
 
 from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit
-from htd_jax.pipeline.run import RunResult, is_made_by, load_data, run
+from htd_jax.pipeline.run import RunResult, claimed, is_made_by, load_data, run
 from htd_jax.pipeline.teachers import read_teacher
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Places",
     "RunResult",
     "What",
+    "claimed",
     "describe",
     "distill",
     "fit",

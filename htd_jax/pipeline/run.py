@@ -65,14 +65,18 @@ def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
             print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
         identity = _identity(config, experiment, given)
         check_folder(config, identity)
-        with _claimed(config.folder):
+        with claimed(config.folder):
             claim_folder(config, identity, dataset)
             return _train(config, experiment, given, progress)
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, by: str = "process", flag: str = "--run") -> Iterator[None]:
     """The folder, made if need be, is this process's alone.
+
+    Args:
+      by: what is at work there, for the message.
+      flag: which names another folder.
 
     Raises:
       UserError: another process is at work there, or the folder cannot be made.
@@ -83,10 +87,10 @@ def _claimed(folder: Path) -> Iterator[None]:
             stack.enter_context(alone(folder))
         except BlockingIOError:
             raise UserError(
-                f"{shown(folder)}: another process is at work there; wait for it, or name another folder with --run"
+                f"{shown(folder)}: another {by} is at work there; wait for it, or name another folder with {flag}"
             ) from None
         except OSError as error:
-            raise UserError(f"{shown(folder)}: cannot be used ({error.strerror}); name another with --run") from None
+            raise UserError(f"{shown(folder)}: cannot be used ({error.strerror}); name another with {flag}") from None
         yield
 
 

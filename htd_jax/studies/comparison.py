@@ -155,8 +155,8 @@ def rows(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[Row]:
 def tables(comparison: Comparison, outcomes: Sequence[Outcome]) -> str:
     """The comparison in Markdown: a row a model; then the pairs beside their parts; then what failed."""
     every = rows(comparison, outcomes)
-    evaluation = comparison.config.filled().evaluation
-    recall, ndcg = (f"{name}@{max(evaluation.cutoffs)}" for name in ("recall", "ndcg"))
+    filled = comparison.config.filled()
+    recall, ndcg = (f"{name}@{max(filled.evaluation.cutoffs)}" for name in ("recall", "ndcg"))
     teacher = every[0]
     lines = [
         f"| dimensions | | {recall} | {ndcg} | above the student | gap closed | s/epoch | x student's | GiB |",
@@ -181,7 +181,7 @@ def tables(comparison: Comparison, outcomes: Sequence[Outcome]) -> str:
         own = list(student.seconds.values()) if student else []
         ratio = f"{statistics.mean(seconds) / statistics.mean(own):.1f}" if seconds and own else ""
         most = f"{max(row.memory.values()) / 2**30:.2f}" if row.memory else ""
-        width = str(row.dim or comparison.config.filled().what.teacher_dim)
+        width = str(row.dim or filled.what.teacher_dim)
         cells = [spread(row.values(recall)), spread(row.values(ndcg)), gain + mark, closed]
         cells += [f"{statistics.mean(seconds):.3g}" if seconds else "", ratio, most]
         lines.append("| " + " | ".join([width, title(row.name), *cells]) + " |")

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import htd_jax
-from htd_jax.errors import UserError, shown
 from htd_jax.pipeline import Config
-from htd_jax.writing import alone
 
 # How often the processes are looked after, in seconds.
 POLL_SECONDS = 0.2
@@ -47,26 +45,6 @@ class Outcome:
     job: Job
     seconds: float
     error: str | None = None
-
-
-@contextlib.contextmanager
-def alone_in(runs: Path) -> Iterator[None]:
-    """The folder of runs, made if need be, is this study's alone.
-
-    Raises:
-      UserError: another study is at work there, or it cannot be used.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            runs.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(alone(runs))
-        except BlockingIOError:
-            raise UserError(
-                f"{shown(runs)}: another study is at work there; wait for it, or name another folder with --runs"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{shown(runs)}: cannot be used ({error.strerror}); name another with --runs") from None
-        yield
 
 
 def execute(
