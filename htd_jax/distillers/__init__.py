@@ -17,8 +17,10 @@ from htd_jax.distillers.base import (
     every,
     none,
     scale,
+    sum_over_users,
 )
 from htd_jax.distillers.bd import BD, bd
+from htd_jax.distillers.best import Best
 from htd_jax.distillers.cd import CD, cd
 from htd_jax.distillers.dcd import DCD, dcd
 from htd_jax.distillers.de import DE, de
@@ -60,6 +62,7 @@ METHODS = Registry(
         "pckd": PCKD,
         "dcd": DCD,
         "freqd": FreqD,
+        "best": Best,
     },
     besides=("none",),
     function="make",
@@ -82,6 +85,7 @@ __all__ = [
     "RRD",
     "SVD",
     "Batch",
+    "Best",
     "Distiller",
     "Entities",
     "FitNet",
@@ -120,6 +124,7 @@ __all__ = [
     "register",
     "rrd",
     "scale",
+    "sum_over_users",
     "svd_factors",
     "unkd",
 ]

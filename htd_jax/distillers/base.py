@@ -13,7 +13,7 @@ How methods of other kinds sit in it:
   `loss`'s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import chex
@@ -23,6 +23,10 @@ import jax.numpy as jnp
 from htd_jax.data import Interactions
 from htd_jax.losses.checks import keep_rows
 from htd_jax.models import MakeModel, Recommender
+from htd_jax.ops.eager import sum_over_blocks
+
+# Scores that `sum_over_users` makes at once, about what a core's cache does; and those of few users, which are held.
+SCORES, HELD = 2**20, 2**23
 
 Params = Any
 Drawn = Any
@@ -100,6 +104,8 @@ class Batch(NamedTuple):
         of as many products; for a few users at a time, see `htd_jax.ops.eager`.
       represent: the student's representations, differentiable, of any users `[n]` and items `[m]`, whether the batch
         holds them or not: `[n, d_s]` and `[m, d_s]`.
+      whole: `score_all` of the batch's users, `entities.users.ids`, made once for all who ask; for batches that are few
+        users, see `sum_over_users`.
     """
 
     entities: Entities
@@ -111,6 +117,31 @@ class Batch(NamedTuple):
         jnp.zeros((len(users), 0)),
         jnp.zeros((len(items), 0)),
     )
+    whole: Callable[[], jax.Array] | None = None
+
+
+def sum_over_users(
+    batch: Batch,
+    of_block: Callable[[jax.Array, tuple[jax.Array, jax.Array]], jax.Array],
+    num_items: int,
+    some: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """The sum of `of_block(scores, (ids, where))` over blocks of a batch's users, see `htd_jax.ops.eager`.
+
+    Where the scores of all of its users are few enough to be held, they are one block, whose scores are made once for
+    whoever else sums over the same users.
+
+    Args:
+      of_block: a scalar, of the student's scores `[b, num_items]` of users `[b]`, and which of these count.
+      num_items: how many there are.
+      some: ids and where, if it is some of the users, drawn.
+    """
+    users = batch.entities.users
+    ids, where = (users.ids, users.where) if some is None else some
+    if some is None and batch.whole is not None and len(ids) * num_items <= HELD:
+        return of_block(batch.whole(), (ids, where))
+    blocks = -(-len(ids) // max(1, SCORES // num_items))
+    return sum_over_blocks(batch.score_all, of_block, ids, (ids, where), -(-len(ids) // blocks))
 
 
 class Shapes(NamedTuple):
@@ -171,12 +202,15 @@ class Method(Protocol):
       label: its name for people; if it has none, its class's.
       scheduled: true if what it does depends on how many epochs there are; if it says nothing, it does not.
       warm: true if its student begins where one trained alone has ended; if it says nothing, at random.
+      usual: the training that its students usually get, and `teacher_model`, by the names of these settings; what a
+        user says comes first.
     """
 
     weight: float
     label: ClassVar[str]
     scheduled: ClassVar[bool]
     warm: ClassVar[bool]
+    usual: ClassVar[Mapping[str, Any]]
 
     def make(self, run: Run) -> Distiller:
         """The method, not yet weighted."""

@@ -12,14 +12,13 @@ from annotated_types import Ge, Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions, seen_mask, was_seen
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing, sum_over_users
 from htd_jax.distillers.draws import in_blocks
 from htd_jax.distillers.teacher import Lists, Teacher
 from htd_jax.losses import listed_loss, listwise_loss, log_partition
-from htd_jax.ops.eager import sum_over_blocks
 
-# Scores that a step holds at once: 4 MiB of them, about what a core's cache does.
-SCORES = 2**20
+# What a teacher of lists alone leaves to the items that it does not list, unless it is said.
+REST = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +39,9 @@ class Listwise:
     """How many of the teacher's best unseen items are told apart, the rest being one class; 0 for all of them."""
     rank_temperature: Annotated[float, Gt(0)] = 10.0
     """For lists without scores: the item of rank r has a probability like exp(-r / this)."""
-    rest: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    """For a teacher of lists alone: the probability of all items that are not listed."""
+    rest: Annotated[float, Interval(ge=0, lt=1)] | None = None
+    """The probability of all items that are not among those told apart; 0: they are in the denominator alone. Default:
+    as the scores say, or for a teacher of lists alone, 0.1."""
 
     label: ClassVar[str] = "Listwise"
 
@@ -91,7 +91,7 @@ def listwise(
     most_users: int = 64,
     top: int = 0,
     rank_temperature: float = 10.0,
-    rest: float = 0.1,
+    rest: float | None = None,
 ) -> Distiller:
     """The student's softmax over all unseen items of a user is held to the teacher's, and that over all items to the
     seen ones: `listwise_loss`, added up over the different users of a batch.
@@ -113,7 +113,8 @@ def listwise(
       most_users: users a step, 0 for all of its batch.
       top: how many of the teacher's best unseen items are told apart, 0 for all; lists may be shorter.
       rank_temperature: of lists without scores, over 0.
-      rest: what lists alone leave to the other items, from 0 and below 1.
+      rest: the probability of all items that are not told apart, from 0 and below 1; None: as the scores say, or 0.1 of
+        lists alone.
 
     Returns:
       A `Distiller`; its term is `listwise`.
@@ -122,21 +123,25 @@ def listwise(
     def prepare(teacher: Teacher, train: Interactions) -> Whole | Top:
         if teacher.scores is None:
             assert teacher.lists is not None, "a teacher with neither lists nor scores"
-            return _of_lists(teacher.lists, train, top, teacher_temperature, rank_temperature, rest)
-        return _of_scores(teacher, train, top, teacher_temperature)
+            return _of_lists(
+                teacher.lists, train, top, teacher_temperature, rank_temperature, 0.1 if rest is None else rest
+            )
+        return _of_scores(teacher, train, top, teacher_temperature, rest)
 
     def loss(
         params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
     ) -> tuple[jax.Array, Terms]:
         known: Whole | Top = batch.teacher
         side = batch.entities.users
-        ids, where, share = _some(key, side.ids, side.where, most_users)
+        some, share = _some(key, side.ids, side.where, most_users)
 
         def of_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
             ids, where = block
             seen = seen_mask(known.train, ids)
             if isinstance(known, Top):
-                of = functools.partial(listed_loss, scores, known.items[ids], known.probabilities[ids], seen)
+                of = functools.partial(
+                    listed_loss, scores, known.items[ids], known.probabilities[ids], seen, others=rest != 0
+                )
             else:
                 of = functools.partial(
                     listwise_loss,
@@ -148,9 +153,7 @@ def listwise(
                 )
             return of(where=where, temperature=temperature, seen_weight=seen_weight)
 
-        blocks = -(-len(ids) // max(1, SCORES // known.train.num_items))
-        width = -(-len(ids) // blocks)
-        value = share * sum_over_blocks(batch.score_all, of_block, ids, (ids, where), width)
+        value = share * sum_over_users(batch, of_block, known.train.num_items, some)
         return value, {"listwise": value}
 
     return Distiller(learns_nothing, loss, prepare=prepare, needs=("lists",))
@@ -158,22 +161,25 @@ def listwise(
 
 def _some(
     key: chex.PRNGKey, ids: jax.Array, where: jax.Array, most: int
-) -> tuple[jax.Array, jax.Array, jax.Array | float]:
-    """At most so many of the ids that count, all sets equally likely, and by how much fewer they are."""
+) -> tuple[tuple[jax.Array, jax.Array] | None, jax.Array | float]:
+    """At most so many of the ids that count, all sets equally likely, and by how much fewer they are; None for all."""
     if most == 0 or most >= len(ids):
-        return ids, where, 1.0
+        return None, 1.0
     _, chosen = jax.lax.top_k(jnp.where(where, jax.random.uniform(key, ids.shape), -1), most)
     number = jnp.sum(where)
-    return ids[chosen], where[chosen], number / jnp.clip(number, 1, most)
+    return (ids[chosen], where[chosen]), number / jnp.clip(number, 1, most)
 
 
-@jax.jit(static_argnames="top")
-def _of_scores(teacher: Teacher, train: Interactions, top: int, temperature: float) -> Whole | Top:
+@jax.jit(static_argnames=("top", "rest"))
+def _of_scores(
+    teacher: Teacher, train: Interactions, top: int, temperature: float, rest: float | None = None
+) -> Whole | Top:
     """What is known of a teacher of scores, from the scores of some users at a time."""
     scores = teacher.scores
     assert scores is not None
     variances = in_blocks(lambda users: jnp.var(scores(users), axis=1), train.num_users, train.num_items)
     scaled = temperature * _unit(variances)
+    tiny = jnp.finfo(variances.dtype).tiny
 
     def of_block(users: jax.Array) -> Any:
         values, seen = scores(users), seen_mask(train, users)
@@ -183,7 +189,10 @@ def _of_scores(teacher: Teacher, train: Interactions, top: int, temperature: flo
         best, items = jax.lax.top_k(jnp.where(seen, -jnp.inf, values), min(top, train.num_items))
         there = best > -jnp.inf
         logits = jnp.where(there, best / scaled - sums[:, None], 0)
-        return jnp.where(there, items, -1), jnp.where(there, jnp.exp(logits), 0)
+        probabilities = jnp.where(there, jnp.exp(logits), 0)
+        if rest is not None:
+            probabilities *= (1 - rest) / jnp.maximum(probabilities.sum(1, keepdims=True), tiny)
+        return jnp.where(there, items, -1), probabilities
 
     known = in_blocks(of_block, train.num_users, train.num_items)
     return Top(train, *known) if top else Whole(train, scores, scaled, known)

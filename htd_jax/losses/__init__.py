@@ -8,7 +8,7 @@ from htd_jax.losses.assignment import (
     routed_assignment_loss,
 )
 from htd_jax.losses.hints import cosine_hint_loss, hint_loss, personalised
-from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition
+from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition, softmax_loss
 from htd_jax.losses.pointwise import discrepancy_weights, position_weights, soft_label_loss, weighted_log_loss
 from htd_jax.losses.predictions import preference_loss, soft_bce_loss
 from htd_jax.losses.ranking import bce_loss, bpr_loss, pair_loss, relaxed_ranking_loss
@@ -42,5 +42,6 @@ __all__ = [
     "routed_assignment_loss",
     "soft_bce_loss",
     "soft_label_loss",
+    "softmax_loss",
     "weighted_log_loss",
 ]

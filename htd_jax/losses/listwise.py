@@ -76,6 +76,7 @@ def listed_loss(
     where: chex.Array | None = None,
     temperature: float = 1.0,
     seen_weight: float = 1.0,
+    others: bool = True,
 ) -> jax.Array:
     r"""`listwise_loss` of a teacher that is known by its probabilities of some items; the others are one class.
 
@@ -94,6 +95,7 @@ def listed_loss(
       where: `[n]` bool; a masked row changes nothing, whatever it holds.
       temperature: over 0, of the student.
       seen_weight: of the second term.
+      others: false if the probabilities of the listed are known to add up to 1, which saves the sum over the others.
 
     Returns:
       A scalar, at least 0.
@@ -111,19 +113,53 @@ def listed_loss(
     shares = jax.lax.stop_gradient(check_floats("probabilities", probabilities, *items.shape))
     counted = items >= 0 if where is None else (items >= 0) & where[:, None]
     unseen = ~seen if where is None else ~seen & where[:, None]
-    rows, at = jnp.arange(len(items))[:, None], jnp.where(counted, items, scores.shape[1])
-    rest = unseen.at[rows, at].set(False, mode="drop")
     shares = jnp.where(counted, shares, 0)
-    total = jnp.sum(shares, axis=1)
-    any_rest = rest.any(1)
-    shares = jnp.where(any_rest[:, None], shares, shares / jnp.where(total > 0, total, 1)[:, None])
-    of_rest = jnp.where(any_rest, jnp.maximum(1 - total, 0), 0)
     scores = _less_best(scores, where) / temperature
     log_sum = _log_sum(scores, unseen)
+    to_rest: jax.Array | float = 0.0
+    if others:
+        rows, at = jnp.arange(len(items))[:, None], jnp.where(counted, items, scores.shape[1])
+        rest = unseen.at[rows, at].set(False, mode="drop")
+        any_rest, total = rest.any(1), jnp.sum(shares, axis=1)
+        shares = jnp.where(any_rest[:, None], shares, shares / jnp.where(total > 0, total, 1)[:, None])
+        of_rest = jnp.where(any_rest, jnp.maximum(1 - total, 0), 0)
+        to_rest = of_rest * jnp.where(any_rest, log_sum - _log_sum(scores, rest), 0)
     listed = jnp.take_along_axis(scores, jnp.maximum(items, 0), axis=1)
     to_listed = jnp.sum(jnp.where(counted, shares * (log_sum[:, None] - listed), 0), axis=1)
-    to_rest = of_rest * jnp.where(any_rest, log_sum - _log_sum(scores, rest), 0)
     return jnp.sum(to_listed + to_rest) + _of_seen(scores, log_sum, seen, where, seen_weight)
+
+
+def softmax_loss(
+    scores: chex.Array, seen: chex.Array, *, where: chex.Array | None = None, temperature: float = 1.0
+) -> jax.Array:
+    r"""Cross-entropy of a softmax over all of a user's items to the seen ones, equally likely; summed over users.
+
+    .. math:: \sum_u \log \sum_j e^{s_{uj}} - \frac{1}{|S_u|} \sum_{i \in S_u} s_{ui}
+
+    Source: the multinomial likelihood of Liang et al., WWW'18, of a user's mean item.
+
+    Args:
+      scores: `[n, m]` floats, of every item.
+      seen: `[n, m]` bool; a user who has seen nothing adds nothing.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+      temperature: over 0; scores are divided by it.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{softmax_loss(jnp.zeros((1, 4)), jnp.array([[True, False, False, False]])):.4f}")
+    1.3863
+    """
+    scores, seen, where = _check(scores, seen, where)
+    scores = _less_best(scores, where) / temperature
+    counted = seen if where is None else seen & where[:, None]
+    number = jnp.sum(counted, axis=1)
+    mean = jnp.sum(jnp.where(counted, scores, 0), axis=1) / jnp.maximum(number, 1)
+    return jnp.sum(jnp.where(number > 0, jax.nn.logsumexp(scores, axis=1) - mean, 0))
 
 
 def log_partition(scores: chex.Array, seen: chex.Array, temperature: float | jax.Array = 1.0) -> jax.Array:

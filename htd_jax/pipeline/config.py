@@ -33,7 +33,7 @@ class What:
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Of everything random. The same seed gives the same bits."""
     teacher_model: str | None = None
-    """Of the teacher, if it is another: ials for bpr students. Default: --model."""
+    """Of the teacher, if it is another: ials for bpr students. Default: --model; of --method best, ials."""
     teacher_dim: Annotated[int, Ge(1)] | None = None
     """Width of the teacher's tables. Default: 200, neumf 250."""
     student_dim: Annotated[int, Ge(1)] | None = None
@@ -100,7 +100,10 @@ class Config:
         alone = [name for name in names if name == NO_METHOD or not getattr(METHODS[name], "trained", True)]
         if len(names) > 1 and (alone or len(set(names)) < len(names)):
             raise UserError(f"--method: {what.method!r} must join different methods, none of them none or svd")
-        own = {name: settings for name, settings in self._own()}
+        usual = {k: x for name in names if name != NO_METHOD for k, x in getattr(METHODS[name], "usual", {}).items()}
+        if what.teacher_model is None and not self.places.teacher and "teacher_model" in usual:
+            what = override(what, teacher_model=usual["teacher_model"])
+        own = {name: settings for name, settings in dataclasses.replace(self, what=what)._own()}
         for name, settings in own.items():
             check(settings, f"{name}.")
         if "neumf" in (what.model, what.teacher_model) and what.method == "svd":
@@ -115,17 +118,16 @@ class Config:
         what = dataclasses.replace(
             what,
             dataset=self.places.split_file.stem if self.places.split_file else what.dataset,
-            teacher_model=None if what.teacher_model == what.model else what.teacher_model,
+            teacher_model=None if what.teacher_model == what.model and not usual else what.teacher_model,
             teacher_dim=what.teacher_dim or teachers.teacher_dim,
             student_dim=what.student_dim or max(1, own[flag_name(what.model)].teacher_dim // 10),
         )
-        usual = {
-            getattr(own[flag_name(name)], "epochs", USUAL_EPOCHS)
-            for name in (what.model, what.teacher_model or what.model)
-        }
+        models = [own[flag_name(name)] for name in dict.fromkeys([what.model, what.teacher_model or what.model])]
         training = self.training
-        if training.epochs is None and len(usual) == 1:  # else each phase has its own
-            training = override(training, epochs=usual.pop())
+        if (training.loss or usual.get("loss")) == "softmax" and what.model == "neumf":
+            raise UserError("--loss: softmax needs scores that are products of two vectors, which neumf's are not")
+        if len(models) == 1 and not usual:  # else each phase has its own
+            training = training.filled(getattr(models[0], "epochs", USUAL_EPOCHS))
         return dataclasses.replace(self, what=what, training=training, evaluation=self.evaluation.filled(), own=own)
 
     def _own(self) -> list[tuple[str, Settings]]:

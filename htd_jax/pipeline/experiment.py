@@ -42,15 +42,17 @@ from htd_jax.training import (
     Training,
     adam,
     copy_checkpoints,
+    cosine,
     is_finished,
     make_solving_trainer,
     make_trainer,
+    objective_of,
     represent_all,
     run_phase,
 )
 
 # Of the checkpoints; one of another format is not taken up.
-FORMAT = 4
+FORMAT = 5
 
 # What a phase's random key is folded from. A helped student starts where the plain one does, on the same batches.
 TEACHER_KEY, STUDENT_KEY = 0, 1
@@ -369,11 +371,15 @@ class Experiment:
         )
         if not trained and isinstance(maker, ModelOf) and isinstance(maker(self.split.train), InnerProduct):
             maker, of_model = _model("bpr", maker.dim, is_teacher=False)  # two tables, whatever their teacher is
-        usual = getattr(getattr(maker, "settings", None), "epochs", USUAL_EPOCHS)
-        epochs = (self.training.epochs or usual) if trained else 0
         solver = maker.settings.solver() if isinstance(maker, ModelOf) and hasattr(maker.settings, "solver") else None
         if solver and methods and trained:
             raise UserError(f"{of_model['name']} is solved for, and takes no method; give its students another model")
+        training = self._training(maker, methods, is_solved=bool(solver))
+        assert training.loss and training.batch_size and training.learning_rate is not None and training.l2 is not None
+        epochs = training.epochs or 0 if trained else 0
+        scheduled |= training.schedule == "cosine"
+        if training.loss == "softmax" and not isinstance(maker(self.split.train), InnerProduct):
+            raise UserError("--loss: softmax needs scores that are products of two vectors")
         start = start if trained else "svd"
         if isinstance(start, Fitted):
             if start.settings["model"] != of_model:
@@ -382,8 +388,8 @@ class Experiment:
         else:
             first = _svd_start(maker, teacher, self.split.train) if start == "svd" else None
         helped = bool(methods) or first is not None
-        stopping = early_stopping(self.training, self.evaluation)
-        trained_by = as_json(self.training) | {"epochs": epochs}  # of which one that is not scheduled may go on to more
+        stopping = early_stopping(training, self.evaluation)
+        trained_by = as_json(training) | {"epochs": epochs}  # of which one that is not scheduled may go on to more
         settings = {
             "format": FORMAT,
             "data": self.fingerprint,
@@ -414,11 +420,16 @@ class Experiment:
         if solver and trained:
             trainer = make_solving_trainer(maker, solver)
         else:
+            objective = objective_of(training.loss, training.temperature)
+            rate: Any = training.learning_rate
+            if training.schedule == "cosine":
+                rate = cosine(rate, epochs * objective.steps(self.split.train, training.batch_size)[0])
             trainer = make_trainer(
                 maker,
                 _distiller(methods, Run(epochs, self.seed, teacher)),
-                adam(self.training.learning_rate, self.training.l2),
-                batch_size=self.training.batch_size,
+                adam(rate, training.l2),
+                batch_size=training.batch_size,
+                objective=objective,
             )
         line = progress if callable(progress) else progress_line if progress and epochs else silent
         assert self.evaluation.metric is not None
@@ -436,7 +447,7 @@ class Experiment:
                     teacher if methods else None,
                     jax.random.fold_in(jax.random.key(self.seed), TEACHER_KEY if name == "teacher" else STUDENT_KEY),
                     epochs=epochs,
-                    eval_every=self.training.eval_every,
+                    eval_every=training.eval_every,
                     checkpoints=checkpoints,
                     settings=settings,
                     early_stopping=stopping,
@@ -449,6 +460,12 @@ class Experiment:
             raise
         made_by = {**settings, "training": trained_by}
         return Fitted(maker, result.variables, self.data, made_by, *result[1:])
+
+    def _training(self, maker: MakeModel, methods: Mapping[str, Settings | Distiller], *, is_solved: bool) -> Training:
+        """Every choice of how a phase is trained, see `Training.filled`."""
+        usual = {name: x for one in methods.values() for name, x in getattr(one, "usual", {}).items()}
+        of_phase = override(self.training, loss="own") if is_solved else self.training
+        return of_phase.filled(getattr(getattr(maker, "settings", None), "epochs", USUAL_EPOCHS), usual)
 
 
 def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bool) -> tuple[MakeModel, dict[str, Any]]:

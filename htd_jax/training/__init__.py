@@ -12,6 +12,7 @@ from htd_jax.training.loop import (
     is_finished,
     run_phase,
 )
+from htd_jax.training.objectives import Objective, objective_of, own, softmax
 from htd_jax.training.settings import Training
 from htd_jax.training.solve import make_solving_trainer
 from htd_jax.training.step import (
@@ -19,6 +20,7 @@ from htd_jax.training.step import (
     Trainer,
     TrainState,
     adam,
+    cosine,
     make_trainer,
     no_teacher,
     represent_all,
@@ -29,6 +31,7 @@ __all__ = [
     "Checkpoints",
     "Diverged",
     "EarlyStopping",
+    "Objective",
     "PhaseResult",
     "Prepared",
     "Progress",
@@ -41,11 +44,15 @@ __all__ = [
     "best_record",
     "choose",
     "copy_checkpoints",
+    "cosine",
     "is_finished",
     "make_solving_trainer",
     "make_trainer",
     "no_teacher",
+    "objective_of",
+    "own",
     "read_trained",
     "represent_all",
     "run_phase",
+    "softmax",
 ]

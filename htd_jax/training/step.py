@@ -1,5 +1,6 @@
 """The one compiled step, and the epoch that scans it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from htd_jax.data import Interactions, distinct, shuffle, unseen_items
+from htd_jax.data import Interactions, distinct
 from htd_jax.distillers import Batch, Distiller, Entities, Lists, Representations, Shapes, Side, Teacher, Triples
 from htd_jax.models import MakeModel, Recommender, with_tables
 from htd_jax.ops.platforms import compiler_options
+from htd_jax.training.objectives import Objective, own
 
 
 @struct.dataclass
@@ -62,9 +64,14 @@ class Trainer(NamedTuple):
     beside: Callable[[Any, Any], tuple[MakeModel, Any]] | None = None
 
 
-def adam(learning_rate: float, l2: float) -> optax.GradientTransformation:
+def adam(learning_rate: optax.ScalarOrSchedule, l2: float) -> optax.GradientTransformation:
     """Adam with `l2 * parameter` added to the gradient of every parameter before the moments are updated."""
     return optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate, eps=1e-8))
+
+
+def cosine(learning_rate: float, steps: int) -> optax.Schedule:
+    """From `learning_rate` down to 0, along half a cosine of so many steps."""
+    return optax.cosine_decay_schedule(learning_rate, max(steps, 1))
 
 
 def no_teacher(train: Interactions) -> Representations:
@@ -80,7 +87,12 @@ def represent_all(make_model: MakeModel, variables: Any, train: Interactions) ->
 
 
 def make_trainer(
-    make_model: MakeModel, distiller: Distiller, optimizer: optax.GradientTransformation, *, batch_size: int
+    make_model: MakeModel,
+    distiller: Distiller,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    objective: Objective | None = None,
 ) -> Trainer:
     """Builds the compiled epoch of a model under `distiller`.
 
@@ -90,7 +102,9 @@ def make_trainer(
       distiller: see `htd_jax.distillers`.
       optimizer: applied to the parameters of model and distiller alike.
       batch_size: triples a step; an epoch's last batch is short.
+      objective: the base loss and its batches; the model's own if None.
     """
+    base_loss = objective or own()
 
     def prepare(train: Interactions, teacher: AnyTeacher) -> Prepared:
         if isinstance(teacher, Prepared):
@@ -146,12 +160,13 @@ def make_trainer(
             jax.Array, jax.Array, dict[str, jax.Array]
         ]:  # on one bound module: what its methods share is computed once
             represented = [model.represent(distinct_users[0], ids) for ids, _ in distinct_items]
-            base = model.loss(*triples)
             entities = Entities(
                 side(represented[0][0], tables.users, distinct_users),
                 *(side(own, tables.items, chosen) for (_, own), chosen in zip(represented, distinct_items)),
             )
-            batch = Batch(entities, triples, model.score, teacher.known, model.score_all, model.represent)
+            whole = functools.cache(lambda: model.score_all(distinct_users[0]))
+            batch = Batch(entities, triples, model.score, teacher.known, model.score_all, model.represent, whole)
+            base = base_loss.loss(model, batch, train)
             extra, terms = distiller.loss(params["distiller"], drawn, batch, key, epoch)
             return base, extra, terms
 
@@ -163,13 +178,8 @@ def make_trainer(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         teacher = prepare(train, given)
         key = jax.random.fold_in(key, state.epoch)
-        shuffle_key, negative_key, step_key = jax.random.split(key, 3)
-        size = len(train)
-        width = min(batch_size, size)
-        steps = -(-size // width)
-        negatives = unseen_items(negative_key, train)
-        order = jnp.pad(shuffle(shuffle_key, size), (0, steps * width - size)).reshape(steps, width)
-        where = (jnp.arange(steps * width) < size).reshape(steps, width)
+        *batch_keys, step_key = jax.random.split(key, 3)
+        batches = base_loss.draw(batch_keys, train, batch_size)
 
         model = make_model(train)
         draw_key = jax.random.fold_in(key, 3)  # the next after those of the split
@@ -178,8 +188,7 @@ def make_trainer(
 
         def step(carry: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
             flat, opt_state = carry
-            index, rows, where = batch
-            triples = Triples(train.users[rows], train.items[rows], negatives[rows], where)
+            index, triples = batch
             step_inputs = (drawn, model, triples, jax.random.fold_in(step_key, index), state.epoch, train, teacher)
             of_flat = lambda flat: loss(shaped(flat), *step_inputs)
             gradient, terms = jax.grad(of_flat, has_aux=True)(flat)
@@ -187,7 +196,7 @@ def make_trainer(
             return (optax.apply_updates(flat, updates), opt_state), terms
 
         carry = (_flat(state.params), state.opt_state)
-        (flat, opt_state), terms = jax.lax.scan(step, carry, (jnp.arange(steps), order, where))
+        (flat, opt_state), terms = jax.lax.scan(step, carry, (jnp.arange(len(batches.users)), batches))
         terms = jax.tree.map(lambda x: x.mean(0), terms)
         return TrainState(shaped(flat), opt_state, state.epoch + 1, drawn), terms
 
