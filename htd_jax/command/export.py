@@ -29,8 +29,9 @@ class Options:
     """Folder to write: new, empty, or an earlier export, which is replaced."""
     phase: str | None = None
     """Whose tables: teacher, student or the method. Default: the student that was helped."""
-    precision: Literal["float32", "float16", "int8"] = "float32"
-    """Of the tables; int8: a scale a row. The table shown says what each costs."""
+    precision: Literal["float32", "float16", "int8", "int4"] | None = None
+    """Of the tables; int8: a scale a row; int4: half a byte a number. The table shown says what each costs. Default:
+    that which the student was trained in, float32 unless it was said."""
     seen: bool = False
     """Write the known pairs too, which recommend leaves out. They are training data."""
 
@@ -60,18 +61,19 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
         "versions": versions(),
         "precisions": rows,
     }
-    about["metrics"] = rows[options.precision]["metrics"]
-    chosen = dataclasses.replace(retriever.with_precision(options.precision), about=about)
+    chosen = retriever.with_precision(options.precision or retriever.precision)
+    about["metrics"] = rows[chosen.precision]["metrics"]
+    chosen = dataclasses.replace(chosen, about=about)
     save(chosen, options.to, seen=options.seen, readme=card(header(chosen, seen=options.seen), rows))
-    show(rows, options.precision)
-    print(f"{opened.phase} of {opened.folder}, {options.precision}: {options.to}")
+    show(rows, chosen.precision)
+    print(f"{opened.phase} of {opened.folder}, {chosen.precision}: {options.to}")
 
 
 def costs(retriever: Any, opened: Any) -> dict[str, Any]:
     """By precision: bytes a row, megabytes of both tables, and test metrics on the run's split by its protocol."""
     from htd_jax.evaluation import make_evaluator
     from htd_jax.models import BPRSettings, ModelOf
-    from htd_jax.serving import PRECISIONS, to_precision
+    from htd_jax.serving import PRECISIONS
 
     evaluation = opened.evaluation
     evaluate = make_evaluator(opened.dataset.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
@@ -79,9 +81,10 @@ def costs(retriever: Any, opened: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for precision in PRECISIONS:
         try:
-            users, items = (to_precision(rows.floats(), precision) for rows in (retriever.users, retriever.items))
-        except UserError:  # numbers beyond float16
+            rounded = retriever.with_precision(precision)
+        except UserError:  # numbers beyond float16, an odd width
             continue
+        users, items = rounded.users, rounded.items
         tables = {"users": users.floats(), "items": items.floats()}
         test = evaluate(ModelOf(BPRSettings(), users.dim), {"params": tables})["test"]
         found[precision] = {

@@ -29,7 +29,7 @@ COMMON = {"what": What, "training": Training, "evaluation": Evaluation, "places"
 
 # What `--help` shows, a screen of it; `--help TOPIC` shows the rest.
 FIRST = {
-    "what": ("dataset", "model", "method", "seed", "teacher_dim", "student_dim"),
+    "what": ("dataset", "model", "method", "seed", "teacher_dim", "student_dim", "bytes"),
     "training": ("epochs", "patience"),
     "evaluation": ("protocol", "cutoffs"),
     "places": ("teacher", "runs", "run"),
@@ -41,7 +41,7 @@ TOPICS = {
         "places": ("teacher", "teacher_user_ids", "teacher_item_ids"),
         "what": ("teacher_model", "teacher_dim"),
     },
-    "training": {"training": ALL["training"], "what": ("seed", "student_init")},
+    "training": {"training": ALL["training"], "what": ("seed", "precision", "student_init")},
     "evaluation": {"evaluation": ALL["evaluation"]},
     "all": ALL,
 }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from htd_jax.data import Interactions
 from htd_jax.losses import bpr_loss
+from htd_jax.ops.precision import Rows, encoded, rounded
 from htd_jax.ops.products import dot
 
 
@@ -111,16 +112,34 @@ class ModelOf:
 
     settings: ModelSettings
     dim: int
+    precision: str = "float32"
 
     def __call__(self, train: Interactions) -> Recommender:
-        return self.settings.build(train, self.dim)
+        model = self.settings.build(train, self.dim)
+        return model if self.precision == "float32" else model.clone(precision=self.precision)
 
 
 class InnerProduct(Recommender):
     """A pair's score is the product of two representations, trained with BPR (Rendle et al., UAI'09).
 
-    `setup` of a subclass makes them: `self.users` `[num_users, dim]` and `self.items` `[num_items, dim]`.
+    `setup` of a subclass makes them, `[num_users, dim]` and `[num_items, dim]`, and gives them to `keep`. A subclass
+    may have `precision` among its fields: under float32, scores are those of what the trained numbers are rounded to.
+
+    Attributes:
+      precision: of its rows, see `htd_jax.ops.precision`.
     """
+
+    precision = "float32"
+
+    def keep(self, users: jax.Array, items: jax.Array) -> None:
+        """Makes them its tables, `self.users` and `self.items`, in its precision."""
+        self.trained = users, items
+        self.users, self.items = rounded(users, self.precision), rounded(items, self.precision)
+
+    def rows(self) -> tuple[Rows, Rows]:
+        """Its tables, as they are kept."""
+        users, items = self.trained
+        return encoded(users, self.precision), encoded(items, self.precision)
 
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
         """Representations `[n, dim]` of the users `[n]` and `[m, dim]` of the items `[m]`."""

@@ -13,11 +13,13 @@ class BPR(InnerProduct):
     """A vector of its own for every user and item (Rendle et al., UAI'09). Tables start at N(0, 0.01^2)."""
 
     dim: int
+    precision: str = "float32"
 
     def setup(self) -> None:
         normal = nn.initializers.normal(0.01)
-        self.users = self.param("users", normal, (self.num_users, self.dim))
-        self.items = self.param("items", normal, (self.num_items, self.dim))
+        users = self.param("users", normal, (self.num_users, self.dim))
+        items = self.param("items", normal, (self.num_items, self.dim))
+        self.keep(users, items)
 
 
 @dataclasses.dataclass(frozen=True)

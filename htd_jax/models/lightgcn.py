@@ -55,12 +55,13 @@ class LightGCN(InnerProduct):
     graph: Graph
     dim: int
     layers: int = 1
+    precision: str = "float32"
 
     def setup(self) -> None:
         normal = nn.initializers.normal(0.1)
         users = self.param("users", normal, (self.num_users, self.dim))
         items = self.param("items", normal, (self.num_items, self.dim))
-        self.users, self.items = propagate((users, items), self.graph, self.layers)
+        self.keep(*propagate((users, items), self.graph, self.layers))
 
 
 @dataclasses.dataclass(frozen=True)

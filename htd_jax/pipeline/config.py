@@ -13,6 +13,7 @@ from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, USUAL_EPOCHS
+from htd_jax.ops.precision import Precision, for_bytes
 from htd_jax.settings import Settings, as_json, check, flag_name, override
 from htd_jax.training import EarlyStopping, Training
 
@@ -38,6 +39,11 @@ class What:
     """Width of the teacher's tables. Default: 200, neumf 250."""
     student_dim: Annotated[int, Ge(1)] | None = None
     """Width of the student's. Default: a tenth of the usual teacher's: 20, neumf 25."""
+    precision: Precision | None = None
+    """Of the student's rows, which is trained knowing it. int8: a scale a row; int4: half a byte a number. Default:
+    float32."""
+    bytes: Annotated[int, Ge(1)] | None = None
+    """Of a row of the student, scale and all; its width and precision are chosen for it."""
     student_init: Literal["random", "svd"] = "random"
     """Where students start; svd: at the best factors of the teacher's scores (bpr)."""
 
@@ -115,12 +121,25 @@ class Config:
             raise UserError(
                 f"--method: {what.model} is solved for, and takes none; --teacher-model {what.model} teaches"
             )
+        teacher_dim = what.teacher_dim or teachers.teacher_dim
+        student_dim = what.student_dim or max(1, own[flag_name(what.model)].teacher_dim // 10)
+        precision = what.precision
+        if what.bytes:
+            student_dim, precision = for_bytes(what.bytes, teacher_dim)
+            # What is filled in may be filled in again.
+            if what.student_dim not in (None, student_dim) or what.precision not in (None, precision):
+                raise UserError("--bytes: says what --student-dim and --precision would; give either")
+        if precision not in (None, "float32") and what.model == "neumf":
+            raise UserError("--precision: neumf's rows are float32; a bpr student's may be in fewer bytes")
+        if precision == "int4" and student_dim % 2:
+            raise UserError(f"--precision: int4 holds two numbers a byte; --student-dim {student_dim} is odd")
         what = dataclasses.replace(
             what,
+            precision=None if precision == "float32" else precision,
             dataset=self.places.split_file.stem if self.places.split_file else what.dataset,
             teacher_model=None if what.teacher_model == what.model and not usual else what.teacher_model,
-            teacher_dim=what.teacher_dim or teachers.teacher_dim,
-            student_dim=what.student_dim or max(1, own[flag_name(what.model)].teacher_dim // 10),
+            teacher_dim=teacher_dim,
+            student_dim=student_dim,
         )
         models = [own[flag_name(name)] for name in dict.fromkeys([what.model, what.teacher_model or what.model])]
         training = self.training
@@ -172,7 +191,8 @@ class Config:
         what, protocol = self.what, self.evaluation.protocol
         method = "+".join(flag_name(name) for name in what.method.split("+"))
         taught = "" if what.teacher_model in (None, what.model) else f"by-{what.teacher_model}"
-        name = [what.dataset, what.model, taught, protocol, method, str(what.student_dim), f"seed{what.seed}"]
+        size = [str(what.student_dim), what.precision or ""]
+        name = [what.dataset, what.model, taught, protocol, method, *size, f"seed{what.seed}"]
         return self.places.run or self.places.runs / "-".join(part for part in name if part not in ("", "bpr", "full"))
 
     def as_json(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from htd_jax.evaluation import Evaluation, Evaluator, make_evaluator
 from htd_jax.models import MODELS, USUAL_EPOCHS, InnerProduct, Listed, MakeModel, ModelOf
 from htd_jax.pipeline.config import NO_METHOD, early_stopping
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
-from htd_jax.serving import Recommendations, Retriever, retriever_of
+from htd_jax.serving import PRECISIONS, Recommendations, Retriever, retriever_of
 from htd_jax.settings import Settings, as_json, check, flag_name, override
 from htd_jax.training import (
     Checkpoints,
@@ -112,11 +112,12 @@ class Fitted:
         scores: jax.Array = of(self.variables, self.train, jnp.asarray(users, jnp.int32))
         return scores
 
-    def retriever(self, precision: str = "float32") -> Retriever:
+    def retriever(self, precision: str | None = None) -> Retriever:
         """Ready to serve: to recommend, to find neighbours, to be saved; see `htd_jax.Retriever`.
 
         Args:
-          precision: of the tables: `float32`, `float16`, or `int8` with a scale a row.
+          precision: of the tables: `float32`, `float16`, `int8` with a scale a row, or `int4` with a step a dimension;
+            that which it was trained in if None.
         """
         about = {
             "dataset": self.data.name,
@@ -212,6 +213,7 @@ def distill(
     method: AnyMethod | list[AnyMethod] = "htd",
     model: str | Settings | MakeModel = "bpr",
     dim: int | None = None,
+    precision: str = "float32",
     seed: int = 0,
     start: str | Fitted = "random",
     folder: Path | str | None = None,
@@ -227,6 +229,7 @@ def distill(
       data: what the student is trained on, see `fit`.
       method: a name (`"htd"`, `"htd+fitnet"`), settings (`HTD(groups=60)`), a `Distiller`, or a list of them.
       dim: the width of the student; a tenth of the model's usual teacher if None.
+      precision: of the student's rows, which is trained knowing it: `float32`, `float16`, `int8` or `int4`.
       start: `random`; `svd`, at the best factors of the teacher's scores (bpr); or a student of the same model that was
         trained before, where it ended.
       model, seed, folder, progress, settings: see `fit`.
@@ -244,7 +247,16 @@ def distill(
         its = teacher.settings if isinstance(teacher, Fitted) else {}
         methods = resolve(method)
         return experiment.phase(
-            method_name(methods), model, dim, given, its, methods, start=start, folder=folder, progress=progress
+            method_name(methods),
+            model,
+            dim,
+            given,
+            its,
+            methods,
+            precision=precision,
+            start=start,
+            folder=folder,
+            progress=progress,
         )
 
 
@@ -341,6 +353,7 @@ class Experiment:
         teacher_settings: dict[str, Any] | None = None,
         methods: Mapping[str, Settings | Distiller] | None = None,
         *,
+        precision: str = "float32",
         start: str | Fitted = "random",
         folder: Path | str | None = None,
         runs: Path | None = None,
@@ -355,6 +368,7 @@ class Experiment:
           model, dim: of the recommender that is trained.
           teacher, teacher_settings: who helps, and what made it, if that is known.
           methods: how; none for a plain phase.
+          precision: of its rows, see `distill`.
           start: see `distill`.
           folder: of its checkpoints.
           runs: a folder of run folders, where a plain phase of the same settings may have been trained before.
@@ -363,14 +377,16 @@ class Experiment:
         """
         if isinstance(start, str) and start not in STARTS:
             raise UserError(f"start: unknown value {start!r}; known: {', '.join(STARTS)}")
-        maker, of_model = _model(model, dim, is_teacher=name == "teacher")
+        maker, of_model = _model(model, dim, precision, is_teacher=name == "teacher")
         methods = methods or {}
         trained = all(getattr(settings, "trained", True) for settings in methods.values())
         scheduled = any(
             getattr(settings, "scheduled", isinstance(settings, Distiller)) for settings in methods.values()
         )
         if not trained and isinstance(maker, ModelOf) and isinstance(maker(self.split.train), InnerProduct):
-            maker, of_model = _model("bpr", maker.dim, is_teacher=False)  # two tables, whatever their teacher is
+            maker, of_model = _model(
+                "bpr", maker.dim, precision, is_teacher=False
+            )  # two tables, whatever their teacher is
         solver = maker.settings.solver() if isinstance(maker, ModelOf) and hasattr(maker.settings, "solver") else None
         if solver and methods and trained:
             raise UserError(f"{of_model['name']} is solved for, and takes no method; give its students another model")
@@ -468,12 +484,16 @@ class Experiment:
         return of_phase.filled(getattr(getattr(maker, "settings", None), "epochs", USUAL_EPOCHS), usual)
 
 
-def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bool) -> tuple[MakeModel, dict[str, Any]]:
+def _model(
+    model: str | Settings | MakeModel, dim: int | None, precision: str = "float32", *, is_teacher: bool
+) -> tuple[MakeModel, dict[str, Any]]:
     """What makes the module, and what it is, as JSON."""
     if isinstance(model, ModelOf):
-        return _model(model.settings, model.dim, is_teacher=is_teacher)
+        return _model(model.settings, model.dim, precision, is_teacher=is_teacher)
     if not isinstance(model, str) and not hasattr(model, "build"):
         return model, {"name": None, "dim": dim}
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: unknown value {precision!r}; known: {', '.join(PRECISIONS)}")
     settings: Any = MODELS[model]() if isinstance(model, str) else model
     of = type(settings)
     known = next((name for name, known in MODELS.items() if known is of), f"{of.__module__}:{of.__name__}")
@@ -483,7 +503,10 @@ def _model(model: str | Settings | MakeModel, dim: int | None, *, is_teacher: bo
     width = usual if dim is None else dim
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise UserError(f"dim: must be a whole number of at least 1, not {width!r}")
-    return ModelOf(settings, width), {"name": name, "dim": width, **as_json(settings)}
+    if precision == "int4" and width % 2:
+        raise UserError(f"precision: int4 holds two numbers a byte, and a width of {width} is odd")
+    rounded = {} if precision == "float32" else {"precision": precision}
+    return ModelOf(settings, width, precision), {"name": name, "dim": width, **rounded, **as_json(settings)}
 
 
 def _distiller(methods: Mapping[str, Settings | Distiller], run: Run) -> Distiller:

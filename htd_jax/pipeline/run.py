@@ -121,7 +121,8 @@ def _train(config: Config, experiment: Experiment, given: Fitted | None, progres
     teacher = given or phase("teacher", what.teacher_dim)
     records["teacher"] = teacher.records
     phases = {"teacher": teacher}
-    helps = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
+    helps: dict[str, Any] = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
+    helps["precision"] = what.precision or "float32"
     phases["student"] = phase("student", what.student_dim, **helps, start=what.student_init)
     if what.method != NO_METHOD:
         warm = any(getattr(settings, "warm", False) for settings in config.methods.values())

@@ -1,7 +1,7 @@
 """What is done with a student: recommendations, neighbours, newcomers, and files for other programs."""
 
+from htd_jax.ops.precision import PRECISIONS, Precision, Rows, row_bytes, to_precision
 from htd_jax.serving.lists import Recommendations
-from htd_jax.serving.precision import PRECISIONS, Precision, Rows, row_bytes, to_precision
 from htd_jax.serving.retriever import Retriever, known_pairs, retriever_of
 from htd_jax.serving.run_folder import Opened, open_run
 from htd_jax.serving.storage import check_target, load, save

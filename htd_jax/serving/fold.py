@@ -9,8 +9,8 @@ import numpy as np
 
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
+from htd_jax.ops.precision import Rows
 from htd_jax.ops.products import dot, einsum
-from htd_jax.serving.precision import Rows
 
 # Of `squares`, chosen in validation by `benchmarks/fold_in.py`.
 UNSEEN, RIDGE = 0.01, 1.0
@@ -109,7 +109,7 @@ def _gram(table: Rows) -> jax.Array:
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:
         first = jnp.minimum(number * block, len(table) - block)
-        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, block), table).floats()
+        rows = table.slice(first, block).floats()
         new = first + jnp.arange(block) >= number * block  # the last block reaches back into the one before
         rows = jnp.where(new[:, None], rows, 0)
         return total + dot(rows.T, rows)

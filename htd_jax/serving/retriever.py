@@ -15,9 +15,9 @@ from htd_jax.data.dataset import as_column
 from htd_jax.distillers import model_scores
 from htd_jax.errors import UserError
 from htd_jax.models import InnerProduct, MakeModel
+from htd_jax.ops.precision import Rows, to_precision
 from htd_jax.serving import fold
 from htd_jax.serving.lists import Recommendations
-from htd_jax.serving.precision import Rows, to_precision
 from htd_jax.serving.topk import MEMORY, Hidden, Top, best_items, best_scored, together
 from htd_jax.training import represent_all
 
@@ -46,7 +46,7 @@ class Retriever:
 
     @property
     def precision(self) -> str:
-        """Of both tables: float32, float16 or int8."""
+        """Of both tables: float32, float16, int8 or int4."""
         return self.items.precision
 
     @property
@@ -55,6 +55,8 @@ class Retriever:
 
     def with_precision(self, precision: str) -> "Retriever":
         """The same in fewer bytes, see `precision.to_precision`."""
+        if precision == self.precision:
+            return self
         users, items = (to_precision(rows.floats(), precision) for rows in (self.users, self.items))
         return dataclasses.replace(self, users=users, items=items)
 
@@ -251,7 +253,7 @@ def retriever_of(
     make_model: MakeModel,
     variables: Any,
     dataset: Dataset,
-    precision: str = "float32",
+    precision: str | None = None,
     *,
     seen: Interactions | None = None,
     about: dict[str, Any] | None = None,
@@ -260,16 +262,22 @@ def retriever_of(
 
     Args:
       make_model, variables: the model, trained on `dataset.train`.
-      precision: of the tables.
+      precision: of the tables; that which the model was trained in if None.
       seen: what is not recommended; every pair of train, valid and test if None.
       about: what made it, as JSON.
 
     Raises:
       UserError: see `to_precision`.
     """
-    users, items = (to_precision(x, precision) for x in represent_all(make_model, variables, dataset.train))
+    model = make_model(dataset.train)
+    trained_in = model.precision if isinstance(model, InnerProduct) else "float32"
+    if trained_in != "float32" and precision in (None, trained_in):
+        users, items = jax.jit(lambda variables: model.apply(variables, method="rows"))(variables)
+    else:
+        tables = represent_all(make_model, variables, dataset.train)
+        users, items = (to_precision(x, precision or trained_in) for x in tables)
     scores = None
-    if not isinstance(make_model(dataset.train), InnerProduct):
+    if not isinstance(model, InnerProduct):
         scores = model_scores(make_model, variables, dataset.train)
     seen = known_pairs(dataset.split) if seen is None else seen
     return Retriever(users, items, dataset.users, dataset.items, seen, about or {}, scores)
@@ -293,11 +301,13 @@ def _neighbours(table: Rows, ids: Ids, asked: Any, k: int, among: np.ndarray | N
 @jax.jit
 def _unit(table: Rows) -> Rows:
     """Rows of length one, or zero, in the same bytes: only the scales are new."""
-    largest = jnp.abs(table.values).max(axis=1, initial=0).astype(jnp.float32)  # squares of small floats vanish
+    bare = Rows(table.values, None, table.steps)
+    values = bare.floats()
+    largest = jnp.abs(values).max(axis=1, initial=0)  # squares of small floats vanish
     safe = jnp.where(largest > 0, largest, 1)
-    length = safe * jnp.sqrt(jnp.sum((table.values.astype(jnp.float32) / safe[:, None]) ** 2, axis=1))
+    length = safe * jnp.sqrt(jnp.sum((values / safe[:, None]) ** 2, axis=1))
     # A row shorter than any normal float is none: its reciprocal would be infinite.
-    return Rows(table.values, jnp.where(length > jnp.finfo(jnp.float32).tiny, 1 / length, 0))
+    return bare.replace(scales=jnp.where(length > jnp.finfo(jnp.float32).tiny, 1 / length, 0))  # type: ignore[attr-defined]
 
 
 def _lists(given: Any, ids: Ids) -> list[np.ndarray]:

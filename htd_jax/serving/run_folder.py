@@ -62,7 +62,7 @@ class Opened:
             "config": self.config,
         }
 
-    def retriever(self, precision: str = "float32", *, seen: Interactions | None = None) -> Retriever:
+    def retriever(self, precision: str | None = None, *, seen: Interactions | None = None) -> Retriever:
         """See `retriever_of`."""
         how: Any = {"seen": seen, "about": self.about}
         return retriever_of(self.make_model, self.variables, self.dataset, precision, **how)

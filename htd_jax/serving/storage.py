@@ -1,8 +1,9 @@
 """A retriever on disk: a folder of plain files, which any version of JAX on any device opens, and other programs too.
 
     htd_jax.json          {"format": 1, "precision", "dim", "users", "items", "seen", "metrics", "about"}
-    tables.safetensors    users [num_users, dim], items [num_items, dim]; of int8 also user_scales, item_scales
-    users.npy, items.npy  the same tables as plain arrays; of int8 what the codes stand for, in float32
+    tables.safetensors    users [num_users, dim], items [num_items, dim]; of int8 also user_scales, item_scales; of
+                          int4, two numbers a byte, user_steps, item_steps: see `htd_jax.ops.precision.Rows`
+    users.npy, items.npy  the same tables as plain arrays; of int8 and int4 what the codes stand for, in float32
     users.parquet, items.parquet   row, id
     seen.parquet          user, item: rows of pairs that are not recommended; only if it was asked for
     README.md             a model card
@@ -23,8 +24,8 @@ from safetensors import SafetensorError
 
 from htd_jax.data import Ids, Interactions, read_ids, write_ids
 from htd_jax.errors import UserError, shown
+from htd_jax.ops.precision import PRECISIONS, Rows
 from htd_jax.serving.card import card
-from htd_jax.serving.precision import PRECISIONS, Rows
 from htd_jax.serving.retriever import Retriever
 from htd_jax.serving.run_folder import open_run
 from htd_jax.writing import is_partial, remove, whole
@@ -149,9 +150,11 @@ def _write(retriever: Retriever, folder: Path, *, seen: bool, readme: str | None
     tables = {}
     for side, rows in (("user", retriever.users), ("item", retriever.items)):
         tables[f"{side}s"] = np.asarray(rows.values)
-        if rows.scales is not None:
-            tables[f"{side}_scales"] = np.asarray(rows.scales)
-        np.save(folder / f"{side}s.npy", np.asarray(rows.values if rows.scales is None else rows.floats()))
+        for name in ("scales", "steps"):
+            if (numbers := getattr(rows, name)) is not None:
+                tables[f"{side}_{name}"] = np.asarray(numbers)
+        is_plain = rows.precision in ("float32", "float16")
+        np.save(folder / f"{side}s.npy", np.asarray(rows.values if is_plain else rows.floats()))
     # Not `save_file`, whose files nobody else may read.
     (folder / "tables.safetensors").write_bytes(safetensors.numpy.save(tables, {"format": "htd_jax"}))
     write_ids(folder / "users.parquet", retriever.user_ids)
@@ -201,9 +204,12 @@ def _tables(path: Path, head: dict[str, Any]) -> list[Rows]:
         raise UserError(f"{shown(path)}: damaged; export it anew") from None
     rows = []
     for side in ("user", "item"):
-        shapes: dict[str, Any] = {f"{side}s": (head["precision"], (head[f"{side}s"], head["dim"]))}
-        if head["precision"] == "int8":
-            shapes[f"{side}_scales"] = ("float32", (head[f"{side}s"],))
+        precision, size, dim = head["precision"], head[f"{side}s"], head["dim"]
+        shapes: dict[str, Any] = {f"{side}s": (precision, (size, dim))}
+        if precision == "int8":
+            shapes[f"{side}_scales"] = ("float32", (size,))
+        if precision == "int4":
+            shapes = {f"{side}s": ("uint8", (size, dim // 2)), f"{side}_steps": ("float32", (dim,))}
         for name, (dtype, shape) in shapes.items():
             if name not in found:
                 raise UserError(f"{shown(path)}: no table {name} in it; export it anew")
@@ -214,7 +220,8 @@ def _tables(path: Path, head: dict[str, Any]) -> list[Rows]:
                 )
             if its.dtype.kind == "f" and not np.isfinite(its).all():
                 raise UserError(f"{shown(path)}: {name} holds numbers that are not finite; export it anew")
-        rows.append(Rows(*(jnp.asarray(found[name]) for name in shapes)))
+        read = {name: jnp.asarray(found[name]) for name in shapes}
+        rows.append(Rows(read[f"{side}s"], read.get(f"{side}_scales"), read.get(f"{side}_steps")))
     return rows
 
 

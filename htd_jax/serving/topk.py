@@ -22,8 +22,8 @@ import numpy as np
 
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
+from htd_jax.ops.precision import Rows
 from htd_jax.ops.products import dot
-from htd_jax.serving.precision import Rows
 
 # Items of a chunk, and hidden pairs that are written at once.
 CHUNK, PAIRS = 64, 1024
@@ -118,7 +118,7 @@ def best_items(
     of = np.arange(len(users)) if of is None else np.asarray(of)
     k, plan = _plan(k, len(of), len(items), memory, users.dim, even=among is None)
     pad = plan.blocks * plan.items - len(items)
-    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, pad), *[(0, 0)] * (x.ndim - 1)]), items) if pad else items
+    padded = items.padded(pad)
     size = len(items)
 
     def find(block: np.ndarray, pairs: Any) -> tuple[jax.Array, jax.Array]:
@@ -264,8 +264,7 @@ def _of_tables(
 
     def of_items(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         first = number * plan.items
-        piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, plan.items), items)
-        scores = _hide(dot(mine, piece.floats().T), pairs, number, first)
+        scores = _hide(dot(mine, items.slice(first, plan.items).floats().T), pairs, number, first)
         return _select(scores, size - first, min(k, plan.items), first)
 
     if plan.blocks == 1:

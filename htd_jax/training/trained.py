@@ -39,11 +39,11 @@ def read_trained(folder: Path) -> Trained:
     try:
         variables = tree.get("best") or tree["train"]["params"]["model"]
         its = dict(settings["model"])
-        name, dim = its.pop("name"), its.pop("dim")
+        name, dim, precision = its.pop("name"), its.pop("dim"), its.pop("precision", "float32")
         model = override(MODELS[name](), **its)
         settings["data"], settings["training"]["patience"], settings["evaluation"]["cutoffs"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{shown(folder)} is a checkpoint, but of no model that is known") from None
     if not history["finished"]:
         raise UserError(f"{shown(folder)} stopped after {checkpoints.latest} epochs, unfinished; finish it first")
-    return Trained(ModelOf(model, dim), variables, settings, history["records"], history["seconds"])
+    return Trained(ModelOf(model, dim, precision), variables, settings, history["records"], history["seconds"])

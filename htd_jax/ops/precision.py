@@ -1,0 +1,175 @@
+"""Tables of rows in fewer bytes: float32, float16, int8 with a scale a row, or int4 with a step a dimension."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from htd_jax.errors import UserError
+
+Precision = Literal["float32", "float16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
+
+# The largest code of int8: symmetric, so -128 stays unused.
+LARGEST = 127
+
+# The codes of int4 stand for the middles of 16 steps, this wide where a dimension's root mean square is 1: what is
+# least off for numbers that are normally distributed (Max, IRE Trans. Inf. Theory, 1960).
+STEPS, STEP = 16, 0.3352
+
+# Bytes a row from which int8, narrower and finer, ranks better than int4; see docs/smallest.md.
+INT8_FROM = 40
+
+
+@struct.dataclass
+class Rows:
+    """A table of representations, in one of `PRECISIONS`.
+
+    Attributes:
+      values: `[n, d]` float32 or float16, or int8 codes; of int4 `[n, d / 2]` uint8, the code of dimension j in the low
+        half of a byte, that of dimension j + d / 2 in the high half.
+      scales: `[n]` float32, by which a row is multiplied; None for 1.
+      steps: `[d]` float32 of int4, whose code c stands for (c - 7.5) steps; else None.
+    """
+
+    values: jax.Array
+    scales: jax.Array | None = None
+    steps: jax.Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def dim(self) -> int:
+        return self.values.shape[1] * (1 if self.steps is None else 2)
+
+    @property
+    def precision(self) -> str:
+        return str(self.values.dtype) if self.steps is None else "int4"
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row, with its scale."""
+        return row_bytes(self.dim, self.precision)
+
+    def floats(self) -> jax.Array:
+        """What the rows stand for: `[n, d]` float32."""
+        if self.steps is None:
+            values = self.values.astype(jnp.float32)
+        else:
+            codes = jnp.concatenate([self.values & 15, self.values >> 4], axis=1)
+            values = _of_codes(codes.astype(jnp.float32), self.steps)
+        return values if self.scales is None else values * self.scales[:, None]
+
+    def take(self, rows: jax.Array) -> "Rows":
+        """The rows `[m]`, as they are."""
+        return self._by_row(lambda x: x[rows])
+
+    def slice(self, first: jax.Array, size: int) -> "Rows":
+        """`size` rows from `first` on."""
+        return self._by_row(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size))
+
+    def padded(self, more: int) -> "Rows":
+        """With so many rows more, which stand for nothing in particular."""
+        return self._by_row(lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)])) if more else self
+
+    def _by_row(self, change: Callable[[jax.Array], jax.Array]) -> "Rows":
+        return Rows(change(self.values), None if self.scales is None else change(self.scales), self.steps)
+
+
+def row_bytes(dim: int, precision: str) -> int:
+    """Bytes of a row of `dim` numbers: 4, 2 or 1/2 each, or 1 each and 4 for the scale. The steps of int4, 4 bytes a
+    dimension, belong to no row."""
+    return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim + 4, "int4": (dim + 1) // 2}[precision]
+
+
+def for_bytes(size: int, widest: int) -> tuple[int, Precision]:
+    """The width and precision that rank best of a row of so many bytes: int4 while it is narrow, then int8.
+
+    Args:
+      size: bytes of a row, at least 1.
+      widest: the teacher's width, beyond which nothing is won.
+    """
+    if size < INT8_FROM:
+        return min(2 * size, widest - widest % 2), "int4"
+    return min(size - 4, widest), "int8"
+
+
+def to_precision(table: jax.Array, precision: str) -> Rows:
+    """A table `[n, d]` of floats in another precision.
+
+    float16 is off by at most 2^-11 of a number, or 2^-25 where it is under 2^-14. int8 is symmetric, a row's scale its
+    largest absolute number / 127: off by at most half a scale. A row of zeros has scale zero and stays one. int4 has 16
+    values a dimension, in equal steps, up to 2.5 times its root mean square; what is beyond is taken for the outermost.
+
+    Raises:
+      UserError: a number that is not finite, one beyond float16, an odd width with int4, or an unknown precision.
+
+    >>> rows = to_precision([[1.0, -2.0, 0.5]], "int8")
+    >>> rows.values.tolist(), rows.floats().round(2).tolist(), rows.row_bytes
+    ([[64, -127, 32]], [[1.0099999904632568, -2.0, 0.5]], 7)
+    """
+    table = jnp.asarray(table, jnp.float32)
+    largest = float(jnp.abs(table).max(initial=0))
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if not largest < float("inf"):  # nan too
+        raise UserError("the table holds numbers that are not finite")
+    if precision == "float16" and largest > float(jnp.finfo(jnp.float16).max):
+        raise UserError(f"float16 ends at 65504, and the table holds {largest:.4g}; use float32 or int8")
+    if precision == "int4" and table.shape[1] % 2:
+        raise UserError(f"int4 holds two numbers a byte, and the table is {table.shape[1]} wide, an odd number")
+    rows: Rows = jax.jit(encoded, static_argnames="precision")(table, precision)
+    return rows
+
+
+def encoded(table: jax.Array, precision: str) -> Rows:
+    """`to_precision`, unchecked."""
+    if precision == "float32":
+        return Rows(table)
+    if precision == "float16":
+        return Rows(table.astype(jnp.float16))
+    if precision == "int8":
+        scales = jnp.abs(table).max(axis=1, initial=0) / LARGEST
+        codes = jnp.where(scales[:, None] > 0, table / scales[:, None], 0)
+        return Rows(jnp.clip(jnp.round(codes), -LARGEST, LARGEST).astype(jnp.int8), scales)
+    steps = _steps(table)
+    codes = _codes(table, steps).astype(jnp.uint8)
+    half = table.shape[1] // 2
+    return Rows(codes[:, :half] | codes[:, half:] << 4, None, steps)
+
+
+def rounded(table: jax.Array, precision: str) -> jax.Array:
+    """What a table stands for once it is in that precision, `[n, d]`; differentiated as if it were not rounded.
+
+    Where int4 takes a number for the outermost, there is no gradient: it would not be another for a little more.
+
+    Source: the straight-through estimator, Bengio et al., 2013.
+    """
+    if precision == "float32":
+        return table
+    if precision == "int4":
+        steps = _steps(jax.lax.stop_gradient(table))
+        stands_for = _of_codes(_codes(jax.lax.stop_gradient(table), steps), steps)
+        table = jnp.clip(table, -STEPS / 2 * steps, STEPS / 2 * steps)
+    else:
+        stands_for = encoded(jax.lax.stop_gradient(table), precision).floats()
+    return table + jax.lax.stop_gradient(stands_for - table)
+
+
+def _steps(table: jax.Array) -> jax.Array:
+    """`[d]`, of int4."""
+    largest = jnp.abs(table).max(axis=0, initial=0)
+    safe = jnp.where(largest > 0, largest, 1)  # squares of small floats vanish
+    return STEP * safe * jnp.sqrt(jnp.mean((table / safe) ** 2, axis=0))
+
+
+def _codes(table: jax.Array, steps: jax.Array) -> jax.Array:
+    """0 to 15, as floats."""
+    return jnp.clip(jnp.floor(table / jnp.where(steps > 0, steps, 1)) + STEPS / 2, 0, STEPS - 1)
+
+
+def _of_codes(codes: jax.Array, steps: jax.Array) -> jax.Array:
+    return (codes - (STEPS - 1) / 2) * steps
