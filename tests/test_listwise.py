@@ -211,7 +211,7 @@ def test_what_a_user_has_seen(small_split):
 
 @pytest.mark.parametrize("top", [0, 7])
 def test_every_different_user_of_a_batch_counts_once(small_split, tables, top, monkeypatch):
-    monkeypatch.setattr(sys.modules["htd_jax.distillers.listwise"], "SCORES", 2 * ITEMS)  # blocks of two users
+    monkeypatch.setattr(sys.modules["htd_jax.distillers.base"], "SCORES", 2 * ITEMS)  # blocks of two users
     train, (teacher, student) = small_split.train, tables
     method = distillers.listwise(temperature=0.5, teacher_temperature=2.0, seen_weight=0.2, top=top)
     known = method.prepare(Teacher.of(teacher), train)

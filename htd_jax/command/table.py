@@ -14,6 +14,7 @@ from htd_jax.models import MODELS, USUAL_EPOCHS
 from htd_jax.pipeline import describe
 from htd_jax.settings import as_json
 from htd_jax.studies import spread
+from htd_jax.training import Training
 
 
 @dataclasses.dataclass
@@ -104,7 +105,9 @@ def _told_apart(made: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:
     for registry in REGISTRIES.values():
         usual |= {f"{name}.{n}": x for name, of in registry.items() for n, x in as_json(of()).items()}
     name = made["model"]["name"]
-    usual["epochs"] = getattr(dict(MODELS).get(name), "epochs", USUAL_EPOCHS)
+    of_methods = [getattr(dict(METHODS).get(method), "usual", {}) for method in made.get("methods", {})]
+    epochs = getattr(dict(MODELS).get(name), "epochs", USUAL_EPOCHS)
+    usual |= as_json(Training().filled(epochs, {n: x for of in of_methods for n, x in of.items()}))
     flat, others = _flat(made), [_flat(other) for other in alike]
     differs = [name for name in flat if any(other.get(name) != flat[name] for other in others)]
     unusual = [name for name in flat if name in usual and usual[name] != flat[name]]
@@ -114,7 +117,9 @@ def _told_apart(made: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:
 
 def _flat(made: dict[str, Any]) -> dict[str, Any]:
     """Settings by the names of their flags."""
-    model = {f"{made['model']['name']}.{n}": x for n, x in made["model"].items() if n not in ("name", "dim")}
+    model = {
+        f"{made['model']['name']}.{n}": x for n, x in made["model"].items() if n not in ("name", "dim", "precision")
+    }
     methods = {f"{name}.{n}": x for name, own in made.get("methods", {}).items() for n, x in own.items()}
     teacher = made.get("teacher") or {}
     of_teacher = {f"teacher {n}": x for n, x in _flat(teacher).items()} if "model" in teacher else {}
@@ -124,7 +129,7 @@ def _flat(made: dict[str, Any]) -> dict[str, Any]:
     evaluation.pop("protocol")
     given = made["start"] == "given"
     rest = {"given": made.get("hash")} if given else {"student_init": made["start"]}
-    rest["data"] = made["data"]
+    rest |= {"data": made["data"], "precision": made["model"].get("precision")}
     return {**made["training"], **evaluation, **model, **methods, **rest, **of_teacher}
 
 

@@ -156,7 +156,7 @@ def rounded(table: jax.Array, precision: str) -> jax.Array:
         table = jnp.clip(table, -STEPS / 2 * steps, STEPS / 2 * steps)
     else:
         stands_for = encoded(jax.lax.stop_gradient(table), precision).floats()
-    return table + jax.lax.stop_gradient(stands_for - table)
+    return stands_for + (table - jax.lax.stop_gradient(table))  # exactly what it stands for
 
 
 def _steps(table: jax.Array) -> jax.Array:

@@ -29,8 +29,8 @@ class What:
     model: str = "bpr"
     """The base model of teacher and student."""
     method: str = "htd"
-    """How the student is helped. Several at once: htd+fitnet. svd trains nothing, none helps not at all. One of your
-    own: package.module:Class."""
+    """How the student is helped; best: the recipe; several at once: htd+fitnet; svd trains nothing, none helps not at
+    all; one of your own: package.module:Class."""
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Of everything random. The same seed gives the same bits."""
     teacher_model: str | None = None
@@ -38,12 +38,12 @@ class What:
     teacher_dim: Annotated[int, Ge(1)] | None = None
     """Width of the teacher's tables. Default: 200, neumf 250."""
     student_dim: Annotated[int, Ge(1)] | None = None
-    """Width of the student's. Default: a tenth of the usual teacher's: 20, neumf 25."""
+    """Width of the student's. Default: 20, neumf 25."""
     precision: Precision | None = None
     """Of the student's rows, which is trained knowing it. int8: a scale a row; int4: half a byte a number. Default:
     float32."""
     bytes: Annotated[int, Ge(1)] | None = None
-    """Of a row of the student, scale and all; its width and precision are chosen for it."""
+    """Of a student's row; width and precision follow."""
     student_init: Literal["random", "svd"] = "random"
     """Where students start; svd: at the best factors of the teacher's scores (bpr)."""
 

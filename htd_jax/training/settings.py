@@ -23,8 +23,7 @@ class Training:
     """
 
     epochs: Annotated[int, Ge(1)] | None = None
-    """Passes over the training pairs, or with softmax the users, each phase; HTD's and DE's temperature falls over
-    them. Default: 101, ials 15, softmax 20."""
+    """Passes over the training pairs, each phase; of softmax, over the users. Default: 101, ials 15, softmax 20."""
     loss: Loss | None = None
     """Of the base model. own: its own, on batches of pairs. softmax: that of a user's seen items among all items, on
     batches of users; of models whose scores are products. Default: own; of --method best, softmax."""

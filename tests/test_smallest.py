@@ -1,0 +1,263 @@
+"""The recipe and its parts: the softmax over all items, batches of users, int4 rows that are trained knowing it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import slope
+
+import htd_jax
+from htd_jax import distillers
+from htd_jax.data import Interactions, seen_mask
+from htd_jax.errors import UserError
+from htd_jax.losses import softmax_loss
+from htd_jax.models import BPRSettings, LightGCNSettings, ModelOf
+from htd_jax.ops.precision import encoded, for_bytes, rounded, row_bytes
+from htd_jax.pipeline import Config
+from htd_jax.pipeline.config import Places, What
+from htd_jax.serving import to_precision
+from htd_jax.training import Training, adam, cosine, make_trainer, own, softmax
+
+
+def plain_softmax(scores, seen, where, temperature):
+    """In float64, a user at a time."""
+    total = 0.0
+    for s, own_items, counts in zip(np.asarray(scores, float) / temperature, seen, where):
+        if counts and own_items.any():
+            total += s.max() + np.log(np.exp(s - s.max()).sum()) - s[own_items].mean()
+    return total
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_softmax_loss_against_float64(scale):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(7, 12)) * scale
+    seen, where = rng.random((7, 12)) < 0.3, np.arange(7) != 2
+    seen[4] = False
+    of = lambda x: softmax_loss(x, jnp.asarray(seen), where=jnp.asarray(where), temperature=0.5)
+    value, gradient = jax.value_and_grad(of)(jnp.asarray(scores, jnp.float32))
+    np.testing.assert_allclose(value, plain_softmax(scores, seen, where, 0.5), rtol=1e-5)
+    for _ in range(3):
+        direction = rng.normal(size=scores.shape)
+        numeric = slope(lambda x: plain_softmax(x, seen, where, 0.5), scores, direction)
+        np.testing.assert_allclose(np.sum(np.asarray(gradient, float) * direction), numeric, rtol=1e-3, atol=1e-4)
+    assert not np.asarray(gradient)[[2, 4]].any()
+
+
+def test_softmax_loss_at_the_extremes():
+    seen = jnp.array([[True, False], [True, True], [False, False]])
+    for scores in (jnp.full((3, 2), 1e4), jnp.array([[-1e4, 1e4]] * 3)):
+        value, gradient = jax.value_and_grad(lambda x: softmax_loss(x, seen))(scores)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+    hidden = jnp.array([[jnp.nan, 0.0]] * 3)
+    of = lambda x: softmax_loss(x, seen, where=jnp.zeros(3, bool))
+    value, gradient = jax.value_and_grad(of)(hidden)
+    assert value == 0 and not gradient.any()
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """One user has seen nothing, one all but one item, one every item."""
+    rng = np.random.default_rng(1)
+    lists = [[], list(range(11)), list(range(12)), *(sorted(rng.choice(12, 4, replace=False)) for _ in range(17))]
+    users, items = np.array([(u, i) for u, items in enumerate(lists) for i in items]).T
+    return Interactions.from_pairs(users, items, 20, 12)
+
+
+def test_batches_of_users(uneven):
+    """Every user is in an epoch once; what is drawn of one is uniform over its seen and its unseen items (chi-square
+    of 4,000 epochs, false alarms 1e-4 each)."""
+    draw = jax.jit(lambda key: softmax(1.0).draw(list(jax.random.split(key)), uneven, 6))
+    triples = draw(jax.random.key(0))
+    assert triples.users.shape == (4, 6) and softmax(1.0).steps(uneven, 6) == (4, 6)
+    counted = np.asarray(triples.users)[np.asarray(triples.where)]
+    assert sorted(counted) == [1, *range(3, 20)]  # neither who has seen nothing nor who has seen all
+    seen = np.asarray(seen_mask(uneven, jnp.arange(20)))
+    times = {True: np.zeros((20, 12)), False: np.zeros((20, 12))}
+    many = jax.jit(jax.vmap(lambda key: softmax(1.0).draw(list(jax.random.split(key)), uneven, 6)))
+    found = many(jax.random.split(jax.random.key(1), 4000))
+    where = np.asarray(found.where)
+    for drawn, of_seen in ((found.positives, True), (found.negatives, False)):
+        np.add.at(times[of_seen], (np.asarray(found.users)[where], np.asarray(drawn)[where]), 1)
+        assert not times[of_seen][seen != of_seen].any()
+        for user in (1, 5, 12):
+            own_items = seen[user] == of_seen
+            expected = 4000 / own_items.sum()
+            chi = np.sum((times[of_seen][user][own_items] - expected) ** 2) / expected
+            assert chi < 38  # of at most 10 degrees of freedom
+
+
+def test_an_epoch_of_softmax_is_the_plain_loop(small_split):
+    """Against its definition, a batch of users at a time, and the cosine along all steps."""
+    train = small_split.train
+    model = ModelOf(BPRSettings(), 4)
+    objective = softmax(0.5)
+    steps = objective.steps(train, 32)[0]
+    rate = cosine(0.01, 2 * steps)
+    trainer = make_trainer(model, distillers.none(), adam(rate, 1e-3), batch_size=32, objective=objective)
+    key = jax.random.key(3)
+    state = trainer.init(key, train, None)
+    params = jax.tree.map(jnp.copy, state.params["model"])
+    opt = adam(rate, 1e-3)
+    mine, moments = params, opt.init(params)
+    for epoch in range(2):
+        state, _ = trainer.epoch(state, key, train, None)
+        triples = objective.draw(list(jax.random.split(jax.random.fold_in(key, epoch), 3)[:2]), train, 32)
+        for users, where in zip(triples.users, triples.where):
+            seen = seen_mask(train, users)
+
+            def loss(variables, users=users, seen=seen, where=where):
+                tables = variables["params"]
+                return softmax_loss(tables["users"][users] @ tables["items"].T, seen, where=where, temperature=0.5)
+
+            updates, moments = opt.update(jax.grad(loss)(mine), moments, mine)
+            mine = jax.tree.map(jnp.add, mine, updates)
+    for name, table in mine["params"].items():
+        np.testing.assert_allclose(state.params["model"]["params"][name], table, rtol=1e-3, atol=1e-5)
+
+
+def test_methods_work_beside_the_softmax(small_split):
+    """Scores that are made once for all who ask, and methods of other kinds on batches of users."""
+    data = small_split
+    teacher = htd_jax.fit(data, model="ials", dim=8, epochs=3, progress=False)
+    for method in ("best", "htd+best", "rrd"):
+        student = htd_jax.distill(teacher, data, method=method, dim=4, loss="softmax", epochs=2, progress=False)
+        assert np.isfinite(list(student.metrics.values())).all()
+        assert student.settings["training"]["schedule"] == "cosine"
+
+
+# Rows in fewer bytes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-20, 4), st.integers(1, 5))
+def test_int4_rows_stand_for_the_middle_of_their_step(seed, exponent, half):
+    table = np.random.default_rng(seed).normal(size=(20, 2 * half)) * 10.0**exponent
+    table[:, 0] = 0
+    rows = to_precision(table.astype(np.float32), "int4")
+    assert (rows.dim, rows.precision, rows.row_bytes, rows.values.nbytes) == (2 * half, "int4", half, 20 * half)
+    step = 0.3352 * np.sqrt((table**2).mean(0))
+    whole = np.clip(np.floor(table / np.where(step > 0, step, 1)), -8, 7) + 0.5
+    off = np.abs(np.asarray(rows.floats(), float) - whole * step)
+    # A number at the edge of two steps may fall to either side in float32.
+    edge = np.abs(table / np.where(step > 0, step, 1) - np.rint(table / np.where(step > 0, step, 1))) < 1e-4
+    assert (off[~edge] <= 1e-5 * (np.abs(whole * step).max() + 1e-38)).all()
+    assert not np.asarray(rows.floats())[:, 0].any()
+
+
+def test_int4_rows_are_taken_cut_and_packed():
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(9, 6)), jnp.float32)
+    rows = to_precision(table, "int4")
+    floats = np.asarray(rows.floats())
+    np.testing.assert_array_equal(rows.take(jnp.array([3, 3, 0])).floats(), floats[[3, 3, 0]])
+    np.testing.assert_array_equal(rows.slice(jnp.int32(2), 4).floats(), floats[2:6])
+    np.testing.assert_array_equal(rows.padded(3).floats()[:9], floats)
+    with pytest.raises(UserError, match="3 wide, an odd number"):
+        to_precision(table[:, :3], "int4")
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_rounding_is_passed_straight_through(precision):
+    table = jnp.asarray(np.random.default_rng(2).normal(size=(500, 4)), jnp.float32)
+    np.testing.assert_array_equal(rounded(table, precision), encoded(table, precision).floats())
+    gradient = np.asarray(jax.grad(lambda x: jnp.sum(rounded(x, precision) * 2))(table))
+    beyond = np.zeros(table.shape, bool)
+    if precision == "int4":
+        beyond = np.abs(np.asarray(table)) > 8 * 0.3352 * np.sqrt(np.mean(np.asarray(table) ** 2, axis=0))
+        assert beyond.any()
+    np.testing.assert_array_equal(gradient, np.where(beyond, 0, 2))
+
+
+@pytest.mark.parametrize("model", [BPRSettings(), LightGCNSettings()])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_student_is_served_in_the_bytes_that_it_was_trained_in(small_split, model, precision, tmp_path):
+    """The scores that were evaluated are those that are served, through a file too."""
+    student = htd_jax.distill(
+        htd_jax.fit(small_split, dim=8, epochs=2, progress=False),
+        small_split,
+        method="ftd",
+        model=model,
+        dim=4,
+        precision=precision,
+        epochs=2,
+        progress=False,
+    )
+    retriever = student.retriever()
+    assert retriever.precision == precision and retriever.users.row_bytes == row_bytes(4, precision)
+    users, items = (np.asarray(rows.floats()) for rows in (retriever.users, retriever.items))
+    np.testing.assert_allclose(student.scores(jnp.arange(9)), users[:9] @ items.T, rtol=1e-5, atol=1e-6)
+    assert retriever.with_precision("float32").precision == "float32"
+    retriever.save(tmp_path / "saved", seen=True)
+    opened = htd_jax.load(tmp_path / "saved")
+    for before, after in ((retriever.users, opened.users), (retriever.items, opened.items)):
+        np.testing.assert_array_equal(before.floats(), after.floats())
+    assert opened.recommend(k=5).rows.tolist() == student.recommend(k=5).rows.tolist()
+
+
+def test_training_for_a_precision_beats_rounding_afterwards():
+    """The loss that is trained is that of the rounded rows: it ends lower than that of rows rounded afterwards."""
+    train = htd_jax.data.make_synthetic(num_users=200, num_items=300).train
+    objective = softmax(0.05)
+
+    def trained(precision):
+        rate = cosine(0.01, 60 * objective.steps(train, 32)[0])
+        how = {"batch_size": 32, "objective": objective}
+        trainer = make_trainer(ModelOf(BPRSettings(), 8, precision), distillers.none(), adam(rate, 1e-3), **how)
+        state = trainer.init(jax.random.key(0), train, None)
+        for _ in range(60):
+            state, _ = trainer.epoch(state, jax.random.key(0), train, None)
+        return state.params["model"]["params"]
+
+    def loss(tables):
+        users, items = (rounded(tables[name], "int4") for name in ("users", "items"))
+        seen = seen_mask(train, jnp.arange(train.num_users))
+        return float(softmax_loss(users @ items.T, seen, temperature=0.05))
+
+    assert loss(trained("int4")) < 0.99 * loss(trained("float32"))
+
+
+# What is asked for
+
+
+def test_bytes_are_counted():
+    for size in (1, 5, 10, 20, 39, 40, 50, 100, 1000):
+        dim, precision = for_bytes(size, 200)
+        assert 1 <= row_bytes(dim, precision) <= size and dim <= 200
+    assert for_bytes(10, 200) == (20, "int4") and for_bytes(50, 200) == (46, "int8")
+
+
+def test_what_the_recipe_usually_takes(tmp_path):
+    best = Config(What(method="best"), places=Places(runs=tmp_path)).filled()
+    assert (best.what.teacher_model, best.training.loss) == ("ials", None)
+    assert best.filled() == best
+    given = Config(What(method="best", teacher_model="bpr")).filled()
+    assert given.filled().what.teacher_model == "bpr"
+    of_bytes = Config(What(method="best", bytes=10)).filled()
+    assert (of_bytes.what.student_dim, of_bytes.what.precision) == (20, "int4") and of_bytes.filled() == of_bytes
+    assert of_bytes.folder.name == "synthetic-by-ials-best-20-int4-seed0"
+    plain = Config(What(method="htd")).filled().training
+    assert (plain.loss, plain.epochs, plain.batch_size, plain.learning_rate) == ("own", 101, 1024, 1e-3)
+    filled = Training(l2=0.5).filled(101, {"loss": "softmax", "teacher_model": "ials"})
+    assert (filled.epochs, filled.batch_size, filled.l2, filled.schedule) == (20, 128, 0.5, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ({"bytes": 20, "student_dim": 30}, "--bytes: says what"),
+        ({"precision": "int4", "student_dim": 5}, "--student-dim 5 is odd"),
+        ({"precision": "int8", "model": "neumf"}, "neumf's rows are float32"),
+        ({"bytes": 0}, "--bytes: must be at least 1"),
+    ],
+)
+def test_what_cannot_be(what, message):
+    with pytest.raises(UserError, match=message):
+        Config(What(**what)).filled()
+
+
+def test_softmax_is_of_products(small_split):
+    with pytest.raises(UserError, match="products of two vectors"):
+        htd_jax.fit(small_split, model="neumf", dim=4, loss="softmax", epochs=1, progress=False)
+    assert own().steps(small_split.train, 50)[1] == 50
