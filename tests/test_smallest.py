@@ -26,7 +26,7 @@ def plain_softmax(scores, seen, where, temperature):
     total = 0.0
     for s, own_items, counts in zip(np.asarray(scores, float) / temperature, seen, where):
         if counts and own_items.any():
-            total += s.max() + np.log(np.exp(s - s.max()).sum()) - s[own_items].mean()
+            total += np.sum(s.max() + np.log(np.exp(s - s.max()).sum()) - s[own_items])
     return total
 
 

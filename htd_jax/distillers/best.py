@@ -18,8 +18,8 @@ class Best:
     last.
     """
 
-    weight: Annotated[float, Ge(0)] = 9.0
-    """Lambda: the teacher's items count this much against the seen ones."""
+    weight: Annotated[float, Ge(0)] = 200.0
+    """Lambda: the teacher's items of a user, together, count this much against each seen one."""
     top: Annotated[int, Ge(1)] = 100
     """How many of the teacher's best unseen items of a user are told from the others."""
     temperature: Annotated[float, Gt(0)] = 0.05
@@ -30,7 +30,7 @@ class Best:
     """For lists without scores: the item of rank r has a probability like exp(-r / this)."""
 
     label: ClassVar[str] = "Best"
-    usual: ClassVar[dict[str, Any]] = {"teacher_model": "ials", "loss": "softmax"}
+    usual: ClassVar[dict[str, Any]] = {"teacher_model": "ials", "loss": "softmax", "l2": 0.02}
 
     def make(self, run: Run) -> Distiller:
         return listwise(

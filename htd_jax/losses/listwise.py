@@ -132,11 +132,11 @@ def listed_loss(
 def softmax_loss(
     scores: chex.Array, seen: chex.Array, *, where: chex.Array | None = None, temperature: float = 1.0
 ) -> jax.Array:
-    r"""Cross-entropy of a softmax over all of a user's items to the seen ones, equally likely; summed over users.
+    r"""Cross-entropies of a softmax over all of a user's items to each of the seen ones; summed over the pairs.
 
-    .. math:: \sum_u \log \sum_j e^{s_{uj}} - \frac{1}{|S_u|} \sum_{i \in S_u} s_{ui}
+    .. math:: - \sum_u \sum_{i \in S_u} \log \frac{e^{s_{ui}}}{\sum_j e^{s_{uj}}}
 
-    Source: the multinomial likelihood of Liang et al., WWW'18, of a user's mean item.
+    Source: the multinomial likelihood, Liang et al., WWW'18, equation 2.
 
     Args:
       scores: `[n, m]` floats, of every item.
@@ -157,9 +157,8 @@ def softmax_loss(
     scores, seen, where = _check(scores, seen, where)
     scores = _less_best(scores, where) / temperature
     counted = seen if where is None else seen & where[:, None]
-    number = jnp.sum(counted, axis=1)
-    mean = jnp.sum(jnp.where(counted, scores, 0), axis=1) / jnp.maximum(number, 1)
-    return jnp.sum(jnp.where(number > 0, jax.nn.logsumexp(scores, axis=1) - mean, 0))
+    of_seen = jnp.sum(jnp.where(counted, scores, 0), axis=1)
+    return jnp.sum(jnp.sum(counted, axis=1) * jax.nn.logsumexp(scores, axis=1) - of_seen)
 
 
 def log_partition(scores: chex.Array, seen: chex.Array, temperature: float | jax.Array = 1.0) -> jax.Array:

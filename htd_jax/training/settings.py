@@ -11,7 +11,7 @@ Loss = Literal["own", "softmax"]
 # What a loss is usually trained with. Epochs of `own` are the model's.
 USUAL: dict[str, dict[str, Any]] = {
     "own": {"batch_size": 1024, "learning_rate": 1e-3, "schedule": "constant", "l2": 1e-3},
-    "softmax": {"epochs": 20, "batch_size": 128, "learning_rate": 1e-2, "schedule": "cosine", "l2": 1e-3},
+    "softmax": {"epochs": 20, "batch_size": 128, "learning_rate": 1e-2, "schedule": "cosine", "l2": 1.0},
 }
 
 
@@ -36,7 +36,7 @@ class Training:
     schedule: Literal["constant", "cosine"] | None = None
     """Of the learning rate; cosine: it falls to 0 over all epochs. Default: constant, softmax cosine."""
     l2: Annotated[float, Ge(0)] | None = None
-    """Times each parameter, added to its gradient. Default: 1e-3."""
+    """Times each parameter, added to its gradient. Default: 1e-3; softmax 1, and of --method best 0.02."""
     eval_every: Annotated[int, Ge(1)] = 10
     """Epochs between two evaluations."""
     patience: Annotated[int, Ge(1)] | None = None
