@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge
 from rich.console import Console
@@ -13,7 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
 from htd_jax.errors import UserError
-from htd_jax.pipeline import NO_METHOD, claimed, describe
+from htd_jax.pipeline import NO_METHOD, claimed, describe, load_data
+from htd_jax.pipeline.experiment import numerics
+from htd_jax.pipeline.run import write_json
 from htd_jax.settings import check, override
 from htd_jax.studies import (
     Comparison,
@@ -26,12 +28,15 @@ from htd_jax.studies import (
     size,
     tables,
 )
+from htd_jax.studies import frontier as frontier_study
 from htd_jax.writing import whole
 
 USAGE = """usage: htd-jax study NAME ...
 
 studies:
   comparison  every method beside the plain student and the teacher: a table and a picture
+  frontier    recall against bytes a row, and against the time to rank: students of every kind, and the
+              teacher's rows in fewer bytes
 
 htd-jax study NAME --help tells more."""
 
@@ -65,9 +70,9 @@ def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.replace("htd-jax study", prog))
         return
-    if arguments[0] != "comparison":
-        raise UserError(f"unknown study {arguments[0]!r}; there is comparison")
-    comparison(arguments[1:], f"{prog} comparison")
+    if arguments[0] not in STUDIES:
+        raise UserError(f"unknown study {arguments[0]!r}; there are {', '.join(STUDIES)}")
+    STUDIES[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
 
 
 def comparison(arguments: Sequence[str], prog: str) -> None:
@@ -95,6 +100,58 @@ def comparison(arguments: Sequence[str], prog: str) -> None:
     print(f"table: {runs / 'comparison.md'}" + f"; picture: {runs / 'comparison.png'}" * drawn)
     if any(outcome.error for outcome in outcomes):
         sys.exit(1)
+
+
+ABOUT_FRONTIER = """Recall against bytes a row, and against the time to rank all users: students
+by --method best, HTD, FTD, SVD and ALS, and the ials teacher's rows rounded or in
+product codes. A table (frontier.md), a picture (frontier.png) and all figures
+(frontier.json) under --runs; what is trained already is found there.
+
+--dataset, --data-dir, --cutoffs, --metric and the flags of a file of one's own are those
+of htd-jax train."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontierOptions:
+    """Of a frontier."""
+
+    bytes: tuple[Annotated[int, Ge(2)], ...] = frontier_study.SIZES
+    """Of a row, scale and all."""
+    kinds: tuple[str, ...] = frontier_study.KINDS
+    """What is compared. pq and opq need faiss."""
+    seeds: tuple[Annotated[int, Ge(0)], ...] = (0, 1, 2)
+    """Of everything random; a teacher is trained for each."""
+
+
+def frontier(arguments: Sequence[str], prog: str) -> None:
+    from htd_jax.command import use_devices
+
+    options, flags = parse_known(FrontierOptions, arguments, prog=prog, description=ABOUT_FRONTIER)
+    check(options)
+    frontier_study.check_kinds(options.kinds)
+    config = parse_config([*flags, "--method", NO_METHOD], prog=prog, description="").filled()
+    use_devices()
+    runs = config.places.runs
+    metrics = [f"{name}@{max(config.evaluation.cutoffs)}" for name in ("recall", "ndcg")]
+    with claimed(runs, "study", "--runs"), numerics():
+        found = []
+        told = lambda line: print(f"  {line}", flush=True)
+        asked: Any = {"seeds": options.seeds, "sizes": options.bytes, "kinds": options.kinds, "told": told}
+        for point in frontier_study.points(load_data(config), config.evaluation, runs, **asked):
+            found.append(point)
+            news = f"{point.size:g} bytes, seed {point.seed}: {metrics[0]} {point.test[metrics[0]]:.4f}"
+            print(f"{point.kind}, {point.what}, {news}", flush=True)
+        text = frontier_study.table(found, metrics)
+        with whole(runs / "frontier.md") as partial:
+            partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}")
+        write_json(runs / "frontier.json", [dataclasses.asdict(point) for point in found])
+        draw_it = lambda figure: frontier_study.draw(found, metrics[0], figure)
+        drawn = save_picture(runs / "frontier.png", draw_it, (11, 4.5))
+    print(f"\n{text}")
+    print(f"table: {runs / 'frontier.md'}" + f"; picture: {runs / 'frontier.png'}" * drawn)
+
+
+STUDIES = {"comparison": comparison, "frontier": frontier}
 
 
 def _all_parts(methods: Sequence[str]) -> str:
