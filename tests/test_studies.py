@@ -247,3 +247,34 @@ def test_methods_are_named_or_all():
 def test_the_spread_is_the_sample_standard_deviation():
     values = [0.1, 0.2, 0.4]
     assert spread([*values, None]) == f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+# --- the frontier
+
+
+def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path):
+    flags = ["study", "frontier", *DATA, "--seeds", "0", "--bytes", "4", "--runs", tmp_path]
+    kinds = ["--kinds", "best", "svd", "rounded", "pq"]
+    done = start_command(*flags, *kinds)
+    assert done.status == 0, done.err
+    found = json.loads((tmp_path / "frontier.json").read_text())
+    sizes = {(point["kind"], point["what"]): point["size"] for point in found}
+    assert sizes[("teacher", "200 float32")] == 800 and sizes[("best", "8 int4")] == 4
+    assert sizes[("rounded", "int8")] == 204 and sizes[("svd", "5 float32")] == 20
+    table = {
+        cells[3].strip() + cells[2].strip(): cells
+        for cells in (x.split("|") for x in done.out.splitlines())
+        if len(cells) == 8
+    }
+    for point in found:  # what is shown is what was found
+        assert table[point["what"] + point["kind"]][4].strip() == f"{point['test']['recall@50']:.4f}"
+    assert (tmp_path / "frontier.png").stat().st_size > 5_000 and "8 int4" in (tmp_path / "frontier.md").read_text()
+    again = start_command(*flags, *kinds)
+    without_times = lambda out: [line.rpartition(" | ")[0] for line in out.splitlines() if "|" in line]
+    assert without_times(again.out) == without_times(done.out)
+
+
+def test_a_frontier_says_what_it_cannot(tmp_path):
+    said = line_of(start_command("study", "frontier", *DATA, "--kinds", "lsh", "--runs", tmp_path))
+    assert "--kinds: unknown value 'lsh'; known: best" in said
+    assert "unknown study 'front'; there are comparison, frontier" in line_of(start_command("study", "front"))

@@ -33,6 +33,9 @@ KINDS = ("best", "htd", "ftd", "svd", "als", "rounded", "pq", "opq")
 # Of float32, so that few bytes are few numbers.
 WIDTHS = (5, 10, 20)
 
+# Of product codes, a byte each; a table with fewer rows has none.
+CENTROIDS = 256
+
 # Lists whose time is measured: of all users, so long.
 K = 50
 
@@ -112,7 +115,9 @@ def _of_seed(
     afterwards = [("rounded", precision, row_bytes(width, precision)) for precision in ("int8", "int4")]
     afterwards += [(kind, f"{size} codes", size) for kind in ("pq", "opq") for size in sizes if size <= width]
     for kind, what, size in afterwards:
-        if kind in kinds:
+        if kind in kinds and kind in ("pq", "opq") and min(map(len, tables)) < CENTROIDS:
+            told(f"{kind}, {what}: left out, fewer rows than its {CENTROIDS} centroids")
+        elif kind in kinds:
             told(f"{kind}, {what}")
             rows = [_afterwards(kind, what, size, np.asarray(table)) for table in tables]
             users, items = (one.floats() for one in rows)
