@@ -13,7 +13,7 @@ from htd_jax import distillers
 from htd_jax.data import Interactions, seen_mask
 from htd_jax.errors import UserError
 from htd_jax.losses import softmax_loss
-from htd_jax.models import BPRSettings, LightGCNSettings, ModelOf
+from htd_jax.models import BPRSettings, LightGCNSettings, ModelOf, NeuMFSettings
 from htd_jax.ops.precision import encoded, for_bytes, rounded, row_bytes
 from htd_jax.pipeline import Config
 from htd_jax.pipeline.config import Places, What
@@ -241,6 +241,8 @@ def test_what_the_recipe_usually_takes(tmp_path):
     assert (plain.loss, plain.epochs, plain.batch_size, plain.learning_rate) == ("own", 101, 1024, 1e-3)
     filled = Training(l2=0.5).filled(101, {"loss": "softmax", "teacher_model": "ials"})
     assert (filled.epochs, filled.batch_size, filled.l2, filled.schedule) == (20, 128, 0.5, "cosine")
+    other = Training(loss="own").filled(101, {"loss": "softmax", "l2": 0.02})
+    assert (other.epochs, other.l2) == (101, 1e-3)  # what a method usually takes goes with its loss
 
 
 @pytest.mark.parametrize(
@@ -255,6 +257,16 @@ def test_what_the_recipe_usually_takes(tmp_path):
 def test_what_cannot_be(what, message):
     with pytest.raises(UserError, match=message):
         Config(What(**what)).filled()
+
+
+def test_a_softmax_is_of_what_descends_and_has_products(small_split):
+    of = lambda model: Config(What(model=model, method="none"), Training(loss="softmax")).filled()
+    with pytest.raises(UserError, match="ials is solved for, by a loss of its own"):
+        of("ials")
+    with pytest.raises(UserError, match="products of two vectors, which neumf's are not"):
+        of("neumf")
+    with pytest.raises(UserError, match="NeuMF's rows can be in no precision but float32"):
+        ModelOf(NeuMFSettings(), 5, "int8")(small_split.train)
 
 
 def test_softmax_is_of_products(small_split):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Interactions
+from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss
 from htd_jax.ops.precision import Rows, encoded, rounded
 from htd_jax.ops.products import dot
@@ -116,7 +117,11 @@ class ModelOf:
 
     def __call__(self, train: Interactions) -> Recommender:
         model = self.settings.build(train, self.dim)
-        return model if self.precision == "float32" else model.clone(precision=self.precision)
+        if self.precision == "float32":
+            return model
+        if not hasattr(model, "precision"):
+            raise UserError(f"{self.settings.label}'s rows can be in no precision but float32")
+        return model.clone(precision=self.precision)
 
 
 class InnerProduct(Recommender):

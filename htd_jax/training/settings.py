@@ -48,8 +48,11 @@ class Training:
 
         Args:
           epochs: of a model trained with its own loss.
-          usual: what the method usually takes, by field; what is no field is passed over.
+          usual: what the method usually takes, by field; what is no field is passed over, and all of it where the loss
+            is not the method's.
         """
+        if usual and self.loss not in (None, usual.get("loss")):
+            usual = None
         chosen: dict[str, Any] = {
             **(usual or {}),
             **{name: value for name, value in vars(self).items() if value is not None},
