@@ -241,6 +241,8 @@ def test_what_the_recipe_usually_takes(tmp_path):
     assert (plain.loss, plain.epochs, plain.batch_size, plain.learning_rate) == ("own", 101, 1024, 1e-3)
     filled = Training(l2=0.5).filled(101, {"loss": "softmax", "teacher_model": "ials"})
     assert (filled.epochs, filled.batch_size, filled.l2, filled.schedule) == (20, 128, 0.5, "cosine")
+    assert [Training(loss="softmax").filled(101, users=n).epochs for n in (60, 1_000, 50_000)] == [800, 100, 20]
+    assert Training(loss="softmax", epochs=5).filled(101, users=60).epochs == 5
     other = Training(loss="own").filled(101, {"loss": "softmax", "l2": 0.02})
     assert (other.epochs, other.l2) == (101, 1e-3)  # what a method usually takes goes with its loss
 

@@ -147,7 +147,7 @@ class Config:
             raise UserError("--loss: softmax needs scores that are products of two vectors, which neumf's are not")
         if training.loss == "softmax" and hasattr(own[flag_name(what.model)], "solver"):
             raise UserError(f"--loss: {what.model} is solved for, by a loss of its own")
-        if len(models) == 1 and not usual:  # else each phase has its own
+        if len(models) == 1 and not usual and training.loss != "softmax":  # else each phase has its own
             training = training.filled(getattr(models[0], "epochs", USUAL_EPOCHS))
         return dataclasses.replace(self, what=what, training=training, evaluation=self.evaluation.filled(), own=own)
 

@@ -481,7 +481,8 @@ class Experiment:
         """Every choice of how a phase is trained, see `Training.filled`."""
         usual = {name: x for one in methods.values() for name, x in getattr(one, "usual", {}).items()}
         of_phase = override(self.training, loss="own") if is_solved else self.training
-        return of_phase.filled(getattr(getattr(maker, "settings", None), "epochs", USUAL_EPOCHS), usual)
+        epochs = getattr(getattr(maker, "settings", None), "epochs", USUAL_EPOCHS)
+        return of_phase.filled(epochs, usual, users=self.split.train.num_users)
 
 
 def _model(

@@ -8,6 +8,9 @@ from annotated_types import Ge, Gt
 
 Loss = Literal["own", "softmax"]
 
+# Fewer steps than these are too few for a softmax, however few users a pass has.
+LEAST_STEPS = 800
+
 # What a loss is usually trained with. Epochs of `own` are the model's.
 USUAL: dict[str, dict[str, Any]] = {
     "own": {"batch_size": 1024, "learning_rate": 1e-3, "schedule": "constant", "l2": 1e-3},
@@ -23,7 +26,7 @@ class Training:
     """
 
     epochs: Annotated[int, Ge(1)] | None = None
-    """Passes over the training pairs, each phase; of softmax, over the users. Default: 101, ials 15, softmax 20."""
+    """Passes over the training pairs; of softmax, over users. Default: 101, ials 15, softmax 20 or 800 steps."""
     loss: Loss | None = None
     """Of the base model. own: its own, on batches of pairs. softmax: that of a user's seen items among all items, on
     batches of users; of models whose scores are products. Default: own; of --method best, softmax."""
@@ -43,11 +46,12 @@ class Training:
     """Stop once this many epochs have passed since the best one in validation, and keep that one. Default: all epochs
     are run, and the last one is kept."""
 
-    def filled(self, epochs: int, usual: Mapping[str, Any] | None = None) -> "Training":
+    def filled(self, epochs: int, usual: Mapping[str, Any] | None = None, *, users: int = 0) -> "Training":
         """Itself with nothing left open: as it says; else as the method usually takes it; else as the loss does.
 
         Args:
           epochs: of a model trained with its own loss.
+          users: how many a pass of the softmax has, if it is known.
           usual: what the method usually takes, by field; what is no field is passed over, and all of it where the loss
             is not the method's.
         """
@@ -59,5 +63,8 @@ class Training:
         }
         loss = chosen.get("loss", "own")
         chosen = {"epochs": epochs, "loss": loss, **USUAL[loss], **chosen}
+        if users and loss == "softmax" and self.epochs is None:
+            steps = -(-users // min(chosen["batch_size"], users))
+            chosen["epochs"] = max(chosen["epochs"], -(-LEAST_STEPS // steps))
         known = [field.name for field in dataclasses.fields(self)]
         return dataclasses.replace(self, **{name: x for name, x in chosen.items() if name in known})
