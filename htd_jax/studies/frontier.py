@@ -225,13 +225,19 @@ def draw(found: Sequence[Point], metric: str, figure: Any) -> None:
             x = [statistics.mean(map(of, points)) for points in own]
             y = [statistics.mean(point.test[metric] for point in points) for points in own]
             order = np.argsort(x)
-            style: Any = {"marker": "o", "markersize": 4, "linewidth": 2.2 if kind == "best" else 1.2}
+            # Times are too close to one another for a line to mean anything.
+            width = 0.0 if panel is panels[1] else 2.2 if kind == "best" else 1.2
+            style: Any = {"marker": "o", "markersize": 5 if kind == "best" else 4, "linewidth": width}
             panel.plot(np.array(x)[order], np.array(y)[order], color=colour, label=kind, **style)
         panel.axhline(level, color="#555555", linewidth=1, linestyle="--", label=f"teacher, {teacher[0].size:g} bytes")
-        panel.set(xlabel=label, xscale="log")
+        panel.set(xlabel=label)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
-    panels[0].xaxis.set_major_formatter("{x:g}")
-    panels[1].xaxis.set_major_formatter("{x:g}")
+    sizes = [point.size for point in found]
+    ticks = [m * 10**e for e in range(5) for m in (1, 2, 5) if min(sizes) <= m * 10**e <= max(sizes)]
+    panels[0].set_xscale("log")
+    panels[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    panels[0].set_xticks([], minor=True)
     panels[0].set_ylabel(f"test {metric}")
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[1].set_xlim(left=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
