@@ -202,11 +202,11 @@ def test_training_for_a_precision_beats_rounding_afterwards():
     objective = softmax(0.05)
 
     def trained(precision):
-        rate = cosine(0.01, 60 * objective.steps(train, 32)[0])
+        rate = cosine(0.01, 200 * objective.steps(train, 32)[0])
         how = {"batch_size": 32, "objective": objective}
         trainer = make_trainer(ModelOf(BPRSettings(), 8, precision), distillers.none(), adam(rate, 1e-3), **how)
         state = trainer.init(jax.random.key(0), train, None)
-        for _ in range(60):
+        for _ in range(200):
             state, _ = trainer.epoch(state, jax.random.key(0), train, None)
         return state.params["model"]["params"]
 
