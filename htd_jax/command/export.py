@@ -15,7 +15,7 @@ from rich.table import Table
 import htd_jax
 from htd_jax.command.flags import COMMON, REGISTRIES, parse
 from htd_jax.errors import UserError, shown
-from htd_jax.models import MODELS, USUAL_EPOCHS
+from htd_jax.models import MODELS, usual_epochs
 from htd_jax.settings import as_json, check
 from htd_jax.training import Training
 
@@ -113,7 +113,7 @@ def train_command(config: dict[str, Any]) -> str:
     """The command that a run's `config.json` tells of: what differs from the defaults. It does not tell where files of
     one's own were: they stand there in capitals."""
     usual: dict[str, Any] = {name: x for of in COMMON.values() for name, x in as_json(of()).items()}
-    epochs = getattr(dict(MODELS).get(config.get("model", "")), "epochs", USUAL_EPOCHS)
+    epochs = usual_epochs(dict(MODELS).get(config.get("model", "")))
     usual |= as_json(Training(loss=config.get("loss")).filled(epochs)) | {"loss": Training().filled(epochs).loss}
     own = {name: as_json(of()) for registry in REGISTRIES.values() for name, of in registry.items()}
     reading = config.get("reading") or {}

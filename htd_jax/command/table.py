@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.command.flags import COMMON, REGISTRIES, parse
-from htd_jax.distillers import METHODS
+from htd_jax.distillers import METHODS, usual_training
 from htd_jax.errors import UserError
-from htd_jax.models import MODELS, USUAL_EPOCHS
+from htd_jax.models import MODELS, usual_epochs
 from htd_jax.pipeline import describe
 from htd_jax.settings import as_json
 from htd_jax.studies import spread
@@ -105,9 +105,8 @@ def _told_apart(made: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:
     for registry in REGISTRIES.values():
         usual |= {f"{name}.{n}": x for name, of in registry.items() for n, x in as_json(of()).items()}
     name = made["model"]["name"]
-    of_methods = [getattr(dict(METHODS).get(method), "usual", {}) for method in made.get("methods", {})]
-    epochs = getattr(dict(MODELS).get(name), "epochs", USUAL_EPOCHS)
-    usual |= as_json(Training().filled(epochs, {n: x for of in of_methods for n, x in of.items()}))
+    of_methods = usual_training(dict(METHODS).get(method) for method in made.get("methods", {}))
+    usual |= as_json(Training().filled(usual_epochs(dict(MODELS).get(name)), of_methods))
     flat, others = _flat(made), [_flat(other) for other in alike]
     differs = [name for name in flat if any(other.get(name) != flat[name] for other in others)]
     unusual = [name for name in flat if name in usual and usual[name] != flat[name]]

@@ -18,6 +18,7 @@ from htd_jax.distillers.base import (
     none,
     scale,
     sum_over_users,
+    usual_training,
 )
 from htd_jax.distillers.bd import BD, bd
 from htd_jax.distillers.best import Best
@@ -127,4 +128,5 @@ __all__ = [
     "sum_over_users",
     "svd_factors",
     "unkd",
+    "usual_training",
 ]

@@ -13,7 +13,7 @@ How methods of other kinds sit in it:
   `loss`'s.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import chex
@@ -215,6 +215,11 @@ class Method(Protocol):
     def make(self, run: Run) -> Distiller:
         """The method, not yet weighted."""
         ...
+
+
+def usual_training(methods: Iterable[Any]) -> dict[str, Any]:
+    """What the students of these methods, joined, usually take: see `Method.usual`."""
+    return {name: value for method in methods for name, value in getattr(method, "usual", {}).items()}
 
 
 def learns_nothing(key: chex.PRNGKey, student: Shapes, teacher: Known) -> Params:

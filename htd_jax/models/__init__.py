@@ -11,6 +11,7 @@ from htd_jax.models.base import (
     ModelSettings,
     Recommender,
     Solver,
+    usual_epochs,
     with_tables,
 )
 from htd_jax.models.bpr import BPR, BPRSettings
@@ -48,5 +49,6 @@ __all__ = [
     "make_graph",
     "popularity",
     "register",
+    "usual_epochs",
     "with_tables",
 ]

@@ -76,6 +76,12 @@ MakeModel = Callable[[Interactions], Recommender]
 USUAL_EPOCHS = 101
 
 
+def usual_epochs(settings: Any) -> int:
+    """How many a model of these settings, or of this class of them, usually takes."""
+    epochs: int = getattr(settings, "epochs", USUAL_EPOCHS)
+    return epochs
+
+
 class Solver(NamedTuple):
     """How a model is trained that is solved for: in sweeps, each of which lowers one objective.
 

@@ -9,10 +9,10 @@ from annotated_types import Ge, Interval
 
 from htd_jax.data import SOURCES, Reading, is_path
 from htd_jax.data.columns import stem
-from htd_jax.distillers import METHODS
+from htd_jax.distillers import METHODS, usual_training
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
-from htd_jax.models import MODELS, USUAL_EPOCHS
+from htd_jax.models import MODELS, usual_epochs
 from htd_jax.ops.precision import Precision, for_bytes
 from htd_jax.settings import Settings, as_json, check, flag_name, override
 from htd_jax.training import EarlyStopping, Training
@@ -106,7 +106,7 @@ class Config:
         alone = [name for name in names if name == NO_METHOD or not getattr(METHODS[name], "trained", True)]
         if len(names) > 1 and (alone or len(set(names)) < len(names)):
             raise UserError(f"--method: {what.method!r} must join different methods, none of them none or svd")
-        usual = {k: x for name in names if name != NO_METHOD for k, x in getattr(METHODS[name], "usual", {}).items()}
+        usual = usual_training(METHODS[name] for name in names if name != NO_METHOD)
         if what.teacher_model is None and not self.places.teacher and "teacher_model" in usual:
             what = override(what, teacher_model=usual["teacher_model"])
         own = {name: settings for name, settings in dataclasses.replace(self, what=what)._own()}
@@ -148,7 +148,7 @@ class Config:
         if training.loss == "softmax" and hasattr(own[flag_name(what.model)], "solver"):
             raise UserError(f"--loss: {what.model} is solved for, by a loss of its own")
         if len(models) == 1 and not usual and training.loss != "softmax":  # else each phase has its own
-            training = training.filled(getattr(models[0], "epochs", USUAL_EPOCHS))
+            training = training.filled(usual_epochs(models[0]))
         return dataclasses.replace(self, what=what, training=training, evaluation=self.evaluation.filled(), own=own)
 
     def _own(self) -> list[tuple[str, Settings]]:

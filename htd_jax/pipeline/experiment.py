@@ -26,11 +26,12 @@ from htd_jax.distillers import (
     none,
     scale,
     svd_factors,
+    usual_training,
 )
 from htd_jax.distillers.teacher import check_lists
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, Evaluator, make_evaluator
-from htd_jax.models import MODELS, USUAL_EPOCHS, InnerProduct, Listed, MakeModel, ModelOf
+from htd_jax.models import MODELS, InnerProduct, Listed, MakeModel, ModelOf, usual_epochs
 from htd_jax.pipeline.config import NO_METHOD, early_stopping
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
 from htd_jax.serving import PRECISIONS, Recommendations, Retriever, retriever_of
@@ -479,10 +480,9 @@ class Experiment:
 
     def _training(self, maker: MakeModel, methods: Mapping[str, Settings | Distiller], *, is_solved: bool) -> Training:
         """Every choice of how a phase is trained, see `Training.filled`."""
-        usual = {name: x for one in methods.values() for name, x in getattr(one, "usual", {}).items()}
         of_phase = override(self.training, loss="own") if is_solved else self.training
-        epochs = getattr(getattr(maker, "settings", None), "epochs", USUAL_EPOCHS)
-        return of_phase.filled(epochs, usual, users=self.split.train.num_users)
+        epochs = usual_epochs(getattr(maker, "settings", None))
+        return of_phase.filled(epochs, usual_training(methods.values()), users=self.split.train.num_users)
 
 
 def _model(
