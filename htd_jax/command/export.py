@@ -7,7 +7,7 @@ import platform
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,7 @@ import htd_jax
 from htd_jax.command.flags import COMMON, REGISTRIES, parse
 from htd_jax.errors import UserError, shown
 from htd_jax.models import MODELS, usual_epochs
+from htd_jax.ops.precision import Precision
 from htd_jax.settings import as_json, check
 from htd_jax.training import Training
 
@@ -31,7 +32,7 @@ class Options:
     """Folder to write: new, empty, or an earlier export, which is replaced."""
     phase: str | None = None
     """Whose tables: teacher, student or the method. Default: the student that was helped."""
-    precision: Literal["float32", "float16", "int8", "int4"] | None = None
+    precision: Precision | None = None
     """Of the tables; int8: a scale a row; int4: half a byte a number. The table shown says what each costs. Default:
     that which the student was trained in, float32 unless it was said."""
     seen: bool = False
