@@ -9,6 +9,7 @@ import pytest
 from runs import refused, results, start
 
 import htd_jax
+from htd_jax.distillers import Pseudo
 from htd_jax.models import IALSSettings
 from htd_jax.ops import als
 
@@ -128,7 +129,7 @@ def test_every_sweep_lowers_the_objective_to_where_nothing_pulls(data, steps, fr
     left = [record["terms"]["loss"] for record in model.records]
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(left)) and left[-1] < 0.9 * left[0]
     settings = IALSSettings(**of_model)
-    known = settings.solver().prepare(data.train)
+    known = settings.solver().prepare(data.train, None)
     users, items = (np.asarray(table, np.float64) for table in model.representations())
     of = lambda users, items: objective(users, items, data.train, 10.0, known.penalties)
     np.testing.assert_allclose(left[-1], of(users, items), rtol=1e-5)
@@ -139,7 +140,7 @@ def test_every_sweep_lowers_the_objective_to_where_nothing_pulls(data, steps, fr
 
 
 def test_penalties_are_lambda_in_the_mean_and_like_confidences(data):
-    known = IALSSettings(alpha=5.0, regularization=3.0, frequency=0.5).solver().prepare(data.train)
+    known = IALSSettings(alpha=5.0, regularization=3.0, frequency=0.5).solver().prepare(data.train, None)
     degrees = np.bincount(data.train.users, minlength=80)
     np.testing.assert_allclose(np.mean(known.penalties[0]), 3.0, rtol=1e-5)
     like = np.sqrt(150 + 4.0 * degrees)
@@ -177,9 +178,34 @@ def test_each_model_has_its_usual_epochs(tmp_path):
     assert "Default: 101" in start("--help").out
 
 
+def test_a_teachers_best_items_count_as_seen(data):
+    teacher = fitted(data, alpha=10.0, regularization=3.0)
+    of_model = {"alpha": 10.0, "regularization": 3.0, "steps": 0}
+    method = Pseudo(weight=0.5, top=7)
+    student = htd_jax.distill(
+        teacher, data, method=method, model=IALSSettings(**of_model), dim=4, epochs=40, progress=False
+    )
+    labels = np.asarray(teacher.teacher().top(data.train, 7))
+    users, items = (np.asarray(table, np.float64) for table in student.representations())
+    scores = users @ items.T
+    confidence, wanted = np.ones(scores.shape), np.zeros(scores.shape)
+    rows = np.arange(len(users))[:, None]
+    confidence[rows, labels], wanted[rows, labels] = 1 + 0.5 * 9, 1
+    confidence[data.train.users, data.train.items], wanted[data.train.users, data.train.items] = 10, 1
+    lengths = 3.0 * ((users**2).sum() + (items**2).sum())
+    left = (confidence * (wanted - scores) ** 2).sum() + lengths
+    np.testing.assert_allclose(student.records[-1]["terms"]["loss"], left, rtol=1e-5)
+    plain = fitted(data, 40, **of_model)
+    assert abs(plain.records[-1]["terms"]["loss"] / left - 1) > 0.05
+
+
 def test_what_it_refuses(data, tmp_path):
-    assert "ials is solved for, and takes none" in refused("--model", "ials", "--method", "ftd")
+    assert "pseudo is for a model that is solved for" in refused("--model", "bpr", "--method", "pseudo")
+    assert "must join different methods" in refused("--model", "ials", "--method", "pseudo+ftd")
+    assert "ials is solved for, and takes pseudo alone" in refused("--model", "ials", "--method", "ftd")
     assert "--ials.alpha: must be more than 1" in refused("--model", "ials", "--method", "none", "--ials.alpha", "1")
     teacher = htd_jax.fit(data, dim=4, epochs=1, progress=False)
-    with pytest.raises(htd_jax.UserError, match="is solved for, and takes no method"):
+    with pytest.raises(htd_jax.UserError, match="is solved for, and takes pseudo alone"):
         htd_jax.distill(teacher, data, method="ftd", model="ials", dim=2, progress=False)
+    with pytest.raises(htd_jax.UserError, match="pseudo is for a model that is solved for"):
+        htd_jax.distill(teacher, data, method="pseudo", dim=2, progress=False)

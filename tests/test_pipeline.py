@@ -186,6 +186,7 @@ PAIRS = [
     *(("bpr", method) for method in ("freqd", "listwise", "rce-kd", "dcd", "ftd+fitnet")),
     ("neumf", "htd"),
     ("ials", "svd"),
+    ("ials", "pseudo"),
     ("lightgcn", "svd"),
     ("lightgcn", "fitnet"),
 ]
@@ -205,6 +206,7 @@ def test_every_model_takes_every_method(model, method, shared_runs):
     own = {
         "htd": {"entity", "group", "assignment"},
         "svd": set(),
+        "pseudo": set(),
         "ir-rrd": {"rrd", "ir"},
         "bd": {"bd_student", "bd_teacher", "teacher"},
         "pckd": {"de", "preference"},

@@ -15,6 +15,7 @@ from htd_jax.distillers.base import (
     Triples,
     chain,
     every,
+    is_alone,
     none,
     scale,
     sum_over_users,
@@ -35,6 +36,7 @@ from htd_jax.distillers.ir_rrd import IRRRD, ir_rrd
 from htd_jax.distillers.listwise import Listwise, listwise
 from htd_jax.distillers.pckd import PCKD, pckd
 from htd_jax.distillers.phr import PHR, phr
+from htd_jax.distillers.pseudo import Pseudo, pseudo
 from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rd import RD, rd
 from htd_jax.distillers.rrd import RRD, rrd
@@ -64,6 +66,7 @@ METHODS = Registry(
         "dcd": DCD,
         "freqd": FreqD,
         "best": Best,
+        "pseudo": Pseudo,
     },
     besides=("none",),
     function="make",
@@ -94,6 +97,7 @@ __all__ = [
     "Lists",
     "Listwise",
     "Method",
+    "Pseudo",
     "Representations",
     "Run",
     "Shapes",
@@ -113,12 +117,14 @@ __all__ = [
     "ftd",
     "htd",
     "ir_rrd",
+    "is_alone",
     "kmeans_groups",
     "listwise",
     "model_scores",
     "none",
     "pckd",
     "phr",
+    "pseudo",
     "random_groups",
     "rce_kd",
     "rd",

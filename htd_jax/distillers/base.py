@@ -202,6 +202,7 @@ class Method(Protocol):
       label: its name for people; if it has none, its class's.
       scheduled: true if what it does depends on how many epochs there are; if it says nothing, it does not.
       warm: true if its student begins where one trained alone has ended; if it says nothing, at random.
+      solved: true of a method for students that are solved for, and for no others; its `Distiller` prepares `Labels`.
       usual: the training that its students usually get, and `teacher_model`, by the names of these settings; what a
         user says comes first.
     """
@@ -210,6 +211,7 @@ class Method(Protocol):
     label: ClassVar[str]
     scheduled: ClassVar[bool]
     warm: ClassVar[bool]
+    solved: ClassVar[bool]
     usual: ClassVar[Mapping[str, Any]]
 
     def make(self, run: Run) -> Distiller:
@@ -220,6 +222,11 @@ class Method(Protocol):
 def usual_training(methods: Iterable[Any]) -> dict[str, Any]:
     """What the students of these methods, joined, usually take: see `Method.usual`."""
     return {name: value for method in methods for name, value in getattr(method, "usual", {}).items()}
+
+
+def is_alone(method: Any) -> bool:
+    """Whether a method is joined with no other: it trains nothing, or is for students that are solved for."""
+    return not getattr(method, "trained", True) or getattr(method, "solved", False)
 
 
 def learns_nothing(key: chex.PRNGKey, student: Shapes, teacher: Known) -> Params:

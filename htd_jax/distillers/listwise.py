@@ -183,13 +183,15 @@ def _of_scores(
 
     def of_block(users: jax.Array) -> Any:
         values, seen = scores(users), seen_mask(train, users)
-        sums = log_partition(values, seen, scaled)
         if not top:
-            return sums
+            return log_partition(values, seen, scaled)
         best, items = jax.lax.top_k(jnp.where(seen, -jnp.inf, values), min(top, train.num_items))
         there = best > -jnp.inf
-        logits = jnp.where(there, best / scaled - sums[:, None], 0)
-        probabilities = jnp.where(there, jnp.exp(logits), 0)
+        if rest is None:
+            logits = best / scaled - log_partition(values, seen, scaled)[:, None]
+        else:  # only what they are to one another counts
+            logits = (best - best[:, :1]) / scaled
+        probabilities = jnp.where(there, jnp.exp(jnp.where(there, logits, 0)), 0)
         if rest is not None:
             probabilities *= (1 - rest) / jnp.maximum(probabilities.sum(1, keepdims=True), tiny)
         return jnp.where(there, items, -1), probabilities

@@ -6,6 +6,7 @@ A model is one file: the module, and its settings, which a line here makes known
 from htd_jax.models.base import (
     USUAL_EPOCHS,
     InnerProduct,
+    Labels,
     MakeModel,
     ModelOf,
     ModelSettings,
@@ -35,6 +36,7 @@ __all__ = [
     "BPRSettings",
     "IALSSettings",
     "InnerProduct",
+    "Labels",
     "LightGCN",
     "LightGCNSettings",
     "Listed",

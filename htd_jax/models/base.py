@@ -8,6 +8,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
@@ -82,15 +83,28 @@ def usual_epochs(settings: Any) -> int:
     return epochs
 
 
+class Labels(NamedTuple):
+    """Pairs that nobody has seen, to be learned as if they had been.
+
+    Attributes:
+      users, items: `[n]` integers; a pair stands once.
+      weights: `[n]` floats over 0, how much a pair counts beside a seen one.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    weights: np.ndarray
+
+
 class Solver(NamedTuple):
     """How a model is trained that is solved for: in sweeps, each of which lowers one objective.
 
     Attributes:
-      prepare: of the training interactions, on the host; once.
+      prepare: of the training interactions, and of `Labels` or None, on the host; once.
       sweep: (variables, what was prepared) -> (variables, the objective under them); jitted.
     """
 
-    prepare: Callable[[Interactions], Any]
+    prepare: Callable[[Interactions, Labels | None], Any]
     sweep: Callable[[Any, Any], tuple[Any, jax.Array]]
 
 

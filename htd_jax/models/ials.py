@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.models.base import Solver
+from htd_jax.models.base import Labels, Solver
 from htd_jax.models.bpr import BPR
 from htd_jax.ops.als import Rows, in_rows, solve_rows
 
@@ -52,22 +52,25 @@ class IALSSettings:
     def solver(self) -> Solver:
         return Solver(self._prepare, self._sweep)
 
-    def _prepare(self, train: Interactions) -> Known:
+    def _prepare(self, train: Interactions, labels: Labels | None) -> Known:
         users, items = np.asarray(train.users), np.asarray(train.items)
         weights = np.full(len(users), self.alpha - 1, np.float32)
-        by_item = np.argsort(items, kind="stable")
+        if labels is not None:  # a confidence of 1 is every other pair's
+            users, items = np.append(users, labels.users), np.append(items, labels.items)
+            weights = np.append(weights, labels.weights * (self.alpha - 1)).astype(np.float32)
+        by_user, by_item = (np.argsort(ids, kind="stable") for ids in (users, items))
         return Known(
-            in_rows(users, items, weights, train.num_users),
-            in_rows(items[by_item], users[by_item], weights, train.num_items),
+            in_rows(users[by_user], items[by_user], weights[by_user], train.num_users),
+            in_rows(items[by_item], users[by_item], weights[by_item], train.num_items),
             (
-                self._penalties(users, train.num_users, train.num_items),
-                self._penalties(items, train.num_items, train.num_users),
+                self._penalties(users, weights, train.num_users, train.num_items),
+                self._penalties(items, weights, train.num_items, train.num_users),
             ),
         )
 
-    def _penalties(self, owners: np.ndarray, num_rows: int, num_others: int) -> jax.Array:
+    def _penalties(self, owners: np.ndarray, weights: np.ndarray, num_rows: int, num_others: int) -> jax.Array:
         """`[num_rows]`: of mean lambda, and like the nu-th power of all confidences of a row."""
-        confidences = num_others + (self.alpha - 1) * np.bincount(owners, minlength=num_rows)
+        confidences = num_others + np.bincount(owners, weights, minlength=num_rows)
         powers = confidences**self.frequency
         return jnp.asarray(self.regularization * powers / powers.mean(), jnp.float32)
 

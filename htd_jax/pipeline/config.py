@@ -9,7 +9,7 @@ from annotated_types import Ge, Interval
 
 from htd_jax.data import SOURCES, Reading, is_path
 from htd_jax.data.columns import stem
-from htd_jax.distillers import METHODS, usual_training
+from htd_jax.distillers import METHODS, is_alone, usual_training
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, usual_epochs
@@ -103,9 +103,10 @@ class Config:
             named = dataclasses.replace(what, dataset=stem(given))
             return dataclasses.replace(self, what=named, data_file=given, reading=self.reading.filled()).filled()
         names = what.method.split("+")
-        alone = [name for name in names if name == NO_METHOD or not getattr(METHODS[name], "trained", True)]
+        alone = [name for name in names if name == NO_METHOD or is_alone(METHODS[name])]
         if len(names) > 1 and (alone or len(set(names)) < len(names)):
-            raise UserError(f"--method: {what.method!r} must join different methods, none of them none or svd")
+            which = alone[0] if alone else "twice the same"
+            raise UserError(f"--method: {what.method!r} must join different methods, and not {which}")
         usual = usual_training(METHODS[name] for name in names if name != NO_METHOD)
         if what.teacher_model is None and not self.places.teacher and "teacher_model" in usual:
             what = override(what, teacher_model=usual["teacher_model"])
@@ -117,10 +118,13 @@ class Config:
         if what.model != "bpr" and what.student_init == "svd":
             raise UserError(f"--student-init: svd starts a bpr student, not one of {what.model}")
         teachers = own[flag_name(what.teacher_model or what.model)]
-        if hasattr(own[flag_name(what.model)], "solver") and not alone:
+        is_solved = hasattr(own[flag_name(what.model)], "solver")
+        if is_solved and not alone:
             raise UserError(
-                f"--method: {what.model} is solved for, and takes none; --teacher-model {what.model} teaches"
+                f"--method: {what.model} is solved for, and takes pseudo alone; --teacher-model {what.model} teaches"
             )
+        if not is_solved and alone and getattr(METHODS.get(alone[0]), "solved", False):
+            raise UserError(f"--method: {what.method} is for a model that is solved for: --model ials")
         teacher_dim = what.teacher_dim or teachers.teacher_dim
         student_dim = what.student_dim or max(1, own[flag_name(what.model)].teacher_dim // 10)
         precision = what.precision
@@ -145,7 +149,7 @@ class Config:
         training = self.training
         if (training.loss or usual.get("loss")) == "softmax" and what.model == "neumf":
             raise UserError("--loss: softmax needs scores that are products of two vectors, which neumf's are not")
-        if training.loss == "softmax" and hasattr(own[flag_name(what.model)], "solver"):
+        if training.loss == "softmax" and is_solved:
             raise UserError(f"--loss: {what.model} is solved for, by a loss of its own")
         if len(models) == 1 and not usual and training.loss != "softmax":  # else each phase has its own
             training = training.filled(usual_epochs(models[0]))

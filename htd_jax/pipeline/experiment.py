@@ -22,6 +22,7 @@ from htd_jax.distillers import (
     Run,
     Teacher,
     chain,
+    is_alone,
     model_scores,
     none,
     scale,
@@ -292,7 +293,7 @@ def resolve(method: AnyMethod | list[AnyMethod]) -> dict[str, Settings | Distill
             raise TypeError(f"expected a method's name, its settings or a Distiller, not {type(one).__name__}")
         if name in methods:
             raise UserError(f"--method: {name} stands twice")
-        if len(named) > 1 and (settings is None or not getattr(settings, "trained", True)):
+        if len(named) > 1 and (settings is None or is_alone(settings)):
             raise UserError(f"--method: {name} is joined with no other")
         methods[name] = settings
     return methods
@@ -389,8 +390,11 @@ class Experiment:
                 "bpr", maker.dim, precision, is_teacher=False
             )  # two tables, whatever their teacher is
         solver = maker.settings.solver() if isinstance(maker, ModelOf) and hasattr(maker.settings, "solver") else None
-        if solver and methods and trained:
-            raise UserError(f"{of_model['name']} is solved for, and takes no method; give its students another model")
+        of_solved = [name for name, one in methods.items() if getattr(one, "solved", False)]
+        if solver and trained and len(of_solved) < len(methods):
+            raise UserError(f"{of_model['name']} is solved for, and takes pseudo alone; give students another model")
+        if of_solved and not solver:
+            raise UserError(f"{of_solved[0]} is for a model that is solved for: ials")
         training = self._training(maker, methods, is_solved=bool(solver))
         assert training.loss and training.batch_size and training.learning_rate is not None and training.l2 is not None
         epochs = training.epochs or 0 if trained else 0
@@ -434,8 +438,9 @@ class Experiment:
                     print(f"{name}: found trained, in {found}")
                     copy_checkpoints(found, Path(folder))
             checkpoints = Checkpoints(Path(folder))
+        helper = _distiller(methods, Run(epochs, self.seed, teacher))
         if solver and trained:
-            trainer = make_solving_trainer(maker, solver)
+            trainer = make_solving_trainer(maker, solver, helper if methods else None)
         else:
             objective = objective_of(training.loss, training.temperature)
             rate: Any = training.learning_rate
@@ -443,7 +448,7 @@ class Experiment:
                 rate = cosine(rate, epochs * objective.steps(self.split.train, training.batch_size)[0])
             trainer = make_trainer(
                 maker,
-                _distiller(methods, Run(epochs, self.seed, teacher)),
+                helper,
                 adam(rate, training.l2),
                 batch_size=training.batch_size,
                 objective=objective,

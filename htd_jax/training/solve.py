@@ -7,16 +7,26 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Interactions
-from htd_jax.distillers import Teacher
+from htd_jax.distillers import Distiller, Teacher, none
 from htd_jax.models import MakeModel, Solver
 from htd_jax.training.step import AnyTeacher, Prepared, Trainer, TrainState
 
 
-def make_solving_trainer(make_model: MakeModel, solver: Solver) -> Trainer:
-    """A `Trainer` whose epochs are the solver's sweeps; nothing in them is random, and nobody teaches."""
+def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Distiller | None = None) -> Trainer:
+    """A `Trainer` whose epochs are the solver's sweeps; nothing in them is random.
+
+    Args:
+      make_model, solver: of the model.
+      distiller: whose `prepare` makes `Labels` of the teacher, see `htd_jax.distillers.Pseudo`; nobody teaches if None.
+    """
+    helps = distiller or none()
 
     def prepare(train: Interactions, teacher: AnyTeacher) -> Prepared:
-        return teacher if isinstance(teacher, Prepared) else Prepared(Teacher.of(teacher), solver.prepare(train))
+        if isinstance(teacher, Prepared):
+            return teacher
+        teacher = Teacher.of(teacher)
+        teacher.check(train, helps.needs)
+        return Prepared(teacher, solver.prepare(train, helps.prepare(teacher, train) if distiller else None))
 
     def init(key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> TrainState:
         one = jnp.zeros(1, jnp.int32)
