@@ -11,14 +11,15 @@ from oracle import slope
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import Interactions, seen_mask
+from htd_jax.distillers import Best
 from htd_jax.errors import UserError
-from htd_jax.losses import softmax_loss
+from htd_jax.losses import sampled_softmax_loss, softmax_loss
 from htd_jax.models import BPRSettings, LightGCNSettings, ModelOf, NeuMFSettings
 from htd_jax.ops.precision import encoded, for_bytes, rounded, row_bytes
 from htd_jax.pipeline import Config
 from htd_jax.pipeline.config import Places, What
 from htd_jax.serving import to_precision
-from htd_jax.training import Training, adam, cosine, make_trainer, own, softmax
+from htd_jax.training import Training, adam, cosine, make_trainer, own, sampled_softmax, softmax
 
 
 def plain_softmax(scores, seen, where, temperature):
@@ -55,6 +56,72 @@ def test_softmax_loss_at_the_extremes():
     of = lambda x: softmax_loss(x, seen, where=jnp.zeros(3, bool))
     value, gradient = jax.value_and_grad(of)(hidden)
     assert value == 0 and not gradient.any()
+
+
+def plain_sampled(positives, sampled, counts, where, there, temperature):
+    """In float64, a pair at a time."""
+    total = 0.0
+    for positive, scores, kept, counted in zip(positives / temperature, sampled / temperature, there, where):
+        if counted:
+            others = np.exp(scores[kept] - positive) / counts[kept]
+            total += np.log1p(others.sum())
+    return total
+
+
+def test_sampled_softmax_loss_against_float64():
+    rng = np.random.default_rng(0)
+    positives, sampled, counts = rng.normal(size=7), rng.normal(size=(7, 9)), rng.uniform(0.1, 3, 9)
+    where, there = np.arange(7) != 2, rng.random((7, 9)) < 0.8
+    there[4] = False  # only the positive is left
+    masks = {"where": jnp.asarray(where), "sampled_where": jnp.asarray(there)}
+    of = lambda p, s: sampled_softmax_loss(p, s, jnp.asarray(counts, jnp.float32), temperature=0.2, **masks)
+    arrays = jnp.asarray(positives, jnp.float32), jnp.asarray(sampled, jnp.float32)
+    value, gradients = jax.value_and_grad(of, argnums=(0, 1))(*arrays)
+    plain = lambda p, s: plain_sampled(p, s, counts, where, there, 0.2)
+    np.testing.assert_allclose(value, plain(positives, sampled), rtol=1e-5)
+    for _ in range(3):
+        ahead = rng.normal(size=7), rng.normal(size=(7, 9))
+        numeric = slope(lambda x: plain(positives + x * ahead[0], sampled + x * ahead[1]), 0.0, 1.0)
+        exact = sum(np.sum(np.asarray(g, float) * d) for g, d in zip(gradients, ahead))
+        np.testing.assert_allclose(exact, numeric, rtol=1e-3)
+    hidden = jnp.full(7, jnp.nan), jnp.full((7, 9), jnp.nan)
+    found = jax.grad(lambda p, s: sampled_softmax_loss(p, s, jnp.ones(9), where=jnp.zeros(7, bool)), (0, 1))(*hidden)
+    assert not any(np.asarray(gradient).any() for gradient in found)
+
+
+def test_drawn_items_stand_for_all(small_split):
+    """With many drawn, the loss of a batch of pairs is that over all items; with few, the sum over all is right on
+    average (of 400 draws, 5 standard errors)."""
+    train = small_split.train
+    module = ModelOf(BPRSettings(), 4)(train)
+    sizes = train.num_users, train.num_items
+    tables = [0.5 * jax.random.normal(jax.random.key(size), (size, 4)) for size in sizes]
+    model = module.bind({"params": dict(zip(("users", "items"), tables))})
+    triples = jax.tree.map(lambda x: x[0], own().draw(list(jax.random.split(jax.random.key(2))), train, 64))
+    batch = distillers.Batch(None, triples, model.score)
+    scores = np.asarray(tables[0] @ tables[1].T, float)[triples.users]
+    pairs = scores[np.arange(64), triples.positives]
+    exact = np.log(np.exp(scores).sum(1)) - pairs
+
+    def of(number, key):
+        objective = sampled_softmax(1.0, number)
+        return objective.loss(model, batch, objective.prepare(train), key)
+
+    np.testing.assert_allclose(of(200_000, jax.random.key(0)), exact.sum(), rtol=0.01)
+    one = batch._replace(triples=jax.tree.map(lambda x: x[:1], triples))  # exp(loss) is linear in the sum
+    objective = sampled_softmax(1.0, 32)
+    drawn = lambda key: jnp.exp(objective.loss(model, one, objective.prepare(train), key))
+    found = np.asarray(jax.vmap(drawn)(jax.random.split(jax.random.key(1), 400)))
+    assert abs(found.mean() - np.exp(exact[0])) < 5 * found.std() / 20
+
+
+def test_a_student_of_drawn_items_learns():
+    data = htd_jax.data.make_synthetic(num_users=100, num_items=200)
+    given = {"dim": 8, "loss": "softmax", "sampled_items": 64, "epochs": 100, "progress": False}
+    of = lambda **how: htd_jax.fit(data, **given, **how).metrics["recall@50"]
+    assert of() > of(learning_rate=0.0) + 0.1
+    with pytest.raises(UserError, match="--sampled-items: goes with --loss softmax"):
+        Config(training=Training(sampled_items=5)).filled()
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +308,13 @@ def test_what_the_recipe_usually_takes(tmp_path):
     assert (plain.loss, plain.epochs, plain.batch_size, plain.learning_rate) == ("own", 101, 1024, 1e-3)
     filled = Training(l2=0.5).filled(101, {"loss": "softmax", "teacher_model": "ials"})
     assert (filled.epochs, filled.batch_size, filled.l2, filled.schedule) == (20, 128, 0.5, "cosine")
-    assert [Training(loss="softmax").filled(101, users=n).epochs for n in (60, 1_000, 50_000)] == [800, 100, 20]
-    assert Training(loss="softmax", epochs=5).filled(101, users=60).epochs == 5
+    of = lambda users, items=9: htd_jax.data.Interactions.from_pairs(range(users), [0] * users, users, items)
+    assert [Training(loss="softmax").filled(101, train=of(n)).epochs for n in (60, 1_000, 50_000)] == [800, 100, 20]
+    assert Training(loss="softmax", epochs=5).filled(101, train=of(60)).epochs == 5
+    many = Training(loss="softmax").filled(101, train=of(50_000, 100_001))
+    assert (many.sampled_items, many.batch_size, many.epochs) == (2048, 1024, 20)
+    recipe = Training().filled(101, Best.usual, of(50_000, 100_001))
+    assert (recipe.sampled_items, recipe.batch_size) == (0, 128)
     other = Training(loss="own").filled(101, {"loss": "softmax", "l2": 0.02})
     assert (other.epochs, other.l2) == (101, 1e-3)  # what a method usually takes goes with its loss
 

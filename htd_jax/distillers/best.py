@@ -30,7 +30,7 @@ class Best:
     """For lists without scores: the item of rank r has a probability like exp(-r / this)."""
 
     label: ClassVar[str] = "Best"
-    usual: ClassVar[dict[str, Any]] = {"teacher_model": "ials", "loss": "softmax", "l2": 0.02}
+    usual: ClassVar[dict[str, Any]] = {"teacher_model": "ials", "loss": "softmax", "sampled_items": 0, "l2": 0.02}
 
     def make(self, run: Run) -> Distiller:
         return listwise(

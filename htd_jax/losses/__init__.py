@@ -8,7 +8,7 @@ from htd_jax.losses.assignment import (
     routed_assignment_loss,
 )
 from htd_jax.losses.hints import cosine_hint_loss, hint_loss, personalised
-from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition, softmax_loss
+from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition, sampled_softmax_loss, softmax_loss
 from htd_jax.losses.pointwise import discrepancy_weights, position_weights, soft_label_loss, weighted_log_loss
 from htd_jax.losses.predictions import preference_loss, soft_bce_loss
 from htd_jax.losses.ranking import bce_loss, bpr_loss, pair_loss, relaxed_ranking_loss
@@ -40,6 +40,7 @@ __all__ = [
     "rejuvenated_loss",
     "relaxed_ranking_loss",
     "routed_assignment_loss",
+    "sampled_softmax_loss",
     "soft_bce_loss",
     "soft_label_loss",
     "softmax_loss",

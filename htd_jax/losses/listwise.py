@@ -161,6 +161,54 @@ def softmax_loss(
     return jnp.sum(jnp.sum(counted, axis=1) * jax.nn.logsumexp(scores, axis=1) - of_seen)
 
 
+def sampled_softmax_loss(
+    positives: chex.Array,
+    sampled: chex.Array,
+    counts: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    sampled_where: chex.Array | None = None,
+    temperature: float = 1.0,
+) -> jax.Array:
+    r"""`softmax_loss` of pairs, whose sum over all items is estimated from drawn ones; summed over the pairs.
+
+    With c the number of times that an item is drawn in the mean, and J the items that were drawn,
+
+    .. math:: \sum_{ui} \log \left( e^{s_{ui}} + \sum_{j \in J, j \neq i} \frac{e^{s_{uj}}}{c_j} \right) - s_{ui}
+
+    The sum in brackets is that over all items on average.
+
+    Source: Bengio and Senecal, IEEE Trans. Neural Netw. 2008; of recommenders, Yi et al., RecSys'19, equation 4.
+
+    Args:
+      positives: `[n]` floats, the scores of the pairs.
+      sampled: `[n, s]` floats, their users' scores of the drawn items.
+      counts: `[s]` or `[n, s]` floats over 0.
+      where: `[n]` bool; a masked row changes nothing, whatever it holds.
+      sampled_where: `[n, s]` bool, false where a drawn item is the pair's own.
+      temperature: over 0; scores are divided by it.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      AssertionError: an argument of a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{sampled_softmax_loss(jnp.zeros(1), jnp.zeros((1, 2)), jnp.full(2, 2 / 3)):.4f}")
+    1.3863
+    """
+    sampled = check_floats("sampled", sampled, None, None)
+    positives = check_floats("positives", positives, len(sampled))
+    counts = jnp.broadcast_to(check_floats("counts", counts, *counts.shape), sampled.shape)
+    where = check_where(where, len(sampled))
+    counted = jnp.ones(sampled.shape, bool) if sampled_where is None else sampled_where
+    if where is not None:
+        positives, counted = jnp.where(where, positives, 0), counted & where[:, None]
+    logits = (jnp.where(counted, sampled, 0) - positives[:, None]) / temperature - jnp.log(counts)
+    return jnp.sum(jax.nn.softplus(_log_sum(logits, counted)))
+
+
 def log_partition(scores: chex.Array, seen: chex.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
     """`[n]`, the logarithm of the sum of exp(score / temperature) over the unseen items of `[n, m]`; a finite number
     that says nothing where there is none."""

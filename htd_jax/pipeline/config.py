@@ -123,7 +123,7 @@ class Config:
             raise UserError(
                 f"--method: {what.model} is solved for, and takes pseudo alone; --teacher-model {what.model} teaches"
             )
-        if not is_solved and alone and getattr(METHODS.get(alone[0]), "solved", False):
+        if not is_solved and what.method in METHODS and getattr(METHODS[what.method], "solved", False):
             raise UserError(f"--method: {what.method} is for a model that is solved for: --model ials")
         teacher_dim = what.teacher_dim or teachers.teacher_dim
         student_dim = what.student_dim or max(1, own[flag_name(what.model)].teacher_dim // 10)
@@ -149,6 +149,8 @@ class Config:
         training = self.training
         if (training.loss or usual.get("loss")) == "softmax" and what.model == "neumf":
             raise UserError("--loss: softmax needs scores that are products of two vectors, which neumf's are not")
+        if training.sampled_items and (training.loss or usual.get("loss")) != "softmax":
+            raise UserError("--sampled-items: goes with --loss softmax")
         if training.loss == "softmax" and is_solved:
             raise UserError(f"--loss: {what.model} is solved for, by a loss of its own")
         if len(models) == 1 and not usual and training.loss != "softmax":  # else each phase has its own

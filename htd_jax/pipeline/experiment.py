@@ -442,7 +442,7 @@ class Experiment:
         if solver and trained:
             trainer = make_solving_trainer(maker, solver, helper if methods else None)
         else:
-            objective = objective_of(training.loss, training.temperature)
+            objective = objective_of(training)
             rate: Any = training.learning_rate
             if training.schedule == "cosine":
                 rate = cosine(rate, epochs * objective.steps(self.split.train, training.batch_size)[0])
@@ -487,7 +487,7 @@ class Experiment:
         """Every choice of how a phase is trained, see `Training.filled`."""
         of_phase = override(self.training, loss="own") if is_solved else self.training
         epochs = usual_epochs(getattr(maker, "settings", None))
-        return of_phase.filled(epochs, usual_training(methods.values()), users=self.split.train.num_users)
+        return of_phase.filled(epochs, usual_training(methods.values()), self.split.train)
 
 
 def _model(

@@ -12,7 +12,7 @@ from htd_jax.training.loop import (
     is_finished,
     run_phase,
 )
-from htd_jax.training.objectives import Objective, objective_of, own, softmax
+from htd_jax.training.objectives import Objective, objective_of, own, sampled_softmax, softmax
 from htd_jax.training.settings import Training
 from htd_jax.training.solve import make_solving_trainer
 from htd_jax.training.step import (
@@ -54,5 +54,6 @@ __all__ = [
     "read_trained",
     "represent_all",
     "run_phase",
+    "sampled_softmax",
     "softmax",
 ]

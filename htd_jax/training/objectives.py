@@ -1,7 +1,7 @@
 """What a base model is trained with: the batches of an epoch, and the loss of one."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from htd_jax.data import Interactions, nth_unseen, seen_mask, shuffle, unseen_items
 from htd_jax.distillers import Batch, Triples, sum_over_users
-from htd_jax.losses import softmax_loss
+from htd_jax.losses import sampled_softmax_loss, softmax_loss
 from htd_jax.models import Recommender
+from htd_jax.ops.products import dot
+from htd_jax.training.settings import Training
 
 
 class Objective(NamedTuple):
@@ -19,12 +21,14 @@ class Objective(NamedTuple):
     Attributes:
       steps: `(train, batch_size) -> (steps, width)`, how many batches an epoch has, and how wide they are.
       draw: `(keys, train, batch_size) -> Triples` of `[steps, width]`, the batches of an epoch, from two keys.
-      loss: `(model, batch, train) -> scalar`, of one of them; `batch.teacher` is no part of it.
+      loss: `(model, batch, known, key) -> scalar`, of one of them; `batch.teacher` is no part of it.
+      prepare: `train -> known`, called once an epoch, so that it is no part of a step.
     """
 
     steps: Callable[[Interactions, int], tuple[int, int]]
     draw: Callable[[Sequence[chex.PRNGKey], Interactions, int], Triples]
-    loss: Callable[[Recommender, Batch, Interactions], jax.Array]
+    loss: Callable[[Recommender, Batch, Any, chex.PRNGKey], jax.Array]
+    prepare: Callable[[Interactions], Any] = lambda train: train
 
 
 def own() -> Objective:
@@ -40,7 +44,7 @@ def own() -> Objective:
     return Objective(
         lambda train, batch_size: _steps(len(train), batch_size),
         draw,
-        lambda model, batch, train: model.loss(*batch.triples),
+        lambda model, batch, train, key: model.loss(*batch.triples),
     )
 
 
@@ -66,7 +70,7 @@ def softmax(temperature: float) -> Objective:
         negatives = jnp.minimum(nth_unseen(train, users, unseen), train.num_items - 1)
         return Triples(users, positives, negatives, where & (degrees > 0) & (degrees < train.num_items))
 
-    def loss(model: Recommender, batch: Batch, train: Interactions) -> jax.Array:
+    def loss(model: Recommender, batch: Batch, train: Interactions, key: chex.PRNGKey) -> jax.Array:
         def of_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
             ids, where = block
             return softmax_loss(scores, seen_mask(train, ids), where=where, temperature=temperature)
@@ -76,9 +80,52 @@ def softmax(temperature: float) -> Objective:
     return Objective(lambda train, batch_size: _steps(train.num_users, batch_size), draw, loss)
 
 
-def objective_of(loss: str, temperature: float) -> Objective:
-    """By its name, see `Training`."""
-    return softmax(temperature) if loss == "softmax" else own()
+def sampled_softmax(temperature: float, number: int) -> Objective:
+    """`sampled_softmax_loss` of every pair once, for catalogues whose every item is too much for a step.
+
+    The items are drawn anew each step, half of them uniformly and half as often as they were seen, and stand for all
+    pairs of its batch.
+
+    Source of the mixture: Yang et al., WWW'20.
+
+    Cost, a step: of n pairs and d dimensions, n d `number` products three times.
+
+    Args:
+      temperature: scores are divided by it.
+      number: of items drawn a step.
+    """
+
+    def prepare(train: Interactions) -> tuple[Interactions, jax.Array]:
+        return train, jnp.zeros(train.num_items, jnp.int32).at[train.items].add(1)
+
+    def loss(model: Recommender, batch: Batch, known: Any, key: chex.PRNGKey) -> jax.Array:
+        train, times_seen = known
+        users, positives, _, where = batch.triples
+        for_all, for_seen = jax.random.split(key)
+        uniform = jax.random.randint(for_all, (number - number // 2,), 0, train.num_items)
+        seen = train.items[jax.random.randint(for_seen, (number // 2,), 0, len(train))]
+        items = jnp.concatenate([uniform, seen])
+        counts = len(uniform) / train.num_items + len(seen) * times_seen[items] / len(train)
+        own_rows, of_items = model.represent(users, items)
+        return sampled_softmax_loss(
+            model.score(users, positives),
+            dot(own_rows, of_items.T),
+            counts,
+            where=where,
+            sampled_where=items != positives[:, None],
+            temperature=temperature,
+        )
+
+    return own()._replace(loss=loss, prepare=prepare)
+
+
+def objective_of(training: Training) -> Objective:
+    """Of settings that are filled."""
+    if training.loss != "softmax":
+        return own()
+    if training.sampled_items:
+        return sampled_softmax(training.temperature, training.sampled_items)
+    return softmax(training.temperature)
 
 
 def _steps(size: int, batch_size: int) -> tuple[int, int]:

@@ -144,6 +144,7 @@ def make_trainer(
         key: chex.PRNGKey,
         epoch: jax.Array,
         train: Interactions,
+        known: Any,
         teacher: Prepared,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         distinct_users = distinct(triples.users, triples.where, train.num_users)
@@ -166,7 +167,7 @@ def make_trainer(
             )
             whole = functools.cache(lambda: model.score_all(distinct_users[0]))
             batch = Batch(entities, triples, model.score, teacher.known, model.score_all, model.represent, whole)
-            base = base_loss.loss(model, batch, train)
+            base = base_loss.loss(model, batch, known, jax.random.fold_in(key, 0))
             extra, terms = distiller.loss(params["distiller"], drawn, batch, key, epoch)
             return base, extra, terms
 
@@ -184,12 +185,14 @@ def make_trainer(
         model = make_model(train)
         draw_key = jax.random.fold_in(key, 3)  # the next after those of the split
         drawn = draw(state.params, state.drawn, draw_key, state.epoch, model, teacher)
+        known = base_loss.prepare(train)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
         def step(carry: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
             flat, opt_state = carry
             index, triples = batch
-            step_inputs = (drawn, model, triples, jax.random.fold_in(step_key, index), state.epoch, train, teacher)
+            own_key = jax.random.fold_in(step_key, index)
+            step_inputs = (drawn, model, triples, own_key, state.epoch, train, known, teacher)
             of_flat = lambda flat: loss(shaped(flat), *step_inputs)
             gradient, terms = jax.grad(of_flat, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)
