@@ -74,6 +74,17 @@ def test_what_is_finished_is_found(compared, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
 
 
+def test_another_width_finds_the_teacher(compared, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(compared[0], folder)
+    done = study("--methods", "ftd", "--student-dims", "3", "--runs", folder)
+    assert done.status == 0, done.err
+    assert "teacher: found trained" in (folder / "synthetic-none-3-seed0.log").read_text()
+    of = lambda dim, phase: results(folder / f"synthetic-{phase}-{dim}-seed0")["phases"]["teacher"]["final"]
+    assert of(3, "none") == of(4, "none") == of(3, "ftd")
+    assert study("--methods", "ftd", "--student-dims", "3", "4", "--runs", folder).out.count("found finished") == 4
+
+
 def test_other_settings_are_not_found_finished(compared):
     folder, _ = compared
     config = Config(places=Places(runs=folder))
@@ -269,7 +280,12 @@ def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path):
     for point in found:  # what is shown is what was found
         assert table[point["what"] + point["kind"]][4].strip() == f"{point['test']['recall@50']:.4f}"
     assert (tmp_path / "frontier.png").stat().st_size > 5_000 and "8 int4" in (tmp_path / "frontier.md").read_text()
+    kept = tmp_path / "synthetic-rounded-int8-seed0.json"
+    of = json.loads(kept.read_text())
+    assert of["point"] in found
+    kept.write_text(json.dumps(of | {"of": "another teacher"}))
     again = start_command(*flags, *kinds)
+    assert json.loads(kept.read_text())["of"] == of["of"]  # what was made of another is made anew
     without_times = lambda out: [line.rpartition(" | ")[0] for line in out.splitlines() if "|" in line]
     assert without_times(again.out) == without_times(done.out)
 

@@ -1,8 +1,8 @@
 """What a run is: one phase, or a teacher, a student and the student that it helps; in memory or in a folder."""
 
 from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
-from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit
-from htd_jax.pipeline.run import RunResult, claimed, is_made_by, load_data, run
+from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit, hash_of
+from htd_jax.pipeline.run import RunResult, claimed, is_made_by, load_data, run, write_json
 from htd_jax.pipeline.teachers import read_teacher
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "describe",
     "distill",
     "fit",
+    "hash_of",
     "is_made_by",
     "load_data",
     "read_teacher",
     "run",
+    "write_json",
 ]

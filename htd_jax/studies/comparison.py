@@ -47,18 +47,18 @@ class Comparison:
         return [stage for stage in (teachers, plain, helped) if stage]
 
     def job(self, method: str, dim: int, seed: int) -> Job:
-        """One of the runs. The first plain student's trains the teacher too, which the others of its seed are given."""
-        trains_teacher = method == NO_METHOD and dim == self.student_dims[0]
+        """One of the runs. A plain student's has the teacher too, trained there or found in the plain run of another
+        width; it is given to the students that are helped."""
         given = self.config.places.teacher
-        if not given and not trains_teacher:
-            given = (self.job(NO_METHOD, self.student_dims[0], seed).folder,)
+        if not given and method != NO_METHOD:
+            given = (self.job(NO_METHOD, dim, seed).folder,)
         config = dataclasses.replace(
             self.config,
             what=override(self.config.what, method=method, student_dim=dim, seed=seed),
             places=override(self.config.places, teacher=given),
         ).filled()
         chosen = ("--method", method, "--student-dim", str(dim), "--seed", str(seed))
-        taught = () if self.config.places.teacher or trains_teacher else ("--teacher", str(given[0]))
+        taught = ("--teacher", str(given[0])) if given and not self.config.places.teacher else ()
         return Job(config, (*self.flags, *chosen, *taught))
 
 

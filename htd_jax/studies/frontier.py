@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,10 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import BPRSettings, ModelOf
 from htd_jax.ops.precision import for_bytes, row_bytes, to_precision
-from htd_jax.pipeline import Experiment, Fitted
+from htd_jax.pipeline import Experiment, Fitted, hash_of, write_json
 from htd_jax.serving import Rows, best_items
 from htd_jax.serving.topk import together
+from htd_jax.settings import as_json
 from htd_jax.studies.spread import spread
 from htd_jax.training import Training
 
@@ -114,18 +116,35 @@ def _of_seed(
             yield point(named, f"{dim} float32", 4 * dim, _rows(student), _metrics(student))
     afterwards = [("rounded", precision, row_bytes(width, precision)) for precision in ("int8", "int4")]
     afterwards += [(kind, f"{size} codes", size) for kind in ("pq", "opq") for size in sizes if size <= width]
+    made_of = {"data": experiment.fingerprint, "evaluation": as_json(experiment.evaluation), "of": hash_of(tables)}
     for kind, what, size in afterwards:
         if kind in kinds and kind in ("pq", "opq") and min(map(len, tables)) < CENTROIDS:
             told(f"{kind}, {what}: left out, fewer rows than its {CENTROIDS} centroids")
         elif kind in kinds:
             told(f"{kind}, {what}")
+            named = f"{experiment.data.name}-{kind}-{what.replace(' ', '-')}-seed{experiment.seed}.json"
+            if found := _kept(runs / named, made_of):
+                yield found
+                continue
             rows = [_afterwards(kind, what, size, np.asarray(table)) for table in tables]
             users, items = (one.floats() for one in rows)
-            found = experiment.evaluate(
+            metrics = experiment.evaluate(
                 ModelOf(BPRSettings(), users.shape[1]), {"params": {"users": users, "items": items}}
             )
-            metrics = tuple({n: float(x) for n, x in found[part].items()} for part in ("test", "valid"))
-            yield point(kind, what, size, rows, metrics)
+            parts = tuple({n: float(x) for n, x in metrics[part].items()} for part in ("test", "valid"))
+            made = point(kind, what, size, rows, parts)
+            write_json(runs / named, {**made_of, "point": dataclasses.asdict(made)})
+            yield made
+
+
+def _kept(path: Path, made_of: dict[str, Any]) -> Point | None:
+    """A point that was written before, if it was made of the same."""
+    try:
+        found = json.loads(path.read_text())
+        point = Point(**found.pop("point"))
+        return point if found == made_of else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
