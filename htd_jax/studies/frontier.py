@@ -196,6 +196,7 @@ def _afterwards(kind: str, precision: str, size: int, table: np.ndarray) -> Rows
         turn.train(table)
         table = turn.apply(table)
     codes = faiss.ProductQuantizer(table.shape[1], size, 8)
+    codes.cp.min_points_per_centroid = 1  # no warning a codebook
     codes.train(table)
     stands_for = codes.decode(codes.compute_codes(table))
     return Rows(jnp.asarray(stands_for if turn is None else turn.reverse_transform(stands_for)))
