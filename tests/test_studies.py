@@ -15,9 +15,9 @@ import pytest
 from runs import DATA, EXPERIMENTS, line_of, process, results, start_command
 
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Config, Places
+from htd_jax.pipeline import Config, Places, What, is_made_by
 from htd_jax.settings import override
-from htd_jax.studies import Comparison, Job, Outcome, comparison, execute, parse_methods, runs, spread
+from htd_jax.studies import PLAIN, Job, Outcome, Plan, Variant, comparison, execute, parse_methods, rows, runs, spread
 from htd_jax.writing import alone
 
 FLAGS = [*DATA, "--epochs", "2", "--teacher-dim", "8", "--student-dims", "4", "--seeds", "0"]
@@ -90,8 +90,8 @@ def test_other_settings_are_not_found_finished(compared):
     config = Config(places=Places(runs=folder))
     of = lambda **what: dataclasses.replace(config, what=override(config.what, method="none", **what)).filled()
     found = json.loads((folder / "synthetic-none-4-seed0" / "config.json").read_text())
-    assert not comparison.is_made_by(of(student_dim=4), found["data"])  # 101 epochs
-    assert not comparison.is_made_by(of(student_dim=5), found["data"])  # no folder
+    assert not is_made_by(of(student_dim=4), found["data"])  # 101 epochs
+    assert not is_made_by(of(student_dim=5), found["data"])  # no folder
 
 
 def test_a_stopped_study_stops_its_runs_and_goes_on(tmp_path):
@@ -188,11 +188,9 @@ def made(tmp_path):
         "ftd+rrd": (0.28, 0.30, 0.32),
     }
     places = Places(runs=tmp_path)
-    what = Comparison(Config(places=places), (), ("ftd", "rrd", "ftd+rrd"), (20,), (0, 1, 2))
-    what = dataclasses.replace(
-        what, config=dataclasses.replace(what.config, what=override(what.config.what, method="none"))
-    )
-    for method in ("none", *what.methods):
+    config = Config(what=What(method="none"), places=places)
+    what = Plan(config, (), parse_methods(["ftd", "rrd", "ftd+rrd"]), (20,), (0, 1, 2))
+    for variant in (PLAIN, *what.variants):
         for seed in what.seeds:
             entry = lambda phase: {
                 "epochs": 3,
@@ -200,11 +198,15 @@ def made(tmp_path):
                 "peak_memory": (seed + 1) * 2**30,
                 "final": {"test": {RECALL: recalls[phase][seed], NDCG: recalls[phase][seed] / 2}},
             }
-            phases = {"teacher", "student", method} - {"none"}
-            folder = what.job(method, 20, seed).folder
+            phases = {"teacher", "student", variant.method} - {"none"}
+            folder = what.job(variant, 20, seed).folder
             folder.mkdir(parents=True)
             (folder / "results.json").write_text(json.dumps({"phases": {name: entry(name) for name in phases}}))
     return what
+
+
+def text_of(plan, outcomes=()):
+    return comparison.report(plan, rows(plan, outcomes)).markdown()
 
 
 def cells(text):
@@ -212,7 +214,7 @@ def cells(text):
 
 
 def test_the_table_has_mean_spread_gain_and_cost(made):
-    head, _, *found = cells(comparison.tables(made, []))
+    head, _, *found = cells(text_of(made))
     assert head == ["dimensions", "", RECALL, NDCG, "above the student", "gap closed", "s/epoch", "x student's", "GiB"]
     by_name = {row[1]: row for row in found if len(row) == 9}
     assert by_name["teacher"][:4] == ["200", "teacher", "0.3100 ± 0.0100", "0.1550 ± 0.0050"]
@@ -225,7 +227,7 @@ def test_the_table_has_mean_spread_gain_and_cost(made):
 
 
 def test_the_table_says_which_gains_are_doubtful(made):
-    text = comparison.tables(made, [])
+    text = text_of(made)
     by_name = {row[1]: row for row in cells(text) if len(row) == 9}
     assert "(a)" in by_name["+ RRD"][4]  # .22 is .01 above .21, whose spread is .01
     assert "(a)" not in by_name["+ FTD"][4]  # .27 is .06 above, and its spread .02
@@ -233,24 +235,25 @@ def test_the_table_says_which_gains_are_doubtful(made):
 
 
 def test_pairs_stand_beside_the_better_of_their_parts(made):
-    pairs = [row for row in cells(comparison.tables(made, [])) if len(row) == 7]
+    pairs = [row for row in cells(text_of(made)) if len(row) == 7]
     assert pairs[0][1] == "joined"
     assert pairs[2][:4] == ["20", "FTD + RRD", "0.3000 ± 0.0200", "FTD"]
     assert pairs[2][5:] == ["+0.0300 ± 0.0000", "not told apart"]  # .03 is less than twice .02
 
 
 def test_a_failed_seed_leaves_the_others(made):
-    failed = made.job("ftd", 20, 1)
+    failed = made.job(Variant("ftd"), 20, 1)
     (failed.folder / "results.json").unlink()
-    text = comparison.tables(made, [Outcome(failed, 3.0, "no memory")])
+    text = text_of(made, [Outcome(failed, 3.0, "no memory")])
     row = next(row for row in cells(text) if row[1] == "+ FTD")
     assert row[2] == spread([0.25, 0.29])
     assert "- + FTD, 20, seed 1: no memory" in text
 
 
 def test_methods_are_named_or_all():
-    assert "none" not in parse_methods(["all"]) and "htd" in parse_methods(["all"])
-    assert parse_methods(["ftd", "none", "ftd", "ftd+rrd"]) == ("ftd", "ftd+rrd")
+    names = lambda *given: [variant.method for variant in parse_methods(given)]
+    assert "none" not in names("all") and "htd" in names("all") and "pseudo" not in names("all")
+    assert names("ftd", "none", "ftd", "ftd+rrd") == ["ftd", "ftd+rrd"]
     with pytest.raises(UserError, match="unknown method"):
         parse_methods(["ftd+magic"])
 
@@ -293,4 +296,6 @@ def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path):
 def test_a_frontier_says_what_it_cannot(tmp_path):
     said = line_of(start_command("study", "frontier", *DATA, "--kinds", "lsh", "--runs", tmp_path))
     assert "--kinds: unknown value 'lsh'; known: best" in said
-    assert "unknown study 'front'; there are comparison, frontier" in line_of(start_command("study", "front"))
+    assert "unknown study 'front'; there are comparison, capacity, ablation, sensitivity, frontier" in line_of(
+        start_command("study", "front")
+    )

@@ -1,40 +1,50 @@
 """Studies: many runs from one command, each found again where it is finished, and what they say together."""
 
 import dataclasses
+import functools
 import sys
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Interval
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
+from htd_jax.command.study_report import foot, write_report
 from htd_jax.errors import UserError
-from htd_jax.pipeline import NO_METHOD, claimed, describe, load_data
+from htd_jax.pipeline import NO_METHOD, Config, claimed, describe, load_data
 from htd_jax.pipeline.experiment import numerics
 from htd_jax.pipeline.run import write_json
 from htd_jax.settings import check, override
 from htd_jax.studies import (
-    Comparison,
     Job,
     Outcome,
-    compare,
-    draw,
+    Plan,
+    Report,
+    Row,
+    Variant,
+    ablation,
+    capacity,
+    carry_out,
+    curves,
     log_of,
     parse_methods,
-    size,
-    tables,
+    rows,
 )
+from htd_jax.studies import comparison as comparison_study
 from htd_jax.studies import frontier as frontier_study
 from htd_jax.writing import whole
 
 USAGE = """usage: htd-jax study NAME ...
 
 studies:
-  comparison  every method beside the plain student and the teacher: a table and a picture
+  comparison  every method beside the plain student and the teacher
+  capacity    students of 5% to 100% of the teacher's width
+  ablation    HTD, or the recipe, less each of its parts
+  sensitivity HTD with each of its numbers other than usual
   frontier    recall against bytes a row, and against the time to rank: students of every kind, and the
               teacher's rows in fewer bytes
 
@@ -44,26 +54,9 @@ htd-jax study NAME --help tells more."""
 OWN = {"--method": "--methods", "--seed": "--seeds", "--student-dim": "--student-dims", "--run": "--runs"}
 
 
-ABOUT = """Every method beside the plain student and its teacher, at several sizes and
-seeds: a table (comparison.md) and a picture (comparison.png) under --runs.
-
-Any flag of htd-jax train is passed on to all runs: --dataset, --epochs,
---htd.groups. Each run is a process of its own, in a folder of its own; the same
-command goes on where it was stopped, and repeats no finished run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Of a comparison."""
-
-    methods: tuple[str, ...] = ("all",)
-    """Which: names, pairs (htd+rrd), or all that there are."""
-    student_dims: tuple[Annotated[int, Ge(1)], ...] = ()
-    """Widths of the students. Default: the usual one, a tenth of the teacher's."""
-    seeds: tuple[Annotated[int, Ge(0)], ...] = (0, 1, 2)
-    """Of everything random; a teacher is trained for each."""
-    jobs: Annotated[int, Ge(1)] = 1
-    """Runs at once. Each has its share of the processor's cores for itself, so that times can be compared."""
+# What a small study is told, unless it is told otherwise.
+SMALL = ("--epochs", "10", "--teacher-dim", "40", "--htd.groups", "5")
+SMALL_METHODS = ("svd", "fitnet", "ftd", "htd")
 
 
 def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
@@ -75,31 +68,160 @@ def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
     STUDIES[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
 
 
-def comparison(arguments: Sequence[str], prog: str) -> None:
-    options, flags = parse_known(Options, arguments, prog=prog, description=ABOUT)
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Of every study of many runs."""
+
+    size: Literal["small", "full"] = "full"
+    """small: few epochs, narrow models, one seed; to see what a study gives before it takes hours."""
+    seeds: tuple[Annotated[int, Ge(0)], ...] = ()
+    """Of everything random; a teacher is trained for each. Default: 0 1 2; of a small study 0."""
+    jobs: Annotated[int, Ge(1)] = 1
+    """Runs at once. Each has its share of the processor's cores for itself, so that times can be compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonOptions(Common):
+    """Of a comparison."""
+
+    methods: tuple[str, ...] = ()
+    """Which: names, pairs (htd+rrd), or all that there are. Default: all; of a small study svd fitnet ftd htd."""
+    student_dims: tuple[Annotated[int, Ge(1)], ...] = ()
+    """Widths of the students. Default: the usual one, a tenth of the teacher's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CapacityOptions(Common):
+    """Of a study of capacity."""
+
+    methods: tuple[str, ...] = ("ftd", "htd")
+    """Which: names, pairs (htd+rrd), or all that there are."""
+    shares: tuple[Annotated[float, Gt(0)], ...] = capacity.SHARES
+    """Of the teacher's width, that of the students."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationOptions(Common):
+    """Of an ablation."""
+
+    of: Literal["htd", "best"] = "htd"
+    """The method whose parts are left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SensitivityOptions(Common):
+    """Of a study of HTD's numbers."""
+
+    groups: tuple[Annotated[int, Ge(1)], ...] = (5, 10, 30, 60, 100)
+    """K."""
+    weight: tuple[Annotated[float, Ge(0)], ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    """Lambda."""
+    alpha: tuple[Annotated[float, Interval(ge=0, le=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """The topology's share."""
+    coldest: tuple[Annotated[float, Gt(0)], ...] = (1e-10, 1e-5, 1e-2, 1.0)
+    """Temperatures that it falls to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Many:
+    """A study of many runs.
+
+    Attributes:
+      options: its flags, with `Common`'s.
+      variants: `options -> variants`.
+      report: `(plan, rows, curves) -> Report`.
+      about: what `--help` says.
+      dims: `(options, config) -> ` the students' widths; the usual one if None.
+    """
+
+    options: type[Common]
+    variants: Callable[[Any], tuple[Variant, ...]]
+    report: Callable[[Plan, Sequence[Row], Sequence[Any]], Report]
+    about: str
+    dims: Callable[[Any, Config], tuple[int, ...]] = lambda options, config: ()
+
+
+GOES_ON = """
+Any flag of htd-jax train is passed on to all runs: --dataset, --epochs,
+--htd.groups. Each run is a process of its own, in a folder of its own; the same
+command goes on where it was stopped, and repeats no finished run."""
+
+MANY = {
+    "comparison": Many(
+        ComparisonOptions,
+        lambda options: parse_methods(options.methods or (SMALL_METHODS if options.size == "small" else ("all",))),
+        comparison_study.report,
+        """Every method beside the plain student and its teacher, at several sizes and
+seeds: a report, a table and a picture under --runs.
+""",
+        lambda options, config: options.student_dims,
+    ),
+    "capacity": Many(
+        CapacityOptions,
+        lambda options: parse_methods(options.methods),
+        capacity.report,
+        """Students of 5% to 100% of the teacher's width: where does the whole topology (ftd)
+overtake the hierarchy (htd)?
+""",
+        lambda options, config: capacity.widths(options.shares, config.what.teacher_dim or 1),
+    ),
+    "ablation": Many(
+        AblationOptions,
+        lambda options: ablation.ablated(options.of),
+        ablation.report,
+        """A method, and the method less each of its parts.
+""",
+    ),
+    "sensitivity": Many(
+        SensitivityOptions,
+        lambda options: ablation.varied({name: getattr(options, name) for name in ablation.VALUES}),
+        ablation.report_of_values,
+        """HTD with each of its numbers other than usual.
+""",
+    ),
+}
+
+
+def many(name: str, arguments: Sequence[str], prog: str) -> None:
+    """Makes the runs of a study, and what they say together."""
+    of = MANY[name]
+    options, flags = parse_known(of.options, arguments, prog=prog, description=of.about + GOES_ON)
     check(options)
     for flag in flags:
         if (own := OWN.get(flag.partition("=")[0])) is not None:
             raise UserError(f"{flag}: a study has {own}")
-    methods = parse_methods(options.methods)
-    config = parse_config([*flags, "--method", _all_parts(methods)], prog=prog, description="")
+    variants = of.variants(options)
+    flags = [*_small(flags, variants), *flags] if options.size == "small" else flags
+    config = parse_config([*flags, "--method", _all_parts(variants)], prog=prog, description="")
     config = dataclasses.replace(config, what=override(config.what, method=NO_METHOD))
-    usual = config.filled().what.student_dim
-    assert usual is not None
-    unique = lambda values: tuple(dict.fromkeys(values))
-    what = Comparison(config, tuple(flags), methods, unique(options.student_dims) or (usual,), unique(options.seeds))
-    stages = what.stages()
+    usual = config.filled()
+    assert usual.what.student_dim
+    dims = tuple(dict.fromkeys(of.dims(options, usual))) or (usual.what.student_dim,)
+    seeds = tuple(dict.fromkeys(options.seeds)) or ((0,) if options.size == "small" else (0, 1, 2))
+    plan = Plan(config, tuple(flags), variants, dims, seeds)
+    stages = plan.stages()
     runs = config.places.runs
     with claimed(runs, "study", "--runs"), _Shown(sum(map(len, stages))) as shown:
-        outcomes = compare(what, at_once=options.jobs, started=shown.started, ended=shown.ended)
-        text = tables(what, outcomes)
-        with whole(runs / "comparison.md") as partial:
-            partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}")
-        drawn = save_picture(runs / "comparison.png", lambda figure: draw(what, outcomes, figure), size(what))
-    print(text)
-    print(f"table: {runs / 'comparison.md'}" + f"; picture: {runs / 'comparison.png'}" * drawn)
+        outcomes = carry_out(plan, at_once=options.jobs, started=shown.started, ended=shown.ended)
+        every = rows(plan, outcomes)
+        report = of.report(plan, every, curves(plan, every))
+        report = dataclasses.replace(report, foot=foot(plan, f"{prog} {' '.join(arguments)}"))
+        written = write_report(runs, report)
+        if name == "comparison":
+            draw = lambda figure: comparison_study.draw(plan, every, figure)
+            save_picture(runs / "comparison.png", draw, comparison_study.size(plan))
+    print(report.markdown())
+    print(f"report: {written}")
     if any(outcome.error for outcome in outcomes):
         sys.exit(1)
+
+
+def _small(flags: Sequence[str], variants: Sequence[Variant]) -> list[str]:
+    """Those of `SMALL` that are not said otherwise, and that a method of the study has."""
+    said = {flag.partition("=")[0] for flag in flags}
+    parts = {part for variant in variants for part in variant.method.split("+")}
+    fits = lambda flag: flag not in said and (not flag.startswith("--htd.") or "htd" in parts)
+    return [word for flag, value in zip(SMALL[::2], SMALL[1::2]) if fits(flag) for word in (flag, value)]
 
 
 ABOUT_FRONTIER = """Recall against bytes a row, and against the time to rank all users: students
@@ -151,12 +273,15 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     print(f"table: {runs / 'frontier.md'}" + f"; picture: {runs / 'frontier.png'}" * drawn)
 
 
-STUDIES = {"comparison": comparison, "frontier": frontier}
+STUDIES: dict[str, Callable[[Sequence[str], str], None]] = {
+    **{name: functools.partial(many, name) for name in MANY},
+    "frontier": frontier,
+}
 
 
-def _all_parts(methods: Sequence[str]) -> str:
+def _all_parts(variants: Sequence[Variant]) -> str:
     """All methods as if they were joined, so that flags of each are known."""
-    return "+".join(dict.fromkeys(part for method in methods for part in method.split("+")))
+    return "+".join(dict.fromkeys(part for variant in variants for part in variant.method.split("+")))
 
 
 class _Shown:
@@ -203,4 +328,7 @@ class _Shown:
 def _name(job: Job) -> str:
     what = job.config.what
     method = "student" if what.method == NO_METHOD else describe(what.method)
-    return f"{method}, {what.student_dim} dimensions, seed {what.seed}"
+    usual = dataclasses.replace(job.config, places=override(job.config.places, run=None)).folder.name
+    other = job.folder.name.removeprefix(usual).removeprefix("-")
+    varied = f" ({other.replace('-', ', ')})" if job.config.places.run and other else ""
+    return f"{method}{varied}, {what.student_dim} dimensions, seed {what.seed}"

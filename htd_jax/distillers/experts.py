@@ -18,16 +18,19 @@ PROBABILITY_FLOOR = 1e-10
 COLDEST = 1e-10
 
 
-def annealing(epochs: int, *, first: int = 1) -> Callable[[jax.Array], jax.Array]:
-    """The temperature by epoch: 1 up to epoch `first`, then 1e-10^((epoch - first) / last epoch), never under 1e-10.
+def annealing(epochs: int, *, first: int = 1, coldest: float = COLDEST) -> Callable[[jax.Array], jax.Array]:
+    """The temperature by epoch: 1 up to epoch `first`, then coldest^((epoch - first) / last epoch).
 
     Args:
       epochs: how many there are.
       first: 1 for HTD, as its figures were measured: the first two epochs are warm. 0 for DE, whose paper has
         T_0 (T_P / T_0)^(p / P) with T_0 = 1 and T_P = 1e-10: the last epoch ends at 1e-10.
+      coldest: over 0; 1 for a temperature that stays.
     """
     last = max(epochs - 1, 1)
-    return lambda epoch: jnp.maximum(jnp.exp(math.log(COLDEST) * jnp.clip((epoch - first) / last, 0, 1)), COLDEST)
+    return lambda epoch: jnp.maximum(
+        jnp.exp(math.log(coldest) * jnp.clip((epoch - first) / last, 0, 1)), min(coldest, 1)
+    )
 
 
 def init_experts(key: chex.PRNGKey, student_dim: int, teacher_dim: int, num_experts: int) -> dict[str, Any]:

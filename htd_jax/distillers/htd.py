@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 import chex
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Interval
 
 from htd_jax.distillers.base import Batch, Distiller, Drawn, Entities, Params, Run, Shapes, Terms
 from htd_jax.distillers.experts import annealing, assign, init_experts
@@ -41,6 +41,8 @@ class HTD:
     """Where groups come from; kmeans: of the teacher's representations."""
     noise: bool = True
     """Gumbel noise in the assignment of groups."""
+    coldest: Annotated[float, Gt(0)] = 1e-10
+    """The temperature that it falls to from 1, over all epochs; 1: it stays."""
 
     label: ClassVar[str] = "HTD"
     scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
@@ -62,6 +64,7 @@ class HTD:
             pairs=self.pairs,
             levels=self.levels,
             noise=self.noise,
+            coldest=self.coldest,
             groups=groups,
             epochs=run.epochs,
         )
@@ -75,6 +78,7 @@ def htd(
     pairs: str = "positive",
     levels: str = "both",
     noise: bool = True,
+    coldest: float = 1e-10,
     groups: tuple[jax.Array, jax.Array] | None = None,
     epochs: int = 101,
 ) -> Distiller:
@@ -93,6 +97,7 @@ def htd(
       pairs: see `htd_jax.losses.entity_level_loss`.
       levels: `both`, or `entity` or `group` alone.
       noise: false for the softmax of log p itself instead of a sample, near temperature 0 the likeliest group.
+      coldest: what the temperature falls to, see `annealing`.
       groups: given instead of learned, of every user `[num_users]` and every item `[num_items]`: integers in
         [0, num_groups), see `random_groups` and `kmeans_groups`.
       epochs: over how many epochs the temperature falls, see `annealing`.
@@ -105,7 +110,7 @@ def htd(
       AssertionError: `groups` not two vectors of integers.
     """
     check_choice("levels", levels, LEVELS)
-    temperature = annealing(epochs)
+    temperature = annealing(epochs, coldest=coldest)
     if groups is not None:
         _check_groups(groups, num_groups)
 

@@ -1,19 +1,30 @@
 """Studies: many runs from one command, and what they say together."""
 
-from htd_jax.studies.comparison import Comparison, compare, draw, parse_methods, size, tables
+from htd_jax.studies.comparison import parse_methods
+from htd_jax.studies.plan import Plan, Row, carry_out, curves, results_of, rows, student_of
+from htd_jax.studies.report import Chart, Report, Table, Values
 from htd_jax.studies.runs import Job, Outcome, execute, log_of
 from htd_jax.studies.spread import spread
+from htd_jax.studies.variants import PLAIN, Variant
 
 __all__ = [
-    "Comparison",
+    "PLAIN",
+    "Chart",
     "Job",
     "Outcome",
-    "compare",
-    "draw",
+    "Plan",
+    "Report",
+    "Row",
+    "Table",
+    "Values",
+    "Variant",
+    "carry_out",
+    "curves",
     "execute",
     "log_of",
     "parse_methods",
-    "size",
+    "results_of",
+    "rows",
     "spread",
-    "tables",
+    "student_of",
 ]

@@ -1,268 +1,176 @@
-"""The comparison: every method, at every size, over seeds, beside the plain student and the teacher."""
+"""The comparison: every method beside the plain student and its teacher, at several sizes, over seeds."""
 
-import dataclasses
-import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from htd_jax.data import fingerprint
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
-from htd_jax.pipeline import NO_METHOD, Config, describe, is_made_by, load_data
-from htd_jax.settings import override
-from htd_jax.studies.runs import Job, Outcome, execute
-from htd_jax.studies.spread import spread
+from htd_jax.pipeline import NO_METHOD
+from htd_jax.studies import charts
+from htd_jax.studies.plan import Plan, Row, student_of
+from htd_jax.studies.report import Chart, Part, Report, Table, Values, of_seeds
+from htd_jax.studies.variants import Variant
+
+QUESTION = "Which method makes the best small recommender of a large one?"
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What is compared.
-
-    Attributes:
-      config: what all runs have in common; its method, student's width and seed are put in.
-      flags: the same, as flags of `htd-jax train`.
-      methods: their names, `none` left out; pairs too, `htd+rrd`.
-      student_dims: the students' widths.
-    """
-
-    config: Config
-    flags: tuple[str, ...]
-    methods: tuple[str, ...]
-    student_dims: tuple[int, ...]
-    seeds: tuple[int, ...]
-
-    def stages(self) -> list[list[Job]]:
-        """Every run. Those of a stage need what the stage before has trained: teachers; plain students; then the rest.
-
-        Raises:
-          UserError: one of them cannot be.
-        """
-        first, *others = self.student_dims
-        teachers = [self.job(NO_METHOD, first, seed) for seed in self.seeds]
-        plain = [self.job(NO_METHOD, dim, seed) for dim in others for seed in self.seeds]
-        helped = [
-            self.job(method, dim, seed) for seed in self.seeds for dim in self.student_dims for method in self.methods
-        ]
-        return [stage for stage in (teachers, plain, helped) if stage]
-
-    def job(self, method: str, dim: int, seed: int) -> Job:
-        """One of the runs. A plain student's has the teacher too, trained there or found in the plain run of another
-        width; it is given to the students that are helped."""
-        given = self.config.places.teacher
-        if not given and method != NO_METHOD:
-            given = (self.job(NO_METHOD, dim, seed).folder,)
-        config = dataclasses.replace(
-            self.config,
-            what=override(self.config.what, method=method, student_dim=dim, seed=seed),
-            places=override(self.config.places, teacher=given),
-        ).filled()
-        chosen = ("--method", method, "--student-dim", str(dim), "--seed", str(seed))
-        taught = ("--teacher", str(given[0])) if given and not self.config.places.teacher else ()
-        return Job(config, (*self.flags, *chosen, *taught))
-
-
-def compare(
-    comparison: Comparison,
-    *,
-    at_once: int = 1,
-    started: Callable[[Job], None] = lambda job: None,
-    ended: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
-    """Makes every run that is not there yet. One that fails is passed over, with what needs it.
+def parse_methods(names: Sequence[str]) -> tuple[Variant, ...]:
+    """Methods by name, as they usually are; `all` stands for every one that there is but those of models that are
+    solved for, and `none` need not be said.
 
     Raises:
-      UserError: a run that cannot be, before any is begun.
+      UserError: an unknown one.
     """
-    stages = comparison.stages()
-    data = fingerprint(load_data(stages[0][0].config))
-    finished = lambda job: is_made_by(job.config, data) and results_of(job) is not None
-    outcomes = []
-    for stage in stages:
-        for outcome in execute(stage, finished=finished, at_once=at_once, started=started):
-            outcomes.append(outcome)
-            ended(outcome)
-    return outcomes
+    usual = [name for name, method in METHODS.items() if not getattr(method, "solved", False)]
+    every = [known for name in names for known in (usual if name == "all" else [name])]
+    for name in every:
+        for part in name.split("+"):
+            if part != NO_METHOD:
+                METHODS[part]
+    chosen = tuple(Variant(name) for name in dict.fromkeys(every) if name != NO_METHOD)
+    if not chosen:
+        raise UserError("--methods: names none to compare")
+    return chosen
 
 
-def results_of(job: Job) -> dict[str, Any] | None:
-    """What the run came to, if it has ended."""
-    try:
-        found: dict[str, Any] = json.loads((job.folder / "results.json").read_text())
-        return found if found["phases"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def table(plan: Plan, every: Sequence[Row], beyond_chance: Mapping[Row, str] | None = None) -> Table:
+    """A row a model.
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What one model came to, by seed.
-
-    Attributes:
-      name: the phase: `teacher`, `student`, a method.
-      dim: the students' width; None for the teacher.
-      test: metrics by seed.
-      seconds: of an epoch, by seed; none where nothing is trained.
-      memory: the most bytes, by seed.
-      errors: of the seeds that failed.
+    Args:
+      every: see `plan.rows`.
+      beyond_chance: what else is said of a row, of the differences that chance does not explain.
     """
-
-    name: str
-    dim: int | None
-    test: dict[int, dict[str, float]]
-    seconds: dict[int, float]
-    memory: dict[int, int]
-    errors: dict[int, str]
-
-    def values(self, metric: str) -> list[float]:
-        return [test[metric] for test in self.test.values()]
-
-    def above(self, other: "Row", metric: str) -> list[float]:
-        """By how much, in the seeds that both have."""
-        return [self.test[seed][metric] - other.test[seed][metric] for seed in self.test if seed in other.test]
-
-
-def rows(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[Row]:
-    """Teacher, and at every width the plain student and each method."""
-    failed = {outcome.job.folder: outcome.error for outcome in outcomes if outcome.error}
-
-    def row(method: str, phase: str, dim: int, beside: bool = False) -> Row:
-        found = Row(f"{phase}, beside" if beside else phase, None if phase == "teacher" else dim, {}, {}, {}, {})
-        for seed in comparison.seeds:
-            job = comparison.job(method, dim, seed)
-            if job.folder in failed:
-                found.errors[seed] = failed[job.folder] or ""
-            elif results := results_of(job):
-                entry = results["phases"][phase]
-                final = entry["final"]["beside"] if beside else entry["final"]
-                found.test[seed] = final["test"]
-                if entry["epochs"] and not beside:
-                    found.seconds[seed] = entry["seconds_per_epoch"]
-                if entry.get("peak_memory") and not beside:
-                    found.memory[seed] = entry["peak_memory"]
-        return found
-
-    made = [row(NO_METHOD, "teacher", comparison.student_dims[0])]
-    for dim in comparison.student_dims:
-        made.append(row(NO_METHOD, "student", dim))
-        for method in comparison.methods:
-            made.append(row(method, method, dim))
-            if any(getattr(METHODS[name], "warm", False) for name in method.split("+")):
-                made.append(row(method, method, dim, beside=True))
-    return made
-
-
-def tables(comparison: Comparison, outcomes: Sequence[Outcome]) -> str:
-    """The comparison in Markdown: a row a model; then the pairs beside their parts; then what failed."""
-    every = rows(comparison, outcomes)
-    filled = comparison.config.filled()
-    recall, ndcg = (f"{name}@{max(filled.evaluation.cutoffs)}" for name in ("recall", "ndcg"))
-    teacher = every[0]
-    lines = [
-        f"| dimensions | | {recall} | {ndcg} | above the student | gap closed | s/epoch | x student's | GiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    doubted = False
+    recall, ndcg = plan.metrics
+    teacher, doubted = every[0], False
+    made: list[tuple[str | Values, ...]] = []
     for row in every:
-        student = next((r for r in every if r.dim == row.dim and r.name == "student"), None)
+        width = str(row.dim or plan.config.filled().what.teacher_dim)
         if not row.test:
-            what = "failed" if row.errors else "not run"
-            lines.append(f"| {row.dim or ''} | {title(row.name)} | {what} | | | | | | |")
+            made.append((width, row.name, "failed" if row.errors else "not run", *[""] * 6))
             continue
-        gain, closed, mark = "", "", ""
-        if student is not None and row is not student and student.test and not row.name.endswith(", beside"):
-            above = row.above(student, recall)
-            gain = spread(above, "+.4f")
-            if closed_by_seed := _closed(row, student, teacher, recall):
-                closed = spread(closed_by_seed, ".0%")
-            mark = "" if is_above(row, student, recall) else " (a)"
-            doubted |= bool(mark)
-        seconds = list(row.seconds.values())
-        own = list(student.seconds.values()) if student else []
+        student = student_of(row, every)
+        gain, closed = Values(()), Values(())
+        if student is not None and row.is_helped:
+            doubtful = not row.is_above(student, recall)
+            doubted |= doubtful
+            gain = Values(tuple(row.above(student, recall)), "+.4f", " (a)" if doubtful else "")
+            closed = Values(tuple(row.closed(student, teacher, recall)), ".0%")
+        seconds, own = list(row.seconds.values()), list(student.seconds.values()) if student else []
         ratio = f"{statistics.mean(seconds) / statistics.mean(own):.1f}" if seconds and own else ""
         most = f"{max(row.memory.values()) / 2**30:.2f}" if row.memory else ""
-        width = str(row.dim or filled.what.teacher_dim)
-        cells = [spread(row.values(recall)), spread(row.values(ndcg)), gain + mark, closed]
-        cells += [f"{statistics.mean(seconds):.3g}" if seconds else "", ratio, most]
-        lines.append("| " + " | ".join([width, title(row.name), *cells]) + " |")
-    text = "\n".join(lines) + "\n"
-    if doubted:
-        text += f"\n(a) not above the plain student by more than twice the larger spread of the two, in {recall}.\n"
-    if pairs := _pairs(every, recall):
-        text += f"\n{pairs}"
-    failures = [f"- {title(row.name)}, {row.dim}, seed {s}: {e}" for row in every for s, e in row.errors.items()]
-    if failures:
-        text += "\nFailed:\n\n" + "\n".join(failures) + "\n"
-    return text
+        figures = Values(tuple(row.values(recall))), Values(tuple(row.values(ndcg)))
+        cost = f"{statistics.mean(seconds):.3g}" if seconds else "", ratio, most
+        made.append((width, row.name, *figures, gain, closed, *cost))
+    note = f"(a) not above the plain student by more than twice the larger spread of the two, in {recall}."
+    head = ("dimensions", "", recall, ndcg, "above the student", "gap closed", "s/epoch", "x student's", "GiB")
+    return Table("comparison", "Every method", head, tuple(made), note if doubted else "")
 
 
-def is_above(row: Row, student: Row, metric: str) -> bool:
-    """Whether the mean is above the student's by more than twice the larger standard deviation of the two."""
-    deviation = max(
-        (statistics.stdev(x) for x in (row.values(metric), student.values(metric)) if len(x) > 1), default=0
-    )
-    return statistics.mean(row.values(metric)) - statistics.mean(student.values(metric)) > 2 * deviation
-
-
-def title(name: str) -> str:
-    """A row's name for people."""
-    if name.endswith(", beside"):
-        return "the teacher that learned beside it"
-    return describe(name).removeprefix("student ") if name != "student" else "student"
-
-
-def _closed(row: Row, student: Row, teacher: Row, metric: str) -> list[float]:
-    """The share of the gap to the teacher that is closed, of the seeds where there is one."""
-    closed = []
-    for seed, test in row.test.items():
-        if seed in student.test and seed in teacher.test:
-            low, high = student.test[seed][metric], teacher.test[seed][metric]
-            if high > low:
-                closed.append((test[metric] - low) / (high - low))
-    return closed
-
-
-def _pairs(every: Sequence[Row], metric: str) -> str:
+def pairs(plan: Plan, every: Sequence[Row]) -> Table | None:
     """What methods that are joined reach above the best of their parts that was run alone too."""
-    lines = []
+    metric = plan.metrics[0]
+    made: list[tuple[str | Values, ...]] = []
     for row in every:
-        parts = [r for r in every if r.dim == row.dim and r.test and r.name in row.name.split("+") and r is not row]
-        if "+" not in row.name or not row.test or not parts or row.name.endswith(", beside"):
-            continue
-        best = max(parts, key=lambda part: statistics.mean(part.values(metric)))
-        above = row.above(best, metric)
-        helps = "yes" if is_above(row, best, metric) else "no" if statistics.mean(above) <= 0 else "not told apart"
-        cells = [
-            str(row.dim),
-            title(row.name).removeprefix("+ "),
-            spread(row.values(metric)),
-            title(best.name).removeprefix("+ "),
+        own = row.variant.method.split("+")
+        parts = [
+            r for r in every if r.dim == row.dim and r.test and r.is_helped and r.variant.method in own and r is not row
         ]
-        lines.append("| " + " | ".join([*cells, spread(best.values(metric)), spread(above, "+.4f"), helps]) + " |")
-    if not lines:
-        return ""
-    head = (
-        f"| dimensions | joined | {metric} | best part | {metric} | above it | helps |\n|---|---|---|---|---|---|---|\n"
-    )
-    return head + "\n".join(lines) + "\n"
+        if len(own) == 1 or not row.test or not parts or row.beside:
+            continue
+        best = max(parts, key=lambda part: part.mean(metric))
+        above = row.above(best, metric)
+        helps = "yes" if row.is_above(best, metric) else "no" if statistics.mean(above) <= 0 else "not told apart"
+        named = lambda row: row.name.removeprefix("+ ")
+        figures = Values(tuple(row.values(metric))), named(best), Values(tuple(best.values(metric)))
+        made.append((str(row.dim), named(row), *figures, Values(tuple(above), "+.4f"), helps))
+    head = ("dimensions", "joined", metric, "best part", metric, "above it", "helps")
+    return Table("joined", "Methods that were joined", head, tuple(made)) if made else None
 
 
-def draw(comparison: Comparison, outcomes: Sequence[Outcome], figure: Any) -> None:
-    """A bar a method, with the spread over seeds, the plain student and the teacher as lines; a panel a width."""
-    every = rows(comparison, outcomes)
-    metric = f"recall@{max(comparison.config.filled().evaluation.cutoffs)}"
-    panels = figure.subplots(1, len(comparison.student_dims), sharex=True, squeeze=False)[0]
-    teacher = every[0].values(metric)
-    for panel, dim in zip(panels, comparison.student_dims):
-        here = [row for row in every if row.dim == dim and row.test and not row.name.endswith(", beside")]
-        helped = sorted(
-            (row for row in here if row.name != "student"), key=lambda row: statistics.mean(row.values(metric))
+def failures(every: Sequence[Row]) -> list[str]:
+    """A line for each run that failed."""
+    return [f"{row.name}, {row.dim}, seed {s}: {e}" for row in every for s, e in row.errors.items()]
+
+
+def failed(every: Sequence[Row]) -> tuple[str, ...]:
+    """The same, as a paragraph of a report."""
+    lines = failures(every)
+    return ("Failed:\n\n" + "\n".join(f"- {line}" for line in lines),) if lines else ()
+
+
+def answer(plan: Plan, every: Sequence[Row]) -> str:
+    """In a sentence."""
+    metric, teacher = plan.metrics[0], every[0]
+    told = []
+    for dim in plan.student_dims:
+        ran = [row for row in every if row.dim == dim and row.is_helped and row.test]
+        student = student_of(ran[0], every) if ran else None
+        if student is None:
+            continue
+        best = max(ran, key=lambda row: row.mean(metric))
+        above = sum(row.is_above(student, metric) for row in ran)
+        closed = best.closed(student, teacher, metric)
+        share = (
+            f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
         )
-        means = [statistics.mean(row.values(metric)) for row in helped]
-        errors = [statistics.stdev(x) if len(x := row.values(metric)) > 1 else 0.0 for row in helped]
-        panel.barh([title(row.name).removeprefix("+ ") for row in helped], means, xerr=errors, color="#0072b2")
-        student = [x for row in here if row.name == "student" for x in row.values(metric)]
-        levels = [(statistics.mean(x), name) for x, name in ((student, "student"), (teacher, "teacher")) if x]
+        told.append(
+            f"At {dim} dimensions {best.name.removeprefix('+ ')} ranks best, with a {metric} of {best.mean(metric):.4f} "
+            f"where the plain student has {student.mean(metric):.4f}{gap}; {above} of {len(ran)} methods are clearly "
+            "above the student."
+        )
+    return " ".join(told) or "Nothing has been run to its end."
+
+
+def report(plan: Plan, every: Sequence[Row], curves: Sequence[Mapping[str, Any]] = ()) -> Report:
+    """The whole of it.
+
+    Args:
+      every: see `plan.rows`.
+      curves: of learning, see `plan.curves`.
+    """
+    drawn = []
+    metric, teacher = plan.metrics[0], every[0]
+    for dim in plan.student_dims:
+        helped = [row for row in every if row.dim == dim and row.is_helped and row.test]
+        helped.sort(key=lambda row: -row.mean(metric))
+        plain = [row for row in every if row.dim == dim and row.phase == "student" and row.test]
+        levels = [{"name": row.name, "mean": row.mean(metric)} for row in ([teacher] if teacher.test else []) + plain]
+        data = [{"name": row.name.removeprefix("+ "), **of_seeds(row.values(metric))} for row in helped]
+        if data:
+            spec = charts.bars(data, value=f"test {metric}", levels=levels)
+            drawn.append(
+                Chart(f"methods-{dim}", f"At {dim} dimensions", spec, "Mean over seeds, and a standard deviation.")
+            )
+        own = [point for point in curves if point["dim"] in (dim, None)]
+        if own:
+            spec = charts.lines(own, x="epoch", y=f"test {metric}", points=False)
+            drawn.append(
+                Chart(
+                    f"curves-{dim}",
+                    f"While they learn, {dim} dimensions",
+                    spec,
+                    "Mean over seeds; the bands are a standard deviation wide on either side.",
+                )
+            )
+    joined = pairs(plan, every)
+    parts: list[Part] = [*drawn, table(plan, every), *([joined] if joined else []), *failed(every)]
+    what = plan.config.filled().what
+    title = f"{len(plan.variants)} methods of distillation on {what.dataset}"
+    return Report("comparison", title, QUESTION, answer(plan, every), parts)
+
+
+def draw(plan: Plan, every: Sequence[Row], figure: Any) -> None:
+    """A bar a method, with the spread over seeds, the plain student and the teacher as lines; a panel a width."""
+    metric = plan.metrics[0]
+    panels = figure.subplots(1, len(plan.student_dims), sharex=True, squeeze=False)[0]
+    for panel, dim in zip(panels, plan.student_dims):
+        here = [row for row in every if row.dim == dim and row.test and not row.beside]
+        helped = sorted((row for row in here if row.is_helped), key=lambda row: row.mean(metric))
+        names, means = [row.name.removeprefix("+ ") for row in helped], [row.mean(metric) for row in helped]
+        panel.barh(names, means, xerr=[row.deviation(metric) for row in helped], color="#0072b2")
+        students = [row for row in here if row.phase == "student"]
+        levels = [(row.mean(metric), row.name) for row in (*students, every[0]) if row.test]
         for (level, name), side in zip(sorted(levels), ("right", "left")):  # words away from one another
             colour = {"student": "#d55e00", "teacher": "#555555"}[name]
             panel.axvline(level, color=colour, linewidth=1.5)
@@ -275,23 +183,6 @@ def draw(comparison: Comparison, outcomes: Sequence[Outcome], figure: Any) -> No
         panel.set_axisbelow(True)
 
 
-def parse_methods(names: Sequence[str]) -> tuple[str, ...]:
-    """Methods by name; `all` stands for every one that there is, and `none` need not be said.
-
-    Raises:
-      UserError: an unknown one.
-    """
-    every = [known for name in names for known in (METHODS if name == "all" else [name])]
-    for name in every:
-        for part in name.split("+"):
-            if part != NO_METHOD:
-                METHODS[part]
-    chosen = tuple(name for name in dict.fromkeys(every) if name != NO_METHOD)
-    if not chosen:
-        raise UserError("--methods: names none to compare")
-    return chosen
-
-
-def size(comparison: Comparison) -> tuple[float, float]:
+def size(plan: Plan) -> tuple[float, float]:
     """Of the picture, in inches."""
-    return 1.5 + 4.5 * len(comparison.student_dims), 1.4 + 0.28 * max(len(comparison.methods), 4)
+    return 1.5 + 4.5 * len(plan.student_dims), 1.4 + 0.28 * max(len(plan.variants), 4)

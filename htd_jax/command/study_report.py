@@ -1,0 +1,60 @@
+"""What a study leaves: Markdown, a table of numbers a table, a picture a chart, and one page that has them all."""
+
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import htd_jax
+from htd_jax.data import fingerprint
+from htd_jax.pipeline import load_data
+from htd_jax.studies import Plan, Report
+from htd_jax.studies.report import can_draw, page, svg
+from htd_jax.writing import whole
+
+
+def foot(plan: Plan, command: str) -> dict[str, str]:
+    """What a report was made of: the command, versions, data and machine."""
+    return about(command, load_data(plan.config.filled())) | {
+        "seeds": ", ".join(map(str, plan.seeds)),
+        "dimensions": f"{plan.config.filled().what.teacher_dim} to {', '.join(map(str, plan.student_dims))}",
+    }
+
+
+def about(command: str, dataset: Any) -> dict[str, str]:
+    """The same, of any study."""
+    device, split = jax.devices()[0], dataset.split
+    sizes = ", ".join(f"{len(part):,} in {name}" for name, part in zip(split._fields, split))
+    people = f"{split.train.num_users:,} users, {split.train.num_items:,} items"
+    machine = f"{device.device_kind or device.platform}, {os.cpu_count()} cores, {platform.system()}"
+    return {
+        "command": command,
+        "data": f"{dataset.name}: {people}, {sizes}; fingerprint {fingerprint(dataset)}",
+        "versions": f"htd_jax {htd_jax.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
+        "machine": f"{machine} {platform.machine()}",
+        "made": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+    }
+
+
+def write_report(folder: Path, report: Report) -> Path:
+    """The report in `folder`, and the path of the one to open first: the page, or without the library that draws the
+    Markdown."""
+    text = f"# {report.title}\n\n{report.markdown()}\n" + "\n".join(f"- {k}: {v}" for k, v in report.foot.items())
+    _write(folder / f"{report.name}.md", text + "\n")
+    for table in report.tables:
+        _write(folder / f"{report.name}-{table.name}.csv", table.csv())
+    if not can_draw():
+        print("note: no page and no charts: pip install 'htd-jax[report]'")
+        return folder / f"{report.name}.md"
+    for chart in report.charts:
+        _write(folder / f"{report.name}-{chart.name}.svg", svg(chart))
+    _write(folder / f"{report.name}.html", page(report))
+    return folder / f"{report.name}.html"
+
+
+def _write(path: Path, text: str) -> None:
+    with whole(path) as partial:
+        partial.write_text(text)

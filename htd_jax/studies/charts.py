@@ -1,0 +1,151 @@
+"""Charts of studies, as Vega-Lite: each with units on its axes, and its figures under the pointer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Records = Sequence[Mapping[str, Any]]
+
+WIDTH, HEIGHT = "container", 320
+
+
+def _chart(data: Records, layers: list[dict[str, Any]], *, height: int | dict[str, int] = HEIGHT) -> dict[str, Any]:
+    return {
+        "data": {"values": [_plain(record) for record in data]},
+        "width": WIDTH,
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "layer": layers,
+    }
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x.item() if isinstance(x, np.generic) else x for name, x in record.items()}
+
+
+def _axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> dict[str, Any]:
+    return {"field": field, "title": title, "type": kind, **more}
+
+
+def _shown(fields: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Under the pointer; figures with four digits."""
+    return [
+        {"field": field, "title": title, **({"format": ".4f"} if field in ("mean", "low", "high", "value") else {})}
+        for field, title in fields.items()
+    ]
+
+
+def bars(data: Records, *, value: str, levels: Records = (), height: int = 24) -> dict[str, Any]:
+    """A bar a `name`, of `mean` with an error from `low` to `high`; a line across for each of `levels`, of `name` and
+    `mean`."""
+    where = _axis("name", "", "nominal", sort=None, axis={"labelLimit": 220})
+    tip = _shown({"name": "", "mean": value, "low": "less a deviation", "high": "and one more"})
+    layers: list[dict[str, Any]] = [
+        {"mark": {"type": "bar", "height": {"band": 0.7}}, "encoding": {"x": _axis("mean", value), "tooltip": tip}},
+        {
+            "mark": {"type": "rule", "strokeWidth": 2},
+            "encoding": {"x": _axis("low", value), "x2": {"field": "high"}, "tooltip": tip},
+        },
+    ]
+    for layer in layers:
+        layer["encoding"]["y"] = where
+    chart = _chart(data, layers, height={"step": height})
+    if levels:
+        given = {"values": [_plain(level) for level in levels]}
+        rule = {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 2}
+        of = {"x": _axis("mean", value), "color": _axis("name", "", "nominal")}
+        chart["layer"].append(
+            {"data": given, "mark": rule, "encoding": {**of, "tooltip": _shown({"name": "", "mean": value})}}
+        )
+    return chart
+
+
+def lines(
+    data: Records,
+    *,
+    x: str,
+    y: str,
+    log: bool = False,
+    band: bool = True,
+    points: bool = True,
+    reference: float | None = None,
+) -> dict[str, Any]:
+    """A line a `name` through (`x`, `mean`), with a band from `low` to `high`.
+
+    Args:
+      x, y: titles of the axes, with units.
+      log: whether the first is logarithmic.
+      band: whether the spread is shown.
+      points: whether each figure has a mark.
+      reference: a height that is marked.
+    """
+    low = min(record["x"] for record in data)
+    across = _axis("x", x, scale={"type": "log" if log else "linear", "nice": False, "zero": low == 0})
+    colour = _axis("name", "", "nominal", sort=None)
+    tip = [
+        {"field": "name", "title": ""},
+        {"field": "x", "title": x},
+        *_shown({"mean": y, "low": "less a deviation", "high": "and one more"}),
+    ]
+    if any("what" in record for record in data):
+        tip.insert(1, {"field": "what", "title": "what"})
+    scale = {"zero": False}
+    layers: list[dict[str, Any]] = []
+    if band:
+        of_band = {"x": across, "y": _axis("low", y, scale=scale), "y2": {"field": "high"}, "color": colour}
+        layers.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": of_band})
+    of_line = {"x": across, "y": _axis("mean", y, scale=scale), "color": colour}
+    layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": of_line})
+    size = 55 if points else 120
+    seen = {"type": "point", "filled": True, "size": size, "opacity": 1 if points else 0}
+    layers.append({"mark": seen, "encoding": {**of_line, "tooltip": tip}})
+    if reference is not None:
+        rule = {"mark": {"type": "rule", "strokeDash": [5, 4]}, "encoding": {"y": {"datum": reference}}}
+        layers.append(rule)
+    return _chart(data, layers)
+
+
+def scatter(data: Records, *, x: str, y: str, facet: str | None = None) -> dict[str, Any]:
+    """Points (`x`, `y`), coloured by `group`; side by side for each value of `facet`, each on axes of its own."""
+    encoding: dict[str, Any] = {
+        "x": _axis("x", x, axis={"ticks": False, "labels": False, "grid": False}, scale={"zero": False}),
+        "y": _axis("y", y, axis={"ticks": False, "labels": False, "grid": False}, scale={"zero": False}),
+        "color": _axis("group", "", "nominal", legend=None),
+        "tooltip": [{"field": name} for name in ("name", "group") if any(name in record for record in data)],
+    }
+    mark = {"type": "point", "filled": True, "size": 14, "opacity": 0.7}
+    values = {"values": [_plain(record) for record in data]}
+    if facet is None:
+        return {"data": values, "width": WIDTH, "height": HEIGHT, "mark": mark, "encoding": encoding}
+    return _side_by_side(
+        values, facet, {"mark": mark, "encoding": encoding, "width": 260, "height": 260}, "independent"
+    )
+
+
+def heat(matrices: Mapping[str, np.ndarray], *, value: str, of: str) -> dict[str, Any]:
+    """Square matrices side by side, one scale of colours; `of` is what rows and columns are."""
+    data = [
+        {"matrix": name, "row": i, "column": j, "value": round(float(x), 4)}
+        for name, matrix in matrices.items()
+        for (i, j), x in np.ndenumerate(matrix)
+    ]
+    axis = {"axis": {"labels": False, "ticks": False, "domain": False}}
+    encoding = {
+        "x": _axis("column", of, "ordinal", **axis),
+        "y": _axis("row", of, "ordinal", **axis),
+        "color": _axis("value", value, legend={"orient": "bottom", "gradientLength": 200}),
+        "tooltip": [{"field": "row"}, {"field": "column"}, *_shown({"value": value})],
+    }
+    spec = {"mark": "rect", "encoding": encoding, "width": 240, "height": 240}
+    return _side_by_side({"values": data}, "matrix", spec, "shared")
+
+
+def _side_by_side(values: dict[str, Any], facet: str, spec: dict[str, Any], scales: str) -> dict[str, Any]:
+    return {
+        "data": values,
+        "facet": {"field": facet, "type": "nominal", "title": None, "sort": None},
+        "columns": 3,
+        "spec": spec,
+        "resolve": {"scale": {"x": scales, "y": scales}},
+    }
