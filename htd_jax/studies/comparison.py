@@ -111,9 +111,8 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
         best = max(ran, key=lambda row: row.mean(metric))
         above = sum(row.is_above(student, metric) for row in ran)
         closed = best.closed(student, teacher, metric)
-        share = (
-            f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
-        )
+        high = teacher.mean(metric) if closed else 0
+        gap = f", {statistics.mean(closed):.0%} of the gap to the teacher's {high:.4f}" if closed else ""
         told.append(
             f"At {dim} dimensions {best.name.removeprefix('+ ')} ranks best, with a {metric} of {best.mean(metric):.4f} "
             f"where the plain student has {student.mean(metric):.4f}{gap}; {above} of {len(ran)} methods are clearly "
