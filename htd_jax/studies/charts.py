@@ -15,7 +15,7 @@ def _chart(data: Records, layers: list[dict[str, Any]], *, height: int | dict[st
         "data": {"values": [_plain(record) for record in data]},
         "width": WIDTH,
         "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
+        **({} if isinstance(height, dict) else {"autosize": {"type": "fit-x", "contains": "padding"}}),
         "layer": layers,
     }
 
@@ -42,7 +42,10 @@ def bars(data: Records, *, value: str, levels: Records = (), height: int = 24) -
     where = _axis("name", "", "nominal", sort=None, axis={"labelLimit": 220})
     tip = _shown({"name": "", "mean": value, "low": "less a deviation", "high": "and one more"})
     layers: list[dict[str, Any]] = [
-        {"mark": {"type": "bar", "height": {"band": 0.7}}, "encoding": {"x": _axis("mean", value), "tooltip": tip}},
+        {
+            "mark": {"type": "bar", "height": {"band": 0.7}, "color": "#0072b2"},
+            "encoding": {"x": _axis("mean", value), "tooltip": tip},
+        },
         {
             "mark": {"type": "rule", "strokeWidth": 2},
             "encoding": {"x": _axis("low", value), "x2": {"field": "high"}, "tooltip": tip},
@@ -93,7 +96,12 @@ def lines(
     scale = {"zero": False}
     layers: list[dict[str, Any]] = []
     if band:
-        of_band = {"x": across, "y": _axis("low", y, scale=scale), "y2": {"field": "high"}, "color": colour}
+        of_band = {
+            "x": across,
+            "y": _axis("low", y, scale=scale),
+            "y2": {"field": "high"},
+            "color": {**colour, "legend": None},
+        }
         layers.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": of_band})
     of_line = {"x": across, "y": _axis("mean", y, scale=scale), "color": colour}
     layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": of_line})

@@ -113,10 +113,10 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
         closed = best.closed(student, teacher, metric)
         high = teacher.mean(metric) if closed else 0
         gap = f", {statistics.mean(closed):.0%} of the gap to the teacher's {high:.4f}" if closed else ""
+        by = " by more than twice the spread over seeds" if len(plan.seeds) > 1 else ""
         told.append(
-            f"At {dim} dimensions {best.name.removeprefix('+ ')} ranks best, with a {metric} of {best.mean(metric):.4f} "
-            f"where the plain student has {student.mean(metric):.4f}{gap}; {above} of {len(ran)} methods are clearly "
-            "above the student."
+            f"At {dim} dimensions {best.name.removeprefix('+ ')} ranks best: {metric} {best.mean(metric):.4f}, where the "
+            f"plain student has {student.mean(metric):.4f}{gap}; {above} of {len(ran)} methods are above the student{by}."
         )
     return " ".join(told) or "Nothing has been run to its end."
 

@@ -188,7 +188,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
         "background": "transparent",
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},
-        "axis": {**axis, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+        "axis": {**axis, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelOverlap": True},
         "legend": {
             "labelColor": ink,
             "titleColor": ink,
