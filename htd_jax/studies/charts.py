@@ -10,12 +10,12 @@ Records = Sequence[Mapping[str, Any]]
 WIDTH, HEIGHT = "container", 320
 
 
-def _chart(data: Records, layers: list[dict[str, Any]], *, height: int | dict[str, int] = HEIGHT) -> dict[str, Any]:
+def _chart(data: Records, layers: list[dict[str, Any]], *, height: int = HEIGHT) -> dict[str, Any]:
     return {
         "data": {"values": [_plain(record) for record in data]},
         "width": WIDTH,
         "height": height,
-        **({} if isinstance(height, dict) else {"autosize": {"type": "fit-x", "contains": "padding"}}),
+        "autosize": {"type": "fit-x", "contains": "padding"},
         "layer": layers,
     }
 
@@ -53,7 +53,7 @@ def bars(data: Records, *, value: str, levels: Records = (), height: int = 24) -
     ]
     for layer in layers:
         layer["encoding"]["y"] = where
-    chart = _chart(data, layers, height={"step": height})
+    chart = _chart(data, layers, height=height * max(len(data), 1))
     if levels:
         given = {"values": [_plain(level) for level in levels]}
         rule = {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 2}
@@ -85,7 +85,7 @@ def lines(
     """
     low = min(record["x"] for record in data)
     across = _axis("x", x, scale={"type": "log" if log else "linear", "nice": False, "zero": low == 0})
-    colour = _axis("name", "", "nominal", sort=None)
+    colour = _axis("name", "", "nominal", sort=None, legend={"symbolOpacity": 1, "symbolType": "stroke"})
     tip = [
         {"field": "name", "title": ""},
         {"field": "x", "title": x},
@@ -100,7 +100,7 @@ def lines(
             "x": across,
             "y": _axis("low", y, scale=scale),
             "y2": {"field": "high"},
-            "color": {**colour, "legend": None},
+            "color": colour,
         }
         layers.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": of_band})
     of_line = {"x": across, "y": _axis("mean", y, scale=scale), "color": colour}

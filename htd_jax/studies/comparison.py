@@ -114,9 +114,10 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
         high = teacher.mean(metric) if closed else 0
         gap = f", {statistics.mean(closed):.0%} of the gap to the teacher's {high:.4f}" if closed else ""
         by = " by more than twice the spread over seeds" if len(plan.seeds) > 1 else ""
+        name, plain = best.name.removeprefix("+ "), student.mean(metric)
         told.append(
-            f"At {dim} dimensions {best.name.removeprefix('+ ')} ranks best: {metric} {best.mean(metric):.4f}, where the "
-            f"plain student has {student.mean(metric):.4f}{gap}; {above} of {len(ran)} methods are above the student{by}."
+            f"At {dim} dimensions {name} ranks best: {metric} {best.mean(metric):.4f}, where the plain student has "
+            f"{plain:.4f}{gap}; {above} of {len(ran)} methods are above the student{by}."
         )
     return " ".join(told) or "Nothing has been run to its end."
 
