@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
-from htd_jax.command.study_report import foot, write_report
+from htd_jax.command.study_report import about, foot, write_report
 from htd_jax.errors import UserError
 from htd_jax.pipeline import NO_METHOD, Config, claimed, describe, load_data
 from htd_jax.pipeline.experiment import numerics
@@ -36,7 +36,6 @@ from htd_jax.studies import (
 )
 from htd_jax.studies import comparison as comparison_study
 from htd_jax.studies import frontier as frontier_study
-from htd_jax.writing import whole
 
 USAGE = """usage: htd-jax study NAME ...
 
@@ -259,18 +258,18 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
         found = []
         told = lambda line: print(f"  {line}", flush=True)
         asked: Any = {"seeds": options.seeds, "sizes": options.bytes, "kinds": options.kinds, "told": told}
-        for point in frontier_study.points(load_data(config), config.evaluation, runs, **asked):
+        dataset = load_data(config)
+        for point in frontier_study.points(dataset, config.evaluation, runs, **asked):
             found.append(point)
             news = f"{point.size:g} bytes, seed {point.seed}: {metrics[0]} {point.test[metrics[0]]:.4f}"
             print(f"{point.kind}, {point.what}, {news}", flush=True)
-        text = frontier_study.table(found, metrics)
-        with whole(runs / "frontier.md") as partial:
-            partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}")
         write_json(runs / "frontier.json", [dataclasses.asdict(point) for point in found])
+        report = frontier_study.report(found, metrics, dataset.name)
+        foot = about(f"{prog} {' '.join(arguments)}", dataset) | {"seeds": ", ".join(map(str, options.seeds))}
+        written = write_report(runs, dataclasses.replace(report, foot=foot))
         draw_it = lambda figure: frontier_study.draw(found, metrics[0], figure)
-        drawn = save_picture(runs / "frontier.png", draw_it, (11, 4.5))
-    print(f"\n{text}")
-    print(f"table: {runs / 'frontier.md'}" + f"; picture: {runs / 'frontier.png'}" * drawn)
+        save_picture(runs / "frontier.png", draw_it, (11, 4.5))
+    print(f"\n{report.markdown()}\nreport: {written}")
 
 
 STUDIES: dict[str, Callable[[Sequence[str], str], None]] = {

@@ -70,8 +70,8 @@ def lines(
     x: str,
     y: str,
     log: bool = False,
-    band: bool = True,
     points: bool = True,
+    joined: bool = True,
     reference: float | None = None,
 ) -> dict[str, Any]:
     """A line a `name` through (`x`, `mean`), with a band from `low` to `high`.
@@ -79,12 +79,12 @@ def lines(
     Args:
       x, y: titles of the axes, with units.
       log: whether the first is logarithmic.
-      band: whether the spread is shown.
       points: whether each figure has a mark.
+      joined: whether there are lines at all; without, there is no band.
       reference: a height that is marked.
     """
-    low = min(record["x"] for record in data)
-    across = _axis("x", x, scale={"type": "log" if log else "linear", "nice": False, "zero": low == 0})
+    scale_x = {"type": "log"} if log else {"zero": min(record["x"] for record in data) == 0}
+    across = _axis("x", x, scale={**scale_x, "nice": False})
     colour = _axis("name", "", "nominal", sort=None, legend={"symbolOpacity": 1, "symbolType": "stroke"})
     tip = [
         {"field": "name", "title": ""},
@@ -95,7 +95,7 @@ def lines(
         tip.insert(1, {"field": "what", "title": "what"})
     scale = {"zero": False}
     layers: list[dict[str, Any]] = []
-    if band:
+    if joined:
         of_band = {
             "x": across,
             "y": _axis("low", y, scale=scale),
@@ -104,7 +104,8 @@ def lines(
         }
         layers.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": of_band})
     of_line = {"x": across, "y": _axis("mean", y, scale=scale), "color": colour}
-    layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": of_line})
+    if joined:
+        layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": of_line})
     size = 55 if points else 120
     seen = {"type": "point", "filled": True, "size": size, "opacity": 1 if points else 0}
     layers.append({"mark": seen, "encoding": {**of_line, "tooltip": tip}})

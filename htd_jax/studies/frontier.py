@@ -23,7 +23,8 @@ from htd_jax.pipeline import Experiment, Fitted, hash_of, write_json
 from htd_jax.serving import Rows, best_items
 from htd_jax.serving.topk import together
 from htd_jax.settings import as_json
-from htd_jax.studies.spread import spread
+from htd_jax.studies import charts
+from htd_jax.studies.report import Chart, Part, Report, Table, Values, of_seeds
 from htd_jax.training import Training
 
 # Bytes of a row, unless it is said.
@@ -212,14 +213,54 @@ def _rank_time(users: Rows, items: Rows) -> float:
     return min(found[1:])
 
 
-def table(found: Sequence[Point], metrics: Sequence[str]) -> str:
-    """A row a model, the smallest first, in Markdown; the mean over seeds with its spread."""
-    lines = ["| bytes a row | | | " + " | ".join(metrics) + " | ms to rank all |", "|---" * (len(metrics) + 4) + "|"]
+QUESTION = "What does a byte a row buy?"
+
+
+def table(found: Sequence[Point], metrics: Sequence[str]) -> Table:
+    """A row a model, the smallest first."""
+    made: list[tuple[str | Values, ...]] = []
     for (size, kind, what), own in grouped(found):
-        cells = [spread([point.test[metric] for point in own]) for metric in metrics]
+        figures = [Values(tuple(point.test[metric] for point in own)) for metric in metrics]
         milliseconds = f"{statistics.mean(point.milliseconds for point in own):.0f}"
-        lines.append(f"| {size:g} | {kind} | {what} | " + " | ".join([*cells, milliseconds]) + " |")
-    return "\n".join(lines) + "\n"
+        made.append((f"{size:g}", kind, what, *figures, milliseconds))
+    return Table("frontier", "Every model", ("bytes a row", "", "", *metrics, "ms to rank all"), tuple(made))
+
+
+def report(found: Sequence[Point], metrics: Sequence[str], dataset: str) -> Report:
+    """Recall against bytes, recall against the time to rank, and the table."""
+    metric = metrics[0]
+    data: list[dict[str, Any]] = [
+        {"name": kind, "what": what, "x": size, "ms": statistics.mean(point.milliseconds for point in own)}
+        | of_seeds([point.test[metric] for point in own])
+        for (size, kind, what), own in grouped(found)
+    ]
+    models, teachers = ([x for x in data if (x["name"] == "teacher") == is_it] for is_it in (False, True))
+    parts: list[Part] = []
+    level = teachers[0]["mean"] if teachers else None
+    if models:
+        spec = charts.lines(models, x="bytes a row", y=f"test {metric}", log=True, reference=level)
+        note = "The dashed line is the teacher, uncompressed; bands are a standard deviation over seeds."
+        parts.append(Chart("bytes", f"{metric} by bytes a row", spec, note))
+        timed = [{**x, "x": x["ms"]} for x in models]
+        label = f"ms to find every user's {K} best"
+        spec = charts.lines(timed, x=label, y=f"test {metric}", reference=level, joined=False)
+        parts.append(Chart("time", f"{metric} by the time to rank", spec))
+    title = f"The best recall that a byte can buy, on {dataset}"
+    return Report("frontier", title, QUESTION, _answer(models, teachers), [*parts, table(found, metrics)])
+
+
+def _answer(models: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]) -> str:
+    """From how many bytes on a model keeps so much of the teacher."""
+    told = []
+    for share in (0.9, 0.95) if teachers else ():
+        enough = [x for x in models if x["mean"] >= share * teachers[0]["mean"]]
+        if enough:
+            least = min(enough, key=lambda x: (x["x"], -x["mean"]))
+            told.append(
+                f"{share:.0%} of the teacher's recall takes {least['x']:g} bytes ({least['name']}, {least['what']})"
+            )
+    size = f"; the teacher has {teachers[0]['x']:g}." if teachers else "."
+    return "; ".join(told) + size if told else "No model keeps nine tenths of the teacher's recall."
 
 
 def grouped(found: Sequence[Point]) -> list[tuple[tuple[float, str, str], list[Point]]]:

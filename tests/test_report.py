@@ -1,0 +1,107 @@
+"""Reports: what stands in tables is what was found, and the page opens in a browser without a network."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from htd_jax.studies import Chart, Report, Table, Values, charts
+from htd_jax.studies.report import page, svg, theme
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+TABLE = Table(
+    "figures",
+    "Figures <of> all",
+    ("", "recall@50", "s/epoch"),
+    (
+        ("a | b", Values((0.25, 0.27)), "1.5"),
+        ("</script>", Values((0.125,), mark=" (a)"), ""),
+        ("none", Values(()), ""),
+    ),
+    "(a) noted",
+)
+
+
+def of_charts():
+    seeds = [
+        {"name": name, "x": x, "mean": x / 10, "low": x / 10 - 0.1, "high": x / 10 + 0.1}
+        for name in "ab"
+        for x in (1, 2, 5)
+    ]
+    points = [{"x": x, "y": -x, "group": f"g{x % 2}", "where": "</script>"} for x in range(6)]
+    return [
+        Chart("bars", "Bars", charts.bars(seeds[:3], value="recall", levels=[{"name": "teacher", "mean": 0.4}])),
+        Chart("lines", "Lines", charts.lines(seeds, x="bytes", y="recall", log=True, reference=0.3), "a note"),
+        Chart("marks", "Marks", charts.lines(seeds, x="ms", y="recall", joined=False)),
+        Chart("map", "A map", charts.scatter(points, x="first", y="second", facet="where")),
+        Chart(
+            "heat", "Heat", charts.heat({"teacher": np.eye(4), "student": np.ones((4, 4))}, value="cosine", of="group")
+        ),
+    ]
+
+
+@pytest.fixture(scope="module")
+def report():
+    parts = ["A paragraph & more.", *of_charts(), TABLE]
+    return Report(
+        "trial", "A trial", "Does it <work>?", "It does.", parts, {"command": "study.py trial", "data": "x" * 300}
+    )
+
+
+def test_a_table_says_the_same_in_all_forms():
+    rows = list(csv.reader(io.StringIO(TABLE.csv())))
+    assert rows[0] == ["", "recall@50", "recall@50 sd", "s/epoch"]
+    assert [float(x) for x in rows[1][1:3]] == pytest.approx([0.26, np.std([0.25, 0.27], ddof=1)], rel=1e-5)
+    assert rows[2][1:] == ["0.125", "", ""] and rows[3][1:] == ["", "", ""]
+    lines = TABLE.markdown().splitlines()
+    assert lines[2] == "| a \\| b | 0.2600 ± 0.0141 | 1.5 |" and "0.1250 (a)" in lines[3] and lines[-1] == "(a) noted"
+
+
+def test_markdown_has_question_answer_and_tables(report):
+    text = report.markdown()
+    assert text.startswith("Does it <work>?\n\nIt does.\n\nA paragraph & more.\n\n**Figures <of> all**\n\n| ")
+    assert "Bars" not in text
+
+
+def test_every_chart_is_drawn_on_paper():
+    for chart in of_charts():
+        drawn = svg(chart)
+        assert drawn.startswith("<svg") and "NaN" not in drawn
+    assert len({json.dumps(theme(dark=dark)) for dark in (True, False)}) == 2
+
+
+def test_a_page_fetches_nothing_and_escapes_what_it_is_told(report):
+    text = page(report)
+    own = text[: text.index("<script")]  # the libraries' scripts name the addresses of schemas
+    assert not re.search(r"(src|href)=(?![\"']?data:)|@import|url\(", own)
+    assert "Does it &lt;work&gt;?" in own and "&lt;/script&gt;" in own and "Figures &lt;of&gt; all" in own
+    assert text.count("</script>") == 2  # none of ours ends one
+    for chart in report.charts:
+        assert f'id="chart-{chart.name}"' in own
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_page_opens_in_a_browser(report, width, tmp_path):
+    """No error in its console, every chart drawn, nothing wider than the window."""
+    watch = """<script>const errors = []; addEventListener("error", e => errors.push(e.message));
+    addEventListener("unhandledrejection", e => errors.push(String(e.reason)));
+    for (const kind of ["error", "warn"]) console[kind] = (...x) => errors.push(x.join(" "));
+    setTimeout(() => {
+      const all = document.documentElement, charts = document.querySelectorAll(".chart svg").length;
+      document.title = JSON.stringify({errors, drawn: all.dataset.drawn, charts, over: all.scrollWidth - innerWidth});
+    }, 5000);</script>"""
+    path = tmp_path / "trial.html"
+    path.write_text(page(report).replace("<head>", "<head>" + watch, 1))
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    command += [f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    told = json.loads(re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1).replace("&amp;", "&"))
+    assert told.pop("over") <= 0
+    assert told == {"errors": [], "drawn": "yes", "charts": len(report.charts)}
