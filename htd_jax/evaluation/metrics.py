@@ -94,8 +94,8 @@ def _shares(
     """Every metric of a user as a sum over its pairs: so there is no users x items array.
 
     Returns:
-      `[n]`, whose each pair is, in the order of users; `[num_users]`, how many pairs each has; and by metric `[n]`, what
-      a pair adds to its user's.
+      `[n]`, whose each pair is, in the order of users; `[num_users]`, how many pairs each has; and by metric `[n]`,
+      what a pair adds to its user's.
     """
     cutoffs = check_cutoffs(cutoffs)
     chex.assert_rank([users, ranks, where], 1)
