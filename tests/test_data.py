@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from htd_jax import data
 from htd_jax.data import citeulike, files, lists
+from htd_jax.data import tags as tags_of
 from htd_jax.data.interactions import Interactions
 from htd_jax.errors import UserError
 
@@ -196,6 +197,68 @@ def test_a_malformed_line_is_named(tmp_path, line, reason):
     with pytest.raises(UserError, match=f"users.dat: line 2: .*{reason}") as error:
         lists.read_users_dat(tmp_path / "users.dat")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def tagged(source, tmp_path, monkeypatch):
+    """A made-up `tag-item.dat` beside the `users.dat`: item 5 has no row, tag 1 no item."""
+    content = b"3 70 5 10\n1 99\n2 30 30\n2 10 40\n"
+    (tmp_path / "tag-item.dat").write_bytes(content)
+    made = source.published.sha256 | {"tag-item.dat": hashlib.sha256(content).hexdigest()}
+    monkeypatch.setattr(tags_of, "PUBLISHED", files.Published("made-up", "https://nowhere/", made))
+    return tmp_path
+
+
+def test_tags_are_of_the_rows_of_a_data_set(tagged):
+    """With four items a user the items are 10, 20, 30, 40, 50, 70; with five, 40 is of nobody."""
+    found = data.load_tags("citeulike-t", tagged, min_interactions=4)
+    assert (found.num_items, found.num_tags) == (6, 4)
+    renumbered = {10: 0, 20: 1, 30: 2, 40: 3, 50: 4, 70: 5}
+    pairs = [(70, 0), (10, 0), (30, 2), (10, 3), (40, 3)]
+    assert list(zip(found.items.tolist(), found.tags.tolist())) == sorted((renumbered[i], t) for i, t in pairs)
+    of_five = data.load_tags("citeulike", tagged)
+    assert of_five.num_items == 5 and list(zip(of_five.items.tolist(), of_five.tags.tolist())) == [
+        (0, 0),
+        (0, 3),
+        (2, 2),
+        (4, 0),
+    ]
+
+
+def test_tags_of_another_data_set_are_refused(tagged):
+    with pytest.raises(UserError, match="no tags of the items of 'foursquare', only of citeulike and citeulike-t"):
+        data.load_tags("foursquare", tagged)
+    (tagged / "tag-item.dat").write_bytes(b"1 5\n2 1\n")
+    with pytest.raises(UserError, match="tag-item.dat: damaged or not the published file"):
+        data.load_tags("citeulike-t", tagged)
+    with pytest.raises(UserError, match="tag-item.dat: line 2: its count says 2 items, but 1 follow"):
+        data.read_tag_items(tagged / "tag-item.dat")
+    (tagged / "tag-item.dat").write_bytes(b"0\n")
+    with pytest.raises(UserError, match="it holds no item of any tag"):
+        data.read_tag_items(tagged / "tag-item.dat")
+    with pytest.raises(UserError, match="nothing.dat: cannot be read"):
+        data.read_tag_items(tagged / "nothing.dat")
+
+
+def test_the_published_tags(citeulike_dir, monkeypatch):
+    """The order in which citeulike numbers its items: with it, every user has in citeulike-t what it has there."""
+    folder = citeulike_dir.parent / "citeulike-t"
+    if not (folder / "tag-item.dat").is_file():
+        pytest.skip("needs the citeulike-t files beside citeulike/")
+    split = data.load("citeulike", citeulike_dir)
+    users, items = lists.read_users_dat(folder / "users.dat")
+    kept = (np.bincount(users) >= 5)[users]
+    ids, first = np.unique(items[kept], return_index=True)
+    rows = np.argsort(np.argsort(first))[np.searchsorted(ids, items[kept])]
+    users = np.unique(users[kept], return_inverse=True)[1]
+    pairs = np.concatenate([np.stack([part.users, part.items], 1) for part in split])
+    assert set(map(tuple, pairs.tolist())) == set(zip(users.tolist(), rows.tolist()))
+    found, other = (data.load_tags(name, folder) for name in ("citeulike", "citeulike-t"))
+    assert found.num_items == other.num_items == 25181 and found.num_tags == other.num_tags == 52946
+    assert len(found.items) == len(other.items) == 285709
+    raw = {int(item): int(row) for item, row in zip(ids, np.argsort(np.argsort(first)))}
+    line = (folder / "tag-item.dat").read_text().splitlines()[8].split()[1:]
+    assert sorted(raw[int(i)] for i in line if int(i) in raw) == found.items[found.tags == 8].tolist()
 
 
 @pytest.mark.parametrize("content", [b"", b"0\n0\n"])

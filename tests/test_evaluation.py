@@ -16,6 +16,9 @@ from htd_jax.evaluation import (
     Full,
     Sampled,
     make_evaluator,
+    make_ranker,
+    make_user_evaluator,
+    metrics_of_users,
     protocols,
     ranking_metrics,
     sample_candidates,
@@ -371,3 +374,63 @@ def test_ranking_metrics_counts_only_users_with_a_held_out_item():
     ranks, where = jnp.array([[1, 1], [11, 1]]), jnp.array([[True, False], [False, False]])
     assert float(ranking_metrics(ranks, where)["recall@10"]) == 1.0
     assert float(ranking_metrics(np.asarray(ranks, np.int64), np.asarray(where))["recall@10"]) == 1.0
+
+
+# --- of each user
+
+
+def metrics_by_loops(split, scores):
+    """Of each user who has a held-out item, by part: `{user: metrics}`."""
+    train, *parts = map(item_sets, split)
+    found = {}
+    for name, part, other in zip(("valid", "test"), parts, parts[::-1]):
+        hidden = [a | b for a, b in zip(train, other)]
+        rows = [oracle.ranks(scores, hidden, [(user, item) for item in items]) for user, items in enumerate(part)]
+        found[name] = {
+            user: {metric: x for k in CUTOFFS for metric, x in of_ranks(row, k).items()}
+            for user, row in enumerate(rows)
+            if row
+        }
+    return found
+
+
+def table_of(scores):
+    return lambda train: Scores(scores.shape), {"params": {"table": jnp.asarray(scores, jnp.float32)}}
+
+
+@pytest.mark.parametrize("protocol", [Full(), Sampled(8)])
+def test_the_metrics_are_the_means_of_users(small_split, rng, protocol):
+    for split in (small_split, several_held_out(rng)):
+        scores = rng.integers(30, size=(split.train.num_users, split.train.num_items)).astype(float)
+        found = make_user_evaluator(split, protocol=protocol)(*table_of(scores))
+        means = evaluate(split, scores, protocol=protocol)
+        for part, (users, values) in found.items():
+            np.testing.assert_array_equal(users, np.unique(getattr(split, part).users))
+            assert {name: x.mean() for name, x in values.items()} == pytest.approx(means[part], abs=1e-6)
+
+
+def test_metrics_of_each_user_are_their_definition(rng):
+    split = several_held_out(rng)
+    scores = rng.integers(30, size=(100, 40)).astype(float)
+    found, wanted = make_user_evaluator(split)(*table_of(scores)), metrics_by_loops(split, scores)
+    for part, (users, values) in found.items():
+        assert list(wanted[part]) == users.tolist()
+        for row, metrics in enumerate(wanted[part].values()):
+            assert {name: x[row] for name, x in values.items()} == pytest.approx(metrics, abs=1e-6)
+
+
+def test_a_masked_pair_is_none_and_a_user_without_pairs_has_zeros():
+    users, ranks = np.array([2, 0, 2, 0]), np.array([1, 5, 60, 2])
+    found = metrics_of_users(users, ranks, np.array([True, False, True, True]), 4, (10,))
+    assert found["recall@10"].tolist() == [1, 0, 0.5, 0]
+    assert found["mrr@10"].tolist() == [0.5, 0, 1, 0]
+    assert metrics_of_users(users[:0], ranks[:0], np.zeros(0, bool), 2, (1,))["map@1"].tolist() == [0, 0]
+
+
+def test_a_ranker_gives_the_ranks_of_pairs_in_their_order(rng):
+    split = several_held_out(rng)
+    scores = rng.normal(size=(100, 40)).astype(np.float32)
+    found = make_ranker(split)(*table_of(scores))
+    for part, wanted in zip(("valid", "test"), wanted_ranks(split, scores)):
+        pairs = zip(getattr(split, part).users.tolist(), getattr(split, part).items.tolist())
+        assert found[part].tolist() == [wanted[pair] for pair in pairs]

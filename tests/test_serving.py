@@ -553,6 +553,32 @@ def test_a_run_is_opened(run, tmp_path):
         htd_jax.serving.open_run(run, "rrd")
 
 
+def test_all_phases_of_runs_are_opened_together(run, neumf, tmp_path):
+    found = htd_jax.serving.open_phases([run])
+    assert list(found) == ["teacher", "student", "htd"]
+    assert {name: opened.representations().items.shape for name, opened in found.items()} == {
+        "teacher": (150, 12),
+        "student": (150, 4),
+        "htd": (150, 4),
+    }
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    assert [opened.folder for opened in htd_jax.serving.open_phases([copy, run]).values()] == [copy] * 3
+    with pytest.raises(UserError, match="its teacher is another than that of .*copy; name runs of one width and seed"):
+        htd_jax.serving.open_phases([copy, neumf])
+    (step,) = (copy / "checkpoints" / "teacher").iterdir()
+    history = json.loads((step / "history.json").read_text())
+    history["settings"]["data"] = "another"
+    (step / "history.json").write_text(json.dumps(history))
+    with pytest.raises(UserError, match="of other data than"):
+        htd_jax.serving.open_phases([run, copy])
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="no phase is trained in the run folders"):
+        htd_jax.serving.open_phases([copy])
+    with pytest.raises(UserError, match="no run folder"):
+        htd_jax.serving.open_phases([tmp_path])
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_export(run, tmp_path, precision):
     out = done(export, "--run", run, "--to", tmp_path / "model", "--precision", precision)

@@ -20,6 +20,7 @@ from htd_jax.data.sampling import distinct, nth_unseen, seen_before, seen_mask, 
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
 from htd_jax.data.summary import Summary, summarise
 from htd_jax.data.synthetic import Synthetic, make_synthetic
+from htd_jax.data.tags import Tags, load_tags, read_tag_items
 from htd_jax.settings import Registry, check, override
 
 SOURCES = Registry(
@@ -120,6 +121,7 @@ __all__ = [
     "Split",
     "Summary",
     "Synthetic",
+    "Tags",
     "UserLists",
     "distinct",
     "find_citeulike",
@@ -130,6 +132,7 @@ __all__ = [
     "load_dataset",
     "load_lists",
     "load_split",
+    "load_tags",
     "make_split",
     "make_synthetic",
     "nth_unseen",
@@ -139,6 +142,7 @@ __all__ = [
     "read_matrix",
     "read_pairs",
     "read_table",
+    "read_tag_items",
     "register",
     "save_dataset",
     "save_split",

@@ -70,8 +70,11 @@ def load_lists(
     return split_pairs(users, items, split=split, seed=split_seed)
 
 
-def read_users_dat(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_users_dat(path: Path, of: str = "user") -> tuple[np.ndarray, np.ndarray]:
     """The different pairs (line from 0, item) in the file: `[n]` users in ascending order, and `[n]` items.
+
+    Args:
+      of: what a line is of, for messages.
 
     Raises:
       UserError: a file that cannot be read, or a line that is not a count and that many ids.
@@ -91,7 +94,7 @@ def read_users_dat(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise UserError(f"{shown(path)}: line {number}: {says}")
         rows.append(np.unique(np.array(words[1:], np.int64)))
     if not any(map(len, rows)):
-        raise UserError(f"{shown(path)}: it holds no item of any user")
+        raise UserError(f"{shown(path)}: it holds no item of any {of}")
     return np.repeat(np.arange(len(rows)), [len(row) for row in rows]), np.concatenate(rows)
 
 

@@ -64,6 +64,39 @@ def metrics_of_pairs(
     Raises:
       ValueError: see `ranking_metrics`.
     """
+    _, of_user, shares = _shares(users, ranks, where, num_users, cutoffs)
+    count = jnp.maximum((of_user > 0).sum(), 1)
+    return {name: share.sum() / count for name, share in shares.items()}
+
+
+def metrics_of_users(
+    users: chex.Array, ranks: chex.Array, where: chex.Array, num_users: int, cutoffs: Iterable[int] = CUTOFFS
+) -> Metrics:
+    """What `metrics_of_pairs` is the mean of: every metric of each user, `[num_users]` floats in [0, 1] by name.
+
+    A user without a held-out item has 0 everywhere, and is none of those whom the mean is over.
+
+    Args, raises: see `metrics_of_pairs`.
+
+    >>> import jax.numpy as jnp
+    >>> users, ranks = jnp.array([0, 2, 2]), jnp.array([3, 1, 99])
+    >>> print(metrics_of_users(users, ranks, jnp.ones(3, bool), 3, cutoffs=(10,))["recall@10"])
+    [1.  0.  0.5]
+    """
+    users, _, shares = _shares(users, ranks, where, num_users, cutoffs)
+    of_users = lambda share: jax.ops.segment_sum(share, users, num_users, indices_are_sorted=True)
+    return {name: of_users(share) for name, share in shares.items()}
+
+
+def _shares(
+    users: chex.Array, ranks: chex.Array, where: chex.Array, num_users: int, cutoffs: Iterable[int]
+) -> tuple[jax.Array, jax.Array, Metrics]:
+    """Every metric of a user as a sum over its pairs: so there is no users x items array.
+
+    Returns:
+      `[n]`, whose each pair is, in the order of users; `[num_users]`, how many pairs each has; and by metric `[n]`,
+      what a pair adds to its user's.
+    """
     cutoffs = check_cutoffs(cutoffs)
     chex.assert_rank([users, ranks, where], 1)
     chex.assert_equal_shape([users, ranks, where])
@@ -81,7 +114,6 @@ def metrics_of_pairs(
     count = jnp.maximum(of_user[users], 1)
     longest = max(1, min(max(cutoffs), len(users)))
     best = jnp.cumsum(1 / jnp.log2(1.0 + jnp.arange(1, 1 + longest)))
-    # Every metric is a sum over pairs, each with its share of its user's: no users x items array.
     shares = lambda k: {
         "recall": 1 / count,
         "ndcg": 1 / jnp.log2(1.0 + ranks) / best[jnp.minimum(count, k) - 1],
@@ -89,10 +121,9 @@ def metrics_of_pairs(
         "precision": jnp.full(len(users), 1 / k),
         "map": place / ranks / count,
     }
-    mean = lambda share, k: (
-        jnp.where(where & (ranks <= min(k, last)), share, 0).sum() / jnp.maximum((of_user > 0).sum(), 1)
-    )
-    return {f"{name}@{k}": mean(share, k) for k in cutoffs for name, share in shares(min(k, last)).items()}
+    hit = lambda share, k: jnp.where(where & (ranks <= min(k, last)), share, 0)
+    every = {f"{name}@{k}": hit(share, k) for k in cutoffs for name, share in shares(min(k, last)).items()}
+    return users, of_user, every
 
 
 def check_cutoffs(cutoffs: Iterable[int]) -> tuple[int, ...]:

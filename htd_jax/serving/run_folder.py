@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from htd_jax.data import Dataset, Interactions, load_dataset
+from htd_jax.distillers import Representations
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import InnerProduct, ModelOf
 from htd_jax.serving.retriever import Retriever, retriever_of
-from htd_jax.training import read_trained
+from htd_jax.training import Checkpoints, read_trained, represent_all
+
+# Of a phase's settings, what tells it from another of its name.
+_MADE = ("data", "model", "training", "seed", "start", "methods", "teacher")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +45,10 @@ class Opened:
     def has_products(self) -> bool:
         """Whether its scores are products of two rows."""
         return isinstance(self.make_model(self.dataset.train), InnerProduct)
+
+    def representations(self) -> Representations:
+        """Of every user `[num_users, d]` and item `[num_items, d]`."""
+        return represent_all(self.make_model, self.variables, self.dataset.train)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -96,6 +105,40 @@ def open_run(folder: Path | str, phase: str | None = None) -> Opened:
     if (folder / "results.json").is_file():
         results = _json(folder / "results.json", f"{shown(folder)}: results.json cannot be read")
     return Opened(folder, phase, trained.make_model, trained.variables, dataset, evaluation, results, config)
+
+
+def open_phases(folders: Iterable[Path | str]) -> dict[str, Opened]:
+    """Every phase that is trained in run folders, by its name: `teacher`, `student`, methods.
+
+    The runs are of one comparison: of the same data, students' width and seed. A phase that several have must be the
+    same in all, and is the first's.
+
+    Args:
+      folders: see `open_run`; at least one.
+
+    Raises:
+      UserError: see `open_run`; no phase, runs of different data, or two phases of one name that were made differently.
+    """
+    found: dict[str, tuple[Opened, Any]] = {}
+    data = None
+    for folder in map(Path, folders):
+        config = _json(folder / "config.json", f"{shown(folder)}: no run folder: there is no config.json in it")
+        for phase in _phases(folder, config):
+            opened = open_run(folder, phase)
+            settings = Checkpoints(folder / "checkpoints" / phase).history()["settings"]
+            made = {name: settings.get(name) for name in _MADE}
+            data = data or (folder, made["data"])
+            if made["data"] != data[1]:
+                raise UserError(f"{shown(folder)}: of other data than {shown(data[0])}")
+            if phase in found and found[phase][1] != made:
+                other = shown(found[phase][0].folder)
+                raise UserError(
+                    f"{shown(folder)}: its {phase} is another than that of {other}; name runs of one width and seed"
+                )
+            found.setdefault(phase, (opened, made))
+    if not found:
+        raise UserError("no phase is trained in the run folders that were named")
+    return {phase: opened for phase, (opened, _) in found.items()}
 
 
 def _phases(folder: Path, config: dict[str, Any]) -> list[str]:

@@ -1,0 +1,259 @@
+"""What a mean of recalls hides: of which items and users it is made, and what the lists are like.
+
+Lists are `[users, k]` rows of items, the best first, -1 where a user has fewer, as `htd_jax.serving.best_items` gives
+them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import chex
+import jax
+import numpy as np
+
+from htd_jax.data import Interactions
+from htd_jax.evaluation import CUTOFFS, metrics_of_pairs
+from htd_jax.studies.overlaps import PERSISTENCE, overlap, rank_biased_overlap
+
+# Thirds of interactions by the popularity of items, and of users by their activity.
+POPULARITY = ("head", "middle", "tail")
+ACTIVITY = ("least", "middle", "most")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The metrics of some of the held-out pairs.
+
+    Attributes:
+      name: which.
+      size: how many items, or users, are in this third.
+      users: how many users have a held-out pair in it, over whom metrics are means.
+      pairs: how many held-out pairs.
+      metrics: `{"recall@10": ..., ...}`.
+    """
+
+    name: str
+    size: int
+    users: int
+    pairs: int
+    metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Character:
+    """What a model's lists are like.
+
+    Attributes:
+      k: their length.
+      coverage: the share of the catalogue that stands in a list.
+      gini: of how often items stand in lists, over the whole catalogue: 0 where all do alike, near 1 where few do.
+      popularity: the mean over users of the mean training count of the items in a list; users without a list are none.
+      of_history: the same of the items that a user has in training, over the same users.
+      of_catalogue: the mean training count of all items.
+      above_history, above_catalogue: how many times these `popularity` is; None where they are 0.
+    """
+
+    k: int
+    coverage: float
+    gini: float
+    popularity: float
+    of_history: float
+    of_catalogue: float
+    above_history: float | None
+    above_catalogue: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Likeness:
+    """How much two models' lists are alike, means over users.
+
+    Attributes:
+      overlap: the share of a list that stands in the other one, see `htd_jax.studies.overlaps.overlap`.
+      rank_biased: RBO_EXT, see `htd_jax.studies.overlaps.rank_biased_overlap`.
+      p: its persistence.
+    """
+
+    overlap: float
+    rank_biased: float
+    p: float
+
+
+def popularity_thirds(train: Interactions) -> np.ndarray:
+    """Which third of the training interactions an item stands for: `[num_items]`, 0 head, 1 middle, 2 tail.
+
+    Items are put in the order of their training counts, the most first, of equal counts in the order of their numbers.
+    With n interactions in all, an item of which c belong to items before it is of the head if c < n / 3, of the middle
+    if n / 3 <= c < 2 n / 3, else of the tail: the head is the fewest items that hold a third of all interactions.
+
+    >>> train = Interactions.from_pairs([0, 1, 2, 0, 1, 2], [3, 3, 3, 0, 0, 1], 3, 4)
+    >>> popularity_thirds(train).tolist()  # 3 has three of six, 0 two, 1 one
+    [1, 2, 2, 0]
+    """
+    counts = _counts(train)
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    thirds = np.empty(train.num_items, np.int64)
+    thirds[order] = np.where(3 * before < len(train), 0, np.where(3 * before < 2 * len(train), 1, 2))
+    return thirds
+
+
+def activity_thirds(train: Interactions, users: chex.Array) -> np.ndarray:
+    """Which third by activity users are of: `[n]`, 0 least, 1 middle, 2 most active.
+
+    They are put in the order of their training interactions, of equally many in the order in which they were given, and
+    cut into three parts whose sizes differ by at most one.
+
+    Args:
+      users: `[n]` integers in [0, num_users), each once.
+
+    >>> train = Interactions.from_pairs([0, 1, 1, 1, 2, 2], [0, 0, 1, 2, 0, 1], 3, 3)
+    >>> activity_thirds(train, np.array([0, 1, 2])).tolist()
+    [0, 2, 1]
+    """
+    users = np.asarray(users)
+    order = np.argsort(np.diff(np.asarray(train.offsets))[users], kind="stable")
+    thirds = np.empty(len(users), np.int64)
+    thirds[order] = 3 * np.arange(len(users)) // max(1, len(users))
+    return thirds
+
+
+def by_popularity(
+    train: Interactions, held_out: Interactions, ranks: chex.Array, cutoffs: Iterable[int] = CUTOFFS
+) -> list[Part]:
+    """The metrics of held-out items by how popular these are: head, middle and tail, see `popularity_thirds`.
+
+    A third's metrics are those that there would be if only its items were held out, at the ranks that they have: means
+    over the users who have one.
+
+    Args:
+      train: whose counts are popularity.
+      held_out: pairs.
+      ranks: `[n]` integers from 1, of these pairs in their order, see `htd_jax.evaluation.make_ranker`.
+      cutoffs: the k of every metric, see `htd_jax.evaluation.ranking_metrics`.
+
+    Raises:
+      AssertionError, ValueError: see `htd_jax.evaluation.metrics_of_pairs`.
+    """
+    thirds = popularity_thirds(train)
+    sizes = np.bincount(thirds, minlength=3)
+    return _parts(POPULARITY, sizes, thirds[np.asarray(held_out.items)], held_out, ranks, cutoffs)
+
+
+def by_activity(
+    train: Interactions, held_out: Interactions, ranks: chex.Array, cutoffs: Iterable[int] = CUTOFFS
+) -> list[Part]:
+    """The metrics of users by how much they have in training: least, middle and most, see `activity_thirds`; of the
+    users who have a held-out item.
+
+    Args, raises: see `by_popularity`.
+    """
+    users = np.unique(np.asarray(held_out.users))
+    of_user = np.zeros(held_out.num_users, np.int64)
+    of_user[users] = activity_thirds(train, users)
+    sizes = np.bincount(of_user[users], minlength=3)
+    return _parts(ACTIVITY, sizes, of_user[np.asarray(held_out.users)], held_out, ranks, cutoffs)
+
+
+def character(lists: chex.Array, train: Interactions, users: chex.Array | None = None) -> Character:
+    """What lists are like: how much of the catalogue they show, how evenly, and how popular it is.
+
+    Source: average recommendation popularity and popularity lift after Abdollahpouri et al., "Managing Popularity Bias
+    in Recommender Systems with Personalized Re-ranking", FLAIRS'19, and "The Connection Between Popularity Bias,
+    Calibration, and Fairness in Recommendation", RecSys'20; the lift is here a ratio.
+
+    Args:
+      lists: `[n, k]` integers in [-1, num_items), the -1s behind the items.
+      train: whose counts are popularity.
+      users: `[n]`, whose each list is; all users in their order if None.
+
+    Raises:
+      ValueError: what are no lists, or of other users.
+
+    >>> train = Interactions.from_pairs([0, 0, 1], [0, 1, 0], 2, 4)
+    >>> found = character(np.array([[2, 0], [1, 2]]), train)
+    >>> found.coverage, found.popularity, found.of_history
+    (0.75, 0.75, 1.75)
+    """
+    rows = _check(lists, train.num_items)
+    users = np.arange(train.num_users) if users is None else np.asarray(users)
+    if users.shape != (len(rows),):
+        raise ValueError(f"users: expected one a list, [{len(rows)}], got {list(users.shape)}")
+    counts = _counts(train)
+    shown = np.bincount(rows[rows >= 0], minlength=train.num_items)
+    lengths = (rows >= 0).sum(1)
+    of_lists = np.where(rows >= 0, counts[np.maximum(rows, 0)], 0).sum(1) / np.maximum(lengths, 1)
+    degrees = np.diff(np.asarray(train.offsets))
+    sums = np.bincount(np.asarray(train.users), counts[np.asarray(train.items)], minlength=train.num_users)
+    of_histories = (sums / np.maximum(degrees, 1))[users]
+    counted = (lengths > 0) & (degrees[users] > 0)
+    mean = lambda values: float(values[counted].mean()) if counted.any() else 0.0
+    popularity, history, catalogue = mean(of_lists), mean(of_histories), len(train) / max(1, train.num_items)
+    times = lambda level: popularity / level if level else None
+    return Character(
+        k=rows.shape[1],
+        coverage=float(np.mean(shown > 0)),
+        gini=gini(shown),
+        popularity=popularity,
+        of_history=history,
+        of_catalogue=catalogue,
+        above_history=times(history),
+        above_catalogue=times(catalogue),
+    )
+
+
+def gini(counts: chex.Array) -> float:
+    r"""The Gini coefficient of `[n]` numbers of at least 0.
+
+    .. math:: \frac{1}{n \sum x} \sum_{i=1}^{n} (2 i - n - 1) x_i
+
+    of x in ascending order: 0 where all are equal, 1 - 1 / n where one has all; 0 where none has any.
+
+    >>> gini(np.array([1, 1, 1])), gini(np.array([0, 0, 5, 0]))
+    (0.0, 0.75)
+    """
+    x = np.sort(np.asarray(counts, np.float64))
+    if not x.sum():
+        return 0.0
+    return float((2 * np.arange(1, 1 + len(x)) - len(x) - 1) @ x / (len(x) * x.sum()))
+
+
+def likeness(first: chex.Array, second: chex.Array, *, p: float = PERSISTENCE) -> Likeness:
+    """How much the lists of two models are alike, of the same users in one order: teacher and student, say.
+
+    Args, raises: see `htd_jax.studies.overlaps.rank_biased_overlap`.
+    """
+    mean: Callable[[np.ndarray], float] = lambda values: float(values.mean()) if len(values) else 0.0
+    return Likeness(mean(overlap(first, second)), mean(rank_biased_overlap(first, second, p=p)), p)
+
+
+def _parts(
+    names: tuple[str, ...],
+    sizes: np.ndarray,
+    third: np.ndarray,
+    held_out: Interactions,
+    ranks: chex.Array,
+    cutoffs: Iterable[int],
+) -> list[Part]:
+    """The metrics of each third of the pairs, `third` `[n]` being that of each."""
+    cutoffs, users = tuple(cutoffs), np.asarray(held_out.users)
+    found = []
+    for number, name in enumerate(names):
+        own = third == number
+        metrics = metrics_of_pairs(held_out.users, ranks, own, held_out.num_users, cutoffs)
+        plain = jax.tree.map(float, metrics)
+        found.append(Part(name, int(sizes[number]), len(np.unique(users[own])), int(own.sum()), plain))
+    return found
+
+
+def _counts(train: Interactions) -> np.ndarray:
+    """How many training pairs each item has: `[num_items]`."""
+    return np.bincount(np.asarray(train.items), minlength=train.num_items)
+
+
+def _check(lists: chex.Array, num_items: int) -> np.ndarray:
+    rows = np.asarray(lists)
+    if rows.ndim != 2 or rows.dtype.kind not in "iu":
+        raise ValueError(f"lists: expected integers [n, k], got {rows.dtype}{list(rows.shape)}")
+    if rows.size and not -1 <= rows.min() <= rows.max() < num_items:
+        raise ValueError(f"lists: expected items in [-1, {num_items}), got {rows.min()} to {rows.max()}")
+    return rows
