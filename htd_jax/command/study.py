@@ -29,8 +29,8 @@ from htd_jax.studies import (
     ablation,
     capacity,
     carry_out,
-    curves,
     log_of,
+    looks,
     parse_methods,
     rows,
 )
@@ -44,6 +44,8 @@ studies:
   capacity    students of 5% to 100% of the teacher's width
   ablation    HTD, or the recipe, less each of its parts
   sensitivity HTD with each of its numbers other than usual
+  topology    what students keep of their teacher's relations
+  beyond      recall by popularity and activity, coverage, likeness of lists
   frontier    recall against bytes a row, and against the time to rank: students of every kind, and the
               teacher's rows in fewer bytes
 
@@ -128,16 +130,28 @@ class Many:
     Attributes:
       options: its flags, with `Common`'s.
       variants: `options -> variants`.
-      report: `(plan, rows, curves) -> Report`.
+      report: `(plan, rows, seen) -> Report`.
+      look: `(plan, rows, told) -> seen`, what it looks at in the trained models.
       about: what `--help` says.
       dims: `(options, config) -> ` the students' widths; the usual one if None.
     """
 
     options: type[Common]
     variants: Callable[[Any], tuple[Variant, ...]]
-    report: Callable[[Plan, Sequence[Row], Sequence[Any]], Report]
+    report: Callable[[Plan, Sequence[Row], Any], Report]
     about: str
     dims: Callable[[Any, Config], tuple[int, ...]] = lambda options, config: ()
+    look: Callable[[Plan, Sequence[Row], Callable[[str], None]], Any] = lambda plan, every, told: None
+
+
+@dataclasses.dataclass(frozen=True)
+class LooksOptions(Common):
+    """Of a study of what students are like."""
+
+    methods: tuple[str, ...] = ("fitnet", "ftd", "htd")
+    """Which: names, pairs (htd+rrd), or all that there are."""
+    student_dims: tuple[Annotated[int, Ge(1)], ...] = ()
+    """The students' width. Default: the usual one, a tenth of the teacher's."""
 
 
 GOES_ON = """
@@ -154,6 +168,7 @@ MANY = {
 seeds: a report, a table and a picture under --runs.
 """,
         lambda options, config: options.student_dims,
+        comparison_study.look,
     ),
     "capacity": Many(
         CapacityOptions,
@@ -178,6 +193,26 @@ overtake the hierarchy (htd)?
         """HTD with each of its numbers other than usual.
 """,
     ),
+    "topology": Many(
+        LooksOptions,
+        lambda options: parse_methods(options.methods),
+        looks.topology_report,
+        """Whether students keep their teacher's relations: cosines within groups and across,
+nearest neighbours, prototypes of groups; and articles that share a tag.
+""",
+        lambda options, config: options.student_dims,
+        looks.related,
+    ),
+    "beyond": Many(
+        LooksOptions,
+        lambda options: parse_methods(options.methods),
+        looks.beyond_report,
+        """What a mean of recalls hides: by popularity of the item and activity of the user,
+coverage, popularity of the lists, and how like the teacher's they are.
+""",
+        lambda options, config: options.student_dims,
+        looks.listed,
+    ),
 }
 
 
@@ -186,9 +221,12 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     of = MANY[name]
     options, flags = parse_known(of.options, arguments, prog=prog, description=of.about + GOES_ON)
     check(options)
+    has = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)} | {"--runs"}
     for flag in flags:
-        if (own := OWN.get(flag.partition("=")[0])) is not None:
+        if (own := OWN.get(flag.partition("=")[0])) in has:
             raise UserError(f"{flag}: a study has {own}")
+        if own == "--methods":
+            raise UserError(f"{flag}: this study has its own")
     variants = of.variants(options)
     flags = [*_small(flags, variants), *flags] if options.size == "small" else flags
     config = parse_config([*flags, "--method", _all_parts(variants)], prog=prog, description="")
@@ -203,7 +241,7 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     with claimed(runs, "study", "--runs"), _Shown(sum(map(len, stages))) as shown:
         outcomes = carry_out(plan, at_once=options.jobs, started=shown.started, ended=shown.ended)
         every = rows(plan, outcomes)
-        report = of.report(plan, every, curves(plan, every))
+        report = of.report(plan, every, of.look(plan, every, shown.told))
         report = dataclasses.replace(report, foot=foot(plan, f"{prog} {' '.join(arguments)}"))
         written = write_report(runs, report)
         if name == "comparison":
@@ -319,6 +357,10 @@ class _Shown:
             f"{self._done}/{self._number} {name}: {said}", markup=False, highlight=False, soft_wrap=True
         )
         self._update()
+
+    def told(self, line: str) -> None:
+        """What is looked at once all runs have ended."""
+        self._bar.console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _update(self) -> None:
         self._bar.update(self._task, completed=self._done, news="; ".join(self._running))

@@ -20,7 +20,7 @@ from htd_jax.data.sampling import distinct, nth_unseen, seen_before, seen_mask, 
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
 from htd_jax.data.summary import Summary, summarise
 from htd_jax.data.synthetic import Synthetic, make_synthetic
-from htd_jax.data.tags import Tags, load_tags, read_tag_items
+from htd_jax.data.tags import TAGGED, Tags, load_tags, read_tag_items
 from htd_jax.settings import Registry, check, override
 
 SOURCES = Registry(
@@ -111,6 +111,7 @@ __all__ = [
     "FOURSQUARE",
     "SOURCES",
     "SPLITS",
+    "TAGGED",
     "CiteULike",
     "CiteULikeT",
     "Dataset",

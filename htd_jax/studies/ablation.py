@@ -102,7 +102,7 @@ def table(plan: Plan, every: Sequence[Row], name: str, first: Row | None) -> Tab
     return Table(name, "Every variant", ("part", "", metric, f"above {whole}", "gap closed"), tuple(made))
 
 
-def report(plan: Plan, every: Sequence[Row], curves: Sequence[Mapping[str, Any]] = ()) -> Report:
+def report(plan: Plan, every: Sequence[Row], seen: Any = None) -> Report:
     """Of an ablation."""
     metric = plan.metrics[0]
     ran = [row for row in every if row.is_helped and row.test]
@@ -137,7 +137,7 @@ def _answer(ran: Sequence[Row], first: Row | None, metric: str) -> str:
     )
 
 
-def report_of_values(plan: Plan, every: Sequence[Row], curves: Sequence[Mapping[str, Any]] = ()) -> Report:
+def report_of_values(plan: Plan, every: Sequence[Row], seen: Any = None) -> Report:
     """Of a sensitivity: a line a number."""
     metric = plan.metrics[0]
     ran = [row for row in every if row.is_helped and row.test]

@@ -1,6 +1,6 @@
 """Capacity: methods at students of 5% to 100% of the teacher's width."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from htd_jax.studies import charts, comparison
@@ -52,7 +52,7 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
     return "; ".join(told) + (f"; the teacher has {every[0].mean(metric):.4f}." if every[0].test else ".")
 
 
-def report(plan: Plan, every: Sequence[Row], curves: Sequence[Mapping[str, Any]] = ()) -> Report:
+def report(plan: Plan, every: Sequence[Row], seen: Any = None) -> Report:
     """Recall against width, the gap closed against width, and both as tables."""
     metric, teacher = plan.metrics[0], every[0]
     recall, gaps = [], []

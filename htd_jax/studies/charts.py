@@ -64,6 +64,17 @@ def bars(data: Records, *, value: str, levels: Records = (), height: int = 24) -
     return chart
 
 
+def grouped(data: Records, *, value: str, order: Sequence[str] = ()) -> dict[str, Any]:
+    """For each `part`, in the `order` that is said, a bar a `name`, of `mean` with an error from `low` to `high`."""
+    place = {"x": _axis("part", "", "nominal", sort=list(order) or None, axis={"labelAngle": 0})}
+    place["xOffset"] = {"field": "name", "sort": None}
+    tip = _shown({"part": "", "name": "", "mean": value, "low": "less a deviation", "high": "and one more"})
+    colour = _axis("name", "", "nominal", sort=None)
+    bar = {"mark": "bar", "encoding": {**place, "y": _axis("mean", value), "color": colour, "tooltip": tip}}
+    error = {"mark": "rule", "encoding": {**place, "y": _axis("low", value), "y2": {"field": "high"}}}
+    return _chart(data, [bar, error])
+
+
 def lines(
     data: Records,
     *,

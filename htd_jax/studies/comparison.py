@@ -1,15 +1,18 @@
 """The comparison: every method beside the plain student and its teacher, at several sizes, over seeds."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.pipeline import NO_METHOD
 from htd_jax.studies import charts
-from htd_jax.studies.plan import Plan, Row, student_of
+from htd_jax.studies.plan import Plan, Row, curves, student_of, users_of
 from htd_jax.studies.report import Chart, Part, Report, Table, Values, of_seeds
+from htd_jax.studies.significance import Test, compare_users
 from htd_jax.studies.variants import Variant
 
 QUESTION = "Which method makes the best small recommender of a large one?"
@@ -34,13 +37,8 @@ def parse_methods(names: Sequence[str]) -> tuple[Variant, ...]:
     return chosen
 
 
-def table(plan: Plan, every: Sequence[Row], beyond_chance: Mapping[Row, str] | None = None) -> Table:
-    """A row a model.
-
-    Args:
-      every: see `plan.rows`.
-      beyond_chance: what else is said of a row, of the differences that chance does not explain.
-    """
+def table(plan: Plan, every: Sequence[Row]) -> Table:
+    """A row a model, of `plan.rows`."""
     recall, ndcg = plan.metrics
     teacher, doubted = every[0], False
     made: list[tuple[str | Values, ...]] = []
@@ -122,13 +120,54 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
     return " ".join(told) or "Nothing has been run to its end."
 
 
-def report(plan: Plan, every: Sequence[Row], curves: Sequence[Mapping[str, Any]] = ()) -> Report:
-    """The whole of it.
+class Seen(NamedTuple):
+    """What a comparison looks at besides the runs' metrics.
 
-    Args:
-      every: see `plan.rows`.
+    Attributes:
       curves: of learning, see `plan.curves`.
+      users: see `plan.users_of`.
     """
+
+    curves: Sequence[Mapping[str, Any]] = ()
+    users: Mapping[Row, Mapping[int, np.ndarray]] = {}
+
+
+def look(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> Seen:
+    return Seen(curves(plan, every), users_of(plan, every, told))
+
+
+def beyond_chance(plan: Plan, every: Sequence[Row], users: Mapping[Row, Mapping[int, np.ndarray]]) -> list[Table]:
+    """Every method against the plain student, and against the best of the others: a table a width."""
+    made = []
+    for dim in plan.student_dims:
+        own = {row.name: users[row] for row in every if row.dim == dim and not row.beside and users.get(row)}
+        if "student" not in own or len(own) < 2:
+            continue
+        tests = compare_users(own)
+        best = {test.name: test for test in tests.against_best}
+        lines: list[tuple[str | Values, ...]] = []
+        for test in tests.against_student:
+            beside = best.get(test.name)
+            against_best = [beside.other.removeprefix("+ "), *_of_test(beside)] if beside else [""] * 4
+            lines.append((test.name.removeprefix("+ "), *_of_test(test), *against_best))
+        against = ("difference", "p, seeds", "p, users")
+        head = ("", *(f"student: {name}" for name in against), "best other", *against)
+        note = (
+            f"Differences in {plan.metrics[0]}. p, seeds: paired t-test over the seeds. p, users: paired randomisation "
+            "test over users, the largest of the seeds' own. Both are corrected for as many comparisons as there are "
+            "rows (Benjamini and Hochberg)."
+        )
+        made.append(Table(f"chance-{dim}", f"Beyond chance, {dim} dimensions", head, tuple(lines), note))
+    return made
+
+
+def _of_test(test: Test) -> list[str]:
+    p = lambda value: "" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
+    return [f"{test.difference:+.4f}", p(test.over_seeds_corrected), p(max(test.over_users_corrected))]
+
+
+def report(plan: Plan, every: Sequence[Row], seen: Seen = Seen()) -> Report:  # noqa: B008 (a constant)
+    """The whole of it, of `plan.rows`."""
     drawn = []
     metric, teacher = plan.metrics[0], every[0]
     for dim in plan.student_dims:
@@ -142,7 +181,7 @@ def report(plan: Plan, every: Sequence[Row], curves: Sequence[Mapping[str, Any]]
             drawn.append(
                 Chart(f"methods-{dim}", f"At {dim} dimensions", spec, "Mean over seeds, and a standard deviation.")
             )
-        own = [point for point in curves if point["dim"] in (dim, None)]
+        own = [point for point in seen.curves if point["dim"] in (dim, None)]
         if own:
             spec = charts.lines(own, x="epoch", y=f"test {metric}", points=False)
             drawn.append(
@@ -154,7 +193,8 @@ def report(plan: Plan, every: Sequence[Row], curves: Sequence[Mapping[str, Any]]
                 )
             )
     joined = pairs(plan, every)
-    parts: list[Part] = [*drawn, table(plan, every), *([joined] if joined else []), *failed(every)]
+    parts: list[Part] = [*drawn, table(plan, every), *([joined] if joined else [])]
+    parts += [*beyond_chance(plan, every, seen.users), *failed(every)]
     what = plan.config.filled().what
     title = f"{len(plan.variants)} methods of distillation on {what.dataset}"
     return Report("comparison", title, QUESTION, answer(plan, every), parts)

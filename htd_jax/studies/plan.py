@@ -4,15 +4,21 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from htd_jax.data import fingerprint
 from htd_jax.distillers import METHODS
+from htd_jax.evaluation import make_user_evaluator
 from htd_jax.pipeline import NO_METHOD, Config, is_made_by, load_data
+from htd_jax.serving import Opened, open_run
 from htd_jax.settings import override
 from htd_jax.studies.report import of_seeds
 from htd_jax.studies.runs import Job, Outcome, execute
 from htd_jax.studies.variants import PLAIN, Variant
+from htd_jax.writing import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +116,7 @@ def results_of(job: Job) -> dict[str, Any] | None:
         return None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """What one model came to, by seed.
 
@@ -234,3 +240,48 @@ def _lines(job: Job) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError):
         return []
+
+
+def opened(plan: Plan, row: Row, seed: int) -> Opened:
+    """The model of a row, for one of its seeds.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    return open_run(plan.job(row.variant, row.dim or plan.student_dims[0], seed).folder, row.phase)
+
+
+def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> dict[Row, dict[int, np.ndarray]]:
+    """A metric of each user in test, by row and seed: `[users]`, of the same users everywhere.
+
+    What was found before is kept in the runs' folders.
+    """
+    metric = plan.metrics[0]
+    found: dict[Row, dict[int, np.ndarray]] = {}
+    for row in every:
+        for seed in row.test:
+            if row.beside:
+                continue
+            folder = plan.job(row.variant, row.dim or plan.student_dims[0], seed).folder
+            path = folder / f"users-{row.phase}.npz"
+            values = _kept_users(path, metric, row.test[seed][metric])
+            if values is None:
+                told(f"{row.name}, {row.dim or ''} seed {seed}: each user's {metric}")
+                model = open_run(folder, row.phase)
+                how: Any = {"cutoffs": model.evaluation.cutoffs, "protocol": model.evaluation.make()}
+                of = make_user_evaluator(model.dataset.split, **how)(model.make_model, model.variables)
+                values = of["test"].values[metric]
+                with whole(path) as partial, partial.open("wb") as file:
+                    np.savez(file, **{metric: values})  # type: ignore[arg-type]
+            found.setdefault(row, {})[seed] = values
+    return found
+
+
+def _kept_users(path: Path, metric: str, mean: float) -> np.ndarray | None:
+    """What was kept, if it is of the model that the run came to."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            values: np.ndarray = kept[metric]
+    except (OSError, ValueError, KeyError):
+        return None
+    return values if abs(float(values.mean(dtype=np.float64)) - mean) < 1e-6 else None
