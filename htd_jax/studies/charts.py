@@ -162,9 +162,10 @@ def heat(matrices: Mapping[str, np.ndarray], *, value: str, of: str) -> dict[str
 
 
 def _side_by_side(values: dict[str, Any], facet: str, spec: dict[str, Any], scales: str) -> dict[str, Any]:
+    order = list(dict.fromkeys(record[facet] for record in values["values"]))
     return {
         "data": values,
-        "facet": {"field": facet, "type": "nominal", "title": None, "sort": None},
+        "facet": {"field": facet, "type": "nominal", "title": None, "sort": order},
         "columns": 3,
         "spec": spec,
         "resolve": {"scale": {"x": scales, "y": scales}},

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.cluster import hierarchy
+from scipy.linalg import orthogonal_procrustes
 
 from htd_jax.data import TAGGED, Tags, load_tags
 from htd_jax.distillers import Representations, model_scores
@@ -51,7 +53,7 @@ def related(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> Re
     for seed in plan.seeds:
         if seed not in every[0].test:
             continue
-        taught = _tables(opened(plan, every[0], seed))
+        taught, mapped = _tables(opened(plan, every[0], seed)), dict[str, np.ndarray]()
         groups = kmeans_groups(seed, taught.users, taught.items, _groups(taught))
         sides = [every[0], *(row for row in every if row.dim == plan.student_dims[0] and not row.beside)]
         for row in sides:
@@ -64,8 +66,9 @@ def related(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> Re
                 found.kept.setdefault(row, {})[seed] = relations(taught, own, **how)
             if tags is not None:
                 found.retrieval.setdefault(row, {})[seed] = tag_retrieval(own.items, tags)
-            if seed == plan.seeds[0]:
-                found.map.extend(_map(row.name, np.asarray(unit_rows(own.items)), np.asarray(groups[1])))
+            if not found.map:
+                mapped[row.name] = np.asarray(own.items)
+        found.map.extend(_map(mapped, np.asarray(groups[1])) if not found.map else [])
     return found._replace(note=note)
 
 
@@ -87,18 +90,33 @@ def _tags(plan: Plan) -> tuple[Tags | None, str]:
         return None, f"Tags are left out: {error}"
 
 
-def _map(name: str, items: np.ndarray, groups: np.ndarray) -> list[dict[str, Any]]:
-    """Some items by their two principal directions, of the eight largest groups."""
+def _map(models: Mapping[str, np.ndarray], groups: np.ndarray) -> list[dict[str, Any]]:
+    """Some items, of the eight largest groups, by the two principal directions of each model, the first of which the
+    others are turned to."""
     largest = np.argsort(-np.bincount(groups), kind="stable")[:8]
     chosen = np.flatnonzero(np.isin(groups, largest))
     chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:MAPPED])
-    own = items[chosen] - items[chosen].mean(0)
-    _, _, axes = np.linalg.svd(own, full_matrices=False)
-    places = own @ axes[:2].T if len(axes) > 1 else np.pad(own @ axes.T, [(0, 0), (0, 1)])
-    return [
-        {"model": name, "x": round(float(x), 4), "y": round(float(y), 4), "group": f"group {g}"}
-        for (x, y), g in zip(places, groups[chosen])
-    ]
+    first, found = None, []
+    for name, table in models.items():
+        own = np.asarray(unit_rows(jnp.asarray(table)))[chosen]
+        own = own - own.mean(0)
+        _, _, axes = np.linalg.svd(own, full_matrices=False)
+        places = own @ axes[:2].T
+        places = np.pad(places, [(0, 0), (0, 2 - places.shape[1])])
+        first = places if first is None else first
+        places = places @ orthogonal_procrustes(places, first)[0]
+        for (x, y), group in zip(places.round(4).tolist(), groups[chosen]):
+            found.append({"model": name, "x": x, "y": y, "group": f"group {group}"})
+    return found
+
+
+def _leaves(cosines: np.ndarray) -> np.ndarray:
+    """An order of the groups in which near ones stand together."""
+    if len(cosines) < 3:
+        return np.arange(len(cosines))
+    apart = np.clip(1 - cosines[np.triu_indices(len(cosines), 1)], 0, 2)
+    order: np.ndarray = hierarchy.leaves_list(hierarchy.linkage(apart, "average", optimal_ordering=True))
+    return order
 
 
 def topology_report(plan: Plan, every: Sequence[Row], seen: Related) -> Report:
@@ -134,8 +152,9 @@ def topology_report(plan: Plan, every: Sequence[Row], seen: Related) -> Report:
     chart = charts.grouped(data, value="share of the 10 nearest neighbours kept", order=SIDES)
     parts.append(Chart("neighbours", "Neighbours kept", chart))
     first = {row: of_seed[min(of_seed)]["items"].groups for row, of_seed in seen.kept.items()}
-    teacher = next(iter(first.values())).teacher
-    matrices = {"teacher": np.array(teacher), **{row.name: np.array(level.student) for row, level in first.items()}}
+    teacher = np.array(next(iter(first.values())).teacher)
+    order = np.ix_(*[_leaves(teacher)] * 2)
+    matrices = {"teacher": teacher[order]} | {row.name: np.array(its.student)[order] for row, its in first.items()}
     chart = charts.heat(matrices, value="cosine", of="groups of items")
     parts.append(Chart("groups", "How the teacher's groups of items lie to one another", chart, "Of the first seed."))
     chart = charts.scatter(seen.map, x="first direction", y="second", facet="model")
