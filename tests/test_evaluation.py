@@ -420,7 +420,7 @@ def test_metrics_of_each_user_are_their_definition(rng):
 
 
 def test_a_masked_pair_is_none_and_a_user_without_pairs_has_zeros():
-    users, ranks = np.array([2, 0, 2, 0]), np.array([1, 5, 60, 2])
+    users, ranks = np.array([2, 0, 2, 0], np.int32), np.array([1, 5, 60, 2], np.int32)
     found = metrics_of_users(users, ranks, np.array([True, False, True, True]), 4, (10,))
     assert found["recall@10"].tolist() == [1, 0, 0.5, 0]
     assert found["mrr@10"].tolist() == [0.5, 0, 1, 0]

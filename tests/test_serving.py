@@ -561,6 +561,12 @@ def test_all_phases_of_runs_are_opened_together(run, neumf, tmp_path):
         "student": (150, 4),
         "htd": (150, 4),
     }
+    groups = htd_jax.distillers.learned_groups(found["htd"].distiller, found["teacher"].representations())
+    gate = jax.tree.map(np.asarray, found["htd"].distiller["gate"])
+    for side, (its, rows) in enumerate(zip(groups, found["teacher"].representations())):
+        gated = np.asarray(rows, float) @ gate["kernel"][side] + gate["bias"][side]
+        assert np.mean(np.asarray(its) == gated.argmax(1)) > 0.98  # but where two are as likely
+    assert found["student"].distiller == {}
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     assert [opened.folder for opened in htd_jax.serving.open_phases([copy, run]).values()] == [copy] * 3

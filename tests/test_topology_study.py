@@ -60,6 +60,8 @@ def test_the_error_of_a_sample_is_that_of_its_pairs(rng):
     for agreement, every, wanted in zip(found, whole, by_pairs(teacher[rows], student[rows], groups[rows])):
         assert agreement.error == pytest.approx(wanted[2], abs=1e-6) != every.error
         assert (agreement.pairs, agreement.correlation) == (every.pairs, every.correlation)
+    shared = kept(teacher, student, groups, num_groups=5, sample=40, seed=3, neighbours=4).neighbours
+    assert shared == pytest.approx(neighbour_overlap(teacher, student, 4)[rows].mean())
 
 
 def test_a_student_that_is_its_teacher_keeps_all(rng):
@@ -94,6 +96,8 @@ def test_neighbours_are_those_of_sorted_cosines(rng, k):
         sets.append([set(np.argsort(-row, kind="stable")[: min(k, 89)].tolist()) for row in near])
     wanted = [len(a & b) / min(k, 89) for a, b in zip(*sets)]
     np.testing.assert_allclose(neighbour_overlap(teacher, student, k), wanted)
+    some = np.sort(rng.permutation(90)[:20])
+    np.testing.assert_allclose(neighbour_overlap(teacher, student, k, of=some), np.array(wanted)[some])
 
 
 def test_the_group_level_is_its_definition(rng):

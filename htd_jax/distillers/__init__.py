@@ -26,7 +26,7 @@ from htd_jax.distillers.best import Best
 from htd_jax.distillers.cd import CD, cd
 from htd_jax.distillers.dcd import DCD, dcd
 from htd_jax.distillers.de import DE, de
-from htd_jax.distillers.experts import annealing
+from htd_jax.distillers.experts import annealing, learned_groups
 from htd_jax.distillers.fitnet import FitNet, fitnet
 from htd_jax.distillers.freqd import FreqD, freqd
 from htd_jax.distillers.ftd import FTD, ftd
@@ -119,6 +119,7 @@ __all__ = [
     "ir_rrd",
     "is_alone",
     "kmeans_groups",
+    "learned_groups",
     "listwise",
     "model_scores",
     "none",

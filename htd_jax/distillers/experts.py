@@ -113,6 +113,21 @@ def project(
     return users, items
 
 
+def learned_groups(params: dict[str, Any], teacher: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The likeliest expert of every user and item, without noise: the groups that HTD has learned.
+
+    Args:
+      params: of `init_experts`, trained.
+      teacher: representations of users `[num_users, d_t]` and items `[num_items, d_t]`.
+
+    Returns:
+      `[num_users]` and `[num_items]` int32 in [0, K).
+    """
+    logits = _logits(params, list(teacher))
+    of_users, of_items = jnp.split(jnp.argmax(logits, axis=-1).astype(jnp.int32), [len(teacher[0])])
+    return of_users, of_items
+
+
 def _logits(params: dict[str, Any], teacher: list[jax.Array]) -> jax.Array:
     """Log-probabilities of the experts of users `[n, d_t]` and items `[m, d_t]` by their gates: `[n + m, K]`."""
     gates = [jax.tree.map(lambda x, i=i: x[i], params["gate"]) for i in range(2)]

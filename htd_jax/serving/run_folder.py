@@ -30,6 +30,8 @@ class Opened:
       evaluation: how it was evaluated.
       results: what `results.json` holds; {} if the run has not come so far.
       config: what `config.json` holds.
+      distiller: what the method had to learn beside the student, at the last epoch: HTD's gate, see
+        `htd_jax.distillers.learned_groups`; {} if nothing.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Opened:
     evaluation: Evaluation
     results: dict[str, Any]
     config: dict[str, Any]
+    distiller: Any
 
     @property
     def has_products(self) -> bool:
@@ -104,7 +107,8 @@ def open_run(folder: Path | str, phase: str | None = None) -> Opened:
     results = {}
     if (folder / "results.json").is_file():
         results = _json(folder / "results.json", f"{shown(folder)}: results.json cannot be read")
-    return Opened(folder, phase, trained.make_model, trained.variables, dataset, evaluation, results, config)
+    of_phase = trained.make_model, trained.variables
+    return Opened(folder, phase, *of_phase, dataset, evaluation, results, config, trained.distiller)
 
 
 def open_phases(folders: Iterable[Path | str]) -> dict[str, Opened]:

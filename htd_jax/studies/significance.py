@@ -169,7 +169,7 @@ def compare_users(values: Values, *, student: str = "student", resamples: int = 
     if student not in values:
         raise ValueError(f"values: no {student!r} to test against; there is {', '.join(values)}")
     methods = [name for name in values if name != student]
-    means = {name: statistics.mean(float(np.mean(x)) for x in values[name].values()) for name in methods}
+    means = {name: statistics.mean(map(_mean, values[name].values())) for name in methods}
 
     def best_but(name: str) -> str | None:
         others = [other for other in methods if other != name]
@@ -190,7 +190,7 @@ def _test(values: Values, name: str, other: str, resamples: int, seed: int) -> T
         raise ValueError(f"values: {name} and {other} have no seed in common")
     pairs = [(values[name][its], values[other][its]) for its in seeds]
     over_users = tuple(users_test(*pair, resamples=resamples, seed=seed) for pair in pairs)
-    first, second = ([float(np.mean(np.asarray(x, np.float64))) for x in side] for side in zip(*pairs))
+    first, second = ([*map(_mean, side)] for side in zip(*pairs))
     difference = statistics.mean(a - b for a, b in zip(first, second))
     over_seeds = seeds_test(first, second)
     return Test(name, other, seeds, difference, over_seeds, over_users, over_seeds, over_users)
@@ -211,6 +211,10 @@ def _all_corrected(tests: tuple[Test, ...]) -> tuple[Test, ...]:
         )
         for test, p in zip(tests, over_seeds)
     )
+
+
+def _mean(values: chex.Array) -> float:
+    return float(np.mean(np.asarray(values, np.float64)))
 
 
 def _pair(first: chex.Array | Sequence[float], second: chex.Array | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ GROUPS = 30
 # Neighbours of an entity, and items that are looked through for those with a tag in common.
 NEIGHBOURS, RETRIEVED = 10, 100
 
-# Entities between all of which cosines are compared one by one; of more, so many are drawn.
+# Entities that are looked at one by one, in pairs and for their neighbours; of more, so many are drawn.
 SAMPLE = 2**14
 
 # Pairs that are held at once, 4 bytes each.
@@ -40,7 +40,8 @@ class Agreement:
     Attributes:
       pairs: how many, each once.
       correlation: Pearson's, in [-1, 1]; None where either has the same cosine for every pair, or there are under two.
-      error: the mean of |cos(t_a, t_b) - cos(s_a, s_b)|, in [0, 2]; None of no pair.
+      error: the mean of |cos(t_a, t_b) - cos(s_a, s_b)|, in [0, 2], of a sample's pairs where there is one; None of no
+        pair.
     """
 
     pairs: int
@@ -72,7 +73,7 @@ class Kept:
 
     Attributes:
       within, across: the entity level, of pairs of one group and of two.
-      neighbours: the mean share of an entity's nearest neighbours that it has in both.
+      neighbours: the mean share of an entity's nearest neighbours that it has in both; of no entity 0.
       groups: the group level.
     """
 
@@ -143,15 +144,16 @@ def kept(
       student: `[n, d_s]` floats.
       groups: `[n]` integers in [0, num_groups).
       num_groups: some may be empty.
-      neighbours: see `neighbour_overlap`.
-      sample, seed: see `entity_level`.
+      neighbours: how many, see `neighbour_overlap`.
+      sample: if there are more entities, so many are drawn from `seed`, each set as likely: errors are of the pairs
+        among them, and neighbours, looked for among all entities, are theirs. Correlations and groups are of all.
 
     Raises:
       AssertionError: an argument of a wrong rank, shape or dtype.
       ValueError: groups out of range, or a number under 1.
     """
     within, across = entity_level(teacher, student, groups, num_groups=num_groups, sample=sample, seed=seed)
-    shared = neighbour_overlap(teacher, student, neighbours)
+    shared = neighbour_overlap(teacher, student, neighbours, of=_sample(len(teacher), sample, seed))
     level = group_level(teacher, student, groups, num_groups=num_groups)
     return Kept(within, across, float(shared.mean()) if len(shared) else 0.0, level)
 
@@ -172,7 +174,7 @@ def entity_level(
     :math:`|T^\top S|^2`; of pairs within groups group by group; O(n d^2) operations. The error has no such form: it is
     of the pairs of `sample` entities at most, a block of rows at a time.
 
-    Args, raises: see `kept`; `sample`: if there are more entities, so many are drawn from `seed`, each set as likely.
+    Args, raises: see `kept`.
 
     Returns:
       Within groups, and across.
@@ -182,14 +184,10 @@ def entity_level(
     Agreement(pairs=2, correlation=None, error=0.0)
     """
     t, s, groups = _check(teacher, student, groups, num_groups)
-    if sample < 1:
-        raise ValueError(f"sample: expected at least 1, got {sample}")
+    rows = _sample(len(groups), sample, seed)
     units = [np.asarray(unit_rows(x), np.float64) for x in (t, s)]
     every = _moments(*units)
     within = sum((_moments(*(x[groups == g] for x in units)) for g in np.unique(groups)), np.zeros(6))
-    rows = np.arange(len(groups))
-    if len(rows) > sample:
-        rows = np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))
     errors = _mean_errors(t[rows], s[rows], jnp.asarray(groups[rows], jnp.int32))
     within_all, across_all = (
         Agreement(round(moments[0]), _correlation(moments), error)
@@ -198,12 +196,14 @@ def entity_level(
     return within_all, across_all
 
 
-def neighbour_overlap(teacher: chex.Array, student: chex.Array, k: int = NEIGHBOURS) -> np.ndarray:
-    """The share of an entity's k nearest others, by cosine, that are its nearest for both: `[n]` float64 in [0, 1].
+def neighbour_overlap(
+    teacher: chex.Array, student: chex.Array, k: int = NEIGHBOURS, *, of: np.ndarray | None = None
+) -> np.ndarray:
+    """The share of an entity's k nearest others, by cosine, that are its nearest for both: `[m]` float64 in [0, 1].
 
     Equally near ones stand in the order of rows. Of k others or fewer all are the nearest.
 
-    Args, raises: see `kept`; `k` is at least 1.
+    Args, raises: see `kept`; `k` is at least 1, and `of` the rows `[m]` whose it is, all if None.
 
     >>> teacher = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     >>> neighbour_overlap(teacher, jnp.array([[1.0], [1.0], [-1.0]]), 1).tolist()
@@ -212,17 +212,18 @@ def neighbour_overlap(teacher: chex.Array, student: chex.Array, k: int = NEIGHBO
     t, s, _ = _check(teacher, student, None, 1)
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
-    return overlap(*(nearest(x, min(k, max(1, len(x) - 1))) for x in (t, s)))
+    return overlap(*(nearest(x, min(k, max(1, len(x) - 1)), of=of) for x in (t, s)))
 
 
-def nearest(table: chex.Array, k: int) -> np.ndarray:
-    """The k nearest other rows of each of `[n, d]` by cosine, the nearest first: `[n, k]` int32, -1 for none."""
+def nearest(table: chex.Array, k: int, *, of: np.ndarray | None = None) -> np.ndarray:
+    """The k nearest other rows, of `[n, d]` by cosine, of the rows `of` `[m]`, all if None, the nearest first: `[m, k]`
+    int32, -1 for none."""
     size = len(table)
     if not size:
         return np.zeros((0, k), np.int32)
     unit = Rows(unit_rows(jnp.asarray(table, jnp.float32)))
     itself = Hidden(np.arange(size + 1), np.arange(size, dtype=np.int32))
-    return together(best_items(unit, unit, k, hidden=itself), k).rows
+    return together(best_items(unit, unit, k, of=of, hidden=itself), k).rows
 
 
 def group_level(teacher: chex.Array, student: chex.Array, groups: chex.Array, *, num_groups: int) -> GroupLevel:
@@ -311,6 +312,15 @@ def tag_retrieval(items: chex.Array, tags: Tags, k: int = RETRIEVED) -> Retrieva
         chance += float(relevant.sum()) / max(1, tags.num_items - 1)
         counted += int((relevant > 0).sum())
     return Retrieval(total / max(1, counted), chance / max(1, counted), counted, k)
+
+
+def _sample(size: int, most: int, seed: int) -> np.ndarray:
+    """All rows `[size]`, or `most` of them, ascending."""
+    if most < 1:
+        raise ValueError(f"sample: expected at least 1, got {most}")
+    if size <= most:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(seed).choice(size, most, replace=False))
 
 
 def _moments(t: np.ndarray, s: np.ndarray) -> np.ndarray:

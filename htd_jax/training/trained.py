@@ -18,6 +18,7 @@ class Trained(NamedTuple):
       settings: what made it, as JSON.
       records: one for every evaluation.
       seconds: of training, of every epoch.
+      distiller: what its method had to learn beside the student, at the last epoch; {} if nothing.
     """
 
     make_model: ModelOf
@@ -25,6 +26,7 @@ class Trained(NamedTuple):
     settings: dict[str, Any]
     records: list[dict[str, Any]]
     seconds: list[float]
+    distiller: Any
 
 
 def read_trained(folder: Path) -> Trained:
@@ -38,6 +40,7 @@ def read_trained(folder: Path) -> Trained:
     settings = history["settings"]
     try:
         variables = tree.get("best") or tree["train"]["params"]["model"]
+        distiller = tree["train"]["params"].get("distiller") or {}
         its = dict(settings["model"])
         name, dim, precision = its.pop("name"), its.pop("dim"), its.pop("precision", "float32")
         model = override(MODELS[name](), **its)
@@ -46,4 +49,5 @@ def read_trained(folder: Path) -> Trained:
         raise UserError(f"{shown(folder)} is a checkpoint, but of no model that is known") from None
     if not history["finished"]:
         raise UserError(f"{shown(folder)} stopped after {checkpoints.latest} epochs, unfinished; finish it first")
-    return Trained(ModelOf(model, dim, precision), variables, settings, history["records"], history["seconds"])
+    maker = ModelOf(model, dim, precision)
+    return Trained(maker, variables, settings, history["records"], history["seconds"], distiller)
