@@ -271,8 +271,8 @@ def beyond_report(plan: Plan, every: Sequence[Row], seen: Mapping[Row, Mapping[i
     like: list[tuple[str | Values, ...]] = [(row.name, *(number(row, of) for _, of in facts)) for row in seen]
     p = next(iter(next(iter(seen.values())).values())).likeness.p
     note = (
-        f"Of every user's {K} best unseen items. Coverage: the share of all items that stand in some list. Gini: of how "
-        f"often they do, 0 being evenly. RBO: rank-biased overlap, persistence {p:g} (Webber et al., 2010)."
+        f"Of every user's {K} best unseen items. Coverage: the share of all items that stand in some list. Gini: of "
+        f"how often they do, 0 being evenly. RBO: rank-biased overlap, persistence {p:g} (Webber et al., 2010)."
     )
     tables.append(Table("lists", "What the lists are like", ("", *(name for name, _ in facts)), tuple(like), note))
     return Report("beyond", title, BEYOND, _listed_answer(seen, metric), [*parts, *tables, *failed(every)])
