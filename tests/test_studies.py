@@ -11,13 +11,29 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from runs import DATA, EXPERIMENTS, line_of, process, results, start_command
 
+from htd_jax.command.flags import parse_config
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Config, Places, What, is_made_by
 from htd_jax.settings import override
-from htd_jax.studies import PLAIN, Job, Outcome, Plan, Variant, comparison, execute, parse_methods, rows, runs, spread
+from htd_jax.studies import (
+    PLAIN,
+    Job,
+    Outcome,
+    Plan,
+    Variant,
+    ablation,
+    capacity,
+    comparison,
+    execute,
+    parse_methods,
+    rows,
+    runs,
+    spread,
+)
 from htd_jax.writing import alone
 
 FLAGS = [*DATA, "--epochs", "2", "--teacher-dim", "8", "--student-dims", "4", "--seeds", "0"]
@@ -51,7 +67,8 @@ def test_a_comparison_trains_each_once_and_shows_all(compared):
     for name, entry in {**teacher, "+ FTD": helped["ftd"]}.items():
         assert table[name][3].strip() == f"{entry['final']['test']['recall@50']:.4f}"
     assert (folder / "comparison.png").stat().st_size > 5_000
-    assert "\n".join(line for line in out if "|" in line) in (folder / "comparison.md").read_text()
+    written = (folder / "comparison.md").read_text()
+    assert all(line in written for line in out if "|" in line)
 
 
 def test_a_run_that_fails_is_named_in_its_place(compared):
@@ -139,6 +156,27 @@ def test_the_command_says_which_studies_there_are():
     assert "comparison" in start_command("study").out
     assert "unknown study 'x'" in line_of(start_command("study", "x"))
     assert "--jobs" in process("comparison", "--help", script="study.py").stdout
+
+
+def test_what_students_are_like(compared):
+    """Of runs that are there: tables that agree with what the runs came to, a page, and pictures."""
+    folder, _ = compared
+    teacher = results(folder / "synthetic-none-4-seed0")["phases"]["teacher"]["final"]["test"]
+    like = start_command("study", "beyond", *FLAGS, "--methods", "ftd", "--runs", folder)
+    assert like.status == 0, like.err
+    assert like.out.count("found finished") == 2 and "| teacher |" in like.out
+    assert (folder / "beyond.html").stat().st_size > 500_000 and (folder / "beyond-activity.svg").exists()
+    found = {row[0]: row[1:] for row in cells((folder / "beyond.md").read_text()) if len(row) == 4}
+    sizes = [20, 20, 20]  # of 60 users, each with a held-out item
+    by_activity = [float(x) for x in found["teacher"]]
+    assert np.average(by_activity, weights=sizes) == pytest.approx(teacher[RECALL], abs=1e-3)
+    kept = start_command("study", "topology", *FLAGS, "--methods", "ftd", "--runs", folder)
+    assert kept.status == 0, kept.err
+    rows = [row for row in cells(kept.out) if len(row) == 9]
+    assert [row[:2] for row in rows[2:]] == [[x, y] for x in ("users", "items", "both") for y in ("student", "+ FTD")]
+    assert all(-1 <= float(x) <= 1 for row in rows[2:] for x in row[2:])
+    for name in ("neighbours", "groups", "map"):
+        assert (folder / f"topology-{name}.svg").exists()
 
 
 # --- processes
@@ -250,6 +288,109 @@ def test_a_failed_seed_leaves_the_others(made):
     assert "- + FTD, 20, seed 1: no memory" in text
 
 
+def of_variants(tmp_path, variants, dims, recall):
+    """A plan whose runs have ended at what `recall(variant, dim)` says, less a thousandth a seed."""
+    config = Config(what=What(method="none"), places=Places(runs=tmp_path))
+    plan = Plan(config, (), variants, dims, (0, 1))
+    for variant in (PLAIN, *variants):
+        for dim in dims:
+            for seed in plan.seeds:
+                entry = lambda value, seed=seed: {
+                    "epochs": 3,
+                    "seconds_per_epoch": 0.5,
+                    "final": {"test": {RECALL: value - seed / 1000, NDCG: value / 2}},
+                }
+                phases = {"teacher": entry(0.32), "student": entry(0.2 + dim / 1000)}
+                if variant.method != "none":
+                    phases[variant.method] = entry(recall(variant, dim))
+                folder = plan.job(variant, dim, seed).folder
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "results.json").write_text(json.dumps({"phases": phases}))
+    return plan
+
+
+def test_capacity_says_who_is_ahead_where(tmp_path):
+    dims = capacity.widths((0.05, 0.1, 1.0), 200)
+    ahead = {("htd", 10): 0.25, ("ftd", 10): 0.24, ("htd", 20): 0.27, ("ftd", 20): 0.26, ("htd", 200): 0.3}
+    plan = of_variants(tmp_path, parse_methods(["ftd", "htd"]), dims, lambda v, dim: ahead.get((v.method, dim), 0.31))
+    report = capacity.report(plan, rows(plan, []))
+    assert report.answer.startswith("HTD is ahead at 10 dimensions (0.2495); HTD is ahead at 20")
+    assert "FTD is ahead at 200 dimensions (0.3095)" in report.answer
+    table = {row[0]: row[1:] for row in cells(report.tables[0].markdown())}
+    assert list(table) == ["", "---", "student", "+ FTD", "+ HTD"] and table[""] == [
+        "10 (5%)",
+        "20 (10%)",
+        "200 (100%)",
+    ]
+    assert table["+ HTD"][0] == spread([0.25, 0.249])
+    gaps = {(x["name"], x["x"]): x["mean"] for x in report.charts[1].spec["data"]["values"]}
+    assert gaps["+ HTD", 10] == pytest.approx((0.25 - 0.21) / (0.32 - 0.21), abs=1e-3)
+
+
+def test_an_ablation_says_what_a_part_is_worth(tmp_path):
+    variants = ablation.ablated("htd")
+    of = lambda v, dim: {"HTD": 0.28, "random groups": 0.23}.get(v.label, 0.27)
+    plan = of_variants(tmp_path, variants, (20,), of)
+    report = ablation.report(plan, rows(plan, []))
+    assert "HTD has a recall@50 of 0.2795. What costs most is 'random groups': -0.0500." in report.answer
+    by_name = {row[1]: row for row in cells(report.tables[0].markdown())}
+    assert by_name["random groups"][3] == spread([-0.05, -0.05], "+.4f") and by_name["random groups"][0] == "groups"
+    assert by_name["HTD"][3] == ""
+    folders = {plan.job(variant, 20, 0).folder for variant in variants}
+    assert len(folders) == len(variants)  # each a run of its own
+    for variant in (*variants, *ablation.ablated("best")):
+        job = plan.job(variant, 20, 0)
+        given = parse_config(job.arguments, prog="", description="")
+        told = dataclasses.replace(given, places=job.config.places).filled()
+        assert told == dataclasses.replace(job.config, places=told.places), variant  # flags say what settings say
+    with pytest.raises(UserError, match="an ablation of htd and best"):
+        ablation.ablated("ftd")
+
+
+def test_a_sensitivity_has_a_chart_a_number(tmp_path):
+    variants = ablation.varied({"groups": (10, 30), "alpha": (0.1, 0.5)})
+    of = lambda v, dim: 0.28 if v.is_usual else 0.26 + v.value / 1000
+    plan = of_variants(tmp_path, variants, (20,), of)
+    assert len(plan.stages()[1]) == 2 * 3  # the usual one is one run, whatever it is called
+    report = ablation.report_of_values(plan, rows(plan, []))
+    assert [chart.name for chart in report.charts] == ["by-groups", "by-alpha"]
+    assert "K, groups a side moves recall@50 from 0.2695 to 0.2795" in report.answer
+    points = {x["x"]: x["mean"] for x in report.charts[0].spec["data"]["values"]}
+    assert points == {10: pytest.approx(0.2695), 30: pytest.approx(0.2795)}
+
+
+def test_which_differences_chance_explains(made):
+    rng = np.random.default_rng(0)
+    every = rows(made, [])
+    noise = rng.random(400)
+    shift = {"student": 0.0, "+ FTD": 0.2, "+ RRD": 0.0, "+ FTD + RRD": 0.25}
+    users = {
+        row: {seed: noise + shift[row.name] + 0.05 * rng.normal(size=400) for seed in made.seeds}
+        for row in every
+        if row.name in shift
+    }
+    (table,) = comparison.beyond_chance(made, every, users)
+    by_name = {row[0]: row for row in table.rows}
+    assert by_name["FTD"][3] == "<.001" and float(by_name["FTD"][2].removeprefix("<")) < 0.05
+    assert by_name["FTD"][4] == "FTD + RRD" and by_name["FTD + RRD"][4] == "FTD"
+    assert float(by_name["RRD"][2]) > 0.05
+
+
+def test_each_users_recall_is_kept_and_that_of_another_model_is_not(compared, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(compared[0], folder)
+    study("--methods", "ftd", "--runs", folder)
+    kept = folder / "synthetic-ftd-4-seed0" / "users-ftd.npz"
+    with np.load(kept) as found:
+        values = found[RECALL]
+    entry = results(folder / "synthetic-ftd-4-seed0")["phases"]["ftd"]["final"]["test"]
+    assert values.mean() == pytest.approx(entry[RECALL], abs=1e-6)
+    np.savez(kept, **{RECALL: values + 0.1})
+    assert "each user's" in study("--methods", "ftd", "--runs", folder).out
+    with np.load(kept) as found:
+        np.testing.assert_array_equal(found[RECALL], values)
+
+
 def test_methods_are_named_or_all():
     names = lambda *given: [variant.method for variant in parse_methods(given)]
     assert "none" not in names("all") and "htd" in names("all") and "pseudo" not in names("all")
@@ -296,6 +437,7 @@ def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path):
 def test_a_frontier_says_what_it_cannot(tmp_path):
     said = line_of(start_command("study", "frontier", *DATA, "--kinds", "lsh", "--runs", tmp_path))
     assert "--kinds: unknown value 'lsh'; known: best" in said
-    assert "unknown study 'front'; there are comparison, capacity, ablation, sensitivity, frontier" in line_of(
-        start_command("study", "front")
+    assert (
+        "unknown study 'front'; there are comparison, capacity, ablation, sensitivity, topology, beyond, frontier"
+        in line_of(start_command("study", "front"))
     )
