@@ -2,7 +2,7 @@
 
 from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit, hash_of
-from htd_jax.pipeline.run import RunResult, claimed, is_made_by, load_data, run, write_json
+from htd_jax.pipeline.run import RunResult, claimed, flat, is_made_by, load_data, run, write_json
 from htd_jax.pipeline.teachers import read_teacher
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "distill",
     "fit",
+    "flat",
     "hash_of",
     "is_made_by",
     "load_data",

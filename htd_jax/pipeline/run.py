@@ -214,7 +214,7 @@ def check_folder(config: Config, settings: dict[str, Any]) -> None:
             found = json.loads(path.read_text())
             if not isinstance(found, dict):
                 raise ValueError("not an object")
-            was, now = _flat(found), _flat(settings)
+            was, now = flat(found), flat(settings)
             for name in sorted(was | now):
                 if was.get(name) == now.get(name) or (name == "epochs" and _goes_on(config, was.get(name))):
                     continue
@@ -240,7 +240,7 @@ def is_made_by(config: Config, data: str) -> bool:
         asked = {**config.as_json(), "data": data, "teacher": None}
         if config.places.teacher:  # its width is its own
             asked |= {name: found[name] for name in ("teacher", "teacher_dim") if found[name] is not None}
-        was, now = _flat(found), _flat(asked)
+        was, now = flat(found), flat(asked)
         return all(was.get(name) == now.get(name) for name in was | now)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -274,8 +274,9 @@ def _goes_on(config: Config, epochs: Any) -> bool:
     return True
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds by the names of flags: `htd.groups`."""
+    found = {}
     for name, value in settings.items():
-        flat.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
-    return flat
+        found.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
+    return found
