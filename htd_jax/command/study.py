@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
+from htd_jax.command.tensorboard import watch_of
 from htd_jax.errors import UserError
 from htd_jax.pipeline import NO_METHOD, claimed, describe, load_data
 from htd_jax.pipeline.experiment import numerics
@@ -83,6 +84,7 @@ def comparison(arguments: Sequence[str], prog: str) -> None:
             raise UserError(f"{flag}: a study has {own}")
     methods = parse_methods(options.methods)
     config = parse_config([*flags, "--method", _all_parts(methods)], prog=prog, description="")
+    watch_of(config.places)
     config = dataclasses.replace(config, what=override(config.what, method=NO_METHOD))
     usual = config.filled().what.student_dim
     assert usual is not None

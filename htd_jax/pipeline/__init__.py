@@ -4,6 +4,7 @@ from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit, hash_of
 from htd_jax.pipeline.run import RunResult, claimed, flat, is_made_by, load_data, run, write_json
 from htd_jax.pipeline.teachers import read_teacher
+from htd_jax.pipeline.watching import Watch, Watcher, unwatched
 
 __all__ = [
     "NO_METHOD",
@@ -12,6 +13,8 @@ __all__ = [
     "Fitted",
     "Places",
     "RunResult",
+    "Watch",
+    "Watcher",
     "What",
     "claimed",
     "describe",
@@ -23,5 +26,6 @@ __all__ = [
     "load_data",
     "read_teacher",
     "run",
+    "unwatched",
     "write_json",
 ]

@@ -16,6 +16,7 @@ from htd_jax.pipeline.config import NO_METHOD, Config, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, hash_of, numerics
 from htd_jax.pipeline.progress import ProgressLine, progress_line
 from htd_jax.pipeline.teachers import open_teacher
+from htd_jax.pipeline.watching import Watch, unwatched
 from htd_jax.settings import override
 from htd_jax.training import best_record
 from htd_jax.writing import alone, is_partial, whole
@@ -41,9 +42,13 @@ class RunResult:
         return {name: phase.records for name, phase in self.phases.items()}
 
 
-def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
+def run(config: Config, *, progress: ProgressLine = progress_line, watch: Watch = unwatched) -> RunResult:
     """Trains what is not yet trained, and leaves `config.json`, `split.npz`, `metrics.jsonl`, `results.json` and the
     checkpoints in the run's folder.
+
+    Args:
+      progress: the line that shows how far a phase is.
+      watch: who is told of each phase too.
 
     Raises:
       UserError: a value that cannot be, or a folder that holds something else; then nothing is written.
@@ -67,7 +72,7 @@ def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
         check_folder(config, identity)
         with claimed(config.folder):
             claim_folder(config, identity, dataset)
-            return _train(config, experiment, given, progress)
+            return _train(config, experiment, given, progress, watch)
 
 
 @contextlib.contextmanager
@@ -94,7 +99,9 @@ def claimed(folder: Path, by: str = "process", flag: str = "--run") -> Iterator[
         yield
 
 
-def _train(config: Config, experiment: Experiment, given: Fitted | None, progress: ProgressLine) -> RunResult:
+def _train(
+    config: Config, experiment: Experiment, given: Fitted | None, progress: ProgressLine, watch: Watch
+) -> RunResult:
     what, folder = config.what, config.folder
     records: dict[str, list[dict[str, Any]]] = {}
 
@@ -102,18 +109,21 @@ def _train(config: Config, experiment: Experiment, given: Fitted | None, progres
         def note(news: Any) -> None:
             if news.records and news.records[-1]["epoch"] == news.epoch:
                 write_metrics(folder, {**records, name: news.records})
+            watcher.epoch(news)
 
-        fitted = experiment.phase(
-            name,
-            config.teacher_model if name == "teacher" else config.model,
-            dim,
-            folder=folder / "checkpoints" / name,
-            runs=config.places.runs,
-            progress=progress,
-            title=describe(name),
-            on_epoch=note,
-            **arguments,
-        )
+        with watch(config, name) as watcher:
+            fitted = experiment.phase(
+                name,
+                config.teacher_model if name == "teacher" else config.model,
+                dim,
+                folder=folder / "checkpoints" / name,
+                runs=config.places.runs,
+                progress=progress,
+                title=describe(name),
+                on_epoch=note,
+                **arguments,
+            )
+            watcher.end(fitted)
         records[name] = fitted.records
         return fitted
 
