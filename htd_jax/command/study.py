@@ -10,6 +10,7 @@ from annotated_types import Ge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from htd_jax.command.described import described
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
 from htd_jax.command.tensorboard import watch_of
@@ -39,7 +40,13 @@ studies:
   frontier    recall against bytes a row, and against the time to rank: students of every kind, and the
               teacher's rows in fewer bytes
 
-htd-jax study NAME --help tells more."""
+htd-jax study NAME --help tells more. Any of them takes --file study.toml, which holds its flags
+by their names; those that are typed come after, and win:
+
+  dataset = "citeulike"
+  seeds = [0, 1]
+  [htd]
+  groups = 60"""
 
 # What a study sets itself, and the flag that it has for it.
 OWN = {"--method": "--methods", "--seed": "--seeds", "--student-dim": "--student-dims", "--run": "--runs"}
@@ -73,7 +80,8 @@ def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
         return
     if arguments[0] not in STUDIES:
         raise UserError(f"unknown study {arguments[0]!r}; there are {', '.join(STUDIES)}")
-    STUDIES[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
+    with described(arguments[1:]) as flags:
+        STUDIES[arguments[0]](flags, f"{prog} {arguments[0]}")
 
 
 def comparison(arguments: Sequence[str], prog: str) -> None:
