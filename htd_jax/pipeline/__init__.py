@@ -2,7 +2,17 @@
 
 from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit, hash_of
-from htd_jax.pipeline.run import RunResult, claimed, flat, is_made_by, load_data, run, write_json
+from htd_jax.pipeline.run import (
+    RunResult,
+    claimed,
+    flat,
+    is_made_by,
+    load_data,
+    plain_phases,
+    prepare,
+    run,
+    write_json,
+)
 from htd_jax.pipeline.teachers import read_teacher
 from htd_jax.pipeline.watching import Watch, Watcher, unwatched
 
@@ -24,6 +34,8 @@ __all__ = [
     "hash_of",
     "is_made_by",
     "load_data",
+    "plain_phases",
+    "prepare",
     "read_teacher",
     "run",
     "unwatched",

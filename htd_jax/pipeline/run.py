@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +54,36 @@ def run(config: Config, *, progress: ProgressLine = progress_line, watch: Watch 
       UserError: a value that cannot be, or a folder that holds something else; then nothing is written.
     """
     with numerics():
-        config = config.filled()
-        dataset = load_data(config)
-        for note in dataset.notes:
-            print(f"note: {note}")
-        experiment = Experiment(dataset, config.training, config.evaluation, config.what.seed)
-        # A protocol that cannot be on this split is refused here, before anything is written.
-        _ = experiment.evaluate
-        given = open_teacher(config, experiment) if config.places.teacher else None
-        if given and (dim := given.settings["model"]["dim"]):
-            config = dataclasses.replace(config, what=override(config.what, teacher_dim=dim))
-        what = config.what
-        assert what.student_dim and what.teacher_dim
-        if what.student_dim > what.teacher_dim:
-            print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
+        config, experiment, given = prepare(config)
         identity = _identity(config, experiment, given)
         check_folder(config, identity)
         with claimed(config.folder):
-            claim_folder(config, identity, dataset)
+            claim_folder(config, identity, experiment.data)
             return _train(config, experiment, given, progress, watch)
+
+
+def prepare(config: Config) -> tuple[Config, Experiment, Fitted | None]:
+    """A run before anything of it is trained or written: itself with every default in place, what its phases have in
+    common, and the teacher if one is given.
+
+    Raises:
+      UserError: a value that cannot be.
+    """
+    config = config.filled()
+    dataset = load_data(config)
+    for note in dataset.notes:
+        print(f"note: {note}")
+    experiment = Experiment(dataset, config.training, config.evaluation, config.what.seed)
+    # A protocol that cannot be on this split is refused here, before anything is written.
+    _ = experiment.evaluate
+    given = open_teacher(config, experiment) if config.places.teacher else None
+    if given and (dim := given.settings["model"]["dim"]):
+        config = dataclasses.replace(config, what=override(config.what, teacher_dim=dim))
+    what = config.what
+    assert what.student_dim and what.teacher_dim
+    if what.student_dim > what.teacher_dim:
+        print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
+    return config, experiment, given
 
 
 @contextlib.contextmanager
@@ -103,7 +114,7 @@ def _train(
     config: Config, experiment: Experiment, given: Fitted | None, progress: ProgressLine, watch: Watch
 ) -> RunResult:
     what, folder = config.what, config.folder
-    records: dict[str, list[dict[str, Any]]] = {}
+    records = {"teacher": given.records} if given else {}
 
     def phase(name: str, dim: int, **arguments: Any) -> Fitted:
         def note(news: Any) -> None:
@@ -127,21 +138,33 @@ def _train(
         records[name] = fitted.records
         return fitted
 
-    assert what.student_dim and what.teacher_dim
-    teacher = given or phase("teacher", what.teacher_dim)
-    records["teacher"] = teacher.records
-    phases = {"teacher": teacher}
-    helps: dict[str, Any] = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
-    helps["precision"] = what.precision or "float32"
-    phases["student"] = phase("student", what.student_dim, **helps, start=what.student_init)
+    phases, helps = plain_phases(config, given, phase)
     if what.method != NO_METHOD:
-        warm = any(getattr(settings, "warm", False) for settings in config.methods.values())
-        start = phases["student"] if warm else what.student_init
-        phases[what.method] = phase(what.method, what.student_dim, **helps, methods=config.methods, start=start)
+        assert what.student_dim
+        phases[what.method] = phase(what.method, what.student_dim, **helps, methods=config.methods)
     results = summarise(config, phases)
     write_metrics(folder, records)
     write_json(folder / "results.json", results)
     return RunResult(config, phases, results)
+
+
+def plain_phases(
+    config: Config, given: Fitted | None, phase: Callable[..., Fitted]
+) -> tuple[dict[str, Fitted], dict[str, Any]]:
+    """The teacher and the plain student; and whatever a helped student has of them, but for the method.
+
+    Args:
+      given: the teacher, if it need not be trained.
+      phase: trains one: its name, width, and the other arguments of `Experiment.phase`.
+    """
+    what = config.what
+    assert what.student_dim and what.teacher_dim
+    teacher = given or phase("teacher", what.teacher_dim)
+    helps: dict[str, Any] = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
+    helps["precision"] = what.precision or "float32"
+    student = phase("student", what.student_dim, **helps, start=what.student_init)
+    warm = any(getattr(settings, "warm", False) for settings in config.methods.values())
+    return {"teacher": teacher, "student": student}, {**helps, "start": student if warm else what.student_init}
 
 
 def load_data(config: Config) -> Dataset:
