@@ -14,6 +14,7 @@ from htd_jax.command.described import described
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
 from htd_jax.command.tensorboard import watch_of
+from htd_jax.command.tune import tune
 from htd_jax.errors import UserError
 from htd_jax.pipeline import NO_METHOD, claimed, describe, load_data
 from htd_jax.pipeline.experiment import numerics
@@ -39,6 +40,7 @@ studies:
   comparison  every method beside the plain student and the teacher: a table and a picture
   frontier    recall against bytes a row, and against the time to rank: students of every kind, and the
               teacher's rows in fewer bytes
+  tune        a method's settings, searched by what its student reaches in validation
 
 htd-jax study NAME --help tells more. Any of them takes --file study.toml, which holds its flags
 by their names; those that are typed come after, and win:
@@ -161,7 +163,7 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     print(f"table: {runs / 'frontier.md'}" + f"; picture: {runs / 'frontier.png'}" * drawn)
 
 
-STUDIES = {"comparison": comparison, "frontier": frontier}
+STUDIES = {"comparison": comparison, "frontier": frontier, "tune": tune}
 
 
 def _all_parts(methods: Sequence[str]) -> str:
