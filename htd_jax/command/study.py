@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from htd_jax.command.described import described
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
-from htd_jax.command.tensorboard import watch_of
+from htd_jax.command.tensorboard import say_unheeded, watch_of
 from htd_jax.command.tune import tune
 from htd_jax.errors import UserError
 from htd_jax.pipeline import NO_METHOD, claimed, describe, load_data
@@ -142,6 +142,7 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     check(options)
     frontier_study.check_kinds(options.kinds)
     config = parse_config([*flags, "--method", NO_METHOD], prog=prog, description="").filled()
+    say_unheeded(config.places)
     use_devices()
     runs = config.places.runs
     metrics = [f"{name}@{max(config.evaluation.cutoffs)}" for name in ("recall", "ndcg")]

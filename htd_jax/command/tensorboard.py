@@ -27,6 +27,12 @@ def watch_of(places: Places) -> Watch:
     return writing
 
 
+def say_unheeded(places: Places) -> None:
+    """Says that `--tensorboard` is not for what leaves no run folder."""
+    if places.tensorboard:
+        print("note: --tensorboard changes nothing here: there is no run folder")
+
+
 @contextlib.contextmanager
 def writing(config: Config, phase: str) -> Iterator[Watcher]:
     """Writes `<run>/tensorboard/<phase>`."""
@@ -74,8 +80,9 @@ class Events(Watcher):
         begun = self._is_begun()
         library: Any = importlib.import_module("tensorboardX")  # of those who want it
         self._writer = library.SummaryWriter(str(self._folder), purge_step=epoch if begun else None)
-        if not begun:
+        if not begun or not epoch:  # begun anew, the text was taken back too
             self._writer.add_text("settings", self._about, 0)
+        if not begun:
             for record in before:
                 self._add(record["epoch"], {f"train/{name}": value for name, value in record["terms"].items()})
                 self._evaluated(record)

@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from htd_jax.command.flags import parse_config, parse_known
+from htd_jax.command.tensorboard import say_unheeded
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Fitted, claimed, prepare
 from htd_jax.pipeline.experiment import numerics
@@ -49,8 +50,7 @@ def tune(arguments: Sequence[str], prog: str) -> None:
     if not space:
         raise UserError(f"--method: {config.what.method} has nothing to search")
     tuning_study.check_library()
-    if config.places.tensorboard:
-        print("note: --tensorboard changes nothing here: trials leave no run folder")
+    say_unheeded(config.places)
     use_devices()
     with claimed(config.places.runs, "study", "--runs"), numerics():
         tuning = Tuning(*prepare(config), space)
