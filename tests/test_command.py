@@ -168,7 +168,7 @@ def options_of(text):
     return {word for line in text.splitlines() for word in line.replace("│", " ").split() if word.startswith("--")}
 
 
-@pytest.mark.parametrize("name", ["train", "recommend", "export", "summary", "study", "table"])
+@pytest.mark.parametrize("name", ["train", "recommend", "export", "summary", "study", "table", "compare"])
 def test_help_fits_a_screen(name):
     done = start_command(name, "--help")
     assert (done.status, done.err) == (0, "")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from runs import DATA, EXPERIMENTS, line_of, process, results, start_command
 
+from htd_jax.command.described import described, read_flags
 from htd_jax.command.flags import parse_config
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Config, Places, What, is_made_by
@@ -441,3 +442,61 @@ def test_a_frontier_says_what_it_cannot(tmp_path):
         "unknown study 'front'; there are comparison, capacity, ablation, sensitivity, topology, beyond, frontier"
         in line_of(start_command("study", "front"))
     )
+
+
+# --- described in a file
+
+
+def described_in(folder, text):
+    (folder / "study.toml").write_text(text)
+    return ["--file", folder / "study.toml"]
+
+
+def test_a_file_is_the_flags_that_it_holds(tmp_path):
+    (tmp_path / "study.toml").write_text(
+        'dataset = "citeulike"\nseeds = [0, 1]\nstudent_dims = [4]\nlearning-rate = 1e-3\ntensorboard = true\n'
+        '[htd]\ngroups = 60\nnoise = false\n[ir-rrd]\nweight = 0.5\n["citeulike-t"]\nsplit = "random"\n'
+    )
+    expected = "--dataset citeulike --seeds 0 1 --student-dims 4 --learning-rate 0.001 --tensorboard --htd.groups 60"
+    expected += " --htd.no-noise --ir-rrd.weight 0.5 --citeulike-t.split random"
+    assert read_flags(tmp_path / "study.toml") == expected.split()
+    with described(["--file=" + str(tmp_path / "study.toml"), "--seeds", "2"]) as flags:
+        assert flags == [*expected.split(), "--seeds", "2"]
+
+
+def test_a_comparison_of_a_file_finds_that_of_the_same_flags(compared, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(compared[0], folder)
+    text = 'methods = ["rrd"]\nepochs = 2\nteacher_dim = 8\nstudent_dims = [4]\nseeds = [0]\n'
+    text += "[synthetic]\nusers = 60\nitems = 150\n"
+    file = described_in(tmp_path, text)
+    done = start_command("study", "comparison", *file, "--methods", "ftd", "--runs", folder)  # what is typed wins
+    assert done.status == 0, done.err
+    assert done.out.count("found finished") == 2 and "RRD" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("studnet-dims = [4]", "study.toml: Unrecognized options: --studnet-dims"),
+        ("[htd]\nnothing = 4", "study.toml: Unrecognized options: --htd.nothing"),
+        ("[htd]\ngroups = 0", "study.toml: --htd.groups: must be at least 1, not 0"),
+        ('epochs = "ten"', "study.toml: Error parsing --epochs: invalid literal"),
+        ("seed = 1", "study.toml: --seed: a study has --seeds"),
+        ("epochs =", "study.toml: no TOML (Invalid value"),
+        ("epochs = 2026-01-01", "study.toml: epochs: a flag's value is a text, a number"),
+        ('dataset = "--runs"', "study.toml: dataset: '--runs' is a flag"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_name(text, reason, tmp_path):
+    said = line_of(start_command("study", "comparison", *described_in(tmp_path, text), "--runs", tmp_path / "runs"))
+    assert reason in said
+    assert str(tmp_path) in said and not (tmp_path / "runs").exists()
+
+
+def test_a_file_is_not_blamed_for_what_is_typed(tmp_path):
+    file = described_in(tmp_path, "epochs = 3")
+    said = line_of(start_command("study", "comparison", *file, "--epochs=0", "--runs", tmp_path / "runs"))
+    assert said.startswith("error: --epochs: must be at least 1")
+    for arguments in (["--file"], ["--file", tmp_path / "none.toml"], ["--file", tmp_path]):
+        assert "--file: " in line_of(start_command("study", "frontier", *arguments))

@@ -19,6 +19,7 @@ commands:
   summary    what a data set looks like: counts, long tail, and a picture
   study      many runs from one command: every method compared
   table      tabulate finished runs, mean and spread over seeds
+  compare    finished runs side by side: what differs in their settings, and what each came to
 
 htd-jax COMMAND --help tells more."""
 
@@ -26,6 +27,7 @@ htd-jax COMMAND --help tells more."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """`htd-jax`, `python -m htd_jax`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    from htd_jax.command.compare import compare
     from htd_jax.command.export import export
     from htd_jax.command.recommend import recommend
     from htd_jax.command.study import study
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "summary": summary,
         "study": study,
         "table": table,
+        "compare": compare,
     }
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):

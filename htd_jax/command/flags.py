@@ -41,7 +41,11 @@ TOPICS = {
         "places": ("teacher", "teacher_user_ids", "teacher_item_ids"),
         "what": ("teacher_model", "teacher_dim"),
     },
-    "training": {"training": ALL["training"], "what": ("seed", "precision", "student_init")},
+    "training": {
+        "training": ALL["training"],
+        "what": ("seed", "precision", "student_init"),
+        "places": ("tensorboard",),
+    },
     "evaluation": {"evaluation": ALL["evaluation"]},
     "all": ALL,
 }

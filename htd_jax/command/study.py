@@ -11,9 +11,12 @@ from annotated_types import Ge, Gt, Interval
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from htd_jax.command.described import described
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
 from htd_jax.command.study_report import about, foot, write_report
+from htd_jax.command.tensorboard import say_unheeded, watch_of
+from htd_jax.command.tune import tune
 from htd_jax.errors import UserError
 from htd_jax.pipeline import NO_METHOD, Config, claimed, describe, load_data
 from htd_jax.pipeline.experiment import numerics
@@ -48,8 +51,15 @@ studies:
   beyond      recall by popularity and activity, coverage, likeness of lists
   frontier    recall against bytes a row, and against the time to rank: students of every kind, and the
               teacher's rows in fewer bytes
+  tune        a method's settings, searched by what its student reaches in validation
 
-htd-jax study NAME --help tells more."""
+htd-jax study NAME --help tells more. Any of them takes --file study.toml, which holds its flags
+by their names; those that are typed come after, and win:
+
+  dataset = "citeulike"
+  seeds = [0, 1]
+  [htd]
+  groups = 60"""
 
 # What a study sets itself, and the flag that it has for it.
 OWN = {"--method": "--methods", "--seed": "--seeds", "--student-dim": "--student-dims", "--run": "--runs"}
@@ -66,7 +76,8 @@ def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
         return
     if arguments[0] not in STUDIES:
         raise UserError(f"unknown study {arguments[0]!r}; there are {', '.join(STUDIES)}")
-    STUDIES[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
+    with described(arguments[1:]) as flags:
+        STUDIES[arguments[0]](flags, f"{prog} {arguments[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +241,7 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     variants = of.variants(options)
     flags = [*_small(flags, variants), *flags] if options.size == "small" else flags
     config = parse_config([*flags, "--method", _all_parts(variants)], prog=prog, description="")
+    watch_of(config.places)
     config = dataclasses.replace(config, what=override(config.what, method=NO_METHOD))
     usual = config.filled()
     assert usual.what.student_dim
@@ -289,6 +301,7 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     check(options)
     frontier_study.check_kinds(options.kinds)
     config = parse_config([*flags, "--method", NO_METHOD], prog=prog, description="").filled()
+    say_unheeded(config.places)
     use_devices()
     runs = config.places.runs
     metrics = [f"{name}@{max(config.evaluation.cutoffs)}" for name in ("recall", "ndcg")]
@@ -313,6 +326,7 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
 STUDIES: dict[str, Callable[[Sequence[str], str], None]] = {
     **{name: functools.partial(many, name) for name in MANY},
     "frontier": frontier,
+    "tune": tune,
 }
 
 

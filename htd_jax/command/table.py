@@ -1,5 +1,6 @@
 """The mean and spread over seeds of finished runs, as Markdown."""
 
+import contextlib
 import dataclasses
 import json
 from collections import defaultdict
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from htd_jax.command.finished import read_results
 from htd_jax.command.flags import COMMON, REGISTRIES, parse
 from htd_jax.distillers import METHODS, usual_training
 from htd_jax.errors import UserError
@@ -71,15 +73,8 @@ def _finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The runs that have ended, by folder; what is none is passed over."""
     found = []
     for path in sorted(runs.glob("*/results.json")):
-        try:
-            results = json.loads(path.read_text())
-            for name in ("dataset", "method", "seed", "gap_closed"):
-                results[name]
-            for entry in results["phases"].values():
-                entry["final"]["test"], entry["settings"]["model"]["name"]
-            found.append((path.parent, results))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
+        with contextlib.suppress(OSError, ValueError):
+            found.append((path.parent, read_results(path.parent)))
     return found
 
 

@@ -2,8 +2,19 @@
 
 from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit, hash_of
-from htd_jax.pipeline.run import RunResult, claimed, is_made_by, load_data, run, write_json
+from htd_jax.pipeline.run import (
+    RunResult,
+    claimed,
+    flat,
+    is_made_by,
+    load_data,
+    plain_phases,
+    prepare,
+    run,
+    write_json,
+)
 from htd_jax.pipeline.teachers import read_teacher
+from htd_jax.pipeline.watching import Watch, Watcher, unwatched
 
 __all__ = [
     "NO_METHOD",
@@ -12,15 +23,21 @@ __all__ = [
     "Fitted",
     "Places",
     "RunResult",
+    "Watch",
+    "Watcher",
     "What",
     "claimed",
     "describe",
     "distill",
     "fit",
+    "flat",
     "hash_of",
     "is_made_by",
     "load_data",
+    "plain_phases",
+    "prepare",
     "read_teacher",
     "run",
+    "unwatched",
     "write_json",
 ]

@@ -68,6 +68,8 @@ class Places:
     """The ids of the rows of the teacher's tables, one a line. Default: numbers, or the data's ids in order; so for"""
     teacher_item_ids: Path | None = None
     """the items'."""
+    tensorboard: bool = False
+    """Whether <run>/tensorboard/<phase> holds event files, for `tensorboard --logdir`: needs tensorboardX."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from htd_jax.pipeline.config import NO_METHOD, Config, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, hash_of, numerics
 from htd_jax.pipeline.progress import ProgressLine, progress_line
 from htd_jax.pipeline.teachers import open_teacher
+from htd_jax.pipeline.watching import Watch, unwatched
 from htd_jax.settings import override
 from htd_jax.training import best_record
 from htd_jax.writing import alone, is_partial, whole
@@ -41,33 +42,48 @@ class RunResult:
         return {name: phase.records for name, phase in self.phases.items()}
 
 
-def run(config: Config, *, progress: ProgressLine = progress_line) -> RunResult:
+def run(config: Config, *, progress: ProgressLine = progress_line, watch: Watch = unwatched) -> RunResult:
     """Trains what is not yet trained, and leaves `config.json`, `split.npz`, `metrics.jsonl`, `results.json` and the
     checkpoints in the run's folder.
+
+    Args:
+      progress: the line that shows how far a phase is.
+      watch: who is told of each phase too.
 
     Raises:
       UserError: a value that cannot be, or a folder that holds something else; then nothing is written.
     """
     with numerics():
-        config = config.filled()
-        dataset = load_data(config)
-        for note in dataset.notes:
-            print(f"note: {note}")
-        experiment = Experiment(dataset, config.training, config.evaluation, config.what.seed)
-        # A protocol that cannot be on this split is refused here, before anything is written.
-        _ = experiment.evaluate
-        given = open_teacher(config, experiment) if config.places.teacher else None
-        if given and (dim := given.settings["model"]["dim"]):
-            config = dataclasses.replace(config, what=override(config.what, teacher_dim=dim))
-        what = config.what
-        assert what.student_dim and what.teacher_dim
-        if what.student_dim > what.teacher_dim:
-            print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
+        config, experiment, given = prepare(config)
         identity = _identity(config, experiment, given)
         check_folder(config, identity)
         with claimed(config.folder):
-            claim_folder(config, identity, dataset)
-            return _train(config, experiment, given, progress)
+            claim_folder(config, identity, experiment.data)
+            return _train(config, experiment, given, progress, watch)
+
+
+def prepare(config: Config) -> tuple[Config, Experiment, Fitted | None]:
+    """A run before anything of it is trained or written: itself with every default in place, what its phases have in
+    common, and the teacher if one is given.
+
+    Raises:
+      UserError: a value that cannot be.
+    """
+    config = config.filled()
+    dataset = load_data(config)
+    for note in dataset.notes:
+        print(f"note: {note}")
+    experiment = Experiment(dataset, config.training, config.evaluation, config.what.seed)
+    # A protocol that cannot be on this split is refused here, before anything is written.
+    _ = experiment.evaluate
+    given = open_teacher(config, experiment) if config.places.teacher else None
+    if given and (dim := given.settings["model"]["dim"]):
+        config = dataclasses.replace(config, what=override(config.what, teacher_dim=dim))
+    what = config.what
+    assert what.student_dim and what.teacher_dim
+    if what.student_dim > what.teacher_dim:
+        print(f"note: the student ({what.student_dim}) is wider than its teacher ({what.teacher_dim})")
+    return config, experiment, given
 
 
 @contextlib.contextmanager
@@ -94,44 +110,61 @@ def claimed(folder: Path, by: str = "process", flag: str = "--run") -> Iterator[
         yield
 
 
-def _train(config: Config, experiment: Experiment, given: Fitted | None, progress: ProgressLine) -> RunResult:
+def _train(
+    config: Config, experiment: Experiment, given: Fitted | None, progress: ProgressLine, watch: Watch
+) -> RunResult:
     what, folder = config.what, config.folder
-    records: dict[str, list[dict[str, Any]]] = {}
+    records = {"teacher": given.records} if given else {}
 
     def phase(name: str, dim: int, **arguments: Any) -> Fitted:
         def note(news: Any) -> None:
             if news.records and news.records[-1]["epoch"] == news.epoch:
                 write_metrics(folder, {**records, name: news.records})
+            watcher.epoch(news)
 
-        fitted = experiment.phase(
-            name,
-            config.teacher_model if name == "teacher" else config.model,
-            dim,
-            folder=folder / "checkpoints" / name,
-            runs=config.places.runs,
-            progress=progress,
-            title=describe(name),
-            on_epoch=note,
-            **arguments,
-        )
+        with watch(config, name) as watcher:
+            fitted = experiment.phase(
+                name,
+                config.teacher_model if name == "teacher" else config.model,
+                dim,
+                folder=folder / "checkpoints" / name,
+                runs=config.places.runs,
+                progress=progress,
+                title=describe(name),
+                on_epoch=note,
+                **arguments,
+            )
+            watcher.end(fitted)
         records[name] = fitted.records
         return fitted
 
-    assert what.student_dim and what.teacher_dim
-    teacher = given or phase("teacher", what.teacher_dim)
-    records["teacher"] = teacher.records
-    phases = {"teacher": teacher}
-    helps: dict[str, Any] = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
-    helps["precision"] = what.precision or "float32"
-    phases["student"] = phase("student", what.student_dim, **helps, start=what.student_init)
+    phases, helps = plain_phases(config, given, phase)
     if what.method != NO_METHOD:
-        warm = any(getattr(settings, "warm", False) for settings in config.methods.values())
-        start = phases["student"] if warm else what.student_init
-        phases[what.method] = phase(what.method, what.student_dim, **helps, methods=config.methods, start=start)
+        assert what.student_dim
+        phases[what.method] = phase(what.method, what.student_dim, **helps, methods=config.methods)
     results = summarise(config, phases)
     write_metrics(folder, records)
     write_json(folder / "results.json", results)
     return RunResult(config, phases, results)
+
+
+def plain_phases(
+    config: Config, given: Fitted | None, phase: Callable[..., Fitted]
+) -> tuple[dict[str, Fitted], dict[str, Any]]:
+    """The teacher and the plain student; and whatever a helped student has of them, but for the method.
+
+    Args:
+      given: the teacher, if it need not be trained.
+      phase: trains one: its name, width, and the other arguments of `Experiment.phase`.
+    """
+    what = config.what
+    assert what.student_dim and what.teacher_dim
+    teacher = given or phase("teacher", what.teacher_dim)
+    helps: dict[str, Any] = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
+    helps["precision"] = what.precision or "float32"
+    student = phase("student", what.student_dim, **helps, start=what.student_init)
+    warm = any(getattr(settings, "warm", False) for settings in config.methods.values())
+    return {"teacher": teacher, "student": student}, {**helps, "start": student if warm else what.student_init}
 
 
 def load_data(config: Config) -> Dataset:
@@ -214,7 +247,7 @@ def check_folder(config: Config, settings: dict[str, Any]) -> None:
             found = json.loads(path.read_text())
             if not isinstance(found, dict):
                 raise ValueError("not an object")
-            was, now = _flat(found), _flat(settings)
+            was, now = flat(found), flat(settings)
             for name in sorted(was | now):
                 if was.get(name) == now.get(name) or (name == "epochs" and _goes_on(config, was.get(name))):
                     continue
@@ -240,7 +273,7 @@ def is_made_by(config: Config, data: str) -> bool:
         asked = {**config.as_json(), "data": data, "teacher": None}
         if config.places.teacher:  # its width is its own
             asked |= {name: found[name] for name in ("teacher", "teacher_dim") if found[name] is not None}
-        was, now = _flat(found), _flat(asked)
+        was, now = flat(found), flat(asked)
         return all(was.get(name) == now.get(name) for name in was | now)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -274,8 +307,9 @@ def _goes_on(config: Config, epochs: Any) -> bool:
     return True
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds by the names of flags: `htd.groups`."""
+    found = {}
     for name, value in settings.items():
-        flat.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
-    return flat
+        found.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
+    return found
