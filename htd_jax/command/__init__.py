@@ -1,6 +1,7 @@
 """The command `htd-jax`: what a user types, and what can go wrong there."""
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -17,40 +18,27 @@ commands:
   recommend  the best items of users, or the neighbours of items, from a run or an export
   export     write a run's student to a folder that serves: tables, ids, and a model card
   summary    what a data set looks like: counts, long tail, and a picture
-  study      many runs from one command: every method compared
+  study      many runs from one command, and a page that shows what they say together
   table      tabulate finished runs, mean and spread over seeds
   compare    finished runs side by side: what differs in their settings, and what each came to
 
 htd-jax COMMAND --help tells more."""
 
 
+COMMANDS = ("train", "recommend", "export", "summary", "study", "table", "compare")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """`htd-jax`, `python -m htd_jax`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from htd_jax.command.compare import compare
-    from htd_jax.command.export import export
-    from htd_jax.command.recommend import recommend
-    from htd_jax.command.study import study
-    from htd_jax.command.summary import summary
-    from htd_jax.command.table import table
-    from htd_jax.command.train import train
-
-    commands = {
-        "train": train,
-        "recommend": recommend,
-        "export": export,
-        "summary": summary,
-        "study": study,
-        "table": table,
-        "compare": compare,
-    }
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         enter(lambda _: print(USAGE), arguments)
-    elif name not in commands:
+    elif name not in COMMANDS:
         enter(_unknown, arguments)
-    else:
-        enter(commands[name], arguments[1:], resumes=name in ("train", "study"))
+    else:  # what the others need is not imported
+        command = getattr(importlib.import_module(f"htd_jax.command.{name}"), name)
+        enter(command, arguments[1:], resumes=name in ("train", "study"))
 
 
 def _unknown(arguments: Sequence[str]) -> None:
