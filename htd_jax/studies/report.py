@@ -120,7 +120,8 @@ def svg(chart: Chart) -> str:
     """The chart as a picture, for paper."""
     import vl_convert
 
-    drawn: str = vl_convert.vegalite_to_svg(_sized(chart.spec, 640), vl_version=VEGA_LITE, config=theme(dark=False))
+    on_paper = {**theme(dark=False), "background": "#ffffff"}
+    drawn: str = vl_convert.vegalite_to_svg(_sized(chart.spec, 640), vl_version=VEGA_LITE, config=on_paper)
     return drawn
 
 
