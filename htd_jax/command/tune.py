@@ -17,9 +17,9 @@ from htd_jax.studies.tune import Trial, Tuning
 from htd_jax.writing import whole
 
 ABOUT = """The settings of --method, searched by what its student reaches in validation:
-a table (tune.md) and every trial (tune.db, as Optuna keeps them) under
-<runs>/<run>-tune, and the command that trains with the best. Teacher and plain
-student are trained once. The same command goes on until there are so many trials.
+a table (tune.md), every trial (tune.db, as Optuna keeps them), and the command
+that trains with the best, in a folder of the search under --runs. Teacher and
+plain student are trained once. The same command goes on where it was stopped.
 
 All flags of htd-jax train count: --dataset, --method, --student-dim, --epochs,
 --patience, --metric, --seed. It needs Optuna: pip install optuna."""
