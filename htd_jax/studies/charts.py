@@ -95,8 +95,10 @@ def lines(
       reference: a height that is marked.
     """
     scale_x = {"type": "log"} if log else {"zero": min(record["x"] for record in data) == 0}
-    across = _axis("x", x, scale={**scale_x, "nice": False})
-    colour = _axis("name", "", "nominal", sort=None, legend={"symbolOpacity": 1, "symbolType": "stroke"})
+    across = _axis("x", x, scale={**scale_x, "nice": False, "padding": 12})
+    colour = _axis(
+        "name", "", "nominal", sort=None, legend={"symbolOpacity": 1, "symbolType": "stroke" if joined else "circle"}
+    )
     tip = [
         {"field": "name", "title": ""},
         {"field": "x", "title": x},
