@@ -229,6 +229,8 @@ coverage, popularity of the lists, and how like the teacher's they are.
 
 def many(name: str, arguments: Sequence[str], prog: str) -> None:
     """Makes the runs of a study, and what they say together."""
+    from htd_jax.command import use_devices
+
     of = MANY[name]
     options, flags = parse_known(of.options, arguments, prog=prog, description=of.about + GOES_ON)
     check(options)
@@ -253,6 +255,7 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     with claimed(runs, "study", "--runs"), _Shown(sum(map(len, stages))) as shown:
         outcomes = carry_out(plan, at_once=options.jobs, started=shown.started, ended=shown.ended)
         every = rows(plan, outcomes)
+        use_devices()  # not before: the runs, each a process of its own, may need all of it
         report = of.report(plan, every, of.look(plan, every, shown.told))
         report = dataclasses.replace(report, foot=foot(plan, f"{prog} {' '.join(arguments)}"))
         written = write_report(runs, report)
