@@ -3,6 +3,7 @@
 from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
 from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit, hash_of
 from htd_jax.pipeline.run import RunResult, claimed, is_made_by, load_data, run, write_json
+from htd_jax.pipeline.seeds import distill_seeds, fit_seeds
 from htd_jax.pipeline.teachers import read_teacher
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "claimed",
     "describe",
     "distill",
+    "distill_seeds",
     "fit",
+    "fit_seeds",
     "hash_of",
     "is_made_by",
     "load_data",
