@@ -10,7 +10,7 @@ from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read
 from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Fitted, distill, fit, read_teacher
+from htd_jax.pipeline import Fitted, distill, distill_seeds, fit, fit_seeds, read_teacher
 from htd_jax.serving import Recommendations, Retriever, load
 
 __all__ = [
@@ -25,9 +25,11 @@ __all__ = [
     "UserError",
     "data",
     "distill",
+    "distill_seeds",
     "distillers",
     "evaluation",
     "fit",
+    "fit_seeds",
     "load",
     "losses",
     "models",

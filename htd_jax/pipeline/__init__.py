@@ -13,6 +13,7 @@ from htd_jax.pipeline.run import (
     run,
     write_json,
 )
+from htd_jax.pipeline.seeds import distill_seeds, fit_seeds
 from htd_jax.pipeline.teachers import read_teacher
 from htd_jax.pipeline.watching import Watch, Watcher, unwatched
 
@@ -29,7 +30,9 @@ __all__ = [
     "claimed",
     "describe",
     "distill",
+    "distill_seeds",
     "fit",
+    "fit_seeds",
     "flat",
     "hash_of",
     "is_made_by",

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ from htd_jax.settings import Settings, as_json, check, flag_name, override
 from htd_jax.training import (
     Checkpoints,
     EarlyStopping,
+    Phase,
     Progress,
+    Trainer,
     Training,
     adam,
     copy_checkpoints,
@@ -50,7 +53,7 @@ from htd_jax.training import (
     make_trainer,
     objective_of,
     represent_all,
-    run_phase,
+    run_phases,
 )
 
 # Of the checkpoints; one of another format is not taken up.
@@ -167,6 +170,9 @@ class Fitted:
         return dataclasses.replace(teacher, scores=model_scores(self.make_model, self.variables, self.train))
 
 
+AnyTeacher = Fitted | Teacher | Representations | Lists
+
+
 def fit(
     data: Any,
     *,
@@ -209,7 +215,7 @@ def fit(
 
 
 def distill(
-    teacher: Fitted | Teacher | Representations | Lists,
+    teacher: AnyTeacher,
     data: Any,
     *,
     method: AnyMethod | list[AnyMethod] = "htd",
@@ -262,6 +268,13 @@ def distill(
         )
 
 
+def check_seed(seed: Any) -> int:
+    """A seed as it is; raises UserError for what is none."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed: must be a whole number in [0, 2^32), not {seed!r}")
+    return seed
+
+
 @contextlib.contextmanager
 def numerics() -> Iterator[None]:
     """Everything here is in float32, whatever JAX is set to for other work in the same process."""
@@ -303,6 +316,63 @@ def method_name(methods: Mapping[str, Any]) -> str:
     return "+".join(methods) or NO_METHOD
 
 
+class _Watched(Run):
+    """A run that notes what a method is made of."""
+
+    @property
+    def asked(self) -> set[str]:
+        """Which of `seed` and `teacher` were read."""
+        found: set[str] = self.__dict__.setdefault("_asked", set())
+        return found
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("seed", "teacher"):
+            self.asked.add(name)
+        return super().__getattribute__(name)
+
+    def __getitem__(self, number: Any) -> Any:
+        self.asked.update(("seed", "teacher"))
+        return super().__getitem__(number)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.asked.update(("seed", "teacher"))
+        return super().__iter__()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A phase that is about to be trained.
+
+    Attributes:
+      maker: makes its module.
+      trainer: of the phase.
+      phase: what it does not share with the same phase under another seed.
+      made_by: its settings in full.
+      epochs, eval_every, stopping: of its loop.
+      asked: what its method was made of, of `seed` and `teacher`.
+    """
+
+    maker: MakeModel
+    trainer: Trainer
+    phase: Phase
+    made_by: dict[str, Any]
+    epochs: int
+    eval_every: int
+    stopping: EarlyStopping | None
+    asked: frozenset[str]
+
+    def goes_with(self, other: "Plan") -> bool:
+        """Whether one program trains both, if they differ in seed, teacher and start alone."""
+        same_teacher = self.phase.teacher is other.phase.teacher
+        return "seed" not in self.asked and (same_teacher or "teacher" not in self.asked)
+
+    def bytes(self, train: Interactions) -> int:
+        """About what a seed takes beside its teacher: parameters, their gradient, and Adam's two moments of them."""
+        one = jnp.zeros(1, jnp.int32)
+        model = jax.eval_shape(lambda: self.maker(train).init(jax.random.key(0), one, one, method="score"))
+        return 4 * size_of(model)
+
+
 @dataclasses.dataclass
 class Experiment:
     """What phases that are compared have in common: data, training, evaluation and seed."""
@@ -329,9 +399,7 @@ class Experiment:
         evaluation = override(Evaluation(), **{n: value for n, value in settings.items() if n in of_evaluation})
         check(training)
         check(evaluation)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"seed: must be a whole number in [0, 2^32), not {seed!r}")
-        return cls(datasets.read(data), training, evaluation.filled(), seed)
+        return cls(datasets.read(data), training, evaluation.filled(), check_seed(seed))
 
     @property
     def split(self) -> Split:
@@ -377,6 +445,39 @@ class Experiment:
           title: for the line of progress, if not `name`.
           on_epoch: told of every epoch.
         """
+        plan = self.plan(
+            name,
+            model,
+            dim,
+            teacher,
+            teacher_settings,
+            methods,
+            precision=precision,
+            start=start,
+            folder=folder,
+            runs=runs,
+        )
+        (fitted,) = self.carry_out([plan], progress=progress, title=title or name, on_epoch=on_epoch)
+        return fitted
+
+    def plan(
+        self,
+        name: str,
+        model: str | Settings | MakeModel,
+        dim: int | None = None,
+        teacher: Teacher | None = None,
+        teacher_settings: dict[str, Any] | None = None,
+        methods: Mapping[str, Settings | Distiller] | None = None,
+        *,
+        precision: str = "float32",
+        start: str | Fitted = "random",
+        folder: Path | str | None = None,
+        runs: Path | None = None,
+        seed: int | None = None,
+    ) -> Plan:
+        """What a phase will be, checked; nothing is trained. Arguments are those of `phase`; the seed is the
+        experiment's if None."""
+        seed = self.seed if seed is None else seed
         if isinstance(start, str) and start not in STARTS:
             raise UserError(f"start: unknown value {start!r}; known: {', '.join(STARTS)}")
         maker, of_model = _model(model, dim, precision, is_teacher=name == "teacher")
@@ -417,7 +518,7 @@ class Experiment:
             "model": of_model,
             "training": trained_by if scheduled else {n: x for n, x in trained_by.items() if n != "epochs"},
             "evaluation": as_json(self.evaluation),
-            "seed": self.seed,
+            "seed": seed,
             "start": start if isinstance(start, str) else "student",
             "methods": {name: _describe(one) for name, one in methods.items()},
             "teacher": {"hash": hash_of(teacher), **(teacher_settings or {})} if helped else None,
@@ -438,7 +539,8 @@ class Experiment:
                     print(f"{name}: found trained, in {found}")
                     copy_checkpoints(found, Path(folder))
             checkpoints = Checkpoints(Path(folder))
-        helper = _distiller(methods, Run(epochs, self.seed, teacher))
+        run = _Watched(epochs, seed, teacher)
+        helper = _distiller(methods, run)
         if solver and trained:
             trainer = make_solving_trainer(maker, solver, helper if methods else None)
         else:
@@ -453,35 +555,70 @@ class Experiment:
                 batch_size=training.batch_size,
                 objective=objective,
             )
-        line = progress if callable(progress) else progress_line if progress and epochs else silent
+        return Plan(
+            maker,
+            trainer,
+            Phase(
+                jax.random.fold_in(jax.random.key(seed), TEACHER_KEY if name == "teacher" else STUDENT_KEY),
+                teacher if methods else None,
+                checkpoints,
+                settings,
+                first,
+            ),
+            {**settings, "training": trained_by},
+            epochs,
+            training.eval_every,
+            stopping,
+            frozenset(run.asked),
+        )
+
+    def carry_out(
+        self,
+        plans: Sequence[Plan],
+        *,
+        progress: bool | ProgressLine = True,
+        title: str,
+        on_epoch: Callable[[Progress], None] = lambda news: None,
+    ) -> list[Fitted]:
+        """Trains phases that differ in seed, teacher and start alone, as one program.
+
+        Args:
+          plans: by `plan`, of which any two go together, see `Plan.goes_with`.
+          title: for the line of progress, which follows whichever of them is furthest.
+          on_epoch: told of every epoch of each.
+        """
+        plan, *others = plans
+        line = progress if callable(progress) else progress_line if progress and plan.epochs else silent
         assert self.evaluation.metric is not None
+        furthest = -1
         try:
-            with line(title or name, epochs, self.evaluation.metric) as show:
+            with line(title, plan.epochs, self.evaluation.metric) as show:
 
                 def told(news: Progress) -> None:
-                    show(news)
+                    nonlocal furthest
+                    if news.epoch > furthest:
+                        furthest = news.epoch
+                        show(news)
                     on_epoch(news)
 
-                result = run_phase(
-                    trainer,
-                    functools.partial(self.evaluate, maker),
+                called = lambda plan: f"the training of seed {plan.made_by['seed']}" if others else "the training"
+                results = run_phases(
+                    plan.trainer,
+                    functools.partial(self.evaluate, plan.maker),
                     self.split,
-                    teacher if methods else None,
-                    jax.random.fold_in(jax.random.key(self.seed), TEACHER_KEY if name == "teacher" else STUDENT_KEY),
-                    epochs=epochs,
-                    eval_every=training.eval_every,
-                    checkpoints=checkpoints,
-                    settings=settings,
-                    early_stopping=stopping,
-                    start=first,
+                    [plan.phase._replace(on_epoch=told, training=called(plan)) for plan in plans],
+                    epochs=plan.epochs,
+                    eval_every=plan.eval_every,
+                    early_stopping=plan.stopping,
                     evaluate_beside=self.evaluate,
-                    on_epoch=told,
                 )
         except UserError as error:
-            error.args = (f"{title or name}: {error}",) if str(error).startswith("the ") else error.args
+            error.args = (f"{title}: {error}",) if str(error).startswith("the ") else error.args
             raise
-        made_by = {**settings, "training": trained_by}
-        return Fitted(maker, result.variables, self.data, made_by, *result[1:])
+        return [
+            Fitted(plan.maker, result.variables, self.data, plan.made_by, *result[1:])
+            for plan, result in zip(plans, results)
+        ]
 
     def _training(self, maker: MakeModel, methods: Mapping[str, Settings | Distiller], *, is_solved: bool) -> Training:
         """Every choice of how a phase is trained, see `Training.filled`."""
@@ -558,6 +695,11 @@ def find_phase(
         except (UserError, OSError):
             continue  # another run's trouble
     return None
+
+
+def size_of(arrays: Any) -> int:
+    """Bytes of all of them."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(arrays))
 
 
 def hash_of(arrays: Any) -> str:

@@ -5,13 +5,16 @@ from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints
 from htd_jax.training.loop import (
     Diverged,
     EarlyStopping,
+    Phase,
     PhaseResult,
     Progress,
     best_record,
     choose,
     is_finished,
     run_phase,
+    run_phases,
 )
+from htd_jax.training.many import together
 from htd_jax.training.objectives import Objective, objective_of, own, sampled_softmax, softmax
 from htd_jax.training.settings import Training
 from htd_jax.training.solve import make_solving_trainer
@@ -32,6 +35,7 @@ __all__ = [
     "Diverged",
     "EarlyStopping",
     "Objective",
+    "Phase",
     "PhaseResult",
     "Prepared",
     "Progress",
@@ -54,6 +58,8 @@ __all__ = [
     "read_trained",
     "represent_all",
     "run_phase",
+    "run_phases",
     "sampled_softmax",
     "softmax",
+    "together",
 ]
