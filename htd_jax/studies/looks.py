@@ -171,7 +171,7 @@ def topology_report(plan: Plan, every: Sequence[Row], seen: Related) -> Report:
         one = next(iter(next(iter(seen.retrieval.values())).values()))
         told = (
             f"Mean average precision of the {one.k} nearest items by cosine, those that share a tag being right; of "
-            f"{one.items:,} items. At random: {one.by_chance:.4f}."
+            f"{one.items:,} items, which in the mean share one with {one.by_chance:.1%} of the others."
         )
         parts.append(
             Table("tags", "Articles that share a tag, by nearest neighbours", ("", f"MAP@{one.k}"), tuple(lines), told)
