@@ -14,11 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from htd_jax.command.described import described
 from htd_jax.command.flags import parse_config, parse_known
 from htd_jax.command.report import save_picture
-from htd_jax.command.study_report import about, foot, write_report
+from htd_jax.command.study_report import about, check_report, foot, write_report
 from htd_jax.command.tensorboard import say_unheeded, watch_of
 from htd_jax.command.tune import tune
+from htd_jax.data import fingerprint
 from htd_jax.errors import UserError
-from htd_jax.pipeline import NO_METHOD, Config, claimed, describe, load_data
+from htd_jax.pipeline import NO_METHOD, Config, Experiment, claimed, describe, load_data, open_teacher
 from htd_jax.pipeline.experiment import numerics
 from htd_jax.pipeline.run import write_json
 from htd_jax.settings import check, override
@@ -39,6 +40,7 @@ from htd_jax.studies import (
 )
 from htd_jax.studies import comparison as comparison_study
 from htd_jax.studies import frontier as frontier_study
+from htd_jax.training import Training
 
 USAGE = """usage: htd-jax study NAME ...
 
@@ -96,7 +98,7 @@ class Common:
 class ComparisonOptions(Common):
     """Of a comparison."""
 
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] | None = None
     """Which: names, pairs (htd+rrd), or all that there are. Default: all; of a small study svd fitnet ftd htd."""
     student_dims: tuple[Annotated[int, Ge(1)], ...] = ()
     """Widths of the students. Default: the usual one, a tenth of the teacher's."""
@@ -108,8 +110,8 @@ class CapacityOptions(Common):
 
     methods: tuple[str, ...] = ("ftd", "htd")
     """Which: names, pairs (htd+rrd), or all that there are."""
-    shares: tuple[Annotated[float, Gt(0)], ...] = capacity.SHARES
-    """Of the teacher's width, that of the students."""
+    shares: tuple[Annotated[float, Interval(ge=0.001, le=1)], ...] = capacity.SHARES
+    """Of the teacher's width, those of the students: from 0.001 to 1, which is as wide as the teacher."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,9 @@ command goes on where it was stopped, and repeats no finished run."""
 MANY = {
     "comparison": Many(
         ComparisonOptions,
-        lambda options: parse_methods(options.methods or (SMALL_METHODS if options.size == "small" else ("all",))),
+        lambda options: parse_methods(
+            options.methods if options.methods is not None else SMALL_METHODS if options.size == "small" else ("all",)
+        ),
         comparison_study.report,
         """Every method beside the plain student and its teacher, at several sizes and
 seeds: a report, a table and a picture under --runs.
@@ -252,6 +256,11 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     plan = Plan(config, tuple(flags), variants, dims, seeds)
     stages = plan.stages()
     runs = config.places.runs
+    dataset = load_data(usual)
+    check_report(runs, name, fingerprint(dataset))
+    if config.places.teacher:  # what is wrong with it is said once, before any run
+        open_teacher(usual, Experiment(dataset, Training(), usual.evaluation, seeds[0]))
+    print(f"{sum(map(len, stages))} runs, under {runs}", flush=True)
     with claimed(runs, "study", "--runs"), _Shown(sum(map(len, stages))) as shown:
         outcomes = carry_out(plan, at_once=options.jobs, started=shown.started, ended=shown.ended)
         every = rows(plan, outcomes)
@@ -323,6 +332,7 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
         told = lambda line: print(f"  {line}", flush=True)
         asked: Any = {"seeds": options.seeds, "sizes": options.bytes, "kinds": options.kinds, "told": told}
         dataset = load_data(config)
+        check_report(runs, "frontier", fingerprint(dataset))
         for point in frontier_study.points(dataset, config.evaluation, runs, **asked):
             found.append(point)
             news = f"{point.size:g} bytes, seed {point.seed}: {metrics[0]} {point.test[metrics[0]]:.4f}"

@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 
 import htd_jax
 from htd_jax.data import fingerprint
+from htd_jax.errors import UserError, shown
 from htd_jax.pipeline import load_data
 from htd_jax.studies import Plan, Report
 from htd_jax.studies.report import can_draw, page, svg
@@ -39,13 +41,25 @@ def about(command: str, dataset: Any) -> dict[str, str]:
     }
 
 
+def check_report(folder: Path, name: str, data: str) -> None:
+    """Raises UserError if a report of that name stands there that is of data of another fingerprint."""
+    path = folder / f"{name}.md"
+    try:
+        found = re.search(r"^- data: .*fingerprint (\w+)$", path.read_text(), re.M)
+    except OSError:
+        return
+    if found and found[1] != data:
+        raise UserError(f"{shown(path)}: the report of other data; name another folder with --runs, or delete this one")
+
+
 def write_report(folder: Path, report: Report) -> Path:
     """The report in `folder`, and the path of the one to open first: the page, or without the library that draws the
     Markdown."""
     text = f"# {report.title}\n\n{report.markdown()}\n" + "\n".join(f"- {k}: {v}" for k, v in report.foot.items())
     _write(folder / f"{report.name}.md", text + "\n")
     for table in report.tables:
-        _write(folder / f"{report.name}-{table.name}.csv", table.csv())
+        name = report.name if table.name == report.name else f"{report.name}-{table.name}"
+        _write(folder / f"{name}.csv", table.csv())
     if not can_draw():
         print("note: no page and no charts: pip install 'htd-jax[report]'")
         return folder / f"{report.name}.md"

@@ -14,7 +14,7 @@ from htd_jax.pipeline.run import (
     write_json,
 )
 from htd_jax.pipeline.seeds import distill_seeds, fit_seeds
-from htd_jax.pipeline.teachers import read_teacher
+from htd_jax.pipeline.teachers import open_teacher, read_teacher
 from htd_jax.pipeline.watching import Watch, Watcher, unwatched
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "hash_of",
     "is_made_by",
     "load_data",
+    "open_teacher",
     "plain_phases",
     "prepare",
     "read_teacher",

@@ -121,9 +121,12 @@ class Config:
             raise UserError(f"--student-init: svd starts a bpr student, not one of {what.model}")
         teachers = own[flag_name(what.teacher_model or what.model)]
         is_solved = hasattr(own[flag_name(what.model)], "solver")
+        if self.training.loss == "softmax" and is_solved:
+            raise UserError(f"--loss: {what.model} is solved for, by a loss of its own")
         if is_solved and not alone:
             raise UserError(
-                f"--method: {what.model} is solved for, and takes pseudo alone; --teacher-model {what.model} teaches"
+                f"--method: {what.model} is solved for, and takes pseudo alone, or none; "
+                f"--teacher-model {what.model} teaches"
             )
         if not is_solved and what.method in METHODS and getattr(METHODS[what.method], "solved", False):
             raise UserError(f"--method: {what.method} is for a model that is solved for: --model ials")
@@ -153,8 +156,6 @@ class Config:
             raise UserError("--loss: softmax needs scores that are products of two vectors, which neumf's are not")
         if training.sampled_items and (training.loss or usual.get("loss")) != "softmax":
             raise UserError("--sampled-items: goes with --loss softmax")
-        if training.loss == "softmax" and is_solved:
-            raise UserError(f"--loss: {what.model} is solved for, by a loss of its own")
         if len(models) == 1 and not usual and training.loss != "softmax":  # else each phase has its own
             training = training.filled(usual_epochs(models[0]))
         return dataclasses.replace(self, what=what, training=training, evaluation=self.evaluation.filled(), own=own)

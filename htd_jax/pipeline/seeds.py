@@ -182,6 +182,8 @@ def room_for(plans: Sequence[Plan], train: Interactions) -> int:
 
 def _different(seeds: Iterable[int], at_once: int | None) -> list[int]:
     """The seeds, checked, and `at_once`."""
+    if not isinstance(seeds, Iterable):
+        raise UserError(f"seeds: must be several numbers, as range(5) is, not {seeds!r}")
     found = [check_seed(seed) for seed in seeds]
     if not found or len(set(found)) < len(found):
         raise UserError(f"seeds: must be different ones, and one at least, not {found}")

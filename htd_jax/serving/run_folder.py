@@ -10,7 +10,7 @@ from htd_jax.data import Dataset, Interactions, load_dataset
 from htd_jax.distillers import Representations
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation
-from htd_jax.models import InnerProduct, ModelOf
+from htd_jax.models import InnerProduct, MakeModel
 from htd_jax.serving.retriever import Retriever, retriever_of
 from htd_jax.training import Checkpoints, read_trained, represent_all
 
@@ -36,7 +36,7 @@ class Opened:
 
     folder: Path
     phase: str
-    make_model: ModelOf
+    make_model: MakeModel
     variables: Any
     dataset: Dataset
     evaluation: Evaluation

@@ -54,18 +54,24 @@ def ablated(method: str) -> tuple[Variant, ...]:
 
 
 def varied(values: Mapping[str, Sequence[float]]) -> tuple[Variant, ...]:
-    """HTD with one of its numbers other than usual, the others as usual.
+    """HTD with one of its numbers other than usual, the others as usual; and as usual, a point of each.
 
     Args:
-      values: by the name of a setting of HTD.
+      values: by the name of a setting of HTD; one that has no other than its usual value is left out.
+
+    Raises:
+      UserError: all are.
     """
     usual = vars(METHODS["htd"]())
+    values = {name: sorted({*of, usual[name]}) for name, of in values.items() if set(of) - {usual[name]}}
+    if not values:
+        raise UserError("--groups, --weight, --alpha, --coldest: nothing to vary, all are as usual")
     return tuple(
         Variant(
             "htd",
             {} if value == usual[name] else {"htd": {name: value}},
             part=name,
-            label=f"{name} = {value:g}",
+            label=f"{name} = {value:g}" + ", as usual" * (value == usual[name]),
             value=value,
         )
         for name, of in values.items()
@@ -98,7 +104,7 @@ def table(plan: Plan, every: Sequence[Row], name: str, first: Row | None) -> Tab
         made.append(
             (row.variant.part if row.is_helped else "", row.name, Values(tuple(row.values(metric))), against, closed)
         )
-    whole = first.name if first else "the first"
+    whole = "the usual" if first and first.variant.value is not None else first.name if first else "the first"
     return Table(name, "Every variant", ("part", "", metric, f"above {whole}", "gap closed"), tuple(made))
 
 

@@ -9,6 +9,9 @@ Records = Sequence[Mapping[str, Any]]
 
 WIDTH, HEIGHT = "container", 320
 
+# More lines than these have no bands, which would hide one another.
+MOST_BANDS = 4
+
 
 def _chart(data: Records, layers: list[dict[str, Any]], *, height: int = HEIGHT) -> dict[str, Any]:
     return {
@@ -57,7 +60,9 @@ def bars(data: Records, *, value: str, levels: Records = (), height: int = 24) -
     if levels:
         given = {"values": [_plain(level) for level in levels]}
         rule = {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 2}
-        of = {"x": _axis("mean", value), "color": _axis("name", "", "nominal")}
+        names = [level["name"] for level in levels]
+        colours = {"domain": names, "range": ["#8a8a8a", "#d55e00"][-len(names) :]}
+        of = {"x": _axis("mean", value), "color": _axis("name", "", "nominal", scale=colours)}
         chart["layer"].append(
             {"data": given, "mark": rule, "encoding": {**of, "tooltip": _shown({"name": "", "mean": value})}}
         )
@@ -95,7 +100,8 @@ def lines(
       reference: a height that is marked.
     """
     scale_x = {"type": "log"} if log else {"zero": min(record["x"] for record in data) == 0}
-    across = _axis("x", x, scale={**scale_x, "nice": False, "padding": 12})
+    marks = {} if log else {"tickMinStep": 1 if x == "epoch" else 0}
+    across = _axis("x", x, scale={**scale_x, "nice": False, "padding": 12}, axis=marks)
     colour = _axis(
         "name", "", "nominal", sort=None, legend={"symbolOpacity": 1, "symbolType": "stroke" if joined else "circle"}
     )
@@ -108,7 +114,7 @@ def lines(
         tip.insert(1, {"field": "what", "title": "what"})
     scale = {"zero": False}
     layers: list[dict[str, Any]] = []
-    if joined:
+    if joined and len({record["name"] for record in data}) <= MOST_BANDS:
         of_band = {
             "x": across,
             "y": _axis("low", y, scale=scale),
@@ -141,7 +147,7 @@ def scatter(data: Records, *, x: str, y: str, facet: str | None = None) -> dict[
     if facet is None:
         return {"data": values, "width": WIDTH, "height": HEIGHT, "mark": mark, "encoding": encoding}
     return _side_by_side(
-        values, facet, {"mark": mark, "encoding": encoding, "width": 260, "height": 260}, "independent"
+        values, facet, {"mark": mark, "encoding": encoding, "width": 230, "height": 230}, "independent"
     )
 
 
@@ -159,7 +165,7 @@ def heat(matrices: Mapping[str, np.ndarray], *, value: str, of: str) -> dict[str
         "color": _axis("value", value, legend={"orient": "bottom", "gradientLength": 200}),
         "tooltip": [{"field": "row"}, {"field": "column"}, *_shown({"value": value})],
     }
-    spec = {"mark": "rect", "encoding": encoding, "width": 240, "height": 240}
+    spec = {"mark": "rect", "encoding": encoding, "width": 230, "height": 230}
     return _side_by_side({"values": data}, "matrix", spec, "shared")
 
 

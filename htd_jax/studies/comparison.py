@@ -43,7 +43,8 @@ def table(plan: Plan, every: Sequence[Row]) -> Table:
     teacher, doubted = every[0], False
     made: list[tuple[str | Values, ...]] = []
     for row in every:
-        width = str(row.dim or plan.config.filled().what.teacher_dim)
+        filled = plan.config.filled()
+        width = str(row.dim or ("given" if filled.places.teacher else filled.what.teacher_dim))
         if not row.test:
             made.append((width, row.name, "failed" if row.errors else "not run", *[""] * 6))
             continue
@@ -60,7 +61,8 @@ def table(plan: Plan, every: Sequence[Row]) -> Table:
         figures = Values(tuple(row.values(recall))), Values(tuple(row.values(ndcg)))
         cost = f"{statistics.mean(seconds):.3g}" if seconds else "", ratio, most
         made.append((width, row.name, *figures, gain, closed, *cost))
-    note = f"(a) not above the plain student by more than twice the larger spread of the two, in {recall}."
+    by = " by more than twice the larger spread of the two" if len(plan.seeds) > 1 else ""
+    note = f"(a) not above the plain student{by}, in {recall}."
     head = ("dimensions", "", recall, ndcg, "above the student", "gap closed", "s/epoch", "x student's", "GiB")
     return Table("comparison", "Every method", head, tuple(made), note if doubted else "")
 
@@ -88,7 +90,8 @@ def pairs(plan: Plan, every: Sequence[Row]) -> Table | None:
 
 def failures(every: Sequence[Row]) -> list[str]:
     """A line for each run that failed."""
-    return [f"{row.name}, {row.dim}, seed {s}: {e}" for row in every for s, e in row.errors.items()]
+    named = lambda row: f"{row.name}, {row.dim}" if row.dim else row.name
+    return [f"{named(row)}, seed {s}: {e}" for row in every for s, e in row.errors.items()]
 
 
 def failed(every: Sequence[Row]) -> tuple[str, ...]:
@@ -107,16 +110,21 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
         if student is None:
             continue
         best = max(ran, key=lambda row: row.mean(metric))
-        above = sum(row.is_above(student, metric) for row in ran)
         closed = best.closed(student, teacher, metric)
         high = teacher.mean(metric) if closed else 0
         gap = f", {statistics.mean(closed):.0%} of the gap to the teacher's {high:.4f}" if closed else ""
-        by = " by more than twice the spread over seeds" if len(plan.seeds) > 1 else ""
         name, plain = best.name.removeprefix("+ "), student.mean(metric)
         told.append(
             f"At {dim} dimensions {name} ranks best: {metric} {best.mean(metric):.4f}, where the plain student has "
-            f"{plain:.4f}{gap}; {above} of {len(ran)} methods are above the student{by}."
+            f"{plain:.4f}{gap}."
         )
+        if len(plan.seeds) > 1:
+            above = sum(row.is_above(student, metric) for row in ran)
+            told.append(f"{above} of {len(ran)} are above the student by more than twice the spread over seeds.")
+    if told and len(plan.seeds) == 1:
+        told.append("One seed does not tell what is chance.")
+    if count := len(failures(every)):
+        told.append(f"{count} of the runs failed.")
     return " ".join(told) or "Nothing has been run to its end."
 
 
@@ -189,14 +197,14 @@ def report(plan: Plan, every: Sequence[Row], seen: Seen = Seen()) -> Report:  # 
                     f"curves-{dim}",
                     f"While they learn, {dim} dimensions",
                     spec,
-                    "Mean over seeds; the bands are a standard deviation wide on either side.",
+                    "Mean over seeds.",
                 )
             )
     joined = pairs(plan, every)
     parts: list[Part] = [*drawn, table(plan, every), *([joined] if joined else [])]
     parts += [*beyond_chance(plan, every, seen.users), *failed(every)]
     what = plan.config.filled().what
-    title = f"{len(plan.variants)} methods of distillation on {what.dataset}"
+    title = f"Methods of distillation on {what.dataset}"
     return Report("comparison", title, QUESTION, answer(plan, every), parts)
 
 

@@ -251,16 +251,16 @@ def report(found: Sequence[Point], metrics: Sequence[str], dataset: str) -> Repo
 
 def _answer(models: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]) -> str:
     """From how many bytes on a model keeps so much of the teacher."""
-    told = []
+    told: dict[str, str] = {}
     for share in (0.9, 0.95) if teachers else ():
         enough = [x for x in models if x["mean"] >= share * teachers[0]["mean"]]
         if enough:
             least = min(enough, key=lambda x: (x["x"], -x["mean"]))
-            told.append(
-                f"{share:.0%} of the teacher's recall takes {least['x']:g} bytes ({least['name']}, {least['what']})"
-            )
+            told[f"{least['x']:g} bytes ({least['name']}, {least['what']})"] = f"{share:.0%}"
     size = f"; the teacher has {teachers[0]['x']:g}." if teachers else "."
-    return "; ".join(told) + size if told else "No model keeps nine tenths of the teacher's recall."
+    if not told:
+        return "No model keeps nine tenths of the teacher's recall."
+    return "; ".join(f"{share} of the teacher's recall takes {what}" for what, share in told.items()) + size
 
 
 def grouped(found: Sequence[Point]) -> list[tuple[tuple[float, str, str], list[Point]]]:

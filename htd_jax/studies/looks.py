@@ -59,7 +59,7 @@ def related(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> Re
         for row in sides:
             if seed not in row.test:
                 continue
-            told(f"{row.name}, seed {seed}")
+            told(f"reading relations: {row.name}, seed {seed}")
             own = _tables(opened(plan, row, seed))
             if row is not every[0]:
                 how: dict[str, Any] = {"groups": groups, "num_groups": _groups(taught), "seed": seed}
@@ -149,8 +149,8 @@ def topology_report(plan: Plan, every: Sequence[Row], seen: Related) -> Report:
         "in both. Prototypes: the cosines between the means of groups."
     )
     parts: list[Shown] = []
-    chart = charts.grouped(data, value="share of the 10 nearest neighbours kept", order=SIDES)
-    parts.append(Chart("neighbours", "Neighbours kept", chart))
+    chart = charts.grouped(data, value="share of neighbours kept", order=SIDES)
+    parts.append(Chart("neighbours", "The 10 nearest neighbours", chart))
     first = {row: of_seed[min(of_seed)]["items"].groups for row, of_seed in seen.kept.items()}
     teacher = np.array(next(iter(first.values())).teacher)
     order = np.ix_(*[_leaves(teacher)] * 2)
@@ -210,7 +210,7 @@ def listed(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> dic
         for row in [every[0], *(row for row in every if row.dim == plan.student_dims[0] and not row.beside)]:
             if seed not in row.test:
                 continue
-            told(f"{row.name}, seed {seed}")
+            told(f"reading lists: {row.name}, seed {seed}")
             model = opened(plan, row, seed)
             split, cutoffs = model.dataset.split, model.evaluation.cutoffs
             rank = make_ranker(split, protocol=model.evaluation.make())

@@ -12,12 +12,13 @@ import numpy as np
 from htd_jax.data import fingerprint
 from htd_jax.distillers import METHODS
 from htd_jax.evaluation import make_user_evaluator
-from htd_jax.pipeline import NO_METHOD, Config, is_made_by, load_data
+from htd_jax.pipeline import NO_METHOD, Config, Experiment, is_made_by, load_data, open_teacher
 from htd_jax.serving import Opened, open_run
 from htd_jax.settings import override
 from htd_jax.studies.report import of_seeds
 from htd_jax.studies.runs import Job, Outcome, execute
 from htd_jax.studies.variants import PLAIN, Variant
+from htd_jax.training import Training
 from htd_jax.writing import whole
 
 
@@ -173,14 +174,13 @@ class Row:
         return difference > 2 * max(self.deviation(metric), other.deviation(metric))
 
     def closed(self, student: "Row", teacher: "Row", metric: str) -> list[float]:
-        """The share of the gap to the teacher that is closed, of the seeds where there is one."""
-        shares = []
-        for seed, test in self.test.items():
-            if seed in student.test and seed in teacher.test:
-                low, high = student.test[seed][metric], teacher.test[seed][metric]
-                if high > low:
-                    shares.append((test[metric] - low) / (high - low))
-        return shares
+        """The share of the gap to the teacher that is closed, by seed; none if a seed has no gap, since the mean of the
+        others would not go with the means of all."""
+        seeds = [seed for seed in self.test if seed in student.test and seed in teacher.test]
+        gaps = [teacher.test[seed][metric] - student.test[seed][metric] for seed in seeds]
+        if any(gap <= 0 for gap in gaps):
+            return []
+        return [self.test[seed][metric] / gap - student.test[seed][metric] / gap for seed, gap in zip(seeds, gaps)]
 
 
 def rows(plan: Plan, outcomes: Sequence[Outcome]) -> list[Row]:
@@ -248,11 +248,17 @@ def opened(plan: Plan, row: Row, seed: int) -> Opened:
     Raises:
       UserError: it cannot be read.
     """
-    return open_run(plan.job(row.variant, row.dim or plan.student_dims[0], seed).folder, row.phase)
+    job = plan.job(row.variant, row.dim or plan.student_dims[0], seed)
+    if row.phase != "teacher" or not plan.config.places.teacher:
+        return open_run(job.folder, row.phase)
+    student = open_run(job.folder, "student")  # of a run that was given its teacher
+    experiment = Experiment(student.dataset, Training(), student.evaluation, seed)
+    given = open_teacher(job.config, experiment)
+    return dataclasses.replace(student, phase="teacher", make_model=given.make_model, variables=given.variables)
 
 
 def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> dict[Row, dict[int, np.ndarray]]:
-    """A metric of each user in test, by row and seed: `[users]`, of the same users everywhere.
+    """A metric of each user in test, of every student, by row and seed: `[users]`, of the same users everywhere.
 
     What was found before is kept in the runs' folders.
     """
@@ -260,13 +266,13 @@ def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> d
     found: dict[Row, dict[int, np.ndarray]] = {}
     for row in every:
         for seed in row.test:
-            if row.beside:
+            if row.beside or row.phase == "teacher":
                 continue
             folder = plan.job(row.variant, row.dim or plan.student_dims[0], seed).folder
             path = folder / f"users-{row.phase}.npz"
             values = _kept_users(path, metric, row.test[seed][metric])
             if values is None:
-                told(f"{row.name}, {row.dim or ''} seed {seed}: each user's {metric}")
+                told(f"reading each user's {metric}: {row.name}, {row.dim} dimensions, seed {seed}")
                 model = open_run(folder, row.phase)
                 how: Any = {"cutoffs": model.evaluation.cutoffs, "protocol": model.evaluation.make()}
                 of = make_user_evaluator(model.dataset.split, **how)(model.make_model, model.variables)
