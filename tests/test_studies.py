@@ -59,7 +59,8 @@ def test_a_comparison_trains_each_once_and_shows_all(compared):
     folder, done = compared
     assert done.status == 1, done.err
     out = done.out.splitlines()
-    assert re.fullmatch(r"1/3 student, 4 dimensions, seed 0: \d+ s", out[0])
+    assert out[0] == f"3 runs, under {folder}"
+    assert re.fullmatch(r"1/3 student, 4 dimensions, seed 0: \d+ s", out[1])
     teacher = results(folder / "synthetic-none-4-seed0")["phases"]
     helped = results(folder / "synthetic-ftd-4-seed0")["phases"]
     for phase in ("teacher", "student"):  # the same models, the teacher not trained again
@@ -91,6 +92,22 @@ def test_what_is_finished_is_found(compared, tmp_path):
     assert done.status == 0, done.err
     assert done.out.count("found finished") == 2
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+
+
+def test_what_is_wrong_with_all_runs_is_said_before_any(compared, tmp_path):
+    folder = tmp_path / "runs"
+    np.save(tmp_path / "users.npy", np.ones((50, 4), np.float32))
+    np.save(tmp_path / "items.npy", np.ones((150, 4), np.float32))
+    given = ["--teacher", tmp_path / "users.npy", tmp_path / "items.npy"]
+    assert "50 rows of users" in line_of(study("--methods", "ftd", "--runs", folder, *given))
+    assert not list(folder.glob("*"))
+    shutil.copytree(compared[0], folder)
+    written = (folder / "comparison.html").read_bytes()
+    said = line_of(start_command("study", "comparison", "--methods", "ftd", "--runs", folder))
+    assert "comparison.md: the report of other data" in said
+    assert (folder / "comparison.html").read_bytes() == written
+    assert "--methods: names none" in line_of(study("--methods", "--runs", tmp_path / "other"))
+    assert "--shares: must lie in" in line_of(start_command("study", "capacity", "--shares", "200", "--runs", folder))
 
 
 def test_another_width_finds_the_teacher(compared, tmp_path):
