@@ -32,7 +32,9 @@ def table(plan: Plan, every: Sequence[Row]) -> Table:
         of = {row.dim: row for row in every if row.name == name and not row.beside}
         made.append((name, *(Values(tuple(of[dim].values(metric))) if dim in of else "" for dim in plan.student_dims)))
     head = ("", *(f"{dim} ({dim / width:.0%})" for dim in plan.student_dims))
-    return Table("capacity", f"Test {metric} by width, and its share of the teacher's {width}", head, tuple(made))
+    return Table(
+        "capacity", f"Test {metric} by the student's width, and its share of the teacher's {width}", head, tuple(made)
+    )
 
 
 def answer(plan: Plan, every: Sequence[Row]) -> str:
