@@ -16,10 +16,10 @@ from htd_jax.errors import UserError
 from htd_jax.losses import sampled_softmax_loss, softmax_loss
 from htd_jax.models import BPRSettings, LightGCNSettings, ModelOf, NeuMFSettings
 from htd_jax.ops.precision import encoded, for_bytes, rounded, row_bytes
-from htd_jax.pipeline import Config
+from htd_jax.pipeline import Config, Experiment
 from htd_jax.pipeline.config import Places, What
 from htd_jax.serving import to_precision
-from htd_jax.training import Training, adam, cosine, make_trainer, own, sampled_softmax, softmax
+from htd_jax.training import Training, adam, cosine, loop, make_trainer, own, sampled_softmax, softmax
 
 
 def plain_softmax(scores, seen, where, temperature):
@@ -293,6 +293,36 @@ def test_bytes_are_counted():
         dim, precision = for_bytes(size, 200)
         assert 1 <= row_bytes(dim, precision) <= size and dim <= 200
     assert for_bytes(10, 200) == (20, "int4") and for_bytes(50, 200) == (46, "int8")
+
+
+def test_a_recipe_that_is_stopped_ends_at_the_same_bits(small_split, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    teacher = htd_jax.fit(small_split, model="ials", dim=8, epochs=3, progress=False)
+    experiment = Experiment.of(small_split, epochs=6, eval_every=2)
+
+    def student(folder, on_epoch=lambda news: None):
+        return experiment.phase(
+            "best",
+            "bpr",
+            4,
+            teacher.teacher(),
+            methods={"best": Best()},
+            precision="int4",
+            folder=folder,
+            on_epoch=on_epoch,
+            progress=False,
+        )
+
+    def stop(news):
+        if news.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        student(tmp_path / "stopped", stop)
+    whole, again = student(tmp_path / "whole"), student(tmp_path / "stopped")
+    assert len(again.seconds) == 6 and again.metrics == whole.metrics
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), whole.variables, again.variables)
+    assert jax.tree.all(same)
 
 
 def test_what_the_recipe_usually_takes(tmp_path):
