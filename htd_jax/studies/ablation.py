@@ -124,7 +124,7 @@ def report(plan: Plan, every: Sequence[Row], seen: Any = None) -> Report:
     )
     title = f"The parts of {first.name if first else 'the method'} on {plan.config.filled().what.dataset}"
     parts: list[Part] = [*drawn, table(plan, every, "ablation", first), *comparison.failed(every)]
-    return Report("ablation", title, ABLATION, _answer(ran, first, metric), parts)
+    return Report("ablation", title, ABLATION, _answer(ran, first, metric) + plan.caveat, parts)
 
 
 def _answer(ran: Sequence[Row], first: Row | None, metric: str) -> str:
@@ -134,7 +134,7 @@ def _answer(ran: Sequence[Row], first: Row | None, metric: str) -> str:
     worst, best = (f(others, key=lambda row: row.mean(metric)) for f in (min, max))
     costs = first.mean(metric) - worst.mean(metric)
     told = f"{first.name} has a {metric} of {first.mean(metric):.4f}. What costs most is {worst.name!r}: {-costs:+.4f}."
-    clearly = [row.name for row in others if row.is_above(first, metric)]
+    clearly = [row.name for row in others if len(row.test) > 1 and row.is_above(first, metric)]
     if clearly:
         return told + f" Clearly better than the whole: {', '.join(clearly)}."
     return (
@@ -160,5 +160,5 @@ def report_of_values(plan: Plan, every: Sequence[Row], seen: Any = None) -> Repo
     usual = next((row for row in ran if row.variant.is_usual), None)
     parts: list[Part] = [*drawn, table(plan, every, "sensitivity", usual), *comparison.failed(every)]
     title = f"The numbers of HTD on {plan.config.filled().what.dataset}"
-    answer = "; ".join(told) + "." if told else "Nothing has been run to its end."
+    answer = "; ".join(told) + "." + plan.caveat if told else "Nothing has been run to its end."
     return Report("sensitivity", title, SENSITIVITY, answer, parts)

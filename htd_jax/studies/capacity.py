@@ -51,7 +51,8 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
         f"{row.name.removeprefix('+ ')} is ahead at {dim} dimensions ({row.mean(metric):.4f})"
         for dim, row in ahead.items()
     ]
-    return "; ".join(told) + (f"; the teacher has {every[0].mean(metric):.4f}." if every[0].test else ".")
+    taught = f"; the teacher has {every[0].mean(metric):.4f}." if every[0].test else "."
+    return "; ".join(told) + taught + plan.caveat
 
 
 def report(plan: Plan, every: Sequence[Row], seen: Any = None) -> Report:

@@ -121,8 +121,8 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
         if len(plan.seeds) > 1:
             above = sum(row.is_above(student, metric) for row in ran)
             told.append(f"{above} of {len(ran)} are above the student by more than twice the spread over seeds.")
-    if told and len(plan.seeds) == 1:
-        told.append("One seed does not tell what is chance.")
+    if told and plan.caveat:
+        told.append(plan.caveat.strip())
     if count := len(failures(every)):
         told.append(f"{count} of the runs failed.")
     return " ".join(told) or "Nothing has been run to its end."

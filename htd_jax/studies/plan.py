@@ -79,6 +79,11 @@ class Plan:
         return Job(config, words)
 
     @property
+    def caveat(self) -> str:
+        """What is to be said of an answer that one seed gives."""
+        return " One seed does not tell what is chance." if len(self.seeds) == 1 else ""
+
+    @property
     def metrics(self) -> tuple[str, str]:
         """Those that are shown, recall first."""
         largest = max(self.config.filled().evaluation.cutoffs)
