@@ -109,8 +109,10 @@ def _read(folder: Path, name: str) -> Finished:
     try:
         settings = flat(json.loads((folder / "config.json").read_text()))
         settings["data"], settings["cutoffs"]
-    except (OSError, ValueError, KeyError, AttributeError):
+    except FileNotFoundError:
         raise UserError(f"{shown(folder)}: no run folder: there is no config.json of a run in it") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{shown(folder / 'config.json')}: not the settings of a run, or damaged") from None
     try:
         return Finished(name, settings, read_results(folder))
     except FileNotFoundError:

@@ -14,6 +14,8 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     try:
         results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+        if not isinstance(results, dict):
+            raise ValueError("not the results of a run")
         for name in ("dataset", "method", "seed", "gap_closed"):
             results[name]
         for entry in results["phases"].values():
