@@ -94,6 +94,19 @@ def flag_name(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name.rpartition(":")[2]).replace("_", "-").lower()
 
 
+def typed(name: str, value: Any) -> list[str]:
+    """A setting as it is typed: its flag and value, or values; of what is true or false the flag, or its no.
+
+    >>> typed("htd.group_level", "prototype-entity"), typed("htd.noise", False), typed("cutoffs", [5, 10])
+    (['--htd.group-level', 'prototype-entity'], ['--htd.no-noise'], ['--cutoffs', '5', '10'])
+    """
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        head, dot, last = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{head}{dot}no-{last}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
+
+
 def check(settings: Settings, prefix: str = "") -> None:
     """Checks every field against the limits in its type.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.errors import UserError, shown
+from htd_jax.settings import typed
 
 FLAG = "--file"
 
@@ -72,14 +73,14 @@ def read_flags(path: Path) -> list[str]:
 
 def _flags(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in table.items():
-        name = key.replace("_", "-")
+        name = prefix + key.replace("_", "-")
         if isinstance(value, dict):
-            yield from _flags(value, f"{prefix}{name}.")
+            yield from _flags(value, f"{name}.")
         elif isinstance(value, bool):
-            yield f"--{prefix}{name}" if value else f"--{prefix}no-{name}"
+            yield from typed(name, value)
         else:
-            yield f"--{prefix}{name}"
-            yield from (_text(f"{prefix}{name}", part) for part in (value if isinstance(value, list) else [value]))
+            parts = value if isinstance(value, list) else [value]
+            yield from typed(name, [_text(name, part) for part in parts])
 
 
 def _text(name: str, value: Any) -> str:

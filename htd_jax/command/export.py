@@ -17,7 +17,7 @@ from htd_jax.command.flags import COMMON, REGISTRIES, parse
 from htd_jax.errors import UserError, shown
 from htd_jax.models import MODELS, usual_epochs
 from htd_jax.ops.precision import Precision
-from htd_jax.settings import as_json, check
+from htd_jax.settings import as_json, check, typed
 from htd_jax.training import Training
 
 
@@ -144,10 +144,4 @@ def versions() -> dict[str, str]:
 
 
 def _flag(name: str, value: Any, usual: Any) -> list[str]:
-    flag = name.replace("_", "-")
-    if value == usual or value is None:
-        return []
-    if isinstance(value, bool):
-        head, _, last = flag.rpartition(".")
-        return [f"--{flag}" if value else f"--{head + '.' if head else ''}no-{last}"]
-    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return [] if value == usual or value is None else typed(name, value)

@@ -257,16 +257,17 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     stages = plan.stages()
     runs = config.places.runs
     dataset = load_data(usual)
-    check_report(runs, name, fingerprint(dataset))
+    data = fingerprint(dataset)
+    check_report(runs, name, data)
     if config.places.teacher:  # what is wrong with it is said once, before any run
         open_teacher(usual, Experiment(dataset, Training(), usual.evaluation, seeds[0]))
     print(f"{sum(map(len, stages))} runs, under {runs}", flush=True)
     with claimed(runs, "study", "--runs"), _Shown(sum(map(len, stages))) as shown:
-        outcomes = carry_out(plan, at_once=options.jobs, started=shown.started, ended=shown.ended)
+        outcomes = carry_out(plan, data, at_once=options.jobs, started=shown.started, ended=shown.ended)
         every = rows(plan, outcomes)
         use_devices()  # not before: the runs, each a process of its own, may need all of it
         report = of.report(plan, every, of.look(plan, every, shown.told))
-        report = dataclasses.replace(report, foot=foot(plan, f"{prog} {' '.join(arguments)}"))
+        report = dataclasses.replace(report, foot=foot(plan, f"{prog} {' '.join(arguments)}", dataset))
         written = write_report(runs, report)
         if name == "comparison":
             draw = lambda figure: comparison_study.draw(plan, every, figure)

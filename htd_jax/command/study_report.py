@@ -5,28 +5,26 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import htd_jax
-from htd_jax.data import fingerprint
+from htd_jax.data import Dataset, fingerprint
 from htd_jax.errors import UserError, shown
-from htd_jax.pipeline import load_data
 from htd_jax.studies import Plan, Report
 from htd_jax.studies.report import can_draw, page, svg
 from htd_jax.writing import whole
 
 
-def foot(plan: Plan, command: str) -> dict[str, str]:
+def foot(plan: Plan, command: str, dataset: Dataset) -> dict[str, str]:
     """What a report was made of: the command, versions, data and machine."""
-    return about(command, load_data(plan.config.filled())) | {
+    return about(command, dataset) | {
         "seeds": ", ".join(map(str, plan.seeds)),
         "dimensions": f"{plan.config.filled().what.teacher_dim} to {', '.join(map(str, plan.student_dims))}",
     }
 
 
-def about(command: str, dataset: Any) -> dict[str, str]:
+def about(command: str, dataset: Dataset) -> dict[str, str]:
     """The same, of any study."""
     device, split = jax.devices()[0], dataset.split
     sizes = ", ".join(f"{len(part):,} in {name}" for name, part in zip(split._fields, split))

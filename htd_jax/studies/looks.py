@@ -53,14 +53,14 @@ def related(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> Re
     for seed in plan.seeds:
         if seed not in every[0].test:
             continue
-        taught, mapped = _tables(opened(plan, every[0], seed)), dict[str, np.ndarray]()
+        taught, mapped = opened(plan, every[0], seed).representations(), dict[str, np.ndarray]()
         groups = kmeans_groups(seed, taught.users, taught.items, _groups(taught))
         sides = [every[0], *(row for row in every if row.dim == plan.student_dims[0] and not row.beside)]
         for row in sides:
             if seed not in row.test:
                 continue
             told(f"reading relations: {row.name}, seed {seed}")
-            own = _tables(opened(plan, row, seed))
+            own = opened(plan, row, seed).representations()
             if row is not every[0]:
                 how: dict[str, Any] = {"groups": groups, "num_groups": _groups(taught), "seed": seed}
                 found.kept.setdefault(row, {})[seed] = relations(taught, own, **how)
@@ -74,10 +74,6 @@ def related(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> Re
 
 def _groups(tables: Representations) -> int:
     return min(GROUPS, *(max(1, len(table) // 10) for table in tables))
-
-
-def _tables(model: Opened) -> Representations:
-    return model.representations()
 
 
 def _tags(plan: Plan) -> tuple[Tags | None, str]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from htd_jax.data import fingerprint
 from htd_jax.distillers import METHODS
 from htd_jax.evaluation import make_user_evaluator
-from htd_jax.pipeline import NO_METHOD, Config, Experiment, is_made_by, load_data, open_teacher
+from htd_jax.pipeline import NO_METHOD, Config, Experiment, is_made_by, open_teacher
 from htd_jax.serving import Opened, open_run
 from htd_jax.settings import override
 from htd_jax.studies.report import of_seeds
@@ -78,6 +77,10 @@ class Plan:
             words += ("--run", str(folder))
         return Job(config, words)
 
+    def job_of(self, row: "Row", seed: int) -> Job:
+        """The run that a row's model of this seed is of."""
+        return self.job(row.variant, row.dim or self.student_dims[0], seed)
+
     @property
     def caveat(self) -> str:
         """What is to be said of an answer that one seed gives."""
@@ -92,6 +95,7 @@ class Plan:
 
 def carry_out(
     plan: Plan,
+    data: str,
     *,
     at_once: int = 1,
     started: Callable[[Job], None] = lambda job: None,
@@ -99,11 +103,13 @@ def carry_out(
 ) -> list[Outcome]:
     """Makes every run that is not there yet. One that fails is passed over, with what needs it.
 
+    Args:
+      data: the fingerprint of what they are trained on.
+
     Raises:
       UserError: a run that cannot be, before any is begun.
     """
     stages = plan.stages()
-    data = fingerprint(load_data(stages[0][0].config))
     finished = lambda job: is_made_by(job.config, data) and results_of(job) is not None
     outcomes = []
     for stage in stages:
@@ -134,7 +140,6 @@ class Row:
       test: metrics by seed.
       seconds: of an epoch, by seed; none where nothing is trained.
       memory: the most bytes, by seed.
-      folders: of the runs, by seed.
       errors: of the seeds that failed.
     """
 
@@ -230,7 +235,7 @@ def curves(plan: Plan, every: Sequence[Row]) -> list[dict[str, Any]]:
     for row in every:
         of_epoch: dict[int, list[float]] = {}
         for seed in row.test:
-            job = plan.job(row.variant, row.dim or plan.student_dims[0], seed)
+            job = plan.job_of(row, seed)
             for line in _lines(job):
                 if line["phase"] == row.phase and line["terms"] and not row.beside:
                     of_epoch.setdefault(line["epoch"], []).append(line["test"][metric])
@@ -253,7 +258,7 @@ def opened(plan: Plan, row: Row, seed: int) -> Opened:
     Raises:
       UserError: it cannot be read.
     """
-    job = plan.job(row.variant, row.dim or plan.student_dims[0], seed)
+    job = plan.job_of(row, seed)
     if row.phase != "teacher" or not plan.config.places.teacher:
         return open_run(job.folder, row.phase)
     student = open_run(job.folder, "student")  # of a run that was given its teacher
@@ -273,7 +278,7 @@ def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> d
         for seed in row.test:
             if row.beside or row.phase == "teacher":
                 continue
-            folder = plan.job(row.variant, row.dim or plan.student_dims[0], seed).folder
+            folder = plan.job_of(row, seed).folder
             path = folder / f"users-{row.phase}.npz"
             values = _kept_users(path, metric, row.test[seed][metric])
             if values is None:

@@ -19,7 +19,7 @@ import numpy as np
 from htd_jax.errors import UserError, shown
 from htd_jax.pipeline import Config, Experiment, Fitted, describe, flat, hash_of, plain_phases
 from htd_jax.pipeline.progress import silent
-from htd_jax.settings import Settings, check, flag_name, override
+from htd_jax.settings import Settings, check, flag_name, override, typed
 from htd_jax.training import Diverged, Progress
 
 # A setting is searched from so many times less than its default to so many times more.
@@ -436,13 +436,7 @@ def importance(tuning: Tuning, trials: Sequence[Trial]) -> dict[str, float]:
 
 def command(flags: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The command that trains a run with these settings: the flags, and what was found after them, which wins."""
-    found: list[str] = []
-    for name, value in settings.items():
-        method, _, setting = name.replace("_", "-").partition(".")
-        if isinstance(value, bool):
-            found.append(f"--{method}.{'' if value else 'no-'}{setting}")
-        else:
-            found += [f"--{method}.{setting}", str(value)]
+    found = [word for name, value in settings.items() for word in typed(name, value)]
     return shlex.join(["htd-jax", "train", *flags, *found])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from htd_jax.distillers import METHODS
 from htd_jax.pipeline import NO_METHOD, Config, describe
-from htd_jax.settings import flag_name, override
+from htd_jax.settings import flag_name, override, typed
 
 Values = Mapping[str, Any]
 
@@ -44,21 +44,16 @@ class Variant:
 
     def flags(self) -> tuple[str, ...]:
         """What `htd-jax train` is told."""
-        words = ["--method", self.method]
-        for prefix, name, value in self._given():
-            if isinstance(value, bool):
-                words.append(f"--{prefix}{'' if value else 'no-'}{name}")
-            else:
-                words += [f"--{prefix}{name}", str(value)]
-        return tuple(words)
+        words = [word for name, value in self._given() for word in typed(name, value)]
+        return ("--method", self.method, *words)
 
     def suffix(self) -> str:
         """What tells its run folder from that of its method as usual: `htd.groups=10`."""
-        return "-".join(f"{prefix}{name}={value}" for prefix, name, value in self._given())
+        return "-".join(f"{name}={value}" for name, value in self._given())
 
-    def _given(self) -> list[tuple[str, str, Any]]:
+    def _given(self) -> list[tuple[str, Any]]:
         of = [*((f"{part}.", values) for part, values in self.own.items()), ("", self.training), ("", self.what)]
-        return [(prefix, name.replace("_", "-"), value) for prefix, values in of for name, value in values.items()]
+        return [(prefix + name.replace("_", "-"), value) for prefix, values in of for name, value in values.items()]
 
     def of(self, config: Config) -> Config:
         """`config` with this method and these settings; its folder is not that of the method as usual.
