@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from htd_jax.pipeline import NO_METHOD
 from htd_jax.studies import charts
 from htd_jax.studies.plan import Plan, Row, curves, student_of, users_of
 from htd_jax.studies.report import Chart, Part, Report, Table, Values, of_seeds
-from htd_jax.studies.significance import Test, compare_users
 from htd_jax.studies.variants import Variant
+
+if TYPE_CHECKING:
+    from htd_jax.studies.significance import Test
 
 QUESTION = "Which method makes the best small recommender of a large one?"
 
@@ -146,6 +148,8 @@ def look(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> Seen:
 
 def beyond_chance(plan: Plan, every: Sequence[Row], users: Mapping[Row, Mapping[int, np.ndarray]]) -> list[Table]:
     """Every method against the plain student, and against the best of the others: a table a width."""
+    from htd_jax.studies.significance import compare_users  # SciPy's statistics, which other commands need not load
+
     made = []
     for dim in plan.student_dims:
         own = {row.name: users[row] for row in every if row.dim == dim and not row.beside and users.get(row)}
@@ -169,7 +173,7 @@ def beyond_chance(plan: Plan, every: Sequence[Row], users: Mapping[Row, Mapping[
     return made
 
 
-def _of_test(test: Test) -> list[str]:
+def _of_test(test: "Test") -> list[str]:
     p = lambda value: "" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
     return [f"{test.difference:+.4f}", p(test.over_seeds_corrected), p(max(test.over_users_corrected))]
 

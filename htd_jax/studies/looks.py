@@ -199,6 +199,7 @@ class Listed(NamedTuple):
 def listed(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> dict[Row, dict[int, Listed]]:
     """What the lists of every model show, and to whom; of the first width."""
     found: dict[Row, dict[int, Listed]] = {}
+    rank = None
     for seed in plan.seeds:
         if seed not in every[0].test:
             continue
@@ -209,7 +210,7 @@ def listed(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> dic
             told(f"reading lists: {row.name}, seed {seed}")
             model = opened(plan, row, seed)
             split, cutoffs = model.dataset.split, model.evaluation.cutoffs
-            rank = make_ranker(split, protocol=model.evaluation.make())
+            rank = rank or make_ranker(split, protocol=model.evaluation.make())  # all runs are of one split
             ranks = rank(model.make_model, model.variables)["test"]
             lists = _lists(model)
             of_teacher = lists if of_teacher is None else of_teacher

@@ -272,7 +272,7 @@ def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> d
 
     What was found before is kept in the runs' folders.
     """
-    metric = plan.metrics[0]
+    metric, evaluate = plan.metrics[0], None
     found: dict[Row, dict[int, np.ndarray]] = {}
     for row in every:
         for seed in row.test:
@@ -284,9 +284,10 @@ def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> d
             if values is None:
                 told(f"reading each user's {metric}: {row.name}, {row.dim} dimensions, seed {seed}")
                 model = open_run(folder, row.phase)
-                how: Any = {"cutoffs": model.evaluation.cutoffs, "protocol": model.evaluation.make()}
-                of = make_user_evaluator(model.dataset.split, **how)(model.make_model, model.variables)
-                values = of["test"].values[metric]
+                if evaluate is None:  # compiled once a width: all runs are of one split
+                    how: Any = {"cutoffs": model.evaluation.cutoffs, "protocol": model.evaluation.make()}
+                    evaluate = make_user_evaluator(model.dataset.split, **how)
+                values = evaluate(model.make_model, model.variables)["test"].values[metric]
                 with whole(path) as partial, partial.open("wb") as file:
                     np.savez(file, **{metric: values})  # type: ignore[arg-type]
             found.setdefault(row, {})[seed] = values
