@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, as_flags
 
 USAGE = """usage: htd-jax COMMAND ...
 
@@ -67,7 +67,7 @@ def enter(
         sys.stdout.flush()
     except UserError as error:
         for line in error.args:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {as_flags(str(line))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
