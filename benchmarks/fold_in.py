@@ -23,7 +23,7 @@ import htd_jax
 from htd_jax import data
 from htd_jax.data import Interactions, Split
 from htd_jax.serving import Rows, best_items, fold
-from htd_jax.serving.topk import Hidden, together
+from htd_jax.serving.topk import Hidden, concatenate
 
 UNSEEN, RIDGE = (0.001, 0.01, 0.03, 0.1, 0.3), (0.1, 1.0, 10.0, 100.0)
 
@@ -63,11 +63,13 @@ def main() -> None:
     )
     show("popularity", ones, popular[:, None])
     items = Rows(jnp.asarray(apart[1]))
-    tried = {f"unseen {w}, ridge {r}": fold.squares(items, lists, unseen=w, ridge=r) for w in UNSEEN for r in RIDGE}
+    tried = {
+        f"unseen {w}, ridge {r}": fold.least_squares(items, lists, unseen=w, ridge=r) for w in UNSEEN for r in RIDGE
+    }
     best = max(tried, key=lambda name: rank(tried[name], apart[1], "valid"))
     show("folded in, the best in valid", tried[best], apart[1], best)
     usual = f"unseen {fold.UNSEEN}, ridge {fold.RIDGE}"
-    show("folded in", fold.squares(items, lists), apart[1], f"{usual}")
+    show("folded in", fold.least_squares(items, lists), apart[1], f"{usual}")
     show("trained with the others", trained[0][held], trained[1])
     Console(width=110).print(table)
     of_items(split, trained, rng, options)
@@ -84,11 +86,11 @@ def of_items(split: Split, trained: list[np.ndarray], rng: np.random.Generator, 
         show.add_column(name)
     lists = lists_of(turned, new)
     of_users = Rows(jnp.asarray(users))
-    solved = fold.squares(of_users, lists)
+    solved = fold.least_squares(of_users, lists)
     keep = ~np.isin(np.asarray(split.train.items), new)
     pairs = np.asarray(split.train.users)[keep], np.asarray(split.train.items)[keep]
     known = Interactions.from_pairs(*pairs, *map(len, trained))
-    factor = fold.length(Rows(jnp.asarray(table)), of_users, known, "items")
+    factor = fold.length_factor(Rows(jnp.asarray(table)), of_users, known, "items")
     for name, rows in (("folded in", solved), ("folded in, as long", solved * factor), ("trained", table[new])):
         changed = table.copy()
         changed[new] = rows
@@ -134,9 +136,9 @@ def lists_of(part: Interactions, users: np.ndarray) -> list[np.ndarray]:
 def lists_for(vectors: np.ndarray, items: np.ndarray, split: Split, users: np.ndarray, part: str, k: int) -> np.ndarray:
     """The k best of what each has seen neither in training nor in the part that is not asked about."""
     hidden = [lists_of(getattr(split, name), users) for name in ("train", "valid", "test") if name != part]
-    of_lists = Hidden.of_lists([np.concatenate(both) for both in zip(*hidden)])
+    lists = Hidden.from_lists([np.concatenate(both) for both in zip(*hidden)])
     tables = Rows(jnp.asarray(vectors)), Rows(jnp.asarray(items))
-    return together(best_items(*tables, k, hidden=of_lists), k).rows
+    return concatenate(best_items(*tables, k, hidden=lists), k).rows
 
 
 def recall(vectors: np.ndarray, items: np.ndarray, split: Split, users: np.ndarray, part: str, k: int) -> float:

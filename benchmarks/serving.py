@@ -50,7 +50,7 @@ def main() -> None:
     tables = [rng.normal(size=(n, options.dim)).astype(np.float32) for n in (options.users, options.items)]
     count = options.seen * options.users
     pairs = rng.integers(0, options.users, count), rng.integers(0, options.items, count)
-    hidden = Hidden.of(Interactions.from_pairs(*pairs, options.users, options.items))
+    hidden = Hidden.from_interactions(Interactions.from_pairs(*pairs, options.users, options.items))
     part = np.arange(options.users)[: options.part]
     table = Table(title=f"{jax.devices()[0].device_kind}, JAX {jax.__version__}: {len(part):,} users, k {options.k}")
     for name in ("", "first call, s", "later calls, s", "users a second", "MiB beside tables"):
@@ -60,7 +60,7 @@ def main() -> None:
         before, seconds = most_mib(), []
         for _ in range(1 + options.rounds):
             start = time.perf_counter()
-            for _block in best_items(users, items, options.k, of=part, hidden=hidden, memory=options.memory):
+            for _block in best_items(users, items, options.k, rows=part, hidden=hidden, memory=options.memory):
                 pass
             seconds.append(time.perf_counter() - start)
         first, *later = seconds

@@ -26,7 +26,7 @@ from htd_jax.data import Dataset, Ids, Interactions
 from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
 from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
-from htd_jax.serving.topk import Hidden, best_items, best_scored, together
+from htd_jax.serving.topk import Hidden, best_items, best_scored, concatenate
 from htd_jax.settings import check
 
 
@@ -50,7 +50,7 @@ def scores_of_pairs(users: Rows, items: Rows, seen: Interactions | None = None) 
 
 
 def small_blocks(monkeypatch, cells: int = 3000) -> None:
-    monkeypatch.setattr(topk, "ON_PROCESSOR", cells)
+    monkeypatch.setattr(topk, "ON_CPU", cells)
     monkeypatch.setattr(topk, "FEW", 8)
     monkeypatch.setattr(topk, "PAIRS", 16)
 
@@ -66,7 +66,7 @@ def test_best_items_with_many_ties(monkeypatch, cells, num_items):
     users = Rows(jnp.asarray(rng.integers(-1, 2, (37, 3)), jnp.float32))
     items = Rows(jnp.asarray(rng.integers(-1, 2, (num_items, 3)), jnp.float32))
     seen = pairs(rng, 37, num_items, 300)
-    top = together(best_items(users, items, 5, hidden=Hidden.of(seen)), 5)
+    top = concatenate(best_items(users, items, 5, hidden=Hidden.from_interactions(seen)), 5)
     rows, best = oracle(scores_of_pairs(users, items, seen), 5)
     np.testing.assert_array_equal(top.rows, rows)
     np.testing.assert_array_equal(top.scores, best)
@@ -80,7 +80,7 @@ def test_best_items_of_scores_that_are_no_numbers(monkeypatch):
     table[rng.random(300) < 0.3, 0] = -np.inf
     table[7] = np.inf, 0
     users = Rows(jnp.asarray([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
-    top = together(best_items(users, Rows(jnp.asarray(table)), 200), 200)
+    top = concatenate(best_items(users, Rows(jnp.asarray(table)), 200), 200)
     scores = np.array(users.values @ table.T)
     rows, best = oracle(scores, 200)
     np.testing.assert_array_equal(top.rows, rows)
@@ -90,8 +90,8 @@ def test_best_items_of_scores_that_are_no_numbers(monkeypatch):
 
 def test_more_than_there_are():
     users, items = Rows(jnp.ones((2, 1))), Rows(jnp.arange(3.0)[:, None])
-    hidden = Hidden.of_lists([np.array([2]), np.array([0, 1, 2])])
-    top = together(best_items(users, items, 9, hidden=hidden), 9)
+    hidden = Hidden.from_lists([np.array([2]), np.array([0, 1, 2])])
+    top = concatenate(best_items(users, items, 9, hidden=hidden), 9)
     np.testing.assert_array_equal(top.rows, [[1, 0, -1], [-1, -1, -1]])
     for wrong in ({"k": 0}, {"k": 1, "memory": 0}):
         with pytest.raises(UserError, match="at least 1"):
@@ -110,7 +110,12 @@ def test_best_items_of_some_among_some(seed, k, some, in_blocks):
         seen = pairs(rng, 40, 200, 900)
         of = rng.integers(0, 40, 16)
         among = np.flatnonzero(rng.random(200) < 0.4) if some else np.arange(200)
-        top = together(best_items(users, items, k, of=of, hidden=Hidden.of(seen), among=among if some else None), k)
+        top = concatenate(
+            best_items(
+                users, items, k, rows=of, hidden=Hidden.from_interactions(seen), candidates=among if some else None
+            ),
+            k,
+        )
         scores = scores_of_pairs(users, items, seen)[of][:, among]
         rows, best = oracle(scores, k)
         np.testing.assert_array_equal(top.rows, np.where(rows >= 0, among[rows], -1))
@@ -123,7 +128,7 @@ def test_a_heavy_user_costs_the_others_nothing_but_room(monkeypatch):
     users, items = (Rows(jnp.asarray(rng.normal(size=(n, 4)), jnp.float32)) for n in (50, 400))
     its = (np.concatenate([np.full(399, 20), rng.integers(0, 50, 60)]), np.r_[np.arange(1, 400), np.arange(60)])
     seen = Interactions.from_pairs(*its, 50, 400)
-    top = together(best_items(users, items, 6, hidden=Hidden.of(seen)), 6)
+    top = concatenate(best_items(users, items, 6, hidden=Hidden.from_interactions(seen)), 6)
     rows, _ = oracle(scores_of_pairs(users, items, seen), 6)
     np.testing.assert_array_equal(top.rows, rows)
     assert set(top.rows[20]) <= {0, -1}
@@ -134,7 +139,7 @@ def test_short_tables_are_searched_as_what_they_stand_for(monkeypatch, precision
     small_blocks(monkeypatch)
     rng = np.random.default_rng(2)
     users, items = (to_precision(rng.normal(size=(n, 4)), precision) for n in (30, 500))
-    top = together(best_items(users, items, 7), 7)
+    top = concatenate(best_items(users, items, 7), 7)
     scores = scores_of_pairs(users, items)
     np.testing.assert_allclose(top.scores, oracle(scores, 7)[1], rtol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(scores, top.rows, 1), top.scores, rtol=1e-6)
@@ -143,9 +148,9 @@ def test_short_tables_are_searched_as_what_they_stand_for(monkeypatch, precision
 def test_memory_bounds_the_blocks():
     for memory in (1, 16, 256):
         for users, items in ((5, 10**6), (10**6, 10**6), (10**6, 50)):
-            k, plan = topk._plan(20, users, items, memory, 20)
+            k, plan = topk._divide(20, users, items, memory, 20)
             assert plan.users * (plan.items + 2 * k * topk.CHUNK) * 12 <= max(memory * 2**20, 12 * 2**18), plan
-            assert plan.items * plan.blocks >= items
+            assert plan.items * plan.number >= items
 
 
 def test_scores_that_are_no_products():
@@ -162,7 +167,7 @@ def test_scores_that_are_no_products():
     found = retriever.recommend([4, 9, 2], 2, allow=among)
     np.testing.assert_array_equal(found.rows, among[oracle(every[[4, 9, 2]][:, among], 2)[0]])
     for refused in (lambda: retriever.fold_in([1, 2]), lambda: retriever.recommend_vectors(np.zeros((1, 6)))):
-        with pytest.raises(UserError, match="no products"):
+        with pytest.raises(UserError, match="not products"):
             refused()
 
 
@@ -170,7 +175,7 @@ def test_scored_in_blocks(monkeypatch):
     small_blocks(monkeypatch)
     rng = np.random.default_rng(3)
     table = jnp.asarray(rng.integers(0, 4, (50, 130)), jnp.float32)
-    found = together(best_scored(jax.tree_util.Partial(lambda t, u: t[u], table), 130, 4, of=np.arange(50)), 4)
+    found = concatenate(best_scored(jax.tree_util.Partial(lambda t, u: t[u], table), 130, 4, rows=np.arange(50)), 4)
     np.testing.assert_array_equal(found.rows, oracle(np.asarray(table), 4)[0])
 
 
@@ -216,7 +221,7 @@ def test_squares_against_float64(precision):
     table = to_precision(rng.normal(size=(90, 6)), precision)
     y = np.asarray(table.floats(), np.float64)
     lists = lists_of(rng, 90, [1, 2, 3, 17, 90, 4])
-    found = fold.squares(table, lists, unseen=0.03, ridge=0.2)
+    found = fold.least_squares(table, lists, unseen=0.03, ridge=0.2)
     for x, rows in zip(found, lists):
         matrix = y[rows].T @ y[rows] + 0.03 * y.T @ y + 0.2 * np.eye(6)
         np.testing.assert_allclose(x, np.linalg.solve(matrix, y[rows].sum(0)), rtol=2e-4, atol=1e-6)
@@ -232,7 +237,7 @@ def test_the_gram_matrix_in_blocks(monkeypatch):
 
 def test_an_empty_list_is_refused():
     with pytest.raises(UserError, match="list 1 is empty"):
-        fold.squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
+        fold.least_squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
 
 
 def test_newcomers_are_as_long_as_the_others():
@@ -240,14 +245,14 @@ def test_newcomers_are_as_long_as_the_others():
     users, items = (rng.normal(size=(n, 4)).astype(np.float32) * by for n, by in ((30, 3), (50, 0.5)))
     seen = pairs(rng, 30, 50, 200)
     mine, other = Rows(jnp.asarray(items)), Rows(jnp.asarray(users))
-    factor = fold.length(mine, other, seen, "items")
+    factor = fold.length_factor(mine, other, seen, "items")
     of_item = [np.asarray(seen.users)[np.asarray(seen.items) == item] for item in range(50)]
     known = [item for item in range(50) if len(of_item[item])]
-    solved = fold.squares(other, [of_item[item] for item in known])
+    solved = fold.least_squares(other, [of_item[item] for item in known])
     lengths = [np.linalg.norm(x, axis=1).mean() for x in (items[known], solved)]
     assert factor == pytest.approx(lengths[0] / lengths[1], rel=1e-4)
-    assert fold.length(Rows(jnp.zeros((50, 4))), other, seen, "items") == 1
-    assert fold.length(mine, other, Interactions.from_pairs([], [], 30, 50), "items") == 1
+    assert fold.length_factor(Rows(jnp.zeros((50, 4))), other, seen, "items") == 1
+    assert fold.length_factor(mine, other, Interactions.from_pairs([], [], 30, 50), "items") == 1
 
 
 # The retriever
@@ -280,7 +285,7 @@ def test_ids_in_and_ids_out():
         (lambda: retriever.recommend("nobody"), "user 'nobody': not among the 40 users"),
         (lambda: retriever.recommend("u1", allow=[6]), "item 6: not among"),
         (lambda: retriever.recommend("u1", allow=[5], deny=[5]), "no item is left"),
-        (lambda: retriever.recommend("u1", 0), "k: must be a whole number of at least 1"),
+        (lambda: retriever.recommend("u1", 0), "`k` must be a whole number of at least 1"),
         (lambda: retriever.similar(7), "item 7: not among"),
     ):
         with pytest.raises(UserError, match=message):
@@ -299,7 +304,6 @@ def test_neighbours_by_cosine_without_themselves(precision):
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_allclose(found.scores, best, rtol=1e-5)
     assert found.to_table().column_names == ["item", "similar", "score", "rank"]
-    assert retriever.similar_users("u3", 2).to_table().column_names == ["user", "similar", "score", "rank"]
     assert 15 not in found.items[0]
 
 
@@ -319,8 +323,8 @@ def test_newcomers_are_recommended_to():
         (lambda: retriever.fold_in([]), "empty"),
         (lambda: retriever.fold_in([[5], []]), "list 1 is empty"),
         (lambda: retriever.fold_in([1]), "item 1: not among"),
-        (lambda: retriever.recommend_vectors(np.zeros((1, 5))), r"must be \[n, 6\], not \[1, 5\]"),
-        (lambda: retriever.recommend_vectors(vectors, seen=[[5]]), "1 lists of seen items for 2 vectors"),
+        (lambda: retriever.recommend_vectors(np.zeros((1, 5))), r"`vectors` must be \[n, 6\], not \[1, 5\]"),
+        (lambda: retriever.recommend_vectors(vectors, seen=[[5]]), "one list per vector: 1 lists for 2 vectors"),
     ):
         with pytest.raises(UserError, match=message):
             wrong()
@@ -372,7 +376,7 @@ def test_saved_and_opened(tmp_path, precision):
         np.testing.assert_array_equal(np.asarray(mine.floats()), np.asarray(its.floats()))
         assert its.precision == precision
     assert opened.user_ids.values.equals(retriever.user_ids.values)
-    assert opened.about == retriever.about | {"lengths": retriever.lengths()}
+    assert opened.about == retriever.about | {"lengths": retriever.length_factors()}
     one, other = (x.recommend(k=5) for x in (retriever, opened))
     np.testing.assert_array_equal(one.rows, other.rows)
     np.testing.assert_allclose(np.load(tmp_path / "model" / "items.npy"), np.asarray(retriever.items.floats()))
@@ -409,18 +413,18 @@ def _damage(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("tables.safetensors:gone", "is missing; export it anew"),
-        ("tables.safetensors:cut", "damaged; export it anew"),
-        ("tables.safetensors:text", "damaged; export it anew"),
+        ("tables.safetensors:gone", "is missing; export it again"),
+        ("tables.safetensors:cut", "damaged; export it again"),
+        ("tables.safetensors:text", "damaged; export it again"),
         ("tables.safetensors:nan", "not finite"),
-        ("users.parquet:gone", "is missing; export it anew"),
+        ("users.parquet:gone", "is missing; export it again"),
         ("items.parquet:cut", "damaged"),
         ("users.parquet:fewer", "3 user ids for 40 rows"),
         ("seen.parquet:text", "damaged"),
         ("seen.parquet:gone", "is missing"),
-        ("htd_jax.json:text", "damaged, or of another program"),
+        ("htd_jax.json:text", "damaged, or written by another program"),
         ("htd_jax.json:cut", "damaged"),
-        ("htd_jax.json:format=2", "of format 2, and this version of htd-jax reads 1"),
+        ("htd_jax.json:format=2", "has format 2, and this version of htd-jax reads 1"),
         ("htd_jax.json:dim=7", r"float32\[40, 6\], and htd_jax.json says float32\[40, 7\]"),
         ("htd_jax.json:users=7", r"says float32\[7, 6\]"),
         ('htd_jax.json:precision="int8"', "says int8"),
@@ -465,7 +469,7 @@ def test_what_is_not_written(tmp_path, monkeypatch):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds something else, notes.txt; name a new folder"):
         retriever.save(tmp_path / "mine")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         retriever.save(tmp_path / "mine" / "notes.txt")
     retriever.save(tmp_path / "model")
     before = htd_jax.load(tmp_path / "model")
@@ -483,7 +487,7 @@ def test_what_is_not_written(tmp_path, monkeypatch):
     (tmp_path / "model" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="something else, notes.txt"):
         retriever.save(tmp_path / "model")
-    with pytest.raises(UserError, match="not known here"):
+    with pytest.raises(UserError, match="seen pairs are unknown"):
         dataclasses.replace(retriever, seen=None).save(tmp_path / "other", seen=True)
     with pytest.raises(UserError, match="there is no such folder"):
         htd_jax.load(tmp_path / "nowhere")
@@ -553,7 +557,7 @@ def test_a_run_is_opened(run, tmp_path):
         htd_jax.serving.open_run(run, "rrd")
 
 
-def test_all_phases_of_runs_are_opened_together(run, neumf, tmp_path):
+def test_all_phases_of_runs_are_opened_concatenate(run, neumf, tmp_path):
     found = htd_jax.serving.open_phases([run])
     assert list(found) == ["teacher", "student", "htd"]
     assert {name: opened.representations().items.shape for name, opened in found.items()} == {
@@ -651,7 +655,7 @@ def test_a_model_without_products(neumf, tmp_path):
     assert len(path.read_text().splitlines()) == 1 + 60 * 20
     line = runs.line_of(start(export, "--run", neumf, "--to", tmp_path / "model"))
     assert "no products of two rows" in line and not (tmp_path / "model").exists()
-    with pytest.raises(UserError, match="no products of two rows"):
+    with pytest.raises(UserError, match="not products of two rows"):
         htd_jax.load(neumf).save(tmp_path / "model")
 
 
@@ -673,7 +677,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (export, ["--run", here / "no", "--to", here / "model"], "no run folder"),
         (export, ["--run", run, "--to", here], "holds something else"),
         (export, ["--run", run, "--to", run], "holds something else"),
-        (export, ["--run", run, "--to", here / "users.txt"], "is no folder"),
+        (export, ["--run", run, "--to", here / "users.txt"], "is not a folder"),
         (export, ["--run", run, "--to", here / "model", "--phase", "de"], "no phase 'de'"),
         (export, ["--run", run, "--to", here / "model", "--precision", "int2"], "int2"),
         (recommend, [], "--run, or an exported model with --model"),
@@ -699,7 +703,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, [*of_run, "--seen", "train", "--keep-seen"], "does not go with --keep-seen"),
         (recommend, ["--model", here, "--seen", "train"], "does not know the training part"),
         (recommend, ["--model", here], "neither an exported model"),
-        (recommend, ["--model", run], "a run folder, not an exported model; name it with --run"),
+        (recommend, ["--model", run], "a run folder, not an exported model; pass it as --run"),
         (recommend, ["--model", here / "no"], "there is no such folder"),
         (recommend, [*of_run, "--to", here / "lists.txt"], "written as .csv or .parquet"),
         (recommend, [*of_run, "--to", here / "no" / "lists.csv"], "there is no folder"),

@@ -42,8 +42,6 @@ class Options:
 def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     from htd_jax.command import use_devices
     from htd_jax.serving import check_target, open_run
-    from htd_jax.serving.card import card
-    from htd_jax.serving.storage import header, save
 
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
@@ -67,7 +65,7 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     chosen = retriever.with_precision(options.precision or retriever.precision)
     about["metrics"] = rows[chosen.precision]["metrics"]
     chosen = dataclasses.replace(chosen, about=about)
-    save(chosen, options.to, seen=options.seen, readme=card(header(chosen, seen=options.seen), rows))
+    chosen.save(options.to, seen=options.seen)
     show(rows, chosen.precision)
     print(f"{opened.phase} of {opened.folder}, {chosen.precision}: {options.to}")
 

@@ -103,14 +103,13 @@ def _files(options: Options) -> list[tuple[str, str, Path | None]]:
 
 
 def _open(options: Options) -> "Retriever":
-    from htd_jax.serving import open_run
-    from htd_jax.serving.storage import load_saved
+    from htd_jax.serving import load_export, open_run
 
     if options.run:
         opened = open_run(options.run, options.phase)
         return opened.retriever(seen=opened.dataset.train if options.seen == "train" else None)
     assert options.model
-    retriever = load_saved(options.model)
+    retriever = load_export(options.model)
     if retriever.seen is None and not options.keep_seen and not options.similar:
         print("note: this export holds no seen pairs, so what users have seen is not left out; see export --seen")
     return retriever

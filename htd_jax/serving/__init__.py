@@ -1,10 +1,10 @@
-"""What is done with a student: recommendations, neighbours, newcomers, and files for other programs."""
+"""Serving a trained model: recommendations, similar items, fold-in of new users and items, and exports."""
 
 from htd_jax.ops.precision import PRECISIONS, Precision, Rows, row_bytes, to_precision
 from htd_jax.serving.lists import Recommendations
-from htd_jax.serving.retriever import Retriever, known_pairs, retriever_of
-from htd_jax.serving.run_folder import Opened, open_phases, open_run
-from htd_jax.serving.storage import check_target, load, save
+from htd_jax.serving.retriever import Retriever, known_pairs, load_export, retriever_of
+from htd_jax.serving.run_folder import Opened, load, open_phases, open_run
+from htd_jax.serving.storage import check_target
 from htd_jax.serving.topk import best_items, best_scored
 
 __all__ = [
@@ -19,10 +19,10 @@ __all__ = [
     "check_target",
     "known_pairs",
     "load",
+    "load_export",
     "open_phases",
     "open_run",
     "retriever_of",
     "row_bytes",
-    "save",
     "to_precision",
 ]

@@ -22,17 +22,17 @@ SUFFIXES = (".csv", ".parquet")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recommendations:
-    """Lists, the best first.
+    """Ranked lists, the best first.
 
     Attributes:
-      of: `[n]` ids of those that the lists are for.
-      rows: `[n, k]` int32, rows of what is listed, -1 where a list is shorter.
-      scores: `[n, k]` float32, -infinity there.
-      ids: what the rows are called.
-      names: the columns of a table: whose list, and what is in it.
+      queries: `[n]` ids that the lists are for: users, or items with `Retriever.similar`.
+      rows: `[n, k]` int32, rows of the listed items, -1 past the end of a shorter list.
+      scores: `[n, k]` float32, -infinity past the end.
+      ids: the ids of the rows.
+      names: the first two columns of a table: the query's and the listed item's.
     """
 
-    of: pa.Array
+    queries: pa.Array
     rows: np.ndarray
     scores: np.ndarray
     ids: Ids
@@ -40,12 +40,12 @@ class Recommendations:
 
     @property
     def users(self) -> np.ndarray:
-        """`[n]` ids of those that the lists are for, as integers or as objects."""
-        return _as_numpy(self.of)
+        """`[n]` ids that the lists are for, as integers or as objects."""
+        return _as_numpy(self.queries)
 
     @property
     def items(self) -> np.ndarray:
-        """`[n, k]` ids of what is listed; objects, None where a list is shorter, if one is."""
+        """`[n, k]` ids of the listed items; objects, None past the end, if a list is shorter."""
         return _as_numpy(self.ids.take(self.rows)).reshape(self.rows.shape)
 
     @property
@@ -54,73 +54,68 @@ class Recommendations:
         return np.broadcast_to(np.arange(1, 1 + self.rows.shape[1], dtype=np.int32), self.rows.shape)
 
     def __len__(self) -> int:
-        return len(self.of)
+        return len(self.queries)
 
     def to_table(self) -> pa.Table:
-        """A pyarrow table, a row a recommendation: `user`, `item`, `score` (float32), `rank` (int32, from 1)."""
-        there = self.rows >= 0
-        whose = np.broadcast_to(np.arange(len(self.of))[:, None], self.rows.shape)[there]
-        columns = [self.of.take(pa.array(whose)), self.ids.take(self.rows[there])]
-        columns += [pa.array(self.scores[there]), pa.array(self.ranks[there])]
-        return pa.table(columns, schema=schema(self.of.type, self.ids.values.type, self.names))
+        """Returns a pyarrow table, one row per recommendation: `user`, `item`, `score` (float32), `rank` (int32)."""
+        listed = self.rows >= 0
+        query = np.broadcast_to(np.arange(len(self))[:, None], self.rows.shape)[listed]
+        columns = [self.queries.take(pa.array(query)), self.ids.take(self.rows[listed])]
+        columns += [pa.array(self.scores[listed]), pa.array(self.ranks[listed])]
+        return pa.table(columns, names=[*self.names, "score", "rank"])
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame of `to_table`.
+        """Returns `to_table` as a pandas DataFrame.
 
         Raises:
-          UserError: pandas is not installed.
+          UserError: if pandas is not installed.
         """
-        _imported("pandas")
+        _import("pandas")
         return self.to_table().to_pandas()
 
     def to_polars(self) -> Any:
-        """A polars DataFrame of `to_table`.
+        """Returns `to_table` as a polars DataFrame.
 
         Raises:
-          UserError: polars is not installed.
+          UserError: if polars is not installed.
         """
-        return _imported("polars").from_arrow(self.to_table())
+        return _import("polars").from_arrow(self.to_table())
 
     def write(self, path: Path | str) -> None:
-        """A CSV or Parquet file of `to_table`, by the path's suffix, whole or not at all.
+        """Writes `to_table` to a CSV or Parquet file, by the path's suffix, atomically.
 
         Raises:
-          UserError: another suffix, or the file cannot be written.
+          UserError: if the suffix is another, or the file cannot be written.
         """
         table = self.to_table()
         with writer(Path(path), table.schema) as write:
             write(table)
 
 
-def schema(of: pa.DataType, listed: pa.DataType, names: tuple[str, str] = ("user", "item")) -> pa.Schema:
-    """Of `Recommendations.to_table`."""
-    return pa.schema([(names[0], of), (names[1], listed), ("score", pa.float32()), ("rank", pa.int32())])
-
-
 def check_path(path: Path) -> None:
-    """Raises UserError if lists cannot be written there: a suffix that says no format, a folder that is not there."""
+    """Raises UserError if lists cannot be written to the path: an unknown suffix, or a missing folder."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{shown(path)}: lists are written as {' or '.join(SUFFIXES)}, so name a file that ends so")
+        raise UserError(f"{shown(path)}: lists are written as {' or '.join(SUFFIXES)}; choose a name with that suffix")
     if path.is_dir():
         raise UserError(f"{shown(path)}: is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise UserError(f"{shown(path)}: there is no folder {shown(path.parent)}; make it first")
+        raise UserError(f"{shown(path)}: there is no folder {shown(path.parent)}; create it first")
 
 
 @contextlib.contextmanager
-def writer(path: Path, columns: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Writes tables one after the other to a CSV or Parquet file, which is there whole or not at all.
+def writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Opens a CSV or Parquet file to which tables are appended; it appears when it is complete, or not at all.
 
     Raises:
-      UserError: see `check_path`; or it cannot be written.
+      UserError: see `check_path`; or if it cannot be written.
     """
     check_path(path)
     make = pyarrow.csv.CSVWriter if path.suffix.lower() == ".csv" else pq.ParquetWriter
     try:
-        with whole(path) as partial, make(partial, columns) as file:
+        with whole(path) as partial, make(partial, schema) as file:
             yield file.write_table
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error  # pyarrow's own text tells of a partial file
+        why = os.strerror(error.errno) if error.errno else error  # pyarrow's own text names the temporary file
         raise UserError(f"{shown(path)}: cannot be written ({why})") from None
 
 
@@ -130,7 +125,7 @@ def _as_numpy(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:

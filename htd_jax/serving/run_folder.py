@@ -11,7 +11,8 @@ from htd_jax.distillers import Representations
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import InnerProduct, MakeModel
-from htd_jax.serving.retriever import Retriever, retriever_of
+from htd_jax.serving.retriever import Retriever, load_export, retriever_of
+from htd_jax.serving.storage import is_export
 from htd_jax.training import Checkpoints, read_trained, represent_all
 
 # Of a phase's settings, what tells it from another of its name.
@@ -78,6 +79,18 @@ class Opened:
         """See `retriever_of`."""
         how: Any = {"seen": seen, "about": self.about}
         return retriever_of(self.make_model, self.variables, self.dataset, precision, **how)
+
+
+def load(folder: Path | str) -> Retriever:
+    """Opens an export (`Retriever.save`, `htd-jax export`) or a run folder.
+
+    Raises:
+      UserError: see `load_export` and `open_run`.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").is_file() and not is_export(folder):
+        return open_run(folder).retriever()
+    return load_export(folder)
 
 
 def open_run(folder: Path | str, phase: str | None = None) -> Opened:

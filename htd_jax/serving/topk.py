@@ -1,15 +1,14 @@
-"""The k best items of users, exactly, with no users x items array.
+"""The k best items of users, exactly, without a users x items array.
 
-Scores are made for a block of users and a block of items at a time; what each block of items adds is merged into the
-best so far. Equal scores stand in the order of items, whatever the blocks are. A score that is -infinity or no number
-is never among the best.
+Scores are computed for a block of users and a block of items at a time, and each block's best are merged into the best
+so far. Ties are in the order of items, whatever the blocks. A score of -infinity or NaN is never among the best.
 
-Of a block the best are found in two steps: the largest score of every chunk of CHUNK items, the k best of the chunks by
-that, and the k best of these chunks' items. This is exact, ties included. Say that e is one of the k best items of the
-block, and its chunk is not among the k best chunks. Then each of those k holds an item that scores as high as its
-chunk's largest, so at least as high as e; where it scores the same as e's chunk's largest, its chunk stands before e's,
-and so does the item before e. So k items come before e: a contradiction. Chunks are put in the order of items before
-their items are compared, so the second step's ties fall as they should too.
+The best of a block are selected in two steps: the k chunks of CHUNK items with the largest maximum, then the k best
+items of these chunks. This is exact, ties included. Suppose that item e is one of the k best, but its chunk is not
+selected. Each selected chunk holds an item that scores at least its chunk's maximum, and so at least as high as e; if
+the maxima are equal, the selected chunk comes before e's chunk, and so does its item before e. So k items come before
+e, a contradiction. Selected chunks are sorted before their items are compared, so the second step breaks ties by item
+too.
 """
 
 import functools
@@ -25,25 +24,25 @@ from htd_jax.errors import UserError
 from htd_jax.ops.precision import Rows
 from htd_jax.ops.products import dot
 
-# Items of a chunk, and hidden pairs that are written at once.
+# Items per chunk, and hidden pairs that are masked at once.
 CHUNK, PAIRS = 64, 1024
 
-# Users that a block holds before its items are cut: a product of fewer rows wastes the machine.
+# Users per block before its items are split: a product of fewer rows wastes the machine.
 FEW = 64
 
-# Scores of a block: on a processor as many as its cache about holds, elsewhere few large operations.
-ON_PROCESSOR, ELSEWHERE = 2**22, 2**27
+# Scores per block: on a CPU about as many as its cache holds, elsewhere few large operations.
+ON_CPU, ELSEWHERE = 2**22, 2**27
 
-# MiB that scores and what is made of them take, unless a caller says otherwise.
+# The default memory in MiB for scores and temporary arrays.
 MEMORY = 256
 
 
 class Top(NamedTuple):
-    """The best of some users, the best first.
+    """The best items of some users, the best first.
 
     Attributes:
-      rows: `[n, k]` int32, -1 where a user has fewer.
-      scores: `[n, k]` float32, -infinity there.
+      rows: `[n, k]` int32, -1 past the end of a shorter list.
+      scores: `[n, k]` float32, -infinity past the end.
     """
 
     rows: np.ndarray
@@ -51,7 +50,7 @@ class Top(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """The items that each of n users is not shown: user u's are `items[offsets[u]:offsets[u + 1]]`.
+    """The items that are hidden from each of n users: `items[offsets[u]:offsets[u + 1]]` from user u.
 
     Attributes:
       offsets: `[n + 1]` int64.
@@ -62,22 +61,22 @@ class Hidden(NamedTuple):
     items: np.ndarray
 
     @classmethod
-    def of(cls, seen: Interactions) -> "Hidden":
+    def from_interactions(cls, seen: Interactions) -> "Hidden":
         return cls(np.asarray(seen.offsets, np.int64), np.asarray(seen.items))
 
     @classmethod
-    def of_lists(cls, lists: list[np.ndarray]) -> "Hidden":
-        """Of one array of items a user."""
+    def from_lists(cls, lists: list[np.ndarray]) -> "Hidden":
+        """Hides an array of items per user."""
         sizes = np.array([len(items) for items in lists], np.int64)
         return cls(np.concatenate([[0], np.cumsum(sizes)]), np.concatenate([*lists, []]).astype(np.int32))
 
 
-class _Plan(NamedTuple):
-    """How many users and items a block holds, and how many blocks of items there are."""
+class _Blocks(NamedTuple):
+    """Users and items per block, and the number of blocks of items."""
 
     users: int
     items: int
-    blocks: int
+    number: int
 
 
 def best_items(
@@ -85,159 +84,152 @@ def best_items(
     items: Rows,
     k: int,
     *,
-    of: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
     hidden: Hidden | None = None,
-    among: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
     memory: int = MEMORY,
 ) -> Iterator[Top]:
-    """The k best items of users by the products of rows, some users at a time.
+    """Yields the k best items of users by the products of rows, a block of users at a time.
 
     Args:
-      users, items: their tables, of one width; a table is converted to float32 block by block.
-      k: at least 1; more than there are items gives as many as there are.
-      of: rows `[n]` of users; all if None.
-      hidden: what each user (of the table) is not shown.
-      among: rows `[m]` of items that may be shown, ascending; all if None.
-      memory: MiB, at least 1, for scores and what is made of them; tables and lists come on top.
+      users, items: tables of one width; they are converted to float32 block by block.
+      k: at least 1; at most the number of items counts.
+      rows: rows `[n]` of the users to rank for; all if None.
+      hidden: items that are hidden from each user of the table.
+      candidates: rows `[m]` of the items to rank, ascending; all if None.
+      memory: MiB, at least 1, for scores and temporary arrays, in addition to tables and lists.
 
     Returns:
-      Blocks of users, in the order of `of`.
+      Blocks of users, in the order of `rows`.
 
     Raises:
-      UserError: a k or memory below 1, or tables of different widths.
+      UserError: if `k` or `memory` is below 1, or the tables differ in width.
 
     >>> table = Rows(jnp.array([[1.0], [3.0], [3.0]]))
     >>> [top.rows.tolist() for top in best_items(table, table, 2)]
     [[[1, 2], [1, 2], [1, 2]]]
     """
     if users.dim != items.dim:
-        raise UserError(f"users and items are of different widths, {users.dim} and {items.dim}")
+        raise UserError(f"users and items differ in width: {users.dim} and {items.dim}")
     num_items = len(items)
-    if among is not None:
-        items = items.take(jnp.asarray(among, jnp.int32))
-    of = np.arange(len(users)) if of is None else np.asarray(of)
-    k, plan = _plan(k, len(of), len(items), memory, users.dim, even=among is None)
-    pad = plan.blocks * plan.items - len(items)
-    padded = items.padded(pad)
-    size = len(items)
-
-    def find(block: np.ndarray, pairs: Any) -> tuple[jax.Array, jax.Array]:
-        return _of_tables(users, padded, block, pairs, np.int32(size), k, plan)
-
-    return _in_blocks(find, of, hidden, among, num_items, plan)
+    if candidates is not None:
+        items = items.take(jnp.asarray(candidates, jnp.int32))
+    rows = np.arange(len(users)) if rows is None else np.asarray(rows)
+    k, blocks = _divide(k, len(rows), len(items), memory, users.dim, even=candidates is None)
+    padded = items.padded(blocks.number * blocks.items - len(items))
+    size = np.int32(len(items))
+    rank = lambda block, pairs: _rank_products(users, padded, block, pairs, size, k, blocks)
+    return _rank_blocks(rank, rows, hidden, candidates, num_items, blocks)
 
 
 def best_scored(
-    scores_of: Callable[[jax.Array], jax.Array],
+    score: Callable[[jax.Array], jax.Array],
     num_items: int,
     k: int,
     *,
-    of: np.ndarray,
+    rows: np.ndarray,
     hidden: Hidden | None = None,
-    among: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
     memory: int = MEMORY,
 ) -> Iterator[Top]:
-    """`best_items` of a model whose scores are no products: `scores_of` takes users `[n]`, a pytree as
-    `Teacher.scores` is, and gives `[n, num_items]`."""
-    size = num_items if among is None else len(among)
-    k, plan = _plan(k, len(of), size, memory, 0, wide=num_items)
-    chosen = None if among is None else jnp.asarray(among, jnp.int32)
-
-    def find(block: np.ndarray, pairs: Any) -> tuple[jax.Array, jax.Array]:
-        return _of_scores(scores_of, chosen, block, pairs, size, k, plan)
-
-    return _in_blocks(find, np.asarray(of), hidden, among, num_items, plan)
+    """`best_items` for scores that are not products: `score`, a pytree like `Teacher.scores`, maps users `[n]` to
+    `[n, num_items]`."""
+    size = num_items if candidates is None else len(candidates)
+    k, blocks = _divide(k, len(rows), size, memory, 0, scored=num_items)
+    chosen = None if candidates is None else jnp.asarray(candidates, jnp.int32)
+    rank = lambda block, pairs: _rank_scores(score, chosen, block, pairs, size, k, blocks)
+    return _rank_blocks(rank, np.asarray(rows), hidden, candidates, num_items, blocks)
 
 
-def together(blocks: Iterator[Top], k: int) -> Top:
-    """All blocks as one; `[0, k]` of none."""
-    found = list(blocks)
-    if not found:
+def concatenate(blocks: Iterator[Top], k: int) -> Top:
+    """Joins blocks of users; `[0, k]` if there are none."""
+    parts = list(blocks)
+    if not parts:
         return Top(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32))
-    return Top(*(np.concatenate(parts) for parts in zip(*found)))
+    return Top(*map(np.concatenate, zip(*parts)))
 
 
-def _plan(
-    k: int, users: int, items: int, memory: int, dim: int, *, even: bool = True, wide: int = 0
-) -> tuple[int, _Plan]:
-    """`k` as it can be, and blocks that stay within `memory`.
+def _divide(
+    k: int, users: int, items: int, memory: int, dim: int, *, even: bool = True, scored: int = 0
+) -> tuple[int, _Blocks]:
+    """Limits `k` to the number of items, and divides users and items into blocks that stay within `memory`.
 
-    `even`: blocks of items are as wide as they need be, and no power of two, as is better where their number changes
-    from call to call. `wide`: so many items are scored whole.
+    Args:
+      even: whether blocks of items are as narrow as possible; otherwise their total width is a power of two, which
+        compiles less if the number of items changes from call to call.
+      scored: if above 0, this many items are scored at once, and never divided.
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise UserError(f"k: must be a whole number of at least 1, not {k!r}")
+        raise UserError(f"`k` must be a whole number of at least 1, not {k!r}")
     if memory < 1:
-        raise UserError(f"memory: must be at least 1 MiB, not {memory}")
+        raise UserError(f"`memory` must be at least 1 MiB, not {memory}")
     k = min(k, items)
-    most = ON_PROCESSOR if jax.default_backend() == "cpu" else ELSEWHERE
-    # A score is held up to three times, 4 bytes each: as made, hidden, and in the chunks that are looked into.
+    most = ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE
+    # A score is held up to three times, 4 bytes each: as computed, masked, and in the selected chunks.
     cells = max(1, min(most, memory * 2**18 // 3))
     whole = -(-items // CHUNK) * CHUNK
     whole = whole if even else 1 << (whole - 1).bit_length()
-    beside = 2 * k * CHUNK  # what the second step holds of a user
-    if wide:
-        return k, _Plan(_power(max(1, min(users, cells // (wide + beside)))), whole, 1)
+    selected = 2 * k * CHUNK  # floats per user in the second step
+    if scored:
+        return k, _Blocks(_power(max(1, min(users, cells // (scored + selected)))), whole, 1)
     width = max(CHUNK, min(whole, cells // (FEW + dim) // CHUNK * CHUNK))
-    blocks = max(1, -(-whole // width))
-    width = max(CHUNK, -(-whole // blocks // CHUNK) * CHUNK)
-    return k, _Plan(_power(max(1, min(users, cells // (width + beside)))), width, blocks)
+    count = max(1, -(-whole // width))
+    width = max(CHUNK, -(-whole // count // CHUNK) * CHUNK)
+    return k, _Blocks(_power(max(1, min(users, cells // (width + selected)))), width, count)
 
 
 def _power(size: int) -> int:
-    """The power of two at or above a small number, so that few users more compile nothing; else the number itself."""
+    """Rounds a small number up to a power of two, so that a few more users compile nothing new."""
     return 1 << (size - 1).bit_length() if size < FEW else size
 
 
-def _in_blocks(
-    find: Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array]],
-    of: np.ndarray,
+def _rank_blocks(
+    rank: Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array]],
+    users: np.ndarray,
     hidden: Hidden | None,
-    among: np.ndarray | None,
+    candidates: np.ndarray | None,
     num_items: int,
-    plan: _Plan,
+    blocks: _Blocks,
 ) -> Iterator[Top]:
-    """Runs `find` on block after block of users; the next is begun before the last is fetched."""
+    """Runs `rank` on one block of users after the other; the next is started before the last is fetched."""
     place = None
-    if among is not None:  # an item's row in the table of those that may be shown
+    if candidates is not None:  # per item its row in the table of candidates
         place = np.full(num_items, -1, np.int32)
-        place[among] = np.arange(len(among))
-    room = _room(of, hidden, plan)
-    waiting: list[tuple[int, tuple[jax.Array, jax.Array]]] = []
+        place[candidates] = np.arange(len(candidates))
+    room = _most_hidden(users, hidden, blocks)
+    running: list[tuple[int, tuple[jax.Array, jax.Array]]] = []
 
     def fetch() -> Top:
-        count, found = waiting.pop(0)
-        scores, rows = (np.asarray(x)[:count] for x in found)
-        if among is not None and len(among):
-            rows = np.where(rows >= 0, among[np.maximum(rows, 0)], -1).astype(np.int32)
+        count, ranked = running.pop(0)
+        scores, rows = (np.asarray(x)[:count] for x in ranked)
+        if candidates is not None and len(candidates):
+            rows = np.where(rows >= 0, candidates[np.maximum(rows, 0)], -1).astype(np.int32)
         return Top(rows, scores)
 
-    for first in range(0, len(of), plan.users):
-        block = of[first : first + plan.users]
-        padded = np.pad(block, (0, plan.users - len(block)), mode="edge").astype(np.int32)
-        waiting.append((len(block), find(padded, _pairs(block, hidden, place, room, plan))))
-        if len(waiting) > 1:
+    for first in range(0, len(users), blocks.users):
+        block = users[first : first + blocks.users]
+        padded = np.pad(block, (0, blocks.users - len(block)), mode="edge").astype(np.int32)
+        running.append((len(block), rank(padded, _hidden_pairs(block, hidden, place, room, blocks))))
+        if len(running) > 1:
             yield fetch()
-    while waiting:
+    while running:
         yield fetch()
 
 
-def _room(of: np.ndarray, hidden: Hidden | None, plan: _Plan) -> int:
-    """Places for the hidden pairs of any block: one shape for all of them, so nothing is compiled twice."""
-    if hidden is None or not len(of):
+def _most_hidden(users: np.ndarray, hidden: Hidden | None, blocks: _Blocks) -> int:
+    """The most hidden pairs of a block, rounded up: one shape for all blocks, so that nothing is compiled twice."""
+    if hidden is None or not len(users):
         return 0
-    degrees = np.diff(hidden.offsets)[of]
-    most = int(np.add.reduceat(degrees, np.arange(0, len(of), plan.users)).max())
+    degrees = np.diff(hidden.offsets)[users]
+    most = int(np.add.reduceat(degrees, np.arange(0, len(users), blocks.users)).max())
     return 1 << (most - 1).bit_length() if most > 1 else most
 
 
-def _pairs(
-    block: np.ndarray, hidden: Hidden | None, place: np.ndarray | None, room: int, plan: _Plan
+def _hidden_pairs(
+    block: np.ndarray, hidden: Hidden | None, place: np.ndarray | None, room: int, blocks: _Blocks
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Hidden pairs of a block of users as (row in the block, item), by blocks of items, and where each block's begin.
-
-    A block's loop runs over as many as it has: one user with many costs the others nothing.
-    """
+    """Returns the hidden pairs of a block of users as (row in the block, item), grouped by blocks of items, and where
+    each group begins. The loop over a group is as long as the group: a user with many pairs slows no other block."""
     if hidden is None or not room:
         return None
     starts, degrees = hidden.offsets[block], np.diff(hidden.offsets)[block]
@@ -247,74 +239,74 @@ def _pairs(
     if place is not None:
         item = place[item]
         row, item = row[item >= 0], item[item >= 0]
-    if plan.blocks > 1:
-        order = np.argsort(item // plan.items, kind="stable")
+    if blocks.number > 1:
+        order = np.argsort(item // blocks.items, kind="stable")
         row, item = row[order], item[order]
-    bounds = np.searchsorted(item // plan.items, np.arange(plan.blocks + 1))
+    bounds = np.searchsorted(item // blocks.items, np.arange(blocks.number + 1))
     fill = (0, room - len(row))
     return np.pad(row, fill).astype(np.int32), np.pad(item, fill).astype(np.int32), bounds.astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "plan"))
-def _of_tables(
-    users: Rows, items: Rows, block: jax.Array, pairs: Any, size: jax.Array, k: int, plan: _Plan
+@functools.partial(jax.jit, static_argnames=("k", "blocks"))
+def _rank_products(
+    users: Rows, items: Rows, block: jax.Array, pairs: Any, size: jax.Array, k: int, blocks: _Blocks
 ) -> tuple[jax.Array, jax.Array]:
     """Scores and rows `[block, k]`, from items padded to whole blocks."""
-    mine = users.take(block).floats()
+    user_rows = users.take(block).floats()
 
-    def of_items(number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        first = number * plan.items
-        scores = _hide(dot(mine, items.slice(first, plan.items).floats().T), pairs, number, first)
-        return _select(scores, size - first, min(k, plan.items), first)
+    def rank_items(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first = number * blocks.items
+        scores = _hide(dot(user_rows, items.slice(first, blocks.items).floats().T), pairs, number, first)
+        return _select(scores, size - first, min(k, blocks.items), first)
 
-    if plan.blocks == 1:
-        return of_items(jnp.int32(0))
+    if blocks.number == 1:
+        return rank_items(jnp.int32(0))
 
     def merge(number: jax.Array, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        new = of_items(number)
-        # The best so far are of lower items and stand first: ties fall to them.
+        new = rank_items(number)
+        # The best so far have lower item numbers and come first, so they win ties.
         scores, rows = (jnp.concatenate([a, b], axis=1) for a, b in zip(best, new))
         scores, at = jax.lax.top_k(scores, k)
         return scores, jnp.take_along_axis(rows, at, axis=1)
 
     shape = (len(block), k)
     none = jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
-    return jax.lax.fori_loop(0, plan.blocks, merge, none)
+    return jax.lax.fori_loop(0, blocks.number, merge, none)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "k", "plan"))
-def _of_scores(
-    scores_of: Any, chosen: jax.Array | None, block: jax.Array, pairs: Any, size: int, k: int, plan: _Plan
+@functools.partial(jax.jit, static_argnames=("size", "k", "blocks"))
+def _rank_scores(
+    score: Any, chosen: jax.Array | None, block: jax.Array, pairs: Any, size: int, k: int, blocks: _Blocks
 ) -> tuple[jax.Array, jax.Array]:
-    scores = scores_of(block).astype(jnp.float32)
+    scores = score(block).astype(jnp.float32)
     scores = scores if chosen is None else scores[:, chosen]
-    scores = jnp.pad(scores, [(0, 0), (0, plan.items - size)])
+    scores = jnp.pad(scores, [(0, 0), (0, blocks.items - size)])
     return _select(_hide(scores, pairs, jnp.int32(0), jnp.int32(0)), jnp.int32(size), k, jnp.int32(0))
 
 
 def _hide(scores: jax.Array, pairs: Any, number: jax.Array, first: jax.Array) -> jax.Array:
-    """Sets the scores `[b, w]` of the hidden pairs of this block of items, which begins at item `first`."""
+    """Sets the scores `[b, w]` of hidden pairs to -infinity in a block of items that begins at item `first`."""
     if pairs is None:
         return scores
     rows, items, bounds = pairs
     start, stop = bounds[number], bounds[number + 1]
     past = jnp.iinfo(jnp.int32).max
 
-    def some(turn: jax.Array, scores: jax.Array) -> jax.Array:
+    def mask(turn: jax.Array, scores: jax.Array) -> jax.Array:
         at = start + turn * PAIRS + jnp.arange(PAIRS, dtype=jnp.int32)
         row = jnp.where(at < stop, rows.at[at].get(mode="clip"), past)
         return scores.at[row, items.at[at].get(mode="clip") - first].set(-jnp.inf, mode="drop")
 
-    return jax.lax.fori_loop(0, -(-(stop - start) // PAIRS), some, scores)
+    return jax.lax.fori_loop(0, -(-(stop - start) // PAIRS), mask, scores)
 
 
 def _select(scores: jax.Array, size: jax.Array, k: int, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The k best of each row of `[b, w]`, of which the first `size` columns are items: `[b, k]` scores and rows."""
+    """Returns the k best of each row of `[b, w]`, whose first `size` columns are items: `[b, k]` scores and rows."""
     users, width = scores.shape
     chunks = width // CHUNK
-    ours = (jnp.arange(width, dtype=jnp.int32) < size).reshape(1, chunks, CHUNK)
+    valid = (jnp.arange(width, dtype=jnp.int32) < size).reshape(1, chunks, CHUNK)
     split = scores.reshape(users, chunks, CHUNK)
-    split = jnp.where(ours & ~jnp.isnan(split), split, -jnp.inf)
+    split = jnp.where(valid & ~jnp.isnan(split), split, -jnp.inf)
     if k < chunks:
         _, chunk = jax.lax.top_k(split.max(axis=-1), k)
         chunk = jnp.sort(chunk, axis=1)

@@ -21,7 +21,7 @@ from htd_jax.models import BPRSettings, ModelOf
 from htd_jax.ops.precision import for_bytes, row_bytes, to_precision
 from htd_jax.pipeline import Experiment, Fitted, hash_of, write_json
 from htd_jax.serving import Rows, best_items
-from htd_jax.serving.topk import together
+from htd_jax.serving.topk import concatenate
 from htd_jax.settings import as_json
 from htd_jax.studies import charts
 from htd_jax.studies.report import Chart, Part, Report, Table, Values, of_seeds
@@ -208,7 +208,7 @@ def _rank_time(users: Rows, items: Rows) -> float:
     found = []
     for _ in range(3):
         begun = time.perf_counter()
-        together(best_items(users, items, K), K)
+        concatenate(best_items(users, items, K), K)
         found.append(1e3 * (time.perf_counter() - begun))
     return min(found[1:])
 

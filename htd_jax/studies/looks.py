@@ -15,7 +15,7 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import make_ranker
 from htd_jax.ops.rows import unit_rows
 from htd_jax.serving import Opened, Rows, best_items
-from htd_jax.serving.topk import Hidden, best_scored, together
+from htd_jax.serving.topk import Hidden, best_scored, concatenate
 from htd_jax.studies import charts
 from htd_jax.studies.beyond import ACTIVITY, POPULARITY, Character, Likeness, Part, by_activity, by_popularity
 from htd_jax.studies.beyond import character as character_of
@@ -228,10 +228,10 @@ def _lists(model: Opened) -> np.ndarray:
     train = model.dataset.train
     if model.has_products:
         users, items = (Rows(jnp.asarray(table)) for table in model.representations())
-        return together(best_items(users, items, K, hidden=Hidden.of(train)), K).rows
+        return concatenate(best_items(users, items, K, hidden=Hidden.from_interactions(train)), K).rows
     scores = model_scores(model.make_model, model.variables, train)
-    of: dict[str, Any] = {"of": np.arange(train.num_users), "hidden": Hidden.of(train)}
-    return together(best_scored(scores, train.num_items, K, **of), K).rows
+    how: dict[str, Any] = {"rows": np.arange(train.num_users), "hidden": Hidden.from_interactions(train)}
+    return concatenate(best_scored(scores, train.num_items, K, **how), K).rows
 
 
 def beyond_report(plan: Plan, every: Sequence[Row], seen: Mapping[Row, Mapping[int, Listed]]) -> Report:

@@ -17,7 +17,7 @@ from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import group_directions, unit_rows
 from htd_jax.serving import Rows, best_items
-from htd_jax.serving.topk import Hidden, together
+from htd_jax.serving.topk import Hidden, concatenate
 from htd_jax.studies.overlaps import overlap
 
 # Groups a side, as HTD has.
@@ -223,7 +223,7 @@ def nearest(table: chex.Array, k: int, *, of: np.ndarray | None = None) -> np.nd
         return np.zeros((0, k), np.int32)
     unit = Rows(unit_rows(jnp.asarray(table, jnp.float32)))
     itself = Hidden(np.arange(size + 1), np.arange(size, dtype=np.int32))
-    return together(best_items(unit, unit, k, of=of, hidden=itself), k).rows
+    return concatenate(best_items(unit, unit, k, rows=of, hidden=itself), k).rows
 
 
 def group_level(teacher: chex.Array, student: chex.Array, groups: chex.Array, *, num_groups: int) -> GroupLevel:
