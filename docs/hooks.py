@@ -1,4 +1,4 @@
-"""What the site's pages are made with beside Markdown: equations without a script, and the notebooks as pages."""
+"""Extends Markdown for the site: equations without scripts, tables of flags, and notebooks as pages."""
 
 import ast
 import base64
@@ -28,7 +28,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """A page for every notebook, with its outputs and pictures."""
+    """Adds a page for every notebook, with its outputs and pictures."""
     for path in sorted((PACKAGE.parent / "notebooks").glob("*.ipynb")):
         markdown, pictures = notebook(path)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=markdown))
@@ -38,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and its pictures by name."""
+    """Returns a notebook as Markdown, and its pictures by name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     fenced = lambda text, kind: f"```{kind}\n{text.rstrip()}\n```"
@@ -50,23 +50,23 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
             if "image/png" in data:
                 name = f"{path.stem}-{len(pictures)}.png"
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
-                parts.append(f"![What the cell above draws]({name})")
+                parts.append(f"![Output of the cell above]({name})")
             else:
                 parts.append(fenced("".join(output.get("text") or data["text/plain"]), " {.text .output}"))
     heading, *rest = parts
-    return "\n\n".join([heading, f"The notebook is `notebooks/{path.name}` in the repository.", *rest]), pictures
+    return "\n\n".join([heading, f"This page is `notebooks/{path.name}` in the repository.", *rest]), pictures
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """`{{ flags htd.HTD }}` as a table of the flags that a method's settings make, `{{ flags data.logs.Reading }}` of
-    others."""
+    """Replaces `{{ flags htd.HTD }}` by a table of a method's flags, and `{{ flags data.logs.Reading }}` by one of
+    other settings."""
     return re.sub(r"^\{\{ flags ([\w.]+)\.(\w+) \}\}$", lambda m: flags(m[1], m[2]), markdown, flags=re.MULTILINE)
 
 
 def flags(module: str, name: str) -> str:
-    """The fields of a class of settings, read and not run: default, help, and choices."""
-    of_method = "." not in module
-    path = PACKAGE.joinpath(*(["distillers", module] if of_method else module.split("."))).with_suffix(".py")
+    """Returns a table of the flags of a class of settings, from its source: default, help, and choices."""
+    is_method = "." not in module
+    path = PACKAGE.joinpath(*(["distillers", module] if is_method else module.split("."))).with_suffix(".py")
     fields = next(
         node.body for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef) and node.name == name
     )
@@ -76,11 +76,11 @@ def flags(module: str, name: str) -> str:
             default = ast.literal_eval(field.value)
             flag = ast.unparse(field.target).replace("_", "-")
             flag = f"no-{flag}" if default is True else flag
-            says = " ".join(ast.literal_eval(after.value).split())
+            help_text = " ".join(ast.literal_eval(after.value).split())
             choices = ", ".join(f"`{choice}`" for choice in _literals(field.annotation))
-            says += f" One of {choices}." if choices else ""
+            help_text += f" One of {choices}." if choices else ""
             shown = "" if default is None or isinstance(default, bool) else f"`{default}`"
-            rows.append(f"| `--{module + '.' if of_method else ''}{flag}` | {shown} | {says} |")
+            rows.append(f"| `--{module + '.' if is_method else ''}{flag}` | {shown} | {help_text} |")
     return "\n".join(rows)
 
 
@@ -91,8 +91,8 @@ def _literals(annotation: ast.expr) -> list[str]:
 
 
 class Equations(Extension):
-    """`$...$`, blocks of `$$...$$`, and the docstrings' `.. math::` as MathML, which browsers draw by themselves; and a
-    docstring's doctest as a block of code."""
+    """Renders `$...$`, blocks of `$$...$$` and the docstrings' `.. math::` as MathML, which needs no script, and
+    doctests as blocks of code."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         md.preprocessors.register(Doctests(md), "doctests", 33)  # before fences are read
@@ -101,15 +101,15 @@ class Equations(Extension):
 
 
 class Display(BlockProcessor):
-    of = re.compile(r"\A(?:\$\$(?P<dollars>.+)\$\$|\.\. math::(?P<directive>.+))\Z", re.DOTALL)
+    pattern = re.compile(r"\A(?:\$\$(?P<dollars>.+)\$\$|\.\. math::(?P<directive>.+))\Z", re.DOTALL)
 
     def test(self, parent: etree.Element, block: str) -> bool:
-        return bool(self.of.match(block.strip()))
+        return bool(self.pattern.match(block.strip()))
 
     def run(self, parent: etree.Element, blocks: list[str]) -> None:
-        found = self.of.match(blocks.pop(0).strip())
-        assert found
-        latex = " ".join((found["dollars"] or found["directive"]).split())
+        match = self.pattern.match(blocks.pop(0).strip())
+        assert match
+        latex = " ".join((match["dollars"] or match["directive"]).split())
         div = etree.SubElement(parent, "div", {"class": "equation"})
         div.text = AtomicString(self.parser.md.htmlStash.store(mathml(latex, display="block")))
 
@@ -137,5 +137,5 @@ class Doctests(Preprocessor):
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """A norm's bars stand close to what they enclose."""
+    """Returns MathML, with the bars of norms close to what they enclose."""
     return convert(latex, display=display).replace(BAR, BAR.replace(">&", ' lspace="0" rspace="0">&'))
