@@ -29,12 +29,12 @@ class Registry(Mapping[str, type]):
       what: what a name stands for, in the user's words: `method`.
       known: the classes that come with this package.
       besides: names that a user may give too, and that stand for no class: `none`.
-      function: what every class must have: `make`.
+      base: the class that every one of them inherits, with the capabilities that it may declare.
     """
 
-    def __init__(self, what: str, known: dict[str, type], besides: tuple[str, ...] = (), function: str = ""):
+    def __init__(self, what: str, known: dict[str, type], besides: tuple[str, ...] = (), base: type = object):
         self.what = what
-        self.function = function
+        self.base = base
         self.besides = besides
         self._known = dict(known)
 
@@ -82,8 +82,8 @@ class Registry(Mapping[str, type]):
         parameters = getattr(settings, "__dataclass_params__", None)
         if not isinstance(settings, type) or parameters is None or not parameters.frozen:
             raise ValueError(f"{name}: a {self.what} is a class of settings, a frozen dataclass")
-        if self.function and not callable(getattr(settings, self.function, None)):
-            raise ValueError(f"{name}: a {self.what}'s settings have a function {self.function}")
+        if not issubclass(settings, self.base):
+            raise ValueError(f"{name}: a {self.what}'s settings inherit {self.base.__name__}")
         missing = dataclasses.MISSING
         if bare := [f.name for f in dataclasses.fields(settings) if f.default is f.default_factory is missing]:
             raise ValueError(f"{name}: its setting {bare[0]} has no default")

@@ -8,18 +8,17 @@ from htd_jax.distillers.base import (
     Batch,
     Distiller,
     Entities,
+    EpochStart,
     Method,
-    Run,
     Shapes,
     Side,
+    Step,
     Triples,
     chain,
     every,
-    is_alone,
     none,
     scale,
     sum_over_users,
-    usual_training,
 )
 from htd_jax.distillers.bd import BD, bd
 from htd_jax.distillers.best import Best
@@ -41,9 +40,10 @@ from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rd import RD, rd
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
-from htd_jax.distillers.teacher import Lists, Representations, Teacher, model_scores
 from htd_jax.distillers.unkd import UnKD, unkd
+from htd_jax.models import Representations
 from htd_jax.settings import Registry
+from htd_jax.teacher import Lists, Teacher
 
 METHODS = Registry(
     "method",
@@ -69,7 +69,7 @@ METHODS = Registry(
         "pseudo": Pseudo,
     },
     besides=("none",),
-    function="make",
+    base=Method,
 )
 register = METHODS.register
 
@@ -92,6 +92,7 @@ __all__ = [
     "Best",
     "Distiller",
     "Entities",
+    "EpochStart",
     "FitNet",
     "FreqD",
     "Lists",
@@ -99,9 +100,9 @@ __all__ = [
     "Method",
     "Pseudo",
     "Representations",
-    "Run",
     "Shapes",
     "Side",
+    "Step",
     "Teacher",
     "Triples",
     "UnKD",
@@ -117,11 +118,9 @@ __all__ = [
     "ftd",
     "htd",
     "ir_rrd",
-    "is_alone",
     "kmeans_groups",
     "learned_groups",
     "listwise",
-    "model_scores",
     "none",
     "pckd",
     "phr",
@@ -135,5 +134,4 @@ __all__ = [
     "sum_over_users",
     "svd_factors",
     "unkd",
-    "usual_training",
 ]

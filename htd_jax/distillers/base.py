@@ -1,19 +1,18 @@
-"""What a distillation method is: a few pure functions, and how methods compose.
+"""The interface of a distillation method: a few pure functions, and how methods compose.
 
-How methods of other kinds sit in it:
+Three kinds of method, for orientation:
 
-- **RRD** (rankings). `prepare`: of the teacher, its 500 best unseen items a user. `refresh`: of these, forty drawn by
-  rank, and forty of the rest, anew each epoch. `loss`: the student's scores of the eighty, by `batch.score`.
-- **BD** (both models learn, from each other). `init`: the teacher's variables, which `prepare` passes on: a second
-  model in `params`, trained by the same optimiser in the same step, its own loss on `batch.triples` being a term of
-  `loss`, and measured by `beside`. `refresh`: ranks under either model, as it now is, hence `params` among its
-  arguments; every tenth epoch, by `every`. Its settings are `warm`: the student begins where the plain one ended.
-- **Many teachers**. The teacher is then a tuple of them; the `prepare` of a link takes its own out of it, and a chain
-  of links, one a teacher, is the method; weights between them that are learned are `params`, those by epoch are
-  `loss`'s.
+- **RRD** (rankings). `prepare` finds the teacher's 500 best unseen items of every user; `refresh` samples forty of them
+  by rank, and forty of the rest, anew each epoch; `loss` scores the eighty with `step.batch.score`.
+- **BD** (both models learn from each other). `init` returns the teacher's variables: a second model in `params`,
+  trained by the same optimiser in the same step, whose own loss on `batch.triples` is a term of `loss`, and which is
+  evaluated through `second_model`. `refresh` ranks with both models every tenth epoch, by `every`. Its settings declare
+  `warm_start`: the student starts where the plain student ended.
+- **Several teachers**. The teacher is then a tuple; the `prepare` of a link takes its own teacher from it, and a chain
+  of links, one per teacher, is the method.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import chex
@@ -24,13 +23,14 @@ from htd_jax.data import Interactions
 from htd_jax.losses.checks import keep_rows
 from htd_jax.models import MakeModel, Recommender
 from htd_jax.ops.eager import sum_over_blocks
+from htd_jax.teacher import Teacher
 
-# Scores that `sum_over_users` makes at once, about what a core's cache does; and those of few users, which are held.
+# Scores that `sum_over_users` computes at once, about what fits a core's cache, and scores that it may hold whole.
 SCORES, HELD = 2**20, 2**23
 
 Params = Any
-Drawn = Any
-Known = Any
+Context = Any
+Sampled = Any
 Terms = dict[str, jax.Array]
 
 
@@ -39,8 +39,8 @@ class Side(NamedTuple):
 
     Attributes:
       student: `[n, d_s]`, the representations being trained.
-      teacher: `[n, d_t]`, those of the same entities in the teacher; `[n, 0]` if it has none.
-      where: `[n]` bool, false where an entity is a repeat and does not count.
+      teacher: `[n, d_t]`, the teacher's representations of the same entities; `[n, 0]` if it has none.
+      where: `[n]` bool, False where an entity repeats an earlier one and does not count.
       ids: `[n]` int32, which users or items they are.
     """
 
@@ -49,21 +49,21 @@ class Side(NamedTuple):
     where: jax.Array
     ids: jax.Array
 
-    def kept(self) -> "Side":
-        """The same with masked rows zeroed, whatever they held, and the teacher a constant: what layers may be
-        applied to before a loss masks their output."""
+    def masked(self) -> "Side":
+        """Returns the side with masked rows zeroed and the teacher a constant, so that layers may be applied to it
+        before a loss masks their output."""
         teacher = jax.lax.stop_gradient(keep_rows(self.teacher, self.where))
         return self._replace(student=keep_rows(self.student, self.where), teacher=teacher)
 
 
 class Entities(NamedTuple):
-    """The entities of a batch, each once a side.
+    """The entities of a batch, each once per side.
 
     Attributes:
-      users: of all triples.
-      items: the seen and the unseen ones together.
+      users: the users of all triples.
+      items: the seen and the unseen items together.
       positives: the seen items.
-      negatives: the unseen ones that were drawn.
+      negatives: the sampled unseen items.
     """
 
     users: Side
@@ -72,18 +72,18 @@ class Entities(NamedTuple):
     negatives: Side
 
     def together(self) -> Side:
-        """Users and items in one set; its ids are ambiguous."""
+        """Returns users and items as one set; its ids are ambiguous."""
         return concatenate(self.users, self.items)
 
 
 def concatenate(*sides: Side) -> Side:
-    """All their rows, one side after the other."""
+    """Returns the rows of all sides, one side after the other."""
     joined: Side = jax.tree.map(lambda *parts: jnp.concatenate(parts), *sides)
     return joined
 
 
 class Triples(NamedTuple):
-    """A batch as it was drawn: `[n]` int32 users, seen and unseen items; `where` is false past the last triple."""
+    """A batch of triples: `[n]` int32 users, seen and unseen items; `where` is False past the last triple."""
 
     users: jax.Array
     positives: jax.Array
@@ -92,217 +92,277 @@ class Triples(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a method sees of a step.
+    """A batch as a method sees it. What a method does not read costs nothing.
 
     Attributes:
-      entities: the batch's users and items with their representations. What a method does not read costs nothing.
-      triples: the batch as it was drawn.
-      score: the student's scores, differentiable, of the pairs of two integer arrays that broadcast (users `[n, 1]`
-        with items `[n, m]`), at the cost of these pairs alone.
-      teacher: what `prepare` made of the teacher.
-      score_all: the student's scores `[n, num_items]`, differentiable, of every item for the users `[n]`, at the cost
-        of as many products; for a few users at a time, see `htd_jax.ops.eager`.
-      represent: the student's representations, differentiable, of any users `[n]` and items `[m]`, whether the batch
-        holds them or not: `[n, d_s]` and `[m, d_s]`.
-      whole: `score_all` of the batch's users, `entities.users.ids`, made once for all who ask; for batches that are few
+      entities: the batch's users and items with their representations.
+      triples: the batch as it was sampled.
+      score: `(users, items) -> scores`, the student's differentiable scores of the pairs of two integer arrays that
+        broadcast (users `[n, 1]` with items `[n, m]`), at the cost of these pairs alone.
+      score_all: `users [n] -> scores [n, num_items]`, differentiable; for few users at a time, see `htd_jax.ops.eager`.
+      represent: `(users [n], items [m]) -> ([n, d_s], [m, d_s])`, the student's differentiable representations of any
+        users and items, inside or outside the batch.
+      all_scores: `() -> scores`, `score_all` of the batch's users, computed once for every caller; for batches of few
         users, see `sum_over_users`.
     """
 
     entities: Entities
     triples: Triples
     score: Callable[[jax.Array, jax.Array], jax.Array]
-    teacher: Known = None
     score_all: Callable[[jax.Array], jax.Array] = lambda users: jnp.zeros((len(users), 0))
     represent: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda users, items: (
         jnp.zeros((len(users), 0)),
         jnp.zeros((len(items), 0)),
     )
-    whole: Callable[[], jax.Array] | None = None
+    all_scores: Callable[[], jax.Array] | None = None
 
 
 def sum_over_users(
     batch: Batch,
-    of_block: Callable[[jax.Array, tuple[jax.Array, jax.Array]], jax.Array],
+    loss_for_block: Callable[[jax.Array, tuple[jax.Array, jax.Array]], jax.Array],
     num_items: int,
     some: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """The sum of `of_block(scores, (ids, where))` over blocks of a batch's users, see `htd_jax.ops.eager`.
+    """Returns the sum of `loss_for_block(scores, (ids, where))` over blocks of a batch's users.
 
-    Where the scores of all of its users are few enough to be held, they are one block, whose scores are made once for
-    whoever else sums over the same users.
+    If the scores of all of its users fit in memory, the users are one block, and their scores are computed once for
+    every caller; else see `htd_jax.ops.eager.sum_over_blocks`.
 
     Args:
-      of_block: a scalar, of the student's scores `[b, num_items]` of users `[b]`, and which of these count.
-      num_items: how many there are.
-      some: ids and where, if it is some of the users, drawn.
+      batch: the batch.
+      loss_for_block: returns a scalar, from the student's scores `[b, num_items]`, the ids `[b]` of the users and a
+        mask `[b]` of those that count.
+      num_items: the number of items.
+      some: the ids and the mask of a sample of the users; all users if None.
     """
     users = batch.entities.users
     ids, where = (users.ids, users.where) if some is None else some
-    if some is None and batch.whole is not None and len(ids) * num_items <= HELD:
-        return of_block(batch.whole(), (ids, where))
+    if some is None and batch.all_scores is not None and len(ids) * num_items <= HELD:
+        return loss_for_block(batch.all_scores(), (ids, where))
     blocks = -(-len(ids) // max(1, SCORES // num_items))
-    return sum_over_blocks(batch.score_all, of_block, ids, (ids, where), -(-len(ids) // blocks))
+    return sum_over_blocks(batch.score_all, loss_for_block, ids, (ids, where), -(-len(ids) // blocks))
 
 
 class Shapes(NamedTuple):
-    """The student's sizes: how many users and items, and the width of its representations."""
+    """The student's sizes: the number of users, the number of items, and the width of its representations."""
 
     num_users: int
     num_items: int
     dim: int
 
 
+class Step(NamedTuple):
+    """One training step, as a method's loss sees it.
+
+    Attributes:
+      params: the method's own parameters, from `init`.
+      context: the result of `prepare`.
+      sampled: the result of the last `refresh`.
+      batch: the batch.
+      key: a random key, different in every step.
+      epoch: int32 scalar, the number of the epoch from 0, traced.
+    """
+
+    params: Params
+    context: Context
+    sampled: Sampled
+    batch: Batch
+    key: chex.PRNGKey
+    epoch: jax.Array
+
+
+class EpochStart(NamedTuple):
+    """The start of an epoch, as a method's `refresh` sees it.
+
+    Attributes:
+      params: the method's own parameters.
+      context: the result of `prepare`.
+      sampled: the result of the previous `refresh`: zeros before the first, None when only its shape is evaluated.
+      student: the student's module, bound to its present variables.
+      key: a random key, different in every epoch.
+      epoch: int32 scalar, the number of the epoch from 0, traced.
+    """
+
+    params: Params
+    context: Context
+    sampled: Sampled
+    student: Recommender
+    key: chex.PRNGKey
+    epoch: jax.Array
+
+
+class Init(Protocol):
+    """Returns the parameters that a method learns besides the student."""
+
+    def __call__(self, key: chex.PRNGKey, student: Shapes, context: Context, /) -> Params: ...
+
+
+class Prepare(Protocol):
+    """Called once before training, uncompiled; its result is passed to the other functions as `context`."""
+
+    def __call__(self, teacher: Teacher, train: Interactions, /) -> Context: ...
+
+
+class Refresh(Protocol):
+    """Called at the start of each epoch, compiled; its result, such as sampled items, is passed to `loss` as
+    `step.sampled`, and is part of the checkpoint."""
+
+    def __call__(self, start: EpochStart, /) -> Sampled: ...
+
+
+class Loss(Protocol):
+    """Returns a scalar to add to the base model's loss, and its named terms for the log."""
+
+    def __call__(self, step: Step, /) -> tuple[jax.Array, Terms]: ...
+
+
+class SecondModel(Protocol):
+    """Returns a second recommender that is trained with the student: what makes its module, and its variables."""
+
+    def __call__(self, params: Params, context: Context, /) -> tuple[MakeModel, Any]: ...
+
+
+def no_params(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
+    """The `init` of a method without parameters of its own."""
+    return {}
+
+
+def teacher_as_context(teacher: Teacher, train: Interactions) -> Teacher:
+    """The `prepare` of a method whose context is the teacher itself."""
+    return teacher
+
+
+def nothing_sampled(start: EpochStart) -> Sampled:
+    """The `refresh` of a method that samples nothing."""
+    return ()
+
+
 class Distiller(NamedTuple):
     """A method of distillation: pure functions, traced into the compiled epoch.
 
     Attributes:
-      init: `(key, student, teacher) -> params`, what the method learns beside the student. `student` are its `Shapes`.
-      loss: `(params, drawn, batch, key, epoch) -> (loss, terms)`, a scalar to add to the base model's loss, and its
-        named parts for the log; `epoch` is a traced integer.
-      refresh: `(params, drawn, key, epoch, teacher, student) -> drawn`, called as an epoch begins: what is drawn for
-        it, from what was drawn for the epoch before (zeros before the first; None where only its shape is asked for).
-        `student` is the model as it now is, see `Recommender`. What is drawn is part of the phase's state, so that a
-        resumed run goes on with the same.
-      prepare: `(teacher, train) -> teacher`, called once, before the first epoch: what the other functions want to know
-        of the `Teacher`, and what they are given under that name. Not compiled for it: what is passed on is no copy.
-      needs: what a teacher must have, of `representations`, `scores` and `lists`; one that lacks it is refused.
-      beside: `(params, teacher) -> (make_model, variables)`, a second recommender that learns beside the student, and
-        whose metrics every record then holds under `beside`; None where there is none.
+      init: see `Init`.
+      loss: see `Loss`.
+      refresh: see `Refresh`.
+      prepare: see `Prepare`.
+      needs: what a teacher must have, of `representations`, `scores` and `lists`; a teacher without it is refused.
+      second_model: see `SecondModel`; None for most methods.
     """
 
-    init: Callable[[chex.PRNGKey, Shapes, Known], Params]
-    loss: Callable[[Params, Drawn, Batch, chex.PRNGKey, jax.Array], tuple[jax.Array, Terms]]
-    refresh: Callable[[Params, Drawn, chex.PRNGKey, jax.Array, Known, Recommender], Drawn] = (
-        lambda params, drawn, key, epoch, teacher, student: ()
-    )
-    prepare: Callable[[Any, Interactions], Known] = lambda teacher, train: teacher
+    init: Init
+    loss: Loss
+    refresh: Refresh = nothing_sampled
+    prepare: Prepare = teacher_as_context
     needs: tuple[str, ...] = ("representations",)
-    beside: Callable[[Params, Known], tuple[MakeModel, Any]] | None = None
+    second_model: SecondModel | None = None
 
 
-class Run(NamedTuple):
-    """What a method may be made for.
-
-    Attributes:
-      epochs: how many the phase has, over which a temperature falls.
-      seed: of the run.
-      teacher: whose groups, say, are found before the training.
-    """
-
-    epochs: int
-    seed: int
-    teacher: Any
-
-
-class Method(Protocol):
-    """What the registry holds of a method: a frozen dataclass of its settings, and how a `Distiller` is made of them.
+class Method:
+    """Settings of a distillation method, from which its `Distiller` is made. A subclass is a frozen dataclass.
 
     Attributes:
-      weight: lambda, a field: the loss counts this much against the base loss.
-      label: its name for people; if it has none, its class's.
-      scheduled: true if what it does depends on how many epochs there are; if it says nothing, it does not.
-      warm: true if its student begins where one trained alone has ended; if it says nothing, at random.
-      solved: true of a method for students that are solved for, and for no others; its `Distiller` prepares `Labels`.
-      usual: the training that its students usually get, and `teacher_model`, by the names of these settings; what a
-        user says comes first.
+      weight: lambda, by which the method's loss is multiplied; usually a field.
+      label: the name shown to people; the class's name by default.
+      trains: False for a method that computes the student from its teacher.
+      scheduled: whether its computation depends on the number of epochs.
+      warm_start: whether its student starts where a plain student ended.
+      closed_form: True for a method of students that are fitted in closed form; its `prepare` returns `Labels`.
+      teacher_model: the base model of its usual teacher; that of the student if None.
+      training_defaults: training settings of its students, by name, where the user sets none.
     """
 
-    weight: float
-    label: ClassVar[str]
-    scheduled: ClassVar[bool]
-    warm: ClassVar[bool]
-    solved: ClassVar[bool]
-    usual: ClassVar[Mapping[str, Any]]
+    weight: float = 1.0
+    label: ClassVar[str] = ""
+    trains: ClassVar[bool] = True
+    scheduled: ClassVar[bool] = False
+    warm_start: ClassVar[bool] = False
+    closed_form: ClassVar[bool] = False
+    teacher_model: ClassVar[str | None] = None
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def make(self, run: Run) -> Distiller:
-        """The method, not yet weighted."""
-        ...
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "label" not in cls.__dict__:
+            cls.label = cls.__name__
 
+    @property
+    def composes(self) -> bool:
+        """Whether the method can be joined with others."""
+        return self.trains and not self.closed_form
 
-def usual_training(methods: Iterable[Any]) -> dict[str, Any]:
-    """What the students of these methods, joined, usually take: see `Method.usual`."""
-    return {name: value for method in methods for name, value in getattr(method, "usual", {}).items()}
-
-
-def is_alone(method: Any) -> bool:
-    """Whether a method is joined with no other: it trains nothing, or is for students that are solved for."""
-    return not getattr(method, "trained", True) or getattr(method, "solved", False)
-
-
-def learns_nothing(key: chex.PRNGKey, student: Shapes, teacher: Known) -> Params:
-    """The `init` of a method that has nothing to learn beside the student."""
-    return {}
+    def make(self, epochs: int) -> Distiller:
+        """Returns the method, not yet weighted, for a phase of so many epochs."""
+        raise NotImplementedError
 
 
 def none() -> Distiller:
-    """No distillation: the student learns from the data alone."""
-    return Distiller(
-        init=learns_nothing,
-        loss=lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {}),
-        needs=(),
-    )
+    """Returns a method that does nothing: the student learns from the data alone."""
+    return Distiller(init=no_params, loss=lambda step: (jnp.zeros(()), {}), needs=())
 
 
 def scale(distiller: Distiller, weight: float) -> Distiller:
-    """`distiller` with its loss times `weight`; the terms in the log stay as they are."""
+    """Returns `distiller` with its loss multiplied by `weight`; the terms in the log stay as they are."""
 
-    def loss(
-        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
-        value, terms = distiller.loss(params, drawn, batch, key, epoch)
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        value, terms = distiller.loss(step)
         return weight * value, terms
 
     return distiller._replace(loss=loss)
 
 
 def every(epochs: int, distiller: Distiller) -> Distiller:
-    """`distiller` with its `refresh` called in one epoch of `epochs` only, from the first on."""
+    """Returns `distiller` with its `refresh` called once in `epochs` epochs, from the first on."""
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Known, student: Recommender
-    ) -> Drawn:
-        anew = lambda: distiller.refresh(params, drawn, key, epoch, teacher, student)
-        return anew() if drawn is None else jax.lax.cond(epoch % epochs == 0, anew, lambda: drawn)
+    def refresh(start: EpochStart) -> Sampled:
+        sample = lambda: distiller.refresh(start)
+        if start.sampled is None:
+            return sample()
+        return jax.lax.cond(start.epoch % epochs == 0, sample, lambda: start.sampled)
 
     return distiller._replace(refresh=refresh)
 
 
 def chain(*distillers: Distiller) -> Distiller:
-    """Several methods at once: the sum of their losses. Terms of one name are summed too."""
+    """Returns several methods as one: the sum of their losses. Terms of one name are summed too.
 
-    def init(key: chex.PRNGKey, student: Shapes, teacher: Known) -> Params:
-        keys = jax.random.split(key, len(distillers))
-        return tuple(d.init(k, student, t) for d, k, t in zip(distillers, keys, teacher))
+    Raises:
+      ValueError: if two of them train a second model.
+    """
 
-    def loss(
-        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def init(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
         keys = jax.random.split(key, len(distillers))
+        return tuple(d.init(k, student, own) for d, k, own in zip(distillers, keys, context))
+
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        keys = jax.random.split(step.key, len(distillers))
         total = jnp.zeros(())
         terms: Terms = {}
-        for number, distiller in enumerate(distillers):
-            own = batch._replace(teacher=batch.teacher[number])
-            value, parts = distiller.loss(params[number], drawn[number], own, keys[number], epoch)
+        for distiller, params, context, sampled, key in zip(
+            distillers, step.params, step.context, step.sampled, keys, strict=True
+        ):
+            own = step._replace(params=params, context=context, sampled=sampled, key=key)
+            value, parts = distiller.loss(own)
             total += value
             terms |= {name: part + terms.get(name, 0) for name, part in parts.items()}
         return total, terms
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Known, student: Recommender
-    ) -> Drawn:
-        keys = jax.random.split(key, len(distillers))
-        of_links = zip(distillers, params, drawn or [None] * len(distillers), keys, teacher)
-        return tuple(d.refresh(own, last, k, epoch, t, student) for d, own, last, k, t in of_links)
+    def refresh(start: EpochStart) -> Sampled:
+        keys = jax.random.split(start.key, len(distillers))
+        links = zip(distillers, start.params, start.context, start.sampled or [None] * len(distillers), keys)
+        return tuple(
+            d.refresh(start._replace(params=params, context=context, sampled=sampled, key=key))
+            for d, params, context, sampled, key in links
+        )
 
-    besides = [number for number, distiller in enumerate(distillers) if distiller.beside]
-    if len(besides) > 1:
-        raise ValueError("two methods with a model beside the student, which has room for one")
+    second = [number for number, distiller in enumerate(distillers) if distiller.second_model]
+    if len(second) > 1:
+        raise ValueError("two of the methods train a second model, and a student has one at most")
 
-    def beside(params: Params, teacher: Known) -> tuple[MakeModel, Any]:
-        (number,) = besides
-        of_link = distillers[number].beside
-        assert of_link is not None
-        return of_link(params[number], teacher[number])
+    def second_model(params: Params, context: Context) -> tuple[MakeModel, Any]:
+        (number,) = second
+        model = distillers[number].second_model
+        assert model is not None
+        return model(params[number], context[number])
 
     return Distiller(
         init=init,
@@ -310,5 +370,5 @@ def chain(*distillers: Distiller) -> Distiller:
         refresh=refresh,
         prepare=lambda teacher, train: tuple(d.prepare(teacher, train) for d in distillers),
         needs=tuple(dict.fromkeys(need for d in distillers for need in d.needs)),
-        beside=beside if besides else None,
+        second_model=second_model if second else None,
     )

@@ -11,12 +11,12 @@ from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Terms, every
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Params, Shapes, Step, Terms, every
 from htd_jax.distillers.draws import accepted, of_unseen, unseen_ranks
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import soft_bce_loss
 from htd_jax.losses.checks import check_choice
-from htd_jax.models import MakeModel, Recommender, with_tables
+from htd_jax.models import MakeModel, with_tables
+from htd_jax.teacher import Teacher
 
 RANKS = ("best", "worst")
 
@@ -25,7 +25,7 @@ PROPOSALS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class BD:
+class BD(Method):
     """Teacher and student learn together, each what the other ranks better (Kweon et al., WWW'21)."""
 
     weight: Annotated[float, Ge(0)] = 1.0
@@ -50,9 +50,9 @@ class BD:
     """From where ranks are counted; from the worst item, as in the authors' notebook, both draws are turned round."""
 
     label: ClassVar[str] = "BD"
-    warm: ClassVar[bool] = True
+    warm_start: ClassVar[bool] = True
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return bd(
             student_weight=self.student_weight,
             teacher_weight=self.teacher_weight,
@@ -143,9 +143,8 @@ def bd(
     def init(key: chex.PRNGKey, student: Shapes, teacher: Learner) -> Params:
         return teacher.variables
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Learner, student: Recommender
-    ) -> Sample:
+    def refresh(start: EpochStart) -> Sample:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         proposing, for_student, for_teacher = jax.random.split(key, 3)
         train = teacher.train
         items = of_unseen(proposing, train, PROPOSALS * pool)
@@ -160,9 +159,8 @@ def bd(
         of = lambda key, weights: accepted(key, items, weights, pool)
         return Sample(*map(of, (for_student, for_teacher), weights))
 
-    def loss(
-        params: Params, drawn: Sample, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         triples = batch.triples
         users = triples.users[:, None]
         places = jax.random.randint(key, (2, len(users), samples), 0, pool)
@@ -170,7 +168,7 @@ def bd(
         pairs = users, jnp.maximum(items, 0)
         own = batch.score(*pairs)
         of_teacher = lambda model: (model.score(*pairs), model.loss(*triples))
-        others, base = nn.apply(of_teacher, batch.teacher.make_model(batch.teacher.train))(params)
+        others, base = nn.apply(of_teacher, step.context.make_model(step.context.train))(params)
         where = triples.where[:, None] & (items >= 0)
 
         def towards(logits: jax.Array, guide: jax.Array, part: slice) -> jax.Array:
@@ -181,7 +179,7 @@ def bd(
         total = student_weight * by_student + teacher_weight * by_teacher + base
         return total, {"bd_student": by_student, "bd_teacher": by_teacher, "teacher": base}
 
-    def beside(params: Params, teacher: Learner) -> tuple[MakeModel, Any]:
+    def second_model(params: Params, teacher: Learner) -> tuple[MakeModel, Any]:
         return teacher.make_model, params
 
-    return every(period, Distiller(init, loss, refresh, prepare, beside=beside))
+    return every(period, Distiller(init, loss, refresh, prepare, second_model=second_model))

@@ -1,16 +1,17 @@
 """The recipe: what gives the best small student for the least training."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from htd_jax.distillers.base import Distiller, Run
+from htd_jax.distillers.base import Distiller, Method
 from htd_jax.distillers.listwise import listwise
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class Best(Method):
     """The recipe: an ials teacher's best unseen items, nearly alike, in a softmax beside the seen ones (this project).
 
     Usually its teacher is an ials, and its students are trained with `--loss softmax`. The teacher says which items,
@@ -30,9 +31,10 @@ class Best:
     """For lists without scores: the item of rank r has a probability like exp(-r / this)."""
 
     label: ClassVar[str] = "Best"
-    usual: ClassVar[dict[str, Any]] = {"teacher_model": "ials", "loss": "softmax", "sampled_items": 0, "l2": 0.02}
+    teacher_model: ClassVar[str | None] = "ials"
+    training_defaults: ClassVar[Mapping[str, Any]] = {"loss": "softmax", "sampled_items": 0, "l2": 0.02}
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return listwise(
             temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,

@@ -3,25 +3,23 @@
 import dataclasses
 from typing import Annotated, ClassVar, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, every, learns_nothing
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, every, no_params
 from htd_jax.distillers.draws import places_by_rank
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import soft_label_loss
 from htd_jax.losses.checks import check_choice
-from htd_jax.models import Recommender
+from htd_jax.teacher import Teacher
 
 GUIDES = ("teacher", "student")
 
 
 @dataclasses.dataclass(frozen=True)
-class CD:
+class CD(Method):
     """The teacher's scores as soft labels of unseen items, drawn by rank (Lee et al., ICDM'19)."""
 
     weight: Annotated[float, Ge(0)] = 100.0
@@ -43,7 +41,7 @@ class CD:
 
     label: ClassVar[str] = "CD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return cd(
             guide=self.guide,
             num_items=self.items,
@@ -124,9 +122,8 @@ def cd(
         items = Teacher(scores=teacher.scores).top(train, pool)
         return Guided(ranking=Labelled(items, teacher.score(items)))
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Guided, student: Recommender
-    ) -> Labelled:
+    def refresh(start: EpochStart) -> Labelled:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         if teacher.ranking is not None:
             items = teacher.ranking.items
         else:
@@ -141,9 +138,8 @@ def cd(
         assert teacher.teacher is not None
         return Labelled(chosen, teacher.teacher.score(chosen))
 
-    def loss(
-        params: Params, drawn: Labelled, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         users = batch.entities.users
         of_users = jax.tree.map(lambda rows: rows[users.ids], drawn)
         scores = batch.score(users.ids[:, None], jnp.maximum(of_users.items, 0))
@@ -151,5 +147,5 @@ def cd(
         value = soft_label_loss(scores, labels, where=users.where, items_where=of_users.items >= 0)
         return value, {"cd": value}
 
-    method = Distiller(learns_nothing, loss, refresh, prepare, needs=("scores",))
+    method = Distiller(no_params, loss, refresh, prepare, needs=("scores",))
     return every(refresh_every, method) if guide == "student" else method

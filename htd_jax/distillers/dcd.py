@@ -12,12 +12,11 @@ from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions, seen_mask
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Side, Terms, every, learns_nothing
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Side, Step, Terms, every, no_params
 from htd_jax.distillers.draws import best_of, by_weight, in_blocks
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import relaxed_ranking_loss
 from htd_jax.losses.checks import check_choice
-from htd_jax.models import Recommender
+from htd_jax.teacher import Teacher
 
 SIDES = ("both", "users")
 
@@ -28,7 +27,7 @@ FULL = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class DCD:
+class DCD(Method):
     """The order of what the student ranks too low, above what it ranks too high (Lee and Kim, CIKM'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
@@ -50,7 +49,7 @@ class DCD:
 
     label: ClassVar[str] = "DCD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         method = dcd(
             num_items=self.items,
             num_users=self.users,
@@ -138,9 +137,8 @@ def dcd(
             return Known(train, items)
         return Known(train, items, train.transposed(), _top_users(teacher, train, user_pool))
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Known, student: Recommender
-    ) -> tuple[Sample, ...]:
+    def refresh(start: EpochStart) -> tuple[Sample, ...]:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         for_users, for_items = jax.random.split(key)
 
         def draw(key: chex.PRNGKey, train: Interactions, best: jax.Array, score_all: Scores, count: int) -> Sample:
@@ -160,9 +158,8 @@ def dcd(
             return (of_users,)
         return of_users, draw(for_items, teacher.of_items, teacher.users, student.score_users, num_users)
 
-    def loss(
-        params: Params, drawn: tuple[Sample, ...], batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         score_users = lambda items, users: batch.score(users, jnp.broadcast_to(items, users.shape))
         entities = batch.entities
         value = _correction(drawn[0], entities.users, batch.score)
@@ -170,7 +167,7 @@ def dcd(
             value += _correction(drawn[1], entities.positives, score_users)
         return value, {"dcd": value}
 
-    return Distiller(learns_nothing, loss, refresh, prepare, needs=("lists" if sides == "users" else "scores",))
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists" if sides == "users" else "scores",))
 
 
 def _correction(drawn: Sample, side: Side, score: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:

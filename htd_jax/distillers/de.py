@@ -7,13 +7,13 @@ import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Terms, concatenate
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms, concatenate
 from htd_jax.distillers.experts import annealing, assign, init_experts
-from htd_jax.distillers.teacher import Teacher
+from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class DE:
+class DE(Method):
     """The teacher's representations, through experts chosen by Gumbel-softmax (Kang et al., CIKM'20)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
@@ -24,8 +24,8 @@ class DE:
     label: ClassVar[str] = "DE"
     scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
 
-    def make(self, run: Run) -> Distiller:
-        return de(num_experts=self.experts, epochs=run.epochs)
+    def make(self, epochs: int) -> Distiller:
+        return de(num_experts=self.experts, epochs=epochs)
 
 
 def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
@@ -46,9 +46,8 @@ def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
     def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
         return init_experts(key, student.dim, teacher.dim, num_experts)
 
-    def loss(
-        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         entities = batch.entities
         items = concatenate(entities.positives, entities.negatives)  # one sum, so one visit to each expert
         value, _ = assign(params, entities.users, items, temperature(epoch), key, item_weight=0.5)

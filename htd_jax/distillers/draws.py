@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from htd_jax.data import Interactions, nth_unseen, seen_before, seen_mask
-from htd_jax.distillers.teacher import SCORES, Teacher
 from htd_jax.ops.mapped import map_rows
+from htd_jax.teacher import SCORES, Teacher
 
 # Scores that `in_blocks` holds at once: 4 MiB of them.
 NUMBERS = 2**20

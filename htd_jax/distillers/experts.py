@@ -77,7 +77,7 @@ def assign(
       The loss, and log(p + 1e-10) `[n + m, K]` without noise, users' first, of the probabilities p = softmax(W t + c).
     """
     sizes = len(users.where), len(items.where)
-    both = concatenate(users, items).kept()
+    both = concatenate(users, items).masked()
     logits = _logits(params, jnp.split(both.teacher, sizes[:1]))
     loss = routed_assignment_loss(
         *(both.student, both.teacher, logits if key is None else logits + _noise(key, sizes, logits)),

@@ -7,14 +7,14 @@ import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Terms
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms
 from htd_jax.distillers.layers import dense, init_dense, init_sides
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import hint_loss
+from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class FitNet:
+class FitNet(Method):
     """The teacher's representations, through one projection a side (Romero et al., ICLR'15)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
@@ -22,7 +22,7 @@ class FitNet:
 
     label: ClassVar[str] = "FitNet"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return fitnet()
 
 
@@ -36,11 +36,10 @@ def fitnet() -> Distiller:
     def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
         return init_sides(key, lambda key: init_dense(key, (), student.dim, teacher.dim))
 
-    def loss(
-        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         of = lambda layer, side: hint_loss(dense(layer, side.student), side.teacher, where=side.where)
-        users, items = batch.entities.users.kept(), batch.entities.items.kept()
+        users, items = batch.entities.users.masked(), batch.entities.items.masked()
         value = of(params["users"], users) + of(params["items"], items)
         return value, {"fitnet": value}
 

@@ -12,14 +12,14 @@ from annotated_types import Ge, Interval
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Side, Terms
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Params, Shapes, Side, Step, Terms
 from htd_jax.distillers.layers import init_dense, init_sides
-from htd_jax.distillers.teacher import Representations, Teacher
 from htd_jax.losses import cosine_hint_loss, hint_loss
 from htd_jax.losses.checks import check_choice
-from htd_jax.models import Recommender
+from htd_jax.models import Representations
 from htd_jax.models.lightgcn import Neighbours, add_weighted, neighbours
 from htd_jax.ops.products import rows_dot
+from htd_jax.teacher import Teacher
 
 DISTANCES = {"cosine": cosine_hint_loss, "squares": hint_loss}
 SIDES = ("users", "items")
@@ -29,7 +29,7 @@ BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class FreqD:
+class FreqD(Method):
     """The teacher's representations, smoothed over who goes with whom, through one projection a side (KDD'25)."""
 
     weight: Annotated[float, Ge(0)] = 0.05
@@ -45,7 +45,7 @@ class FreqD:
 
     label: ClassVar[str] = "FreqD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return freqd(alpha=self.alpha, num_neighbours=self.neighbours, dropped=self.dropped, distance=self.distance)
 
 
@@ -123,9 +123,9 @@ def freqd(*, alpha: float = 0.5, num_neighbours: int = 5, dropped: float = 0.5, 
         width = teacher.representations.users.shape[1]
         return init_sides(key, lambda key: init_dense(key, (), student.dim, width))
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Graphs, student: Recommender
-    ) -> dict[str, Filtered]:
+    def refresh(start: EpochStart) -> dict[str, Filtered]:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
+
         def of_side(key: chex.PRNGKey, name: str) -> Filtered:
             graph = getattr(teacher, name)
             there = jax.random.bernoulli(key, kept, (max(graph.num_edges, 1),))
@@ -135,10 +135,9 @@ def freqd(*, alpha: float = 0.5, num_neighbours: int = 5, dropped: float = 0.5, 
 
         return {name: of_side(key, name) for key, name in zip(jax.random.split(key), SIDES)}
 
-    def loss(
-        params: Params, drawn: dict[str, Filtered], batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
-        graphs: Graphs = batch.teacher
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
+        graphs: Graphs = step.context
         tables = graphs.representations
         both = batch.represent(*(jnp.arange(len(table)) for table in tables))
         smoothed = {}

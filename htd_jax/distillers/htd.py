@@ -7,165 +7,141 @@ import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Interval
+from flax import struct
 
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Entities, Params, Run, Shapes, Terms
+from htd_jax.data import Interactions
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms
 from htd_jax.distillers.experts import annealing, assign, init_experts
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
-from htd_jax.distillers.teacher import Teacher
-from htd_jax.errors import UserError
 from htd_jax.losses import entity_level_loss, group_level_loss
-from htd_jax.losses.checks import check_choice, check_ints
+from htd_jax.losses.checks import check_ints
+from htd_jax.teacher import Teacher
 
-LEVELS = ("both", "entity", "group")
-SIDES = ("users", "items")
+Groups = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class HTD:
-    """Cosines within and across groups, and experts that assign the groups (Kang et al., KDD'21)."""
+class HTD(Method):
+    """Matches cosines within and across groups, which experts assign (Kang et al., KDD'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda: the distillation loss counts this much against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss."""
     groups: Annotated[int, Ge(1)] = 30
-    """K: groups of users, and as many of items."""
+    """K, the number of groups of users, and of groups of items."""
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    """The topology's share of the distillation; the rest is the group assignment's."""
+    """The weight of the topology loss; the group assignment loss has the rest of 1."""
     group_level: Literal["prototype-entity", "prototype-prototype"] = "prototype-entity"
-    """What is related across groups: their means and all entities, or their means."""
+    """Which cosines the group level matches: between groups' means and entities, or between groups' means."""
     pairs: Literal["positive", "all"] = "positive"
-    """The pairs of one group that are related: those with a positive cosine in the teacher (as the published figures
-    were measured), or all (as the paper's equation says)."""
+    """Which pairs within a group the entity level matches: those with a positive cosine in the teacher, as in the
+    published measurements, or all, as in the paper's equation."""
     levels: Literal["both", "entity", "group"] = "both"
-    """Which levels of the topology count."""
+    """Which levels of the topology the loss includes."""
     grouping: Literal["learned", "random", "kmeans"] = "learned"
-    """Where groups come from; kmeans: of the teacher's representations."""
+    """How groups are made: learned by experts, at random, or by k-means of the teacher's representations."""
+    grouping_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+    """Seed of random groups, and of the start of k-means."""
     noise: bool = True
-    """Gumbel noise in the assignment of groups."""
+    """Whether the group assignment samples with Gumbel noise."""
     coldest: Annotated[float, Gt(0)] = 1e-10
-    """The temperature that it falls to from 1, over all epochs; 1: it stays."""
+    """The temperature at the last epoch of the assignment's annealing from 1; at 1 it is constant."""
 
     label: ClassVar[str] = "HTD"
     scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
 
-    def make(self, run: Run) -> Distiller:
-        groups = None
-        if self.grouping != "learned":
-            if run.teacher is None or run.teacher.representations is None:
-                raise UserError(f"--htd.grouping: {self.grouping} needs a teacher's representations")
-            users, items = run.teacher.representations
-            if self.grouping == "random":
-                groups = random_groups(run.seed, len(users), len(items), self.groups)
-            else:
-                groups = kmeans_groups(run.seed, users, items, self.groups)
-        return htd(
-            num_groups=self.groups,
-            alpha=self.alpha,
-            group_level=self.group_level,
-            pairs=self.pairs,
-            levels=self.levels,
-            noise=self.noise,
-            coldest=self.coldest,
-            groups=groups,
-            epochs=run.epochs,
-        )
+    def make(self, epochs: int) -> Distiller:
+        return htd(self, epochs=epochs)
 
 
-def htd(
-    *,
-    num_groups: int = 30,
-    alpha: float = 0.5,
-    group_level: str = "prototype-entity",
-    pairs: str = "positive",
-    levels: str = "both",
-    noise: bool = True,
-    coldest: float = 1e-10,
-    groups: tuple[jax.Array, jax.Array] | None = None,
-    epochs: int = 101,
-) -> Distiller:
-    """Topology within and across learned groups: alpha (entity + group level) + (1 - alpha) group assignment.
+@struct.dataclass
+class Context:
+    """The constants of a phase.
 
-    Users and items have groups of their own, `num_groups` each. A linear gate on the teacher's representation gives
-    an entity's group probabilities p. The group assignment loss trains gate and experts through a Gumbel-softmax
-    sample of p; the topology takes the group with the largest p, without noise and without gradient.
+    Attributes:
+      group_ids: the fixed groups of all users `[num_users]` and items `[num_items]`, int32; None if they are learned.
+      dim: the width of the teacher's representations.
+    """
 
-    Given groups leave only alpha (entity + group level), and nothing to learn beside the student.
+    group_ids: Groups | None
+    dim: int = struct.field(pytree_node=False)
+
+
+def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = None) -> Distiller:
+    """Topology within and across groups: alpha (entity level + group level) + (1 - alpha) group assignment.
+
+    Users and items have K groups each. A linear gate on the teacher's representation gives an entity's group
+    probabilities p. The group assignment loss trains gate and experts through a Gumbel-softmax sample of p; the
+    topology takes the group with the largest p, without noise and without gradient.
+
+    Fixed groups leave only alpha (entity level + group level), without parameters.
 
     Args:
-      num_groups: K, groups a side.
-      alpha: in [0, 1], the share of the topology.
-      group_level: see `htd_jax.losses.group_level_loss`.
-      pairs: see `htd_jax.losses.entity_level_loss`.
-      levels: `both`, or `entity` or `group` alone.
-      noise: false for the softmax of log p itself instead of a sample, near temperature 0 the likeliest group.
-      coldest: what the temperature falls to, see `annealing`.
-      groups: given instead of learned, of every user `[num_users]` and every item `[num_items]`: integers in
-        [0, num_groups), see `random_groups` and `kmeans_groups`.
-      epochs: over how many epochs the temperature falls, see `annealing`.
+      settings: see `HTD`.
+      epochs: the number of epochs over which the temperature falls, see `annealing`.
+      group_ids: fixed groups of users `[num_users]` and items `[num_items]`, integers in [0, K), in place of
+        `settings.grouping`.
 
     Returns:
-      A `Distiller`; its terms are `entity`, `group` and `assignment`, those of them that it has.
+      A `Distiller`; its terms are those of `entity`, `group` and `assignment` that it has.
 
     Raises:
-      ValueError: an unknown `levels`, or `groups` out of range.
-      AssertionError: `groups` not two vectors of integers.
+      ValueError: from `prepare`, if a group is not in [0, K).
+      AssertionError: from `prepare`, if `group_ids` are not integers, one per user and one per item.
     """
-    check_choice("levels", levels, LEVELS)
-    temperature = annealing(epochs, coldest=coldest)
-    if groups is not None:
-        _check_groups(groups, num_groups)
+    num_groups = settings.groups
+    temperature = annealing(epochs, coldest=settings.coldest)
 
-    def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
-        if groups is not None:
-            for name, given, size in zip(SIDES, groups, (student.num_users, student.num_items)):
-                check_ints(f"groups of {name}", given, size)
-            return {}
-        return init_experts(key, student.dim, teacher.dim, num_groups)
+    def prepare(teacher: Teacher, train: Interactions) -> Context:
+        assert teacher.representations is not None
+        fixed = group_ids
+        if fixed is not None:
+            _check_groups(fixed, num_groups, (train.num_users, train.num_items))
+        elif settings.grouping == "random":
+            fixed = random_groups(settings.grouping_seed, train.num_users, train.num_items, num_groups)
+        elif settings.grouping == "kmeans":
+            fixed = kmeans_groups(settings.grouping_seed, *teacher.representations, num_groups)
+        return Context(None if fixed is None else (jnp.asarray(fixed[0]), jnp.asarray(fixed[1])), teacher.dim)
 
-    def learned(
-        params: Params, entities: Entities, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """The assignment loss, and the likeliest groups of the batch's users and items."""
-        own = key if noise else None
-        loss, logits = assign(params, entities.users, entities.items, temperature(epoch), own)
-        return loss, jnp.split(jnp.argmax(logits, axis=-1), [len(entities.users.where)])
+    def init(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
+        return init_experts(key, student.dim, context.dim, num_groups) if context.group_ids is None else {}
 
-    def loss(
-        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
-        entities = batch.entities
-        if groups is None:
-            assignment, of_sides = learned(params, entities, key, epoch)
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        users, items = step.batch.entities.users, step.batch.entities.items
+        fixed = step.context.group_ids
+        if fixed is None:
+            key = step.key if settings.noise else None
+            assignment, logits = assign(step.params, users, items, temperature(step.epoch), key)
+            user_groups, item_groups = jnp.split(jnp.argmax(logits, axis=-1), [len(users.where)])
         else:
-            of_sides = [jnp.asarray(given)[getattr(entities, name).ids] for name, given in zip(SIDES, groups)]
-        student, teacher, where, _ = entities.together()
-        of_users, of_items = of_sides
-        both = jnp.concatenate([of_users, num_groups + of_items])
+            user_groups, item_groups = fixed[0][users.ids], fixed[1][items.ids]
+        student, teacher, where, _ = step.batch.entities.together()
+        groups = jnp.concatenate([user_groups, num_groups + item_groups])
         terms: Terms = {}
-        if levels != "group":
+        if settings.levels != "group":
             terms["entity"] = entity_level_loss(
                 student,
                 teacher,
-                both,
+                groups,
                 num_groups=2 * num_groups,
                 where=where,
-                pairs=pairs,
-                sides=(len(of_users), len(of_items)),
+                pairs=settings.pairs,
+                sides=(len(user_groups), len(item_groups)),
             )
-        if levels != "entity":
+        if settings.levels != "entity":
             terms["group"] = group_level_loss(
-                student, teacher, both, num_groups=2 * num_groups, where=where, group_level=group_level
+                student, teacher, groups, num_groups=2 * num_groups, where=where, group_level=settings.group_level
             )
-        total = alpha * sum(terms.values(), jnp.zeros(()))
-        if groups is None:
-            total += (1 - alpha) * assignment
+        total = settings.alpha * sum(terms.values(), jnp.zeros(()))
+        if fixed is None:
+            total += (1 - settings.alpha) * assignment
             terms["assignment"] = assignment
         return total, terms
 
-    return Distiller(init, loss)
+    return Distiller(init, loss, prepare=prepare)
 
 
-def _check_groups(groups: tuple[jax.Array, jax.Array], num_groups: int) -> None:
-    for name, given in zip(SIDES, groups, strict=True):
-        check_ints(f"groups of {name}", given, None)
-        if not jnp.all((0 <= given) & (given < num_groups)):
-            raise ValueError(f"groups of {name}: expected integers in [0, {num_groups})")
+def _check_groups(group_ids: Groups, num_groups: int, sizes: tuple[int, int]) -> None:
+    for side, ids, size in zip(("users", "items"), group_ids, sizes, strict=True):
+        check_ints(f"groups of {side}", ids, size)
+        if not jnp.all((0 <= ids) & (ids < num_groups)):
+            raise ValueError(f"groups of {side}: expected integers in [0, {num_groups})")

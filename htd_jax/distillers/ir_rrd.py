@@ -4,23 +4,21 @@ import dataclasses
 import math
 from typing import Annotated, ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
 from htd_jax.distillers.draws import Ranking, by_rank, of_rest, rank_users
 from htd_jax.distillers.rrd import Sample, rrd
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import relaxed_ranking_loss
-from htd_jax.models import Recommender
+from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class IRRRD:
+class IRRRD(Method):
     """RRD, and the same with users and items exchanged (Kang et al., Information Sciences'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
@@ -46,7 +44,7 @@ class IRRRD:
 
     label: ClassVar[str] = "IR-RRD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return ir_rrd(
             num_interesting=self.interesting,
             num_uninteresting=self.uninteresting,
@@ -130,20 +128,18 @@ def ir_rrd(
     def prepare(teacher: Teacher, train: Interactions) -> Rankings:
         return Rankings(of_users.prepare(teacher, train), rank_users(teacher, train, pool))
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Rankings, student: Recommender
-    ) -> Samples:
+    def refresh(start: EpochStart) -> Samples:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         for_users, for_interesting, for_rest = jax.random.split(key, 3)
         best = by_rank(for_interesting, teacher.items.pool[:, :reach], num_interesting_users, item_temperature)
         items = Sample(best, of_rest(for_rest, teacher.items, num_uninteresting_users))
         return Samples(of_users.refresh(params, None, for_users, epoch, teacher.users, student), items)
 
-    def loss(
-        params: Params, drawn: Samples, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         side = batch.entities.users
         value_of_users, terms = of_users.loss(
-            params, drawn.users, batch._replace(teacher=batch.teacher.users), key, epoch
+            params, drawn.users, batch._replace(teacher=step.context.users), key, epoch
         )
         num_items = len(drawn.items.interesting)
         of_batch = jnp.concatenate([drawn.users.interesting, drawn.users.uninteresting], axis=1)[side.ids]
@@ -165,4 +161,4 @@ def ir_rrd(
         )
         return value_of_users + item_weight * value, {**terms, "ir": value}
 
-    return Distiller(learns_nothing, loss, refresh, prepare, needs=("scores",))
+    return Distiller(no_params, loss, refresh, prepare, needs=("scores",))

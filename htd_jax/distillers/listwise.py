@@ -12,17 +12,17 @@ from annotated_types import Ge, Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions, seen_mask, was_seen
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing, sum_over_users
+from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, sum_over_users
 from htd_jax.distillers.draws import in_blocks
-from htd_jax.distillers.teacher import Lists, Teacher
 from htd_jax.losses import listed_loss, listwise_loss, log_partition
+from htd_jax.teacher import Lists, Teacher
 
 # What a teacher of lists alone leaves to the items that it does not list, unless it is said.
 REST = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Listwise:
+class Listwise(Method):
     """The teacher's softmax over all unseen items of a user, and the seen ones above (this project)."""
 
     weight: Annotated[float, Ge(0)] = 1.0
@@ -45,7 +45,7 @@ class Listwise:
 
     label: ClassVar[str] = "Listwise"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return listwise(
             temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,
@@ -128,10 +128,9 @@ def listwise(
             )
         return _of_scores(teacher, train, top, teacher_temperature, rest)
 
-    def loss(
-        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
-        known: Whole | Top = batch.teacher
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
+        known: Whole | Top = step.context
         side = batch.entities.users
         some, share = _some(key, side.ids, side.where, most_users)
 
@@ -156,7 +155,7 @@ def listwise(
         value = share * sum_over_users(batch, of_block, known.train.num_items, some)
         return value, {"listwise": value}
 
-    return Distiller(learns_nothing, loss, prepare=prepare, needs=("lists",))
+    return Distiller(no_params, loss, prepare=prepare, needs=("lists",))
 
 
 def _some(

@@ -10,16 +10,16 @@ from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Terms, concatenate
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Params, Shapes, Step, Terms, concatenate
 from htd_jax.distillers.draws import by_rank
 from htd_jax.distillers.experts import annealing, assign, init_experts, project
-from htd_jax.distillers.teacher import Representations, Teacher
 from htd_jax.losses import preference_loss
-from htd_jax.models import Recommender
+from htd_jax.models import Representations
+from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class PCKD:
+class PCKD(Method):
     """DE, whose experts are to leave preferences as they are (Zhu and Zhang, TKDE'25)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
@@ -42,7 +42,7 @@ class PCKD:
     label: ClassVar[str] = "PCKD"
     scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return pckd(
             num_experts=self.experts,
             alpha=self.alpha,
@@ -51,7 +51,7 @@ class PCKD:
             rank_temperature=self.rank_temperature,
             temperature=self.temperature,
             num_users=self.users,
-            epochs=run.epochs,
+            epochs=epochs,
         )
 
 
@@ -113,19 +113,19 @@ def pckd(
     def init(key: chex.PRNGKey, student: Shapes, teacher: Liked) -> Params:
         return init_experts(key, student.dim, teacher.representations.users.shape[1], num_experts)
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Liked, student: Recommender
-    ) -> jax.Array:
+    def refresh(start: EpochStart) -> jax.Array:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         return by_rank(key, teacher.pool, num_items, rank_temperature)
 
-    def preferences(params: Params, items: jax.Array, batch: Batch, key: chex.PRNGKey, heat: jax.Array) -> jax.Array:
+    def preferences(step: Step, key: chex.PRNGKey, heat: jax.Array) -> jax.Array:
+        params, items, batch = step.params, step.sampled, step.batch
         where = batch.triples.where[:num_users]
         users = batch.triples.users[:num_users]
         items = items[users]
         there = items >= 0
         ids = users, jnp.maximum(items, 0).ravel()
         student = jax.lax.stop_gradient(batch.represent(*ids))
-        teacher: Any = batch.teacher
+        teacher: Any = step.context
         tables = (table[chosen] for table, chosen in zip(teacher.representations, ids))
         projected = project(params, student, tuple(tables), heat, key)
         before, after = (
@@ -135,14 +135,13 @@ def pckd(
         value = preference_loss(after, before, temperature=temperature, where=where, items_where=there)
         return value * batch.triples.where.sum() / jnp.maximum(where.sum(), 1)
 
-    def loss(
-        params: Params, drawn: jax.Array, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         entities = batch.entities
         for_de, for_preferences = jax.random.split(key)
         items = concatenate(entities.positives, entities.negatives)
         value, _ = assign(params, entities.users, items, of_gates(epoch), for_de, item_weight=0.5)
-        consistency = preferences(params, drawn, batch, for_preferences, of_gates(epoch))
+        consistency = preferences(step, for_preferences, of_gates(epoch))
         return value + alpha * consistency, {"de": value, "preference": consistency}
 
     return Distiller(init, loss, refresh, prepare, needs=("representations", "lists"))

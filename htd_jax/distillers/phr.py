@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Shapes, Side, Terms
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms
 from htd_jax.distillers.layers import dense, init_dense, init_sides
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import hint_loss, personalised
+from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class PHR:
+class PHR(Method):
     """The teacher's representations, each through a projection of its own (Kang et al., KBS'22)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
@@ -26,7 +26,7 @@ class PHR:
 
     label: ClassVar[str] = "PHR"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return phr(width=self.width)
 
 
@@ -50,10 +50,9 @@ def phr(*, width: int = 16) -> Distiller:
     def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
         return init_sides(key, lambda key: _init_side(key, student.dim, teacher.dim, width))
 
-    def loss(
-        params: Params, drawn: Drawn, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
-        users, items = batch.entities.users.kept(), batch.entities.items.kept()
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
+        users, items = batch.entities.users.masked(), batch.entities.items.masked()
         value = _side_loss(params["users"], users) + _side_loss(params["items"], items)
         return value, {"phr": value}
 

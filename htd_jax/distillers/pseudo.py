@@ -7,13 +7,13 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, Run, none
-from htd_jax.distillers.teacher import Teacher
+from htd_jax.distillers.base import Distiller, Method, none
 from htd_jax.models import Labels
+from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class Pseudo:
+class Pseudo(Method):
     """The teacher's best unseen items of every user, as pairs of the student's own data (this project).
 
     For models that are solved for (`--model ials`), whose objective has a confidence for every pair.
@@ -25,9 +25,9 @@ class Pseudo:
     """How many items a user."""
 
     label: ClassVar[str] = "pseudo-labels"
-    solved: ClassVar[bool] = True
+    closed_form: ClassVar[bool] = True
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return pseudo(weight=self.weight, top=self.top)
 
 

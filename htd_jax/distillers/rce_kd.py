@@ -4,25 +4,23 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
 from htd_jax.distillers.draws import best_of, by_weight, in_blocks
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import rejuvenated_loss
-from htd_jax.models import Recommender
+from htd_jax.teacher import Teacher
 
 # The most of the teacher's items that add to an item's chance of being drawn, as in the authors' code.
 CAP = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class RCEKD:
+class RCEKD(Method):
     """Cross-entropies to the teacher over the student's best items, and around the teacher's best (RCE-KD, 2025)."""
 
     weight: Annotated[float, Ge(0)] = 500.0
@@ -44,7 +42,7 @@ class RCEKD:
 
     label: ClassVar[str] = "RCE-KD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return rce_kd(
             num_best=self.best,
             num_sampled=self.sampled,
@@ -148,9 +146,8 @@ def rce_kd(
             floor = jnp.where(there.any(1), floor, 0)
         return Known(items[:, :num_best], None, items, jnp.where(there, worth, 0), floor)
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Known, student: Recommender
-    ) -> Sample:
+    def refresh(start: EpochStart) -> Sample:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         num_users, num_items = student.num_users, student.num_items
 
         def of_block(users: jax.Array) -> Sample:
@@ -171,9 +168,8 @@ def rce_kd(
         sample: Sample = in_blocks(of_block, num_users, num_items)
         return sample
 
-    def loss(
-        params: Params, drawn: Sample, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         users = batch.entities.users
         own: Sample = jax.tree.map(lambda of_all: of_all[users.ids], drawn)
         items = jnp.concatenate([own.best, own.others], axis=1)
@@ -193,7 +189,7 @@ def rce_kd(
         )
         return value, {"rce-kd": value}
 
-    return Distiller(learns_nothing, loss, refresh, prepare, needs=("lists",))
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))
 
 
 @jax.jit(static_argnames="k")

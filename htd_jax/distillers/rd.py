@@ -3,22 +3,20 @@
 import dataclasses
 from typing import Annotated, ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
 from htd_jax.distillers.draws import of_unseen
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import discrepancy_weights, position_weights, weighted_log_loss
-from htd_jax.models import Recommender
+from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class RD:
+class RD(Method):
     """The teacher's few best unseen items, as if they had been seen (Tang and Wang, KDD'18)."""
 
     weight: Annotated[float, Ge(0)] = 1.0
@@ -36,7 +34,7 @@ class RD:
 
     label: ClassVar[str] = "RD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return rd(
             num_items=self.items,
             decay=self.decay,
@@ -89,22 +87,20 @@ def rd(
     def prepare(teacher: Teacher, train: Interactions) -> Best:
         return Best(train, teacher.top(train, num_items))
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Best, student: Recommender
-    ) -> jax.Array:
+    def refresh(start: EpochStart) -> jax.Array:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         return of_unseen(key, teacher.train, num_samples)
 
-    def loss(
-        params: Params, drawn: jax.Array, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         users = batch.entities.users
-        items, samples = batch.teacher.items[users.ids], drawn[users.ids]
+        items, samples = step.context.items[users.ids], drawn[users.ids]
         scores = batch.score(users.ids[:, None], jnp.maximum(items, 0))
         sampled = jax.lax.stop_gradient(batch.score(users.ids[:, None], jnp.maximum(samples, 0)))
-        behind = discrepancy_weights(scores, sampled, num_items=batch.teacher.train.num_items, sharpness=sharpness)
+        behind = discrepancy_weights(scores, sampled, num_items=step.context.train.num_items, sharpness=sharpness)
         by_place = position_weights(num_items, decay)[None, : items.shape[1]]
         weights = by_place * jnp.where(epoch >= start, behind, 1)
         value = weighted_log_loss(scores, weights.astype(scores.dtype), where=users.where, items_where=items >= 0)
         return value, {"rd": value}
 
-    return Distiller(learns_nothing, loss, refresh, prepare, needs=("lists",))
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))

@@ -3,25 +3,23 @@
 import dataclasses
 from typing import Annotated, ClassVar, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
 from htd_jax.distillers.draws import Ranking, by_rank, of_rest, rank_unseen
-from htd_jax.distillers.teacher import Teacher
 from htd_jax.losses import relaxed_ranking_loss
 from htd_jax.losses.checks import check_choice
-from htd_jax.models import Recommender
+from htd_jax.teacher import Teacher
 
 CHOICES = ("drawn", "top")
 
 
 @dataclasses.dataclass(frozen=True)
-class RRD:
+class RRD(Method):
     """The order of the teacher's best unseen items, above the rest (Kang et al., CIKM'20)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
@@ -39,7 +37,7 @@ class RRD:
 
     label: ClassVar[str] = "RRD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return rrd(
             num_interesting=self.interesting,
             num_uninteresting=self.uninteresting,
@@ -98,9 +96,8 @@ def rrd(
     def prepare(teacher: Teacher, train: Interactions) -> Ranking:
         return rank_unseen(teacher, train, pool)
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: Ranking, student: Recommender
-    ) -> Sample:
+    def refresh(start: EpochStart) -> Sample:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         for_interesting, for_rest = jax.random.split(key)
         if choice == "top":
             interesting = teacher.pool[:, :num_interesting]
@@ -108,9 +105,8 @@ def rrd(
             interesting = by_rank(for_interesting, teacher.pool, num_interesting, temperature)
         return Sample(interesting, of_rest(for_rest, teacher, num_uninteresting))
 
-    def loss(
-        params: Params, drawn: Sample, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         users = batch.entities.users
         of_users = jax.tree.map(lambda items: items[users.ids], drawn)
         items = jnp.concatenate([of_users.interesting, of_users.uninteresting], axis=1)
@@ -125,4 +121,4 @@ def rrd(
         )
         return value, {"rrd": value}
 
-    return Distiller(learns_nothing, loss, refresh, prepare, needs=("lists",))
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))

@@ -8,19 +8,19 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.distillers.base import Distiller, Run, none
+from htd_jax.distillers.base import Distiller, Method, none
 from htd_jax.losses.checks import check_dtype, check_floats
 from htd_jax.ops.products import dot
 
 
 @dataclasses.dataclass(frozen=True)
-class SVD:
+class SVD(Method):
     """No training: the best factors of the teacher's scores (Eckart and Young, 1936)."""
 
     label: ClassVar[str] = "SVD of the teacher"
-    trained: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return none()
 
 

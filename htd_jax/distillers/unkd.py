@@ -4,22 +4,20 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Batch, Distiller, Drawn, Params, Run, Terms, learns_nothing
+from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
 from htd_jax.distillers.draws import pairs_by_rank
-from htd_jax.distillers.teacher import Lists, Teacher
 from htd_jax.losses import pair_loss
-from htd_jax.models import Recommender
+from htd_jax.teacher import Lists, Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class UnKD:
+class UnKD(Method):
     """The teacher's order among items of like popularity (Chen et al., WSDM'23)."""
 
     weight: Annotated[float, Ge(0)] = 1.0
@@ -35,7 +33,7 @@ class UnKD:
 
     label: ClassVar[str] = "UnKD"
 
-    def make(self, run: Run) -> Distiller:
+    def make(self, epochs: int) -> Distiller:
         return unkd(num_groups=self.groups, num_pairs=self.pairs, temperature=self.temperature, pool=self.pool)
 
 
@@ -79,17 +77,15 @@ def unkd(*, num_groups: int = 2, num_pairs: int = 15, temperature: float = 20.0,
     def prepare(teacher: Teacher, train: Interactions) -> jax.Array:
         return best_of_groups(teacher, train, popularity_groups(train, num_groups), num_groups, pool)
 
-    def refresh(
-        params: Params, drawn: Drawn, key: chex.PRNGKey, epoch: jax.Array, teacher: jax.Array, student: Recommender
-    ) -> Pairs:
+    def refresh(start: EpochStart) -> Pairs:
+        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
         places = pairs_by_rank(key, jnp.sum(teacher >= 0, axis=2), num_pairs, temperature)
         items = (jnp.take_along_axis(teacher, jnp.maximum(place, 0), axis=2) for place in places)
         there = places[0] >= 0
         return Pairs(*(jnp.where(there, own, -1).reshape(len(own), -1) for own in items))
 
-    def loss(
-        params: Params, drawn: Pairs, batch: Batch, key: chex.PRNGKey, epoch: jax.Array
-    ) -> tuple[jax.Array, Terms]:
+    def loss(step: Step) -> tuple[jax.Array, Terms]:
+        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
         users = batch.entities.users
         of_users = jax.tree.map(lambda items: items[users.ids], drawn)
         items = jnp.concatenate([of_users.better, of_users.worse], axis=1)
@@ -97,7 +93,7 @@ def unkd(*, num_groups: int = 2, num_pairs: int = 15, temperature: float = 20.0,
         value = pair_loss(better, worse, where=users.where, pairs_where=of_users.better >= 0)
         return value, {"unkd": value}
 
-    return Distiller(learns_nothing, loss, refresh, prepare, needs=("lists",))
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))
 
 
 def popularity_groups(train: Interactions, num_groups: int) -> jax.Array:

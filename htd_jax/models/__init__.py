@@ -4,7 +4,6 @@ A model is one file: the module, and its settings, which a line here makes known
 """
 
 from htd_jax.models.base import (
-    USUAL_EPOCHS,
     InnerProduct,
     Labels,
     MakeModel,
@@ -12,7 +11,6 @@ from htd_jax.models.base import (
     ModelSettings,
     Recommender,
     Solver,
-    usual_epochs,
     with_tables,
 )
 from htd_jax.models.bpr import BPR, BPRSettings
@@ -20,19 +18,19 @@ from htd_jax.models.ials import IALSSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
 from htd_jax.models.listed import Listed, listed, popularity
 from htd_jax.models.neumf import NeuMF, NeuMFSettings
+from htd_jax.models.representations import Representations, ScoreAll, model_scores, represent_all
 from htd_jax.settings import Registry
 
 MODELS = Registry(
     "model",
     {"bpr": BPRSettings, "neumf": NeuMFSettings, "lightgcn": LightGCNSettings, "ials": IALSSettings},
-    function="build",
+    base=ModelSettings,
 )
 register = MODELS.register
 
 __all__ = [
     "BPR",
     "MODELS",
-    "USUAL_EPOCHS",
     "BPRSettings",
     "IALSSettings",
     "InnerProduct",
@@ -46,11 +44,14 @@ __all__ = [
     "NeuMF",
     "NeuMFSettings",
     "Recommender",
+    "Representations",
+    "ScoreAll",
     "Solver",
     "listed",
     "make_graph",
+    "model_scores",
     "popularity",
     "register",
-    "usual_epochs",
+    "represent_all",
     "with_tables",
 ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -27,6 +27,9 @@ class Recommender(nn.Module):
     Attributes:
       num_users, num_items: how many there are.
     """
+
+    # Whether a pair's score is the product of its two representations.
+    inner_product: ClassVar[bool] = False
 
     num_users: int
     num_items: int
@@ -73,16 +76,6 @@ def with_tables(model: Recommender) -> Recommender:
 MakeModel = Callable[[Interactions], Recommender]
 
 
-# Passes over the training pairs, unless a model has a number of its own.
-USUAL_EPOCHS = 101
-
-
-def usual_epochs(settings: Any) -> int:
-    """How many a model of these settings, or of this class of them, usually takes."""
-    epochs: int = getattr(settings, "epochs", USUAL_EPOCHS)
-    return epochs
-
-
 class Labels(NamedTuple):
     """Pairs that nobody has seen, to be learned as if they had been.
 
@@ -108,23 +101,35 @@ class Solver(NamedTuple):
     sweep: Callable[[Any, Any], tuple[Any, jax.Array]]
 
 
-class ModelSettings(Protocol):
-    """What the registry holds of a base model: a frozen dataclass of its settings, and how a module is made of them.
+class ModelSettings:
+    """Settings of a base model, from which its module is made. A subclass is a frozen dataclass.
 
     Attributes:
-      teacher_dim: the width that its teachers usually have.
-      label: its name for people.
-
-    Two more are optional: `epochs`, how many it usually takes, if not `USUAL_EPOCHS`; and `solver() -> Solver` of a
-    model that is solved for.
+      module: the class of its modules.
+      label: the name shown to people; the class's name by default.
+      teacher_dim: the default width of its teachers; a student's is a tenth of it.
+      epochs: the default number of epochs under the model's own loss.
+      closed_form: True for a model that is fitted in closed form, see `solver`.
     """
 
-    teacher_dim: ClassVar[int]
-    label: ClassVar[str]
+    module: ClassVar[type[Recommender]]
+    label: ClassVar[str] = ""
+    teacher_dim: ClassVar[int] = 200
+    epochs: ClassVar[int] = 101
+    closed_form: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "label" not in cls.__dict__:
+            cls.label = cls.__name__.removesuffix("Settings")
 
     def build(self, train: Interactions, dim: int) -> Recommender:
-        """The module of width `dim` for these interactions."""
-        ...
+        """Returns the module of width `dim` for these interactions."""
+        raise NotImplementedError
+
+    def solver(self) -> Solver:
+        """Returns the solver of a model that is fitted in closed form."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +144,8 @@ class ModelOf:
         model = self.settings.build(train, self.dim)
         if self.precision == "float32":
             return model
-        if not hasattr(model, "precision"):
-            raise UserError(f"{self.settings.label}'s rows can be in no precision but float32")
+        if not model.inner_product:
+            raise UserError(f"`precision` must be float32: scores of {self.settings.label} are not inner products")
         return model.clone(precision=self.precision)
 
 
@@ -154,6 +159,7 @@ class InnerProduct(Recommender):
       precision: of its rows, see `htd_jax.ops.precision`.
     """
 
+    inner_product: ClassVar[bool] = True
     precision = "float32"
 
     def keep(self, users: jax.Array, items: jax.Array) -> None:

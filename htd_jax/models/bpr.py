@@ -6,7 +6,7 @@ from typing import ClassVar
 import flax.linen as nn
 
 from htd_jax.data import Interactions
-from htd_jax.models.base import InnerProduct
+from htd_jax.models.base import InnerProduct, ModelSettings, Recommender
 
 
 class BPR(InnerProduct):
@@ -23,10 +23,10 @@ class BPR(InnerProduct):
 
 
 @dataclasses.dataclass(frozen=True)
-class BPRSettings:
+class BPRSettings(ModelSettings):
     """Matrix factorisation (Rendle et al., UAI'09)."""
 
-    teacher_dim: ClassVar[int] = 200
+    module: ClassVar[type[Recommender]] = BPR
     label: ClassVar[str] = "BPR"
 
     def build(self, train: Interactions, dim: int) -> BPR:

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.models.base import Labels, Solver
+from htd_jax.models.base import Labels, ModelSettings, Recommender, Solver
 from htd_jax.models.bpr import BPR
 from htd_jax.ops.als import Rows, in_rows, solve_rows
 
@@ -30,7 +30,7 @@ class Known:
 
 
 @dataclasses.dataclass(frozen=True)
-class IALSSettings:
+class IALSSettings(ModelSettings):
     """Implicit alternating least squares (Hu et al., ICDM'08; Rendle et al., RecSys'22)."""
 
     alpha: Annotated[float, Gt(1)] = 80.0
@@ -42,9 +42,10 @@ class IALSSettings:
     steps: Annotated[int, Ge(0)] = 3
     """Of conjugate gradients, a row and a sweep; 0 solves exactly."""
 
-    teacher_dim: ClassVar[int] = 200
+    module: ClassVar[type[Recommender]] = BPR
     label: ClassVar[str] = "iALS"
     epochs: ClassVar[int] = 15
+    closed_form: ClassVar[bool] = True
 
     def build(self, train: Interactions, dim: int) -> BPR:
         return BPR(train.num_users, train.num_items, dim)  # two tables, which are all that the two have in common

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from annotated_types import Ge
 
 from htd_jax.data import Interactions
-from htd_jax.models.base import InnerProduct
+from htd_jax.models.base import InnerProduct, ModelSettings, Recommender
 
 # Neighbours a row. Rows of one length are summed in one loop over all of them, on every core and without a scatter: at
 # 200 dimensions twice as fast as to add up one interaction after the other.
@@ -65,13 +65,13 @@ class LightGCN(InnerProduct):
 
 
 @dataclasses.dataclass(frozen=True)
-class LightGCNSettings:
+class LightGCNSettings(ModelSettings):
     """Vectors averaged along the graph (He et al., SIGIR'20)."""
 
     layers: Annotated[int, Ge(0)] = 1
     """How often neighbours are averaged. The published figures were measured with one."""
 
-    teacher_dim: ClassVar[int] = 200
+    module: ClassVar[type[Recommender]] = LightGCN
     label: ClassVar[str] = "LightGCN"
 
     def build(self, train: Interactions, dim: int) -> LightGCN:

@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from htd_jax.data import Interactions
 from htd_jax.losses import bce_loss
-from htd_jax.models.base import Recommender
+from htd_jax.models.base import ModelSettings, Recommender
 from htd_jax.ops.products import dot
 
 # How many units of the tower `score_all` holds at once: as many as a cache does.
@@ -110,13 +110,14 @@ def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class NeuMFSettings:
+class NeuMFSettings(ModelSettings):
     """A product and a small network side by side (He et al., WWW'17)."""
 
     layers: Annotated[int, Ge(1)] = 1
     """Hidden layers of the network. The published figures were measured with one."""
 
     teacher_dim: ClassVar[int] = 250
+    module: ClassVar[type[Recommender]] = NeuMF
     label: ClassVar[str] = "NeuMF"
 
     def build(self, train: Interactions, dim: int) -> NeuMF:

@@ -1,12 +1,11 @@
-"""One phase from its first epoch, or its last checkpoint, to its end."""
+"""The loop over a phase's epochs: training, evaluation, early stopping, checkpoints."""
 
 import contextlib
 import dataclasses
-import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -14,26 +13,26 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Split
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 from htd_jax.models import MakeModel
 from htd_jax.training.checkpoint import Checkpoints
-from htd_jax.training.many import hold
-from htd_jax.training.step import AnyTeacher, Prepared, Trainer, TrainState
+from htd_jax.training.step import AnyTeacher, Trainer, TrainState, compile_epoch
 
-# Seconds after which a checkpoint is written: the most that a kill can lose, and an epoch.
+# The time between two checkpoints: a kill loses at most this and an epoch.
 CHECKPOINT_SECONDS = 20
 
 Record = dict[str, Any]
+Evaluate = Callable[[MakeModel, Any], dict[str, dict[str, jax.Array]]]
 
 
 class Progress(NamedTuple):
-    """What a phase tells its caller after every epoch.
+    """The argument of a callback, after every epoch.
 
     Attributes:
-      epoch: the epoch just done, from 0.
-      terms: the loss and its parts, means over the epoch's batches.
-      seconds: of this epoch's training.
-      records: one for every evaluation so far.
+      epoch: the number of the epoch just finished, from 0.
+      terms: the loss and its terms, averaged over the epoch's batches.
+      seconds: the training time of this epoch.
+      records: one record per evaluation so far.
     """
 
     epoch: int
@@ -43,11 +42,11 @@ class Progress(NamedTuple):
 
 
 class EarlyStopping(NamedTuple):
-    """Stops a phase, and goes back to its best epoch.
+    """Stops a phase, and restores its best epoch.
 
     Attributes:
-      metric: of validation, higher is better, by which the best epoch is chosen: `recall@10`.
-      patience: the phase ends once this many epochs have passed since the best one.
+      metric: the validation metric, higher is better, that selects the best epoch: `recall@10`.
+      patience: the phase ends when this many epochs have passed since the best one.
     """
 
     metric: str
@@ -55,50 +54,30 @@ class EarlyStopping(NamedTuple):
 
 
 class PhaseResult(NamedTuple):
-    """Where a phase ended.
+    """The end of a phase.
 
     Attributes:
-      variables: the model's, at the last epoch or, with early stopping, at the best.
-      records: one for every evaluation.
-      seconds: of training, of every epoch.
-      chosen: the record of the epoch that `variables` are of.
+      variables: the model's variables at the last epoch or, with early stopping, at the best.
+      records: one record per evaluation.
+      seconds: the training time of every epoch.
+      chosen: the record of the epoch that `variables` are from.
+      distiller: the method's own parameters at the last epoch.
     """
 
     variables: Any
     records: list[Record]
     seconds: list[float]
     chosen: Record
+    distiller: Any
 
 
 class Diverged(UserError):
-    """A training whose loss is no longer a number."""
-
-
-class Phase(NamedTuple):
-    """What a phase has of its own among those that are trained together.
-
-    Attributes:
-      key: of everything random.
-      teacher: whatever there is of one, see `Teacher.of`. One that phases share is held once.
-      checkpoints: none are written without.
-      settings: what made this phase, as JSON.
-      start: the model's variables to begin with, instead of random ones.
-      on_epoch: told of every epoch.
-      training: what it is called where it went wrong.
-    """
-
-    key: chex.PRNGKey
-    teacher: AnyTeacher = None
-    checkpoints: Checkpoints | None = None
-    settings: dict[str, Any] | None = None
-    start: Any = None
-    on_epoch: Callable[[Progress], None] = lambda progress: None
-    training: str = "the training"
+    """The loss of a phase is not finite."""
 
 
 def run_phase(
     trainer: Trainer,
-    evaluate: Callable[[Any], dict[str, dict[str, jax.Array]]],
+    evaluate: Evaluate,
     split: Split,
     teacher: AnyTeacher,
     key: chex.PRNGKey,
@@ -109,217 +88,112 @@ def run_phase(
     settings: dict[str, Any] | None = None,
     early_stopping: EarlyStopping | None = None,
     start: Any = None,
-    evaluate_beside: Callable[[MakeModel, Any], dict[str, dict[str, jax.Array]]] | None = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> PhaseResult:
-    """Trains for at most `epochs` epochs and evaluates at epoch 0, every `eval_every`-th and the last.
+    """Trains for at most `epochs` epochs; evaluates at epoch 0, every `eval_every`-th epoch and the last.
 
-    A record is `{"epoch", "terms", "valid", "test", "seconds", "peak_memory"}`, `seconds` the training time of that
-    epoch without compilation, the last in bytes, see `peak_memory`. With no epochs at all, the one record is of the
-    model as it starts. A checkpoint is written every `CHECKPOINT_SECONDS` and at the end. If `checkpoints` holds a step
-    made under the same `settings`, the phase goes on from there, and ends with the same bits; one that ended after
-    fewer epochs goes on to `epochs`.
+    A record is `{"epoch", "terms", "valid", "test", "seconds", "peak_memory"}`: `seconds` is the training time of that
+    epoch without compilation, `peak_memory` is in bytes, see `peak_memory`. If the trainer has a second model, a record
+    also holds its `{"valid", "test"}` as `second_model`. With no epochs, the one record evaluates the initial model.
 
-    Args:
-      teacher: whatever there is of one, see `Teacher.of`.
-      checkpoints: none are written without.
-      settings: what made this phase, as JSON.
-      start: the model's variables to begin with, instead of random ones.
-      evaluate_beside: of any model, the one that learns beside the student, if there is one: every record then holds
-        its `{"valid", "test"}` under `beside`.
-
-    Raises:
-      UserError: the checkpoints were made under other settings, or hold more epochs; or the teacher lacks what the
-        method needs.
-      Diverged: the loss is no longer a number.
-    """
-    (result,) = run_phases(
-        trainer,
-        evaluate,
-        split,
-        [Phase(key, teacher, checkpoints, settings, start, on_epoch)],
-        epochs=epochs,
-        eval_every=eval_every,
-        early_stopping=early_stopping,
-        evaluate_beside=evaluate_beside,
-    )
-    return result
-
-
-def run_phases(
-    trainer: Trainer,
-    evaluate: Callable[[Any], dict[str, dict[str, jax.Array]]],
-    split: Split,
-    phases: Sequence[Phase],
-    *,
-    epochs: int,
-    eval_every: int,
-    early_stopping: EarlyStopping | None = None,
-    evaluate_beside: Callable[[MakeModel, Any], dict[str, dict[str, jax.Array]]] | None = None,
-) -> list[PhaseResult]:
-    """Trains phases that differ in key, teacher and start alone, as one program, see `hold`.
-
-    Each comes to what `run_phase` would bring it to, and leaves the same records and checkpoints; so either takes up
-    what the other has begun. A phase that is finished, or stopped early, stands still while the others go on, and each
-    goes on from where it is, however far the others are. An epoch's `seconds` are its share of the time of all.
+    A checkpoint is written every `CHECKPOINT_SECONDS` and at the end. If `checkpoints` holds a step written under the
+    same `settings`, the phase resumes there and ends with the same bits; a phase that ended after fewer epochs
+    continues to `epochs`.
 
     Args:
-      phases: where what is prepared of their teachers differs in shape, they are trained one after another.
+      trainer: the computation.
+      evaluate: `(make_model, variables) -> {"valid": metrics, "test": metrics}`.
+      split: the data.
+      teacher: a teacher in any form, see `Teacher.of`.
+      key: the random key of the phase.
+      epochs: the number of epochs, at least 0.
+      eval_every: the number of epochs between evaluations.
+      checkpoints: where checkpoints are written; none are if None.
+      settings: the settings of the phase, as JSON.
+      early_stopping: when to stop; None to train all epochs and keep the last.
+      start: the initial variables of the model; random if None.
+      on_epoch: a callback, called after every epoch.
 
     Raises:
-      UserError, Diverged: see `run_phase`; the checkpoints of all phases stay as they are.
+      UserError: if the checkpoints were written under other settings, or hold more epochs; or if the teacher lacks what
+        the method needs.
+      Diverged: if the loss is not finite.
     """
-    knowns = _prepared(trainer, split, phases)
-    if any(_shape(known) != _shape(knowns[0]) for known in knowns):  # a solver's rows are as long as its labels say
-        alone = functools.partial(
-            run_phases,
-            trainer,
-            evaluate,
-            split,
-            epochs=epochs,
-            eval_every=eval_every,
-            early_stopping=early_stopping,
-            evaluate_beside=evaluate_beside,
-        )
-        return [alone([phase._replace(teacher=known)])[0] for phase, known in zip(phases, knowns)]
-    begun = [_begin(trainer, split, *each, epochs, early_stopping) for each in zip(phases, knowns)]
-    runs, states = [run for run, _ in begun], [state for _, state in begun]
-    del begun
-
-    def measure(params: Any, known: Prepared) -> dict[str, Any]:
-        metrics: dict[str, Any] = {**evaluate(params["model"])}
-        if trainer.beside and evaluate_beside:
-            metrics["beside"] = evaluate_beside(*trainer.beside(params["distiller"], known.known))
-        numbers: dict[str, Any] = jax.tree.map(float, metrics)
-        return numbers
-
-    def note(
-        run: _Running, terms: dict[str, float], seconds: float, state: Callable[[], TrainState], number: int
-    ) -> None:
-        """What follows an epoch."""
-        epoch = len(run.seconds)
-        run.seconds.append(seconds)
-        if not math.isfinite(terms["loss"]):
-            raise Diverged(
-                f"{run.phase.training} diverged in epoch {epoch}: its loss is {terms['loss']}; lower --learning-rate"
-            )
-        run.finished = epoch == epochs - 1
-        if run.finished or epoch % eval_every == 0:
-            params = state().params
-            cost = {"seconds": seconds, "peak_memory": peak_memory()}
-            run.records.append({"epoch": epoch, "terms": terms, **measure(params, knowns[number]), **cost})
-            if early_stopping and choose(run.records, early_stopping)["epoch"] == epoch:
-                run.best = jax.tree.map(jnp.copy, params["model"])
-            run.finished = is_finished(run.records, len(run.seconds), epochs, early_stopping)
-        if run.finished or time.monotonic() - run.saved > CHECKPOINT_SECONDS:
-            run.save(state())
-        run.phase.on_epoch(Progress(epoch, terms, seconds, run.records))
-
-    numbers = [number for number, run in enumerate(runs) if not run.finished]
-    ends = {number: run.kept(states[number]) for number, run in enumerate(runs) if run.finished}
-    for number in ends:
-        if not epochs and not runs[number].records:
-            metrics = jax.tree.map(float, evaluate(ends[number]))
-            runs[number].records.append(
-                {"epoch": 0, "terms": {}, **metrics, "seconds": 0.0, "peak_memory": peak_memory()}
-            )
-            runs[number].save(states[number])
-    if numbers:
-        states = [states[number] for number in numbers]
-        keys, their_knowns = [runs[number].key for number in numbers], [knowns[number] for number in numbers]
-        held = hold(trainer, split.train, states, keys, their_knowns)
-        for number in numbers:  # compiled by now
-            runs[number].saved = time.monotonic()
-    while any(goes := [not runs[number].finished for number in numbers]):
-        start = time.perf_counter()
-        terms_of_all = jax.block_until_ready(held.advance(goes))
-        seconds = (time.perf_counter() - start) / sum(goes)
-        for place, (number, terms) in enumerate(zip(numbers, terms_of_all)):
-            if terms is not None:
-                state = functools.partial(held.state, place)
-                note(runs[number], {name: float(x) for name, x in terms.items()}, seconds, state, number)
-    ends |= {number: runs[number].kept(held.state(place)) for place, number in enumerate(numbers)}
-    return [
-        PhaseResult(ends[number], run.records, run.seconds, choose(run.records, early_stopping))
-        for number, run in enumerate(runs)
-    ]
-
-
-@dataclasses.dataclass
-class _Running:
-    """How far a phase is; beside its state, all that a checkpoint holds.
-
-    Attributes:
-      key: of its epochs.
-      best: the model's variables at the best epoch so far, `{}` without early stopping.
-      saved: when it was last, on the clock that only rises.
-    """
-
-    phase: Phase
-    key: chex.PRNGKey
-    best: Any
-    records: list[Record] = dataclasses.field(default_factory=list)
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    finished: bool = False
-    saved: float = 0.0
-
-    def save(self, state: TrainState) -> None:
-        """Writes a checkpoint, if there is a place for it."""
-        if self.phase.checkpoints:
-            history = {
-                "settings": self.phase.settings,
-                "records": self.records,
-                "seconds": self.seconds,
-                "finished": self.finished,
-            }
-            self.phase.checkpoints.save(len(self.seconds), {"train": state, "best": self.best}, history)
-            self.saved = time.monotonic()
-
-    def kept(self, state: TrainState) -> Any:
-        """The variables that count."""
-        return self.best or state.params["model"]
-
-
-def _prepared(trainer: Trainer, split: Split, phases: Sequence[Phase]) -> list[Prepared]:
-    """What is known of every phase's teacher; of one that phases share, once."""
-    found: dict[int, Prepared] = {}
-    for phase in phases:
-        if id(phase.teacher) not in found:
-            found[id(phase.teacher)] = trainer.prepare(split.train, phase.teacher)
-    return [found[id(phase.teacher)] for phase in phases]
-
-
-def _shape(tree: Any) -> Any:
-    """What trees that can be stacked have in common."""
-    return jax.tree.structure(tree), [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
-
-
-def _begin(
-    trainer: Trainer, split: Split, phase: Phase, known: Prepared, epochs: int, early_stopping: EarlyStopping | None
-) -> tuple[_Running, TrainState]:
-    """A phase at its start, or at its last checkpoint."""
-    init_key, epochs_key = jax.random.split(phase.key)
-    state = trainer.init(init_key, split.train, known)
-    if phase.start is not None:
-        state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, phase.start)})
-    best = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
-    run = _Running(phase, epochs_key, best)
-    checkpoints = phase.checkpoints
+    guidance = trainer.guide(split.train, teacher)
+    init_key, epochs_key = jax.random.split(key)
+    state = trainer.init(init_key, split.train, guidance)
+    if start is not None:
+        state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, start)})
+    best: Any = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
+    records: list[Record] = []
+    seconds: list[float] = []
     if checkpoints and checkpoints.latest is not None:
         history = checkpoints.history()
-        if history["settings"] != phase.settings:
-            raise UserError(f"{checkpoints.folder}: made by other settings; name another run folder or delete this one")
-        run.records, run.seconds = history["records"], history["seconds"]
-        if len(run.seconds) > epochs:
-            raise UserError(f"{checkpoints.folder}: has {len(run.seconds)} epochs done, more than {epochs}")
-        found = checkpoints.state({"train": state, "best": best})
-        state, run.best = found["train"], found["best"]
-    run.finished = is_finished(run.records, len(run.seconds), epochs, early_stopping)
-    return run, state
+        _check_settings(checkpoints, history["settings"], settings)
+        records, seconds = history["records"], history["seconds"]
+        if len(seconds) > epochs:
+            raise UserError(f"{shown(checkpoints.folder)}: holds {len(seconds)} epochs, more than {epochs}")
+        restored = checkpoints.state({"train": state, "best": best})
+        state, best = restored["train"], restored["best"]
+
+    def measure(state: TrainState) -> dict[str, Any]:
+        metrics: dict[str, Any] = {**evaluate(trainer.make_model, state.params["model"])}
+        if trainer.second_model:
+            metrics["second_model"] = evaluate(*trainer.second_model(state.params["distiller"], guidance.context))
+        return {**jax.tree.map(float, metrics), "peak_memory": peak_memory()}
+
+    def save(finished: bool) -> float:
+        if checkpoints:
+            history = {"settings": settings, "records": records, "seconds": seconds, "finished": finished}
+            checkpoints.save(len(seconds), {"train": state, "best": best}, history)
+        return time.monotonic()
+
+    finished = is_finished(records, len(seconds), epochs, early_stopping)
+    if not epochs and not records:
+        records.append({"epoch": 0, "terms": {}, **measure(state), "seconds": 0.0})
+        save(finished)
+    if not finished:
+        train_epoch = compile_epoch(trainer, state, epochs_key, split.train, guidance)  # before the clock starts
+    saved = time.monotonic()
+    while not finished:
+        started = time.perf_counter()
+        state, terms = jax.block_until_ready(train_epoch(state, epochs_key, split.train, guidance))
+        seconds.append(time.perf_counter() - started)
+        terms = {name: float(term) for name, term in terms.items()}
+        epoch = len(seconds) - 1
+        if not math.isfinite(terms["loss"]):
+            raise Diverged(
+                f"the training diverged in epoch {epoch}: its loss is {terms['loss']}; lower `learning_rate`"
+            )
+        finished = epoch == epochs - 1
+        if finished or epoch % eval_every == 0:
+            records.append({"epoch": epoch, "terms": terms, **measure(state), "seconds": seconds[-1]})
+            if early_stopping and choose(records, early_stopping)["epoch"] == epoch:
+                best = jax.tree.map(jnp.copy, state.params["model"])
+            finished = is_finished(records, len(seconds), epochs, early_stopping)
+        if finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            saved = save(finished)
+        on_epoch(Progress(epoch, terms, seconds[-1], records))
+    variables = best or state.params["model"]
+    return PhaseResult(variables, records, seconds, choose(records, early_stopping), state.params["distiller"])
+
+
+def _check_settings(checkpoints: Checkpoints, found: Any, settings: dict[str, Any] | None) -> None:
+    """Raises UserError if checkpoints were written under other settings."""
+    if found == settings:
+        return
+    folder = shown(checkpoints.folder)
+    was, now = (x.get("format") if isinstance(x, dict) else None for x in (found, settings))
+    if was != now:
+        raise UserError(
+            f"{folder}: written by another version of htd-jax (format {was}, not {now}); resume it with that version, "
+            "or name another run folder"
+        )
+    raise UserError(f"{folder}: made with other settings; name another run folder or delete this one")
 
 
 def peak_memory() -> int | None:
-    """The most bytes that were in use so far: of the first device, or where that is the processor, of this process."""
+    """Returns the most bytes in use so far: by the first device or, if that is the processor, by this process."""
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
@@ -332,19 +206,19 @@ def peak_memory() -> int | None:
 
 
 def is_finished(records: list[Record], done: int, epochs: int, early_stopping: EarlyStopping | None) -> bool:
-    """Whether all of `epochs` are done, or the last evaluation lies `patience` of them behind the best one."""
+    """Returns whether all of `epochs` are done, or the last evaluation is `patience` epochs behind the best one."""
     if done >= epochs or not early_stopping or not records:
         return done >= epochs
     return bool(records[-1]["epoch"] - choose(records, early_stopping)["epoch"] >= early_stopping.patience)
 
 
 def choose(records: list[Record], early_stopping: EarlyStopping | None) -> Record:
-    """The record of the epoch whose model counts: the last, or the first of the best."""
+    """Returns the record of the epoch whose model is kept: the last, or with early stopping the first of the best."""
     if early_stopping is None:
         return records[-1]
     return best_record(records, early_stopping.metric)
 
 
 def best_record(records: list[Record], metric: str) -> Record:
-    """The first of the records that are best by a metric of validation."""
+    """Returns the first of the records with the best value of a validation metric."""
     return max(records, key=lambda record: record["valid"][metric])

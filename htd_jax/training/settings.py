@@ -1,4 +1,4 @@
-"""How a phase is trained."""
+"""Settings of training, and their resolution."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,79 +7,102 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from htd_jax.data import Interactions
+from htd_jax.errors import UserError
 
 Loss = Literal["own", "softmax"]
+Schedule = Literal["constant", "cosine"]
 
-# Fewer steps than these are too few for a softmax, however few users a pass has.
+# A softmax phase takes at least so many steps, however few users an epoch has.
 LEAST_STEPS = 800
 
-# Past so many items, some that are drawn stand for all of them, so many in a step.
+# In catalogues of more than so many items, the softmax is over so many sampled items per step.
 MANY_ITEMS, SAMPLED = 100_000, 2_048
 
-# What a loss is usually trained with. Epochs of `own` are the model's.
-USUAL: dict[str, dict[str, Any]] = {
+# The defaults of each loss. The default epochs of `own` are the model's.
+DEFAULTS: dict[str, dict[str, Any]] = {
     "own": {"batch_size": 1024, "learning_rate": 1e-3, "schedule": "constant", "l2": 1e-3},
     "softmax": {"epochs": 20, "batch_size": 128, "learning_rate": 1e-2, "schedule": "cosine", "l2": 1.0},
 }
-# And of the softmax over drawn items.
-OF_SAMPLED: dict[str, Any] = {"batch_size": 1024, "l2": 0.4}
+SAMPLED_SOFTMAX: dict[str, Any] = {"batch_size": 1024, "l2": 0.4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Of every phase: Adam, on batches of triples (user, seen item, unseen item).
-
-    What is None is what the loss, or the method, usually takes, see `filled`.
-    """
+    """Settings of the training of every phase, by Adam. None stands for the default of the loss or the method."""
 
     epochs: Annotated[int, Ge(1)] | None = None
-    """Passes over the training pairs; of softmax, over users. Default: 101, ials 15, softmax 20 or 800 steps."""
+    """Number of passes over the training pairs, or over the users for softmax. Default: 101; ials 15; softmax 20, or
+    as many as 800 steps take."""
     loss: Loss | None = None
-    """Of the base model. own: its own, on batches of pairs. softmax: that of a user's seen items among all items, on
-    batches of users; of models whose scores are products. Default: own; of --method best, softmax."""
+    """Loss of the base model: own, on batches of pairs, or softmax, the softmax of a user's seen items among all items,
+    for models whose scores are inner products. Default: own; softmax with --method best."""
     temperature: Annotated[float, Gt(0)] = 0.05
-    """Of the softmax: scores are divided by it."""
+    """Temperature of the softmax loss, by which scores are divided."""
     sampled_items: Annotated[int, Ge(0)] | None = None
-    """Of the softmax: so many items, drawn anew each step, stand for all, and batches are of pairs; 0: none are drawn.
-    Default: 0, past 100,000 items 2048; of --method best 0."""
+    """Number of items that the softmax loss samples per step in place of all items; 0 uses all. Default: 0, or 2048 for
+    catalogues of more than 100,000 items; 0 with --method best."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Training triples a step. Default: 1024; of softmax over all items, 128, a user each."""
+    """Number of training triples per step. Default: 1024; 128 users for the softmax over all items."""
     learning_rate: Annotated[float, Ge(0)] | None = None
-    """Of Adam. Default: 1e-3, softmax 1e-2."""
-    schedule: Literal["constant", "cosine"] | None = None
-    """Of the learning rate; cosine: it falls to 0 over all epochs. Default: constant, softmax cosine."""
+    """Learning rate of Adam. Default: 1e-3; softmax 1e-2."""
+    schedule: Schedule | None = None
+    """Schedule of the learning rate; cosine decays it to 0 over all epochs. Default: constant; softmax cosine."""
     l2: Annotated[float, Ge(0)] | None = None
-    """Times each parameter, added to its gradient. Default: 1e-3; softmax 1, and of --method best 0.02."""
+    """L2 penalty: this times each parameter is added to its gradient. Default: 1e-3; softmax 1, sampled softmax 0.4,
+    --method best 0.02."""
     eval_every: Annotated[int, Ge(1)] = 10
-    """Epochs between two evaluations."""
+    """Number of epochs between evaluations."""
     patience: Annotated[int, Ge(1)] | None = None
-    """Stop once this many epochs have passed since the best one in validation, and keep that one. Default: all epochs
-    are run, and the last one is kept."""
+    """Stops when this many epochs have passed since the best one in validation, and keeps that one. Default: train all
+    epochs, and keep the last."""
 
-    def filled(
-        self, epochs: int, usual: Mapping[str, Any] | None = None, train: Interactions | None = None
-    ) -> "Training":
-        """Itself with nothing left open: as it says; else as the method usually takes it; else as the loss does.
 
-        Args:
-          epochs: of a model trained with its own loss.
-          usual: what the method usually takes, by field; what is no field is passed over, and all of it where the loss
-            is not the method's.
-          train: what is trained on, if it is known: it decides over the softmax's epochs and drawn items.
-        """
-        if usual and self.loss not in (None, usual.get("loss")):
-            usual = None
-        chosen: dict[str, Any] = {
-            **(usual or {}),
-            **{name: value for name, value in vars(self).items() if value is not None},
-        }
-        loss = chosen.get("loss", "own")
-        if loss == "softmax" and "sampled_items" not in chosen and train is not None:
-            chosen["sampled_items"] = SAMPLED if train.num_items > MANY_ITEMS else 0
-        of_loss = USUAL[loss] | (OF_SAMPLED if chosen.get("sampled_items") and loss == "softmax" else {})
-        chosen = {"epochs": epochs, "loss": loss, **of_loss, **chosen}
-        if train is not None and loss == "softmax" and self.epochs is None:
-            a_pass = len(train) if chosen["sampled_items"] else train.num_users
-            chosen["epochs"] = max(chosen["epochs"], -(-LEAST_STEPS // -(-a_pass // chosen["batch_size"])))
-        known = [field.name for field in dataclasses.fields(self)]
-        return dataclasses.replace(self, **{name: x for name, x in chosen.items() if name in known})
+@dataclasses.dataclass(frozen=True)
+class TrainingSpec:
+    """The resolved training of one phase, see `Training` for the fields."""
+
+    epochs: int
+    loss: Loss
+    temperature: float
+    sampled_items: int | None
+    batch_size: int
+    learning_rate: float
+    schedule: Schedule
+    l2: float
+    eval_every: int
+    patience: int | None
+
+
+def resolve_training(
+    training: Training, train: Interactions, *, epochs: int, defaults: Mapping[str, Any]
+) -> TrainingSpec:
+    """Returns training settings with every default filled in: as set, else as the method's, else as the loss's.
+
+    Args:
+      training: the settings as requested.
+      train: the training interactions; they decide the softmax's epochs and sampled items.
+      epochs: the default number of epochs of the model's own loss.
+      defaults: the method's defaults by field, which apply to the method's loss only.
+
+    Raises:
+      UserError: if `sampled_items` is set without the softmax loss.
+    """
+    if training.loss not in (None, defaults.get("loss")):
+        defaults = {}
+    chosen: dict[str, Any] = {
+        **defaults,
+        **{name: value for name, value in vars(training).items() if value is not None},
+    }
+    loss = chosen.setdefault("loss", "own")
+    if loss == "softmax":
+        chosen.setdefault("sampled_items", SAMPLED if train.num_items > MANY_ITEMS else 0)
+    elif chosen.get("sampled_items"):
+        raise UserError("`sampled_items` needs the softmax loss; set `loss` to softmax")
+    sampled = loss == "softmax" and chosen["sampled_items"]
+    by_loss = {**DEFAULTS[loss], **(SAMPLED_SOFTMAX if sampled else {})}
+    chosen = {"epochs": epochs, "sampled_items": None, "patience": None, **by_loss, **chosen}
+    if loss == "softmax" and training.epochs is None:
+        units = len(train) if sampled else train.num_users
+        steps = -(-units // chosen["batch_size"])
+        chosen["epochs"] = max(chosen["epochs"], -(-LEAST_STEPS // steps))
+    return TrainingSpec(**chosen)

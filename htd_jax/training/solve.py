@@ -1,4 +1,4 @@
-"""A phase of a model that is solved for: an epoch is a sweep."""
+"""Phases of models that are fitted in closed form: an epoch is a sweep of the solver."""
 
 from typing import Any
 
@@ -7,26 +7,27 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Interactions
-from htd_jax.distillers import Distiller, Teacher, none
+from htd_jax.distillers import Distiller
 from htd_jax.models import MakeModel, Solver
-from htd_jax.training.step import AnyTeacher, Prepared, Trainer, TrainState
+from htd_jax.teacher import Teacher
+from htd_jax.training.step import AnyTeacher, Guidance, Terms, Trainer, TrainState
 
 
 def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Distiller | None = None) -> Trainer:
-    """A `Trainer` whose epochs are the solver's sweeps; nothing in them is random.
+    """Builds a `Trainer` whose epochs are the solver's sweeps, without randomness.
 
     Args:
-      make_model, solver: of the model.
-      distiller: whose `prepare` makes `Labels` of the teacher, see `htd_jax.distillers.Pseudo`; nobody teaches if None.
+      make_model: the model.
+      solver: its solver.
+      distiller: a method whose `prepare` returns `Labels`, see `htd_jax.distillers.Pseudo`; None without a teacher.
     """
-    helps = distiller or none()
 
-    def prepare(train: Interactions, teacher: AnyTeacher) -> Prepared:
-        if isinstance(teacher, Prepared):
+    def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
+        if isinstance(teacher, Guidance):
             return teacher
         teacher = Teacher.of(teacher)
-        teacher.check(train, helps.needs)
-        return Prepared(teacher, solver.prepare(train, helps.prepare(teacher, train) if distiller else None))
+        teacher.check(train, distiller.needs if distiller else ())
+        return Guidance(teacher, solver.prepare(train, distiller.prepare(teacher, train) if distiller else None))
 
     def init(key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> TrainState:
         one = jnp.zeros(1, jnp.int32)
@@ -35,9 +36,9 @@ def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Disti
 
     def epoch(
         state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        variables, left = solver.sweep(state.params["model"], prepare(train, teacher).known)
+    ) -> tuple[TrainState, Terms]:
+        variables, objective = solver.sweep(state.params["model"], guide(train, teacher).context)
         params: Any = {**state.params, "model": variables}
-        return state.replace(params=params, epoch=state.epoch + 1), {"loss": left}  # type: ignore[attr-defined]
+        return state.replace(params=params, epoch=state.epoch + 1), {"loss": objective}  # type: ignore[attr-defined]
 
-    return Trainer(jax.jit(init), jax.jit(epoch, donate_argnums=0), prepare)
+    return Trainer(make_model, jax.jit(init), jax.jit(epoch, donate_argnums=0), guide)

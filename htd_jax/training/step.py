@@ -1,8 +1,7 @@
-"""The one compiled step, and the epoch that scans it."""
+"""The compiled training step, and the epoch that scans it."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import flax.linen as nn
@@ -12,78 +11,103 @@ import optax
 from flax import struct
 
 from htd_jax.data import Interactions, distinct
-from htd_jax.distillers import Batch, Distiller, Entities, Lists, Representations, Shapes, Side, Teacher, Triples
-from htd_jax.models import MakeModel, Recommender, with_tables
+from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, Shapes, Side, Step, Triples
+from htd_jax.distillers.base import SecondModel
+from htd_jax.models import MakeModel, Recommender, Representations, with_tables
 from htd_jax.ops.platforms import compiler_options
+from htd_jax.teacher import Lists, Teacher
 from htd_jax.training.objectives import Objective, own
+
+Terms = dict[str, jax.Array]
 
 
 @struct.dataclass
 class TrainState:
-    """All of a phase's state; what a checkpoint holds.
+    """The whole state of a phase, as checkpoints hold it.
 
     Attributes:
       params: `{"model": ..., "distiller": ...}`.
-      opt_state: the optimiser's, over the parameters as vectors.
-      epoch: int32 scalar, the number of epochs done.
-      drawn: what the distiller's `refresh` gave last.
+      opt_state: the optimiser's state, over the parameters as vectors.
+      epoch: int32 scalar, the number of finished epochs.
+      sampled: the result of the distiller's last `refresh`.
     """
 
     params: Any
     opt_state: Any
     epoch: jax.Array
-    drawn: Any = ()
+    sampled: Any = ()
 
 
 @struct.dataclass
-class Prepared:
-    """A teacher, and what a distiller's `prepare` made of it."""
+class Guidance:
+    """A teacher, and the context that a distiller's `prepare` made of it."""
 
     teacher: Teacher
-    known: Any
+    context: Any
 
 
-# Whatever there is of a teacher; `Trainer.prepare` saves every epoch from doing so anew.
-AnyTeacher = Prepared | Teacher | Representations | Lists | None
+# `Trainer.guide` makes a `Guidance` of anything else; to pass that saves every epoch from doing so again.
+AnyTeacher = Guidance | Teacher | Representations | Lists | None
+
+
+class Init(Protocol):
+    """Returns the initial state; compiled."""
+
+    def __call__(self, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher, /) -> TrainState: ...
+
+
+class Epoch(Protocol):
+    """Returns the state after one more epoch, and the terms of the loss, averaged over the epoch's batches.
+
+    Compiled; the given state is donated. The key is the same at every call, and differs from that of `Init`: all
+    randomness of an epoch follows from key and epoch number, so a resumed run samples what an unbroken one does.
+    """
+
+    def __call__(
+        self, state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher, /
+    ) -> tuple[TrainState, Terms]: ...
+
+
+class Guide(Protocol):
+    """Returns the `Guidance` of a teacher. Call it once, and pass the result to the other functions.
+
+    Raises UserError if the teacher lacks what the method needs.
+    """
+
+    def __call__(self, train: Interactions, teacher: AnyTeacher, /) -> Guidance: ...
 
 
 class Trainer(NamedTuple):
-    """What a phase computes: `init(key, train, teacher) -> TrainState`, `epoch(state, key, train, teacher) ->
-    (TrainState, terms)`, and `prepare(train, teacher) -> Prepared`, to be called once, and given to the others.
+    """The computation of a phase.
 
-    `beside` is the distiller's.
-
-    `epoch` takes the same key at every call, another than `init`: what is random in an epoch follows from key and
-    epoch number, so a resumed run draws what an unbroken one draws. `terms` are means over the epoch's batches.
-    `epoch` is jitted and takes over the state it is given.
+    Attributes:
+      make_model: the model that is trained.
+      init: see `Init`.
+      epoch: see `Epoch`.
+      guide: see `Guide`.
+      second_model: the distiller's.
     """
 
-    init: Callable[[chex.PRNGKey, Interactions, AnyTeacher], TrainState]
-    epoch: Callable[[TrainState, chex.PRNGKey, Interactions, AnyTeacher], tuple[TrainState, dict[str, jax.Array]]]
-    prepare: Callable[[Interactions, AnyTeacher], Prepared]
-    beside: Callable[[Any, Any], tuple[MakeModel, Any]] | None = None
+    make_model: MakeModel
+    init: Init
+    epoch: Epoch
+    guide: Guide
+    second_model: SecondModel | None = None
 
 
 def adam(learning_rate: optax.ScalarOrSchedule, l2: float) -> optax.GradientTransformation:
-    """Adam with `l2 * parameter` added to the gradient of every parameter before the moments are updated."""
+    """Returns Adam with `l2 * parameter` added to every gradient before the moments are updated."""
     return optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate, eps=1e-8))
 
 
 def cosine(learning_rate: float, steps: int) -> optax.Schedule:
-    """From `learning_rate` down to 0, along half a cosine of so many steps."""
+    """Returns the schedule from `learning_rate` down to 0 along half a cosine over so many steps."""
     return optax.cosine_decay_schedule(learning_rate, max(steps, 1))
 
 
 def no_teacher(train: Interactions) -> Representations:
-    """Representations of no dimension, for a phase that distils nothing."""
+    """Returns representations of no dimension, for a phase without distillation."""
     return Representations(jnp.zeros((train.num_users, 0)), jnp.zeros((train.num_items, 0)))
-
-
-def represent_all(make_model: MakeModel, variables: Any, train: Interactions) -> Representations:
-    """The representations of every user and item under a model's variables."""
-    every = jnp.arange(train.num_users), jnp.arange(train.num_items)
-    represent = jax.jit(lambda variables, train: make_model(train).apply(variables, *every, method="represent"))
-    return Representations(*represent(variables, train))
 
 
 def make_trainer(
@@ -94,120 +118,136 @@ def make_trainer(
     batch_size: int,
     objective: Objective | None = None,
 ) -> Trainer:
-    """Builds the compiled epoch of a model under `distiller`.
+    """Builds the compiled epoch of a model trained with `distiller`.
 
     Args:
-      make_model: the Flax module, given the training interactions, see `htd_jax.models`; called once an epoch, so what
-        it computes of them is no part of a step.
+      make_model: returns the Flax module for the training interactions, see `htd_jax.models`. It is called once per
+        epoch, so that what it computes from the interactions is no part of a step.
       distiller: see `htd_jax.distillers`.
       optimizer: applied to the parameters of model and distiller alike.
-      batch_size: triples a step; an epoch's last batch is short.
-      objective: the base loss and its batches; the model's own if None.
+      batch_size: triples per step; the last batch of an epoch is padded.
+      objective: the base loss and its batches; the model's own loss if None.
     """
-    base_loss = objective or own()
+    base = objective or own()
 
-    def prepare(train: Interactions, teacher: AnyTeacher) -> Prepared:
-        if isinstance(teacher, Prepared):
+    def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
+        if isinstance(teacher, Guidance):
             return teacher
         teacher = Teacher.of(teacher)
         teacher.check(train, distiller.needs)
-        return Prepared(teacher, distiller.prepare(teacher, train))
+        return Guidance(teacher, distiller.prepare(teacher, train))
 
-    def init(key: chex.PRNGKey, train: Interactions, given: AnyTeacher) -> TrainState:
-        teacher = prepare(train, given)
-        for_model, for_distiller = jax.random.split(key)
+    def init(key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> TrainState:
+        guidance = guide(train, teacher)
+        model_key, distiller_key = jax.random.split(key)
         one = jnp.zeros(1, jnp.int32)
         model = make_model(train)
-        variables = model.init(for_model, one, one, method="score")
+        variables = model.init(model_key, one, one, method="score")
         student, _ = jax.eval_shape(lambda: model.apply(variables, one, one, method="represent"))
         shapes = Shapes(train.num_users, train.num_items, student.shape[1])
-        learned = distiller.init(for_distiller, shapes, teacher.known)
-        params = {"model": variables, "distiller": learned}
-        first = lambda: draw(params, None, key, jnp.zeros((), jnp.int32), model, teacher)
-        drawn = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
-        return TrainState(params, optimizer.init(_flat(params)), jnp.zeros((), jnp.int32), drawn)
+        params = {"model": variables, "distiller": distiller.init(distiller_key, shapes, guidance.context)}
+        epoch = jnp.zeros((), jnp.int32)
+        sampled = jax.eval_shape(lambda: refresh(params, None, key, epoch, model, guidance))
+        sampled = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sampled)
+        return TrainState(params, optimizer.init(_flat(params)), epoch, sampled)
 
-    def draw(
-        params: Any, drawn: Any, key: chex.PRNGKey, epoch: jax.Array, model: Recommender, teacher: Prepared
+    def refresh(
+        params: Any, sampled: Any, key: chex.PRNGKey, epoch: jax.Array, model: Recommender, guidance: Guidance
     ) -> Any:
-        """What the distiller draws for this epoch, under the model as it is."""
-        of_model = lambda model: distiller.refresh(
-            params["distiller"], drawn, key, epoch, teacher.known, with_tables(model)
-        )
-        return jax.lax.stop_gradient(nn.apply(of_model, model)(params["model"]))
+        """Returns what the distiller samples for this epoch, with the model as it is."""
+
+        def refresh_with(student: Recommender) -> Any:
+            start = EpochStart(params["distiller"], guidance.context, sampled, with_tables(student), key, epoch)
+            return distiller.refresh(start)
+
+        return jax.lax.stop_gradient(nn.apply(refresh_with, model)(params["model"]))
 
     def loss(
         params: Any,
-        drawn: Any,
+        sampled: Any,
         model: Recommender,
         triples: Triples,
         key: chex.PRNGKey,
         epoch: jax.Array,
         train: Interactions,
-        known: Any,
-        teacher: Prepared,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        distinct_users = distinct(triples.users, triples.where, train.num_users)
+        constants: Any,
+        guidance: Guidance,
+    ) -> tuple[jax.Array, Terms]:
+        users = distinct(triples.users, triples.where, train.num_users)
         chosen_items = [(triples.positives, triples.negatives), (triples.positives,), (triples.negatives,)]
-        distinct_items = [
+        items = [
             distinct(jnp.concatenate(ids), jnp.tile(triples.where, len(ids)), train.num_items) for ids in chosen_items
         ]
-        tables = teacher.teacher.representations or no_teacher(train)
-        side = lambda own, table, chosen: Side(own, table[chosen[0]], chosen[1], chosen[0])
+        tables = guidance.teacher.representations or no_teacher(train)
+        side = lambda student, table, chosen: Side(student, table[chosen[0]], chosen[1], chosen[0])
 
-        def of_batch(
-            model: Recommender,
-        ) -> tuple[
-            jax.Array, jax.Array, dict[str, jax.Array]
-        ]:  # on one bound module: what its methods share is computed once
-            represented = [model.represent(distinct_users[0], ids) for ids, _ in distinct_items]
+        def losses(student: Recommender) -> tuple[jax.Array, jax.Array, Terms]:
+            # On one bound module, whose methods share what they have in common.
+            represented = [student.represent(users[0], ids) for ids, _ in items]
             entities = Entities(
-                side(represented[0][0], tables.users, distinct_users),
-                *(side(own, tables.items, chosen) for (_, own), chosen in zip(represented, distinct_items)),
+                side(represented[0][0], tables.users, users),
+                *(side(rows, tables.items, chosen) for (_, rows), chosen in zip(represented, items)),
             )
-            whole = functools.cache(lambda: model.score_all(distinct_users[0]))
-            batch = Batch(entities, triples, model.score, teacher.known, model.score_all, model.represent, whole)
-            base = base_loss.loss(model, batch, known, jax.random.fold_in(key, 0))
-            extra, terms = distiller.loss(params["distiller"], drawn, batch, key, epoch)
-            return base, extra, terms
+            all_scores = functools.cache(lambda: student.score_all(users[0]))
+            batch = Batch(entities, triples, student.score, student.score_all, student.represent, all_scores)
+            base_loss = base.loss(student, batch, constants, jax.random.fold_in(key, 0))
+            distillation, terms = distiller.loss(
+                Step(params["distiller"], guidance.context, sampled, batch, key, epoch)
+            )
+            return base_loss, distillation, terms
 
-        base, extra, terms = nn.apply(of_batch, model)(params["model"])
-        return base + extra, {**terms, "loss": base + extra, "base": base}
+        base_loss, distillation, terms = nn.apply(losses, model)(params["model"])
+        total = base_loss + distillation
+        return total, {**terms, "loss": total, "base": base_loss}
 
     def epoch(
-        state: TrainState, key: chex.PRNGKey, train: Interactions, given: AnyTeacher
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        teacher = prepare(train, given)
+        state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher
+    ) -> tuple[TrainState, Terms]:
+        guidance = guide(train, teacher)
         key = jax.random.fold_in(key, state.epoch)
         *batch_keys, step_key = jax.random.split(key, 3)
-        batches = base_loss.draw(batch_keys, train, batch_size)
+        batches = base.sample(batch_keys, train, batch_size)
 
         model = make_model(train)
-        draw_key = jax.random.fold_in(key, 3)  # the next after those of the split
-        drawn = draw(state.params, state.drawn, draw_key, state.epoch, model, teacher)
-        known = base_loss.prepare(train)
+        refresh_key = jax.random.fold_in(key, 3)  # the next after those of the split
+        sampled = refresh(state.params, state.sampled, refresh_key, state.epoch, model, guidance)
+        constants = base.constants(train)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
-        def step(carry: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        def step(carry: Any, batch: Any) -> tuple[Any, Terms]:
             flat, opt_state = carry
             index, triples = batch
-            own_key = jax.random.fold_in(step_key, index)
-            step_inputs = (drawn, model, triples, own_key, state.epoch, train, known, teacher)
-            of_flat = lambda flat: loss(shaped(flat), *step_inputs)
-            gradient, terms = jax.grad(of_flat, has_aux=True)(flat)
+            inputs = (jax.random.fold_in(step_key, index), state.epoch, train, constants, guidance)
+            flat_loss = lambda flat: loss(shaped(flat), sampled, model, triples, *inputs)
+            gradient, terms = jax.grad(flat_loss, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)
             return (optax.apply_updates(flat, updates), opt_state), terms
 
         carry = (_flat(state.params), state.opt_state)
         (flat, opt_state), terms = jax.lax.scan(step, carry, (jnp.arange(len(batches.users)), batches))
         terms = jax.tree.map(lambda x: x.mean(0), terms)
-        return TrainState(shaped(flat), opt_state, state.epoch + 1, drawn), terms
+        return TrainState(shaped(flat), opt_state, state.epoch + 1, sampled), terms
 
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
-    return Trainer(jax.jit(init), compiled, prepare, distiller.beside)
+    return Trainer(make_model, jax.jit(init), compiled, guide, distiller.second_model)
+
+
+def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
+    """Compiles a trainer's epoch for inputs of these shapes, once for all phases that share trainer and shapes."""
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return trainer.epoch
+    leaves, structure = jax.tree.flatten(inputs)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in map(jnp.asarray, leaves))
+    return _compiled(trainer.epoch, structure, shapes)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(epoch: Any, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Epoch:
+    compiled: Epoch = epoch.lower(*jax.tree.unflatten(structure, shapes)).compile()
+    return compiled
 
 
 def _flat(params: Any) -> Any:
-    """Every leaf as a vector, which is how the optimiser sees it: over rows of 20 numbers a processor's vector loop
-    mostly handles remainders, and Adam takes three times as long."""
+    """Returns every leaf as a vector, the form the optimiser works on: over rows of 20 numbers a processor's vector
+    loop mostly handles remainders, and Adam takes three times as long."""
     return jax.tree.map(jnp.ravel, params)

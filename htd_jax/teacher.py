@@ -1,6 +1,5 @@
 """What a teacher is: a value that has representations, or scores, or lists, or several of these."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,19 +11,12 @@ from flax import struct
 
 from htd_jax.data import Interactions, seen_mask, was_seen
 from htd_jax.errors import UserError
-from htd_jax.models import BPRSettings, MakeModel, ModelOf
+from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, ScoreAll
 from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 
 # Scores that `Teacher.top` holds at once: 16 MiB of them.
 SCORES = 2**22
-
-
-class Representations(NamedTuple):
-    """A trained model's representations: users `[num_users, d]`, items `[num_items, d]`."""
-
-    users: jax.Array
-    items: jax.Array
 
 
 class Lists(NamedTuple):
@@ -107,7 +99,7 @@ class Teacher:
           UserError: it has no representations, or its scores are neither their products nor those of a model.
         """
         of = getattr(self.scores, "func", None)
-        if isinstance(of, _ScoresOf):
+        if isinstance(of, ScoreAll):
             return of.make_model, self.scores.args[0]  # type: ignore[union-attr]
         if self.representations is None or (self.scores is not None and of is not _products):
             raise UserError("a teacher that learns must be a model, or representations whose products are its scores")
@@ -176,22 +168,6 @@ class Teacher:
         users = jnp.arange(blocks * width, dtype=jnp.int32).reshape(blocks, width)
         (values, best), _ = jax.lax.scan(merge, none, users)
         return jnp.where(values > -jnp.inf, best, -1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ScoresOf:
-    """The scores of a model of any kind; equal models are equal, as what is compiled for them is kept by that."""
-
-    make_model: MakeModel
-
-    def __call__(self, variables: Any, train: Interactions, users: jax.Array) -> jax.Array:
-        of_users: Any = self.make_model(train).apply(variables, users, method="score_all")
-        return of_users
-
-
-def model_scores(make_model: MakeModel, variables: Any, train: Interactions) -> Callable[[jax.Array], jax.Array]:
-    """The scores of a trained model, for `Teacher.scores`."""
-    return jax.tree_util.Partial(_ScoresOf(make_model), variables, train)
 
 
 def _products(users_table: jax.Array, items_table: jax.Array, users: jax.Array) -> jax.Array:

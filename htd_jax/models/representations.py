@@ -1,0 +1,41 @@
+"""The representations of a trained model, and its scores as a function."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from htd_jax.data import Interactions
+from htd_jax.models.base import MakeModel
+
+
+class Representations(NamedTuple):
+    """The representations of a trained model: users `[num_users, d]`, items `[num_items, d]`."""
+
+    users: jax.Array
+    items: jax.Array
+
+
+def represent_all(make_model: MakeModel, variables: Any, train: Interactions) -> Representations:
+    """Returns the representations of every user and item under a model's variables."""
+    every = jnp.arange(train.num_users), jnp.arange(train.num_items)
+    represent = jax.jit(lambda variables, train: make_model(train).apply(variables, *every, method="represent"))
+    return Representations(*represent(variables, train))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreAll:
+    """`score_all` as a function of arrays; equal models are equal, so that what is compiled for one serves both."""
+
+    make_model: MakeModel
+
+    def __call__(self, variables: Any, train: Interactions, users: jax.Array) -> jax.Array:
+        scores: Any = self.make_model(train).apply(variables, users, method="score_all")
+        return scores
+
+
+def model_scores(make_model: MakeModel, variables: Any, train: Interactions) -> Callable[[jax.Array], jax.Array]:
+    """Returns the scores of a trained model as a pytree function of users, see `htd_jax.Teacher.scores`."""
+    return jax.tree_util.Partial(ScoreAll(make_model), variables, train)
