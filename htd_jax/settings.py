@@ -51,6 +51,12 @@ class Registry(Mapping[str, type]):
         self._check(name, settings)
         self._known[name] = settings
 
+    def name_of(self, settings: Settings) -> str:
+        """Returns the name of a class's instance: as registered, else `package.module:Class`."""
+        kind = type(settings)
+        registered = (name for name, known in self._known.items() if known is kind)
+        return next(registered, f"{kind.__module__}:{kind.__name__}")
+
     def __getitem__(self, name: str) -> type:
         """Raises UserError for a name that is neither known nor that of a class that can be imported."""
         if name in self._known:

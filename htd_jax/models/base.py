@@ -30,6 +30,8 @@ class Recommender(nn.Module):
 
     # Whether a pair's score is the product of its two representations.
     inner_product: ClassVar[bool] = False
+    # Whether its parameters are the tables of its representations, `{"users": ..., "items": ...}`.
+    params_are_tables: ClassVar[bool] = False
 
     num_users: int
     num_items: int

@@ -1,47 +1,50 @@
-"""What a run is: one phase, or a teacher, a student and the student that it helps; in memory or in a folder."""
+"""Runs: the resolution of requests, the training of phases, run folders, and the Python API."""
 
-from htd_jax.pipeline.config import NO_METHOD, Config, Places, What, describe
-from htd_jax.pipeline.experiment import Experiment, Fitted, distill, fit, hash_of
-from htd_jax.pipeline.run import (
-    RunResult,
-    claimed,
-    flat,
-    is_made_by,
-    load_data,
-    plain_phases,
-    prepare,
-    run,
-    write_json,
-)
-from htd_jax.pipeline.seeds import distill_seeds, fit_seeds
+from htd_jax.pipeline.api import distill, fit
+from htd_jax.pipeline.experiment import Experiment, hash_of, numerics
+from htd_jax.pipeline.fitted import Fitted
+from htd_jax.pipeline.progress import Callback, MakeCallback, no_callback, progress_line, silent
+from htd_jax.pipeline.request import Paths, RunRequest, RunSettings, RunSpec, resolve_run, run_name
+from htd_jax.pipeline.run import RunResult, prepare_run, run, run_identity, train_phases
+from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_phases, open_run, write_json
+from htd_jax.pipeline.spec import NO_METHOD, PhaseRequest, PhaseSpec, label, resolve
 from htd_jax.pipeline.teachers import open_teacher, read_teacher
-from htd_jax.pipeline.watching import Watch, Watcher, unwatched
 
 __all__ = [
     "NO_METHOD",
-    "Config",
+    "Callback",
     "Experiment",
     "Fitted",
-    "Places",
+    "MakeCallback",
+    "Paths",
+    "PhaseRequest",
+    "PhaseSpec",
+    "RunFolder",
+    "RunRequest",
     "RunResult",
-    "Watch",
-    "Watcher",
-    "What",
+    "RunSettings",
+    "RunSpec",
     "claimed",
-    "describe",
     "distill",
-    "distill_seeds",
     "fit",
-    "fit_seeds",
     "flat",
     "hash_of",
-    "is_made_by",
-    "load_data",
+    "label",
+    "load",
+    "no_callback",
+    "numerics",
+    "open_phases",
+    "open_run",
     "open_teacher",
-    "plain_phases",
-    "prepare",
+    "prepare_run",
+    "progress_line",
     "read_teacher",
+    "resolve",
+    "resolve_run",
     "run",
-    "unwatched",
+    "run_identity",
+    "run_name",
+    "silent",
+    "train_phases",
     "write_json",
 ]

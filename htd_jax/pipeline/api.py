@@ -1,0 +1,151 @@
+"""The Python API: `fit` and `distill`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from htd_jax import data as datasets
+from htd_jax.evaluation import Evaluation
+from htd_jax.models import MakeModel, ModelSettings, Representations
+from htd_jax.pipeline.experiment import Experiment, numerics
+from htd_jax.pipeline.fitted import Fitted
+from htd_jax.pipeline.progress import progress_line, silent
+from htd_jax.pipeline.spec import STUDENT, TEACHER, AnyMethod, PhaseRequest, resolve
+from htd_jax.settings import override
+from htd_jax.teacher import Lists, Teacher
+from htd_jax.training import Training
+
+AnyTeacher = Fitted | Teacher | Representations | Lists
+
+
+def fit(
+    data: Any,
+    *,
+    model: str | ModelSettings | MakeModel = "bpr",
+    dim: int | None = None,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Fitted:
+    """Trains a recommender: a teacher, or a plain student.
+
+    Several seeds compile once: `[fit(data, seed=seed) for seed in range(5)]`.
+
+    Args:
+      data: a `Dataset`, or anything that `htd_jax.read` takes: a data set's name, the path of a file, a table, a sparse
+        matrix, a `Split`, a pair of columns (users, items).
+      model: the name of a base model, its settings (`LightGCNSettings(layers=2)`), or a function that makes a module
+        for the training interactions.
+      dim: the width of its tables; the model's default width of a teacher if None.
+      seed: the seed of everything random. The same seed gives the same bits on a CPU.
+      folder: where checkpoints are written, from which the same call resumes; none are if None.
+      progress: whether to show a progress line.
+      settings: any field of `Training` and `Evaluation`: `epochs=50, cutoffs=(5, 10), patience=20`.
+
+    Returns:
+      The recommender, with its metrics and records.
+
+    Raises:
+      UserError: if a value is invalid, or the folder holds something else.
+      TypeError: if a setting is unknown.
+
+    >>> import htd_jax
+    >>> data = htd_jax.data.make_synthetic(num_users=100, num_items=200)
+    >>> teacher = htd_jax.fit(data, dim=8, epochs=2, progress=False)
+    >>> student = htd_jax.distill(teacher, data, method="ftd", dim=2, epochs=2, progress=False)
+    >>> sorted(student.metrics)[:3], student.representations().users.shape
+    (['map@10', 'map@20', 'map@50'], (100, 2))
+    """
+    request = PhaseRequest(TEACHER, model, dim, seed=seed, **_settings(settings))
+    return _train(request, data, None, None, folder, progress)
+
+
+def distill(
+    teacher: AnyTeacher,
+    data: Any,
+    *,
+    method: AnyMethod | Sequence[AnyMethod] = "htd",
+    model: str | ModelSettings | MakeModel = "bpr",
+    dim: int | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+    start: str | Fitted = "random",
+    folder: Path | str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Fitted:
+    """Trains a student with a teacher.
+
+    Args:
+      teacher: the result of `fit`; or the `Representations` of any model (whose products are its scores), its `Lists`,
+        or a `Teacher` with several of these. A method refuses a teacher that lacks what it needs.
+      data: the data to train on, see `fit`.
+      method: a name (`"htd"`, `"htd+fitnet"`), settings (`HTD(groups=60)`), a `Distiller`, or a list of them.
+      model: see `fit`.
+      dim: the width of the student; a tenth of the model's default teacher if None.
+      precision: the precision of the student's rows, which it is trained for: `float32`, `float16`, `int8` or `int4`.
+      start: the initial student: `random`; `svd`, the best low-rank factors of the teacher's scores (bpr); or a trained
+        student of the same model.
+      seed: see `fit`.
+      folder: see `fit`.
+      progress: see `fit`.
+      settings: see `fit`.
+
+    Returns:
+      The student, with its metrics and records.
+
+    Raises:
+      UserError: if a value is invalid, the teacher lacks what the method needs, or the folder holds something else.
+      TypeError: if a setting is unknown.
+    """
+    first = start if isinstance(start, Fitted) else None
+    request = PhaseRequest(
+        STUDENT,
+        model,
+        dim,
+        method,
+        precision,
+        "student" if first else start,  # type: ignore[arg-type]
+        seed,
+        **_settings(settings),
+    )
+    return _train(request, data, teacher, first, folder, progress)
+
+
+def _train(
+    request: PhaseRequest,
+    data: Any,
+    teacher: AnyTeacher | None,
+    start: Fitted | None,
+    folder: Path | str | None,
+    progress: bool,
+) -> Fitted:
+    with numerics():
+        dataset = datasets.read(data)
+        spec = resolve(request, dataset.split)
+        return Experiment(dataset, spec.evaluation).train(
+            spec,
+            teacher if isinstance(teacher, Fitted) else Teacher.of(teacher),
+            start=start,
+            folder=None if folder is None else Path(folder),
+            progress=progress_line if progress else silent,
+        )
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns `training` and `evaluation` from their fields by name.
+
+    Raises:
+      TypeError: if one is unknown.
+    """
+    kinds = {"training": Training, "evaluation": Evaluation}
+    fields = {kind: {field.name for field in dataclasses.fields(of)} for kind, of in kinds.items()}
+    if unknown := [name for name in settings if not any(name in names for names in fields.values())]:
+        known = ", ".join(sorted(set().union(*fields.values())))
+        raise TypeError(f"unknown setting {unknown[0]!r}; known: {known}")
+    return {
+        kind: override(of(), **{name: x for name, x in settings.items() if name in fields[kind]})
+        for kind, of in kinds.items()
+    }

@@ -1,0 +1,134 @@
+"""A trained recommender."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax.data import Dataset, Interactions, Split
+from htd_jax.models import Listed, MakeModel, Representations, model_scores, represent_all
+from htd_jax.serving import Recommendations, Retriever, retriever_of
+from htd_jax.teacher import Lists, Teacher
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitted:
+    """A trained recommender, with its settings and metrics.
+
+    Attributes:
+      make_model: makes its Flax module for the training interactions.
+      variables: the module's variables, at the last epoch or, with early stopping, at the best.
+      data: the data set it was trained and evaluated on.
+      settings: the settings of its phase, as JSON.
+      records: one record per evaluation: `{"epoch", "terms", "valid", "test", "seconds", "peak_memory"}`, and
+        `second_model` if one was trained.
+      seconds: the training time of every epoch.
+      chosen: the record of the epoch that `variables` are from.
+      distiller: the parameters that its method learned besides the student, at the last epoch: HTD's gate, see
+        `htd_jax.distillers.learned_groups`; empty if there are none.
+      about: facts for the model card, besides those of its own phase.
+    """
+
+    make_model: MakeModel
+    variables: Any
+    data: Dataset
+    settings: dict[str, Any]
+    records: list[dict[str, Any]]
+    seconds: list[float]
+    chosen: dict[str, Any]
+    distiller: Any = dataclasses.field(default_factory=dict)
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The test metrics: `{"recall@50": ..., ...}`; the validation metrics are `chosen["valid"]`."""
+        test: dict[str, float] = self.chosen["test"]
+        return test
+
+    @property
+    def train(self) -> Interactions:
+        """The training interactions."""
+        return self.data.train
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(x.size for x in jax.tree.leaves(self.variables))
+
+    @property
+    def inner_product(self) -> bool:
+        """Whether a score is the product of a user's row and an item's."""
+        return self.make_model(self.train).inner_product
+
+    def representations(self) -> Representations:
+        """Returns the representations of every user `[num_users, d]` and item `[num_items, d]`."""
+        return represent_all(self.make_model, self.variables, self.train)
+
+    def scores(self, users: Any) -> jax.Array:
+        """Returns the scores `[n, num_items]` of every item for the users `[n]`."""
+        score = jax.jit(lambda variables, train, users: model_scores(self.make_model, variables, train)(users))
+        scores: jax.Array = score(self.variables, self.train, jnp.asarray(users, jnp.int32))
+        return scores
+
+    def retriever(self, precision: str | None = None, *, seen: Interactions | None = None) -> Retriever:
+        """Returns the recommender ready to serve, see `htd_jax.Retriever`.
+
+        Args:
+          precision: the precision of the tables: `float32`, `float16`, `int8` with a scale per row, or `int4` with a
+            step per dimension; the precision it was trained for if None.
+          seen: the pairs that are not recommended; every known pair if None.
+        """
+        about = {
+            "dataset": self.data.name,
+            "interactions": {name: len(part) for name, part in zip(Split._fields, self.data.split)},
+            "model": self.settings["model"]["name"],
+            "method": "+".join(self.settings["methods"]),
+            "evaluation": self.settings["evaluation"],
+            "metrics": self.metrics,
+            "settings": self.settings,
+            **self.about,
+        }
+        return retriever_of(self.make_model, self.variables, self.data, precision, seen=seen, about=about)
+
+    def recommend(self, users: Any = None, k: int = 20, **options: Any) -> Recommendations:
+        """Returns the k best unseen items of users, see `Retriever.recommend`."""
+        return self._retriever.recommend(users, k, **options)
+
+    def similar(self, items: Any, k: int = 20, **options: Any) -> Recommendations:
+        """Returns the k nearest items, see `Retriever.similar`."""
+        return self._retriever.similar(items, k, **options)
+
+    def fold_in(self, items: Any, **options: float) -> np.ndarray:
+        """Returns rows `[n, d]` of new users from the items they have seen, see `Retriever.fold_in`."""
+        return self._retriever.fold_in(items, **options)
+
+    def recommend_vectors(self, vectors: Any, k: int = 20, **options: Any) -> Recommendations:
+        """Returns the k best items of the rows that `fold_in` returns, see `Retriever.recommend_vectors`."""
+        return self._retriever.recommend_vectors(vectors, k, **options)
+
+    def save(self, folder: Path | str, precision: str = "float32", *, seen: bool = False) -> None:
+        """Writes a folder that `htd_jax.load` opens, see `Retriever.save`."""
+        self.retriever(precision).save(folder, seen=seen)
+
+    @functools.cached_property
+    def _retriever(self) -> Retriever:
+        return self.retriever()
+
+    def teacher(self) -> Teacher:
+        """Returns all that it can teach: its representations and scores, or its lists."""
+        return self._teacher
+
+    @functools.cached_property
+    def _teacher(self) -> Teacher:
+        model = self.make_model(self.train)
+        if isinstance(model, Listed):
+            return Teacher.of(Lists(self.variables["params"]["items"]))
+        teacher = Teacher.of(self.representations())
+        if model.inner_product:
+            return teacher
+        return dataclasses.replace(teacher, scores=model_scores(self.make_model, self.variables, self.train))

@@ -1,0 +1,278 @@
+"""The request for a run, as flags state it, and its resolution into the phases of the run."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Interval
+
+from htd_jax import data
+from htd_jax.data import SOURCES, Dataset, Reading, is_path
+from htd_jax.data.columns import stem
+from htd_jax.distillers import METHODS, Method
+from htd_jax.errors import UserError
+from htd_jax.evaluation import Evaluation, EvaluationSpec
+from htd_jax.models import MODELS
+from htd_jax.ops.precision import Precision, for_bytes
+from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, Role, Start, find_methods, resolve
+from htd_jax.settings import Settings, as_json, check, flag_name, override
+from htd_jax.training import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What a run trains, and on which data."""
+
+    dataset: str = "synthetic"
+    """Name of a data set (citeulike is the paper's), or path of a CSV, TSV, Parquet, JSON lines or .inter file."""
+    model: str = "bpr"
+    """Base model of teacher and student."""
+    method: str = "htd"
+    """Distillation method. best is the recommended recipe, a+b combines methods, none trains the plain student, svd
+    computes the student without training, package.module:Class loads your own."""
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+    """Random seed; the same seed gives the same bits."""
+    teacher_model: str | None = None
+    """Base model of the teacher. Default: --model; ials with --method best."""
+    teacher_dim: Annotated[int, Ge(1)] | None = None
+    """Width of the teacher's tables. Default: 200; neumf 250."""
+    student_dim: Annotated[int, Ge(1)] | None = None
+    """Width of the student's tables. Default: 20; neumf 25."""
+    precision: Precision | None = None
+    """Precision of the student's rows, which it is trained for. int8 has a scale per row, int4 two numbers per byte.
+    Default: float32."""
+    bytes: Annotated[int, Ge(1)] | None = None
+    """Bytes per row of the student, from which width and precision follow; replaces --student-dim and --precision."""
+    student_init: Literal["random", "svd"] = "random"
+    """Initial tables of the students: random, or the best low-rank factors of the teacher's scores (bpr only)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Where a run reads and writes."""
+
+    data_dir: Path | None = None
+    """Folder with the data set's files. Default: $HTD_DATA_DIR/<dataset>, else the user's cache, else a download."""
+    split_file: Path | None = None
+    """Split to use as it is, in place of a data set: the split.npz of a run folder."""
+    runs: Path = Path("runs")
+    """Folder of run folders; a teacher or plain student trained there with the same settings is reused."""
+    run: Path | None = None
+    """Folder of this run; a stopped run resumes there. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>,
+    with model and protocol unless they are bpr and full."""
+    teacher: tuple[Path, ...] = ()
+    """Trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or a
+    table of its best items (user, item, and score or rank). Its width replaces --teacher-dim."""
+    teacher_user_ids: Path | None = None
+    """File with the user ids of the rows of the teacher's tables, one per line. Default: rows are in the order of the
+    data's ids."""
+    teacher_item_ids: Path | None = None
+    """File with the item ids of the rows of the teacher's tables, one per line. Default: rows are in the order of the
+    data's ids."""
+    tensorboard: bool = False
+    """Whether to write event files for TensorBoard to <run>/tensorboard/<phase>; needs tensorboardX."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRequest:
+    """All choices of a run, as requested.
+
+    Attributes:
+      settings: what is trained.
+      training: how every phase is trained.
+      evaluation: how every phase is evaluated.
+      paths: where files are.
+      reading: how the file that `settings.dataset` names is read.
+      components: settings of data set, model and methods, by the prefix of their flags; defaults if missing.
+    """
+
+    settings: RunSettings = dataclasses.field(default_factory=RunSettings)
+    training: Training = dataclasses.field(default_factory=Training)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    paths: Paths = dataclasses.field(default_factory=Paths)
+    reading: Reading = dataclasses.field(default_factory=Reading)
+    components: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+
+    @property
+    def data_file(self) -> Path | None:
+        """The file of interactions, if the data set is one."""
+        if self.paths.split_file or not is_path(self.settings.dataset):
+            return None
+        return Path(self.settings.dataset)
+
+    def component(self, registry: Mapping[str, type], name: str) -> Settings:
+        """Returns the settings of a data set, model or method."""
+        kind = registry[name]  # refuses an unknown name
+        found = self.components.get(flag_name(name))
+        return kind() if found is None else found
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The settings of each method, by name.
+
+        Raises:
+          UserError: if one is unknown, or they cannot be joined.
+        """
+        return {name: self.component(METHODS, name) for name in find_methods(self.settings.method)}
+
+    def load_dataset(self) -> Dataset:
+        """Reads the data set.
+
+        Raises:
+          UserError: if it is unknown or cannot be read.
+        """
+        check(self.settings)
+        check(self.paths)
+        if self.data_file:
+            return data.read_log(self.data_file, self.reading.filled())
+        name = self.settings.dataset
+        if self.paths.split_file:
+            return data.load_dataset(self.paths.split_file, self.paths.split_file.stem)
+        source = self.component(SOURCES, name)
+        check(source, f"{flag_name(name)}.")
+        return Dataset.of_split(source.load(self.paths.data_dir), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """The resolved phases of a run; made by `resolve_run`.
+
+    Attributes:
+      settings: what is trained, with every default filled in.
+      evaluation: how every phase is evaluated.
+      folder: the run folder.
+      teacher: the teacher's phase; None if a trained teacher is given.
+      student: the plain student's phase.
+      distilled: the distilled student's phase; None without a method.
+      identity: what `config.json` holds, but for the hashes of data and teacher: every choice except paths.
+    """
+
+    settings: RunSettings
+    evaluation: EvaluationSpec
+    folder: Path
+    teacher: PhaseSpec | None
+    student: PhaseSpec
+    distilled: PhaseSpec | None
+    identity: Mapping[str, Any]
+
+    def with_teacher_dim(self, dim: int) -> "RunSpec":
+        """Returns the run with the width of a given teacher."""
+        settings = override(self.settings, teacher_dim=dim)
+        return dataclasses.replace(self, settings=settings, identity={**self.identity, "teacher_dim": dim})
+
+
+def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
+    """Returns the phases of a run.
+
+    Raises:
+      UserError: if a value is invalid, or two do not go together.
+    """
+    settings, paths, split = request.settings, request.paths, dataset.split
+    check(settings)
+    check(paths)
+    methods = request.methods
+    default_teacher = next((method.teacher_model for method in methods.values() if method.teacher_model), None)
+    teacher_model = settings.teacher_model or (None if paths.teacher else default_teacher)
+    model = request.component(MODELS, settings.model)
+    teacher_settings = request.component(MODELS, teacher_model or settings.model)
+    common = PhaseRequest(seed=settings.seed, training=request.training, evaluation=request.evaluation)
+
+    def phase(role: Role, **asked: Any) -> PhaseSpec:
+        try:
+            return resolve(dataclasses.replace(common, role=role, **asked), split)
+        except UserError as error:  # a run has two widths
+            error.args = tuple(str(line).replace("`dim`", f"`{role}_dim`") for line in error.args)
+            raise
+
+    teacher_dim = settings.teacher_dim or teacher_settings.teacher_dim
+    dim, precision = settings.student_dim, settings.precision
+    if settings.bytes:
+        if dim is not None or precision is not None:
+            raise UserError("`bytes` decides `student_dim` and `precision`; set either")
+        dim, precision = for_bytes(settings.bytes, teacher_dim)
+    plain = request.training  # for phases without a method, to which its defaults do not apply
+    if methods and plain.loss is None:
+        plain = override(plain, sampled_items=None)
+    teacher = None
+    if not paths.teacher:
+        own_loss = teacher_settings.closed_form and not model.closed_form
+        training = override(plain, loss=None, sampled_items=None) if own_loss else plain
+        teacher = phase(TEACHER, model=teacher_settings, dim=teacher_dim, training=training)
+    student_request: dict[str, Any] = {"model": model, "dim": dim, "precision": precision or "float32"}
+    start: Start = settings.student_init
+    student = phase(STUDENT, **student_request, start=start, training=plain)
+    distilled = None
+    if methods:
+        start = "student" if any(method.warm_start for method in methods.values()) else start
+        distilled = phase(STUDENT, **student_request, method=methods, start=start)
+    assert student.dim is not None  # of a model with settings
+    settings = override(
+        settings,
+        dataset=_name(request),
+        teacher_model=None if teacher_model == settings.model and not default_teacher else teacher_model,
+        teacher_dim=teacher_dim,
+        student_dim=student.dim,
+        precision=None if precision == "float32" else precision,
+    )
+    phases = [spec for spec in (teacher, student, distilled) if spec]
+    return RunSpec(
+        settings=settings,
+        evaluation=student.evaluation,
+        folder=paths.run or paths.runs / run_name(settings, student.evaluation),
+        teacher=teacher,
+        student=student,
+        distilled=distilled,
+        identity=_identity(request, settings, phases),
+    )
+
+
+def run_name(settings: RunSettings, evaluation: EvaluationSpec) -> str:
+    """Returns the default name of a run's folder."""
+    method = "+".join(flag_name(name) for name in settings.method.split("+"))
+    teacher = "" if settings.teacher_model in (None, settings.model) else f"by-{settings.teacher_model}"
+    size = [str(settings.student_dim), settings.precision or ""]
+    name = [settings.dataset, settings.model, teacher, evaluation.protocol, method, *size, f"seed{settings.seed}"]
+    return "-".join(part for part in name if part not in ("", "bpr", "full"))
+
+
+def _name(request: RunRequest) -> str:
+    if request.paths.split_file:
+        return request.paths.split_file.stem
+    return stem(request.data_file) if request.data_file else request.settings.dataset
+
+
+def _identity(request: RunRequest, settings: RunSettings, phases: list[PhaseSpec]) -> dict[str, Any]:
+    """Returns the choices of a run as JSON: of training, what all phases agree on, else what was requested."""
+    training = as_json(request.training)
+    for name in training:
+        values = [getattr(spec.training, name) for spec in phases if spec.training.epochs]
+        if values and all(value == values[0] for value in values):
+            training[name] = values[0]
+    components = _components(request, settings)
+    if request.data_file:
+        reading = as_json(request.reading.filled())
+        components["reading"] = {name: x for name, x in reading.items() if name not in ("valid_file", "test_file")}
+    return {**as_json(settings), **training, **as_json(phases[-1].evaluation), **components}
+
+
+def _components(request: RunRequest, settings: RunSettings) -> dict[str, Any]:
+    """Returns the settings of data set, models and methods as JSON, by the prefix of their flags.
+
+    Raises:
+      UserError: if two have the same prefix, or one has the name of a flag.
+    """
+    used: list[tuple[Mapping[str, type], str]] = []
+    if not (request.paths.split_file or request.data_file):
+        used.append((SOURCES, settings.dataset))
+    used += [(MODELS, name) for name in dict.fromkeys([settings.model, settings.teacher_model or settings.model])]
+    used += [(METHODS, name) for name in settings.method.split("+") if settings.method != NO_METHOD]
+    common = {field.name for kind in (RunSettings, Training, Evaluation, Reading) for field in dataclasses.fields(kind)}
+    taken = {name.replace("_", "-") for name in (*common, "data", "reading", "teacher")}
+    found: dict[str, Any] = {}
+    for registry, name in used:
+        prefix, component = flag_name(name), request.component(registry, name)
+        if prefix in taken or prefix in found:
+            raise UserError(f"{type(component).__name__}: the name {prefix!r} is taken; rename the class")
+        found[prefix] = as_json(component)
+    return found

@@ -1,0 +1,393 @@
+"""The run folder: its layout, and all reading and writing of it.
+
+    config.json                   every choice but paths, and the hashes of data and teacher
+    split.npz                     the split; users.parquet and items.parquet the ids, unless they are row numbers
+    metrics.jsonl                 one line per evaluation, phase by phase
+    results.json                  what the finished run came to
+    curves.png                    test recall against epochs
+    checkpoints/<phase>/<epochs>  the newest checkpoint of each phase
+    tensorboard/<phase>           event files, if they were requested
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from htd_jax.data import Dataset, load_dataset, save_dataset
+from htd_jax.errors import UserError, shown
+from htd_jax.evaluation import Evaluation
+from htd_jax.models import MODELS, ModelOf
+from htd_jax.pipeline.fitted import Fitted
+from htd_jax.pipeline.spec import STUDENT, TEACHER
+from htd_jax.serving import Retriever, load_export
+from htd_jax.settings import override
+from htd_jax.training import Checkpoints, EarlyStopping, choose, is_finished
+from htd_jax.writing import alone, is_partial, whole
+
+# The settings that tell a phase from another of its name.
+_IDENTITY = ("data", "model", "training", "seed", "start", "methods", "teacher")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A run folder, which may not exist yet."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.npz"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    def checkpoints(self, phase: str) -> Path:
+        """Returns the folder of a phase's checkpoints."""
+        return self.path / "checkpoints" / phase
+
+    def tensorboard(self, phase: str) -> Path:
+        """Returns the folder of a phase's event files."""
+        return self.path / "tensorboard" / phase
+
+    def begin(self, identity: Mapping[str, Any], data: Dataset) -> None:
+        """Writes what the run is.
+
+        Raises:
+          UserError: see `check`.
+        """
+        self.check(identity)
+        write_json(self.config, identity)
+        save_dataset(self.path, data)
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Checks that the folder is free, or holds this run.
+
+        More epochs than the folder's run continue it, unless a student learned from its teacher.
+
+        Raises:
+          UserError: if the folder holds something else, or cannot be read.
+        """
+        folder = shown(self.path)
+        try:
+            if not self.config.is_file():
+                if self.path.exists() and (
+                    not self.path.is_dir() or any(not is_partial(path) for path in self.path.iterdir())
+                ):
+                    raise UserError(f"{folder}: exists and is not a run folder; choose another with `run`")
+                return
+            found = json.loads(self.config.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(
+                f"{shown(self.config)}: not the settings of a run ({error}); choose another folder with `run`"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be used ({error.strerror}); choose another with `run`") from None
+        was, now = flat(found), flat(identity)
+        for name in sorted(was | now):
+            if was.get(name) == now.get(name):
+                continue
+            if name == "epochs" and isinstance(was.get(name), int) and (now.get(name) or math.inf) > was[name]:
+                if identity["method"] == "none":
+                    continue
+                raise UserError(
+                    f"{folder}: was trained for {was[name]} epochs; after more, the teacher is another one and its student "
+                    "starts anew: choose another folder with `run`"
+                )
+            raise UserError(
+                f"{folder}: made with other settings ({name} was {was.get(name)!r}, is {now.get(name)!r}); choose "
+                "another folder with `run`, or delete this one"
+            )
+
+    def is_of(self, identity: Mapping[str, Any], *, given_teacher: bool) -> bool:
+        """Returns whether the folder holds a run of these settings.
+
+        Args:
+          identity: what `config.json` holds, with the hash of the data.
+          given_teacher: whether the run has a given teacher, of any hash and width.
+        """
+        try:
+            found = self.read_config()
+            expected = {**identity, "teacher": None}
+            if given_teacher:
+                expected |= {name: found[name] for name in ("teacher", "teacher_dim") if found[name] is not None}
+        except (UserError, KeyError):
+            return False
+        was, now = flat(found), flat(expected)
+        return all(was.get(name) == now.get(name) for name in was | now)
+
+    def read_config(self) -> dict[str, Any]:
+        """Returns what `config.json` holds.
+
+        Raises:
+          UserError: if it is missing or damaged.
+        """
+        return _read_json(self.config, f"{shown(self.path)}: not a run folder: it has no config.json")
+
+    def read_results(self) -> dict[str, Any]:
+        """Returns what `results.json` holds.
+
+        Raises:
+          UserError: if the run is not finished, or the file is damaged.
+        """
+        results = _read_json(self.results, f"{shown(self.path)}: not finished; the command that started it resumes it")
+        try:
+            for name in ("dataset", "method", "seed", "gap_closed"):
+                results[name]
+            for entry in results["phases"].values():
+                entry["final"]["test"], entry["settings"]["model"]["name"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{shown(self.results)}: not the results of a run ({error})") from None
+        return results
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of `metrics.jsonl`; none if it is missing or damaged."""
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except (OSError, ValueError):
+            return []
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Writes `results.json`."""
+        write_json(self.results, results)
+
+    def write_metrics(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Writes `metrics.jsonl` from the records of each phase."""
+        lines = [{"phase": phase, **record} for phase, of_phase in records.items() for record in of_phase]
+        with whole(self.metrics) as partial:
+            partial.write_text("".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines))
+
+    def phases(self) -> list[str]:
+        """Returns the names of the phases that have checkpoints.
+
+        Raises:
+          UserError: if it is not a run folder.
+        """
+        names = [TEACHER, STUDENT, str(self.read_config().get("method"))]
+        return [name for name in names if self.checkpoints(name).is_dir()]
+
+    def open(self, phase: str | None = None) -> Fitted:
+        """Returns the trained model of a phase.
+
+        Args:
+          phase: `teacher`, `student` or the method; the distilled student if None, else the plain one.
+
+        Raises:
+          UserError: if it is not a run folder, the phase is missing, unfinished or damaged, or files do not match.
+        """
+        config, phases = self.read_config(), self.phases()
+        if phase is None:
+            phase = next((name for name in (config.get("method"), STUDENT) if name in phases), None)
+        if phase not in phases:
+            known = ", ".join(phases) or "none"
+            raise UserError(f"{shown(self.path)}: no phase {phase or STUDENT!r} is trained there; trained: {known}")
+        data = load_dataset(self.split, str(config.get("dataset", "data")))
+        results = self.read_results() if self.results.is_file() else {}
+        fitted = open_phase(self.checkpoints(phase), data)
+        return dataclasses.replace(fitted, about=_about(fitted, phase, config, results))
+
+
+def open_run(folder: Path | str, phase: str | None = None) -> Fitted:
+    """Returns the trained model of a phase in a run folder, see `RunFolder.open`."""
+    return RunFolder(Path(folder)).open(phase)
+
+
+def open_phases(folders: Iterable[Path | str]) -> dict[str, Fitted]:
+    """Returns every trained phase of runs of one comparison, by name: `teacher`, `student`, methods.
+
+    Args:
+      folders: run folders of the same data, student width and seed. Phases that several of them have must be equal.
+
+    Raises:
+      UserError: see `RunFolder.open`; if no phase is trained, the data differ, or two phases of one name differ.
+    """
+    found: dict[str, tuple[Path, Fitted]] = {}
+    for folder in map(RunFolder, map(Path, folders)):
+        for phase in folder.phases():
+            fitted = folder.open(phase)
+            first, other = found.get(phase) or next(iter(found.values()), (folder.path, fitted))
+            if fitted.settings["data"] != other.settings["data"]:
+                raise UserError(f"{shown(folder.path)}: its data differ from those of {shown(first)}")
+            if phase in found and any(fitted.settings.get(name) != other.settings.get(name) for name in _IDENTITY):
+                raise UserError(
+                    f"{shown(folder.path)}: its {phase} differs from that of {shown(first)}; name runs of one width "
+                    "and seed"
+                )
+            found.setdefault(phase, (folder.path, fitted))
+    if not found:
+        raise UserError("no phase is trained in these run folders")
+    return {phase: fitted for phase, (_, fitted) in found.items()}
+
+
+def load(folder: Path | str) -> Retriever:
+    """Opens a folder written by `Retriever.save` or `htd-jax export`, or a run folder.
+
+    Raises:
+      UserError: if it is neither, or damaged, or of a later format.
+    """
+    run = RunFolder(Path(folder))
+    if run.config.is_file():
+        return run.open().retriever()
+    return load_export(run.path)
+
+
+def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
+    """Returns the finished phase in a folder of checkpoints, trained on `data`.
+
+    Raises:
+      UserError: if there is none, or it is unfinished, damaged, or of an unknown model.
+    """
+    steps = Checkpoints(checkpoints)
+    history, tree = steps.history(), steps.tree()
+    settings = history["settings"]
+    try:
+        variables = tree.get("best") or tree["train"]["params"]["model"]
+        distiller = tree["train"]["params"].get("distiller") or {}
+        fields = dict(settings["model"])
+        name, dim, precision = fields.pop("name"), fields.pop("dim"), fields.pop("precision", "float32")
+        make_model = ModelOf(override(MODELS[name](), **fields), dim, precision)
+        patience, metric = settings["training"]["patience"], settings["evaluation"]["metric"]
+        settings["data"], settings["evaluation"]["cutoffs"]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{shown(checkpoints)} holds a checkpoint of no known model") from None
+    if not history["finished"]:
+        raise UserError(f"{shown(checkpoints)} stopped after {steps.latest} epochs; finish it first")
+    settings["training"]["epochs"] = len(history["seconds"])
+    stopping = None if patience is None else EarlyStopping(metric, patience)
+    chosen = choose(history["records"], stopping)
+    return Fitted(make_model, variables, data, settings, history["records"], history["seconds"], chosen, distiller)
+
+
+def evaluation_of(fitted: Fitted) -> Evaluation:
+    """Returns how a model was evaluated."""
+    fields = {field.name for field in dataclasses.fields(Evaluation)}
+    evaluation = Evaluation(**{name: x for name, x in fitted.settings["evaluation"].items() if name in fields})
+    return dataclasses.replace(evaluation, cutoffs=tuple(evaluation.cutoffs))
+
+
+def find_phase(
+    runs: Path, name: str, settings: Mapping[str, Any], epochs: int, stopping: EarlyStopping | None
+) -> Path | None:
+    """Returns the checkpoints of a finished phase with these settings in any run folder under `runs`."""
+    for folder in sorted(RunFolder(path).checkpoints(name) for path in _folders(runs)):
+        try:
+            checkpoints = Checkpoints(folder)
+            if checkpoints.latest is None:
+                continue
+            history = checkpoints.history()
+            done = len(history["seconds"])
+            finished = done <= epochs and is_finished(history["records"], done, epochs, stopping)
+            if finished and history["settings"] == settings:
+                checkpoints.tree()  # refuses a damaged one
+                return folder
+        except (UserError, OSError):
+            continue  # another run's trouble
+    return None
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, by: str = "process", setting: str = "run") -> Iterator[None]:
+    """Makes a folder if it is missing, and keeps other processes out of it.
+
+    Args:
+      folder: the folder.
+      by: what works there, for the message.
+      setting: the setting that chooses the folder.
+
+    Raises:
+      UserError: if another process works there, or the folder cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(folder))
+        except BlockingIOError:
+            raise UserError(
+                f"{shown(folder)}: another {by} is using it; wait for it, or choose another folder with `{setting}`"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{shown(folder)}: cannot be used ({error.strerror}); choose another with `{setting}`"
+            ) from None
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes strict JSON, whole or not at all; numbers that are not finite become null."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `config.json` holds by the names of settings: `htd.groups`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
+    return found
+
+
+def _about(fitted: Fitted, phase: str, config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Returns the facts for the model card."""
+    phases = {
+        name: {"parameters": entry["parameters"], "test": entry["final"]["test"]}
+        for name, entry in results.get("phases", {}).items()
+    }
+    evaluation = fitted.settings["evaluation"]
+    return {
+        "model": config.get("model"),
+        "method": config.get("method"),
+        "phase": phase,
+        "evaluation": {name: evaluation[name] for name in ("protocol", "candidates")},
+        "phases": phases,
+        "gap_closed": results.get("gap_closed", {}),
+        "metrics": phases.get(phase, {}).get("test", {}),
+        "config": config,
+    }
+
+
+def _folders(runs: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [path for path in runs.iterdir() if path.is_dir()]
+    return []
+
+
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(missing) from None
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown(path)}: damaged ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{shown(path)}: damaged")
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
