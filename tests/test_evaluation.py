@@ -13,6 +13,8 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import (
     CUTOFFS,
     METRICS,
+    Evaluation,
+    EvaluationSpec,
     Full,
     Sampled,
     make_evaluator,
@@ -25,6 +27,7 @@ from htd_jax.evaluation import (
 )
 from htd_jax.evaluation.protocols import Sizes
 from htd_jax.models import BPR
+from htd_jax.settings import as_json
 
 
 class Scores(nn.Module):
@@ -434,3 +437,17 @@ def test_a_ranker_gives_the_ranks_of_pairs_in_their_order(rng):
     for part, wanted in zip(("valid", "test"), wanted_ranks(split, scores)):
         pairs = zip(getattr(split, part).users.tolist(), getattr(split, part).items.tolist())
         assert found[part].tolist() == [wanted[pair] for pair in pairs]
+
+
+# --- settings
+
+
+def test_an_evaluation_resolves_to_a_spec_with_every_choice_made():
+    assert Evaluation().resolve() == EvaluationSpec("full", 499, (10, 20, 50), "recall@50")
+    sampled = Evaluation("sampled", candidates=99, cutoffs=(20, 5, 5)).resolve()
+    assert sampled == EvaluationSpec("sampled", 99, (5, 20), "recall@5")
+    assert sampled.make() == Sampled(99) and Evaluation().resolve().make() == Full()
+    chosen = Evaluation(candidates=99, metric="map@10", cutoffs=()).resolve()
+    assert as_json(chosen) == {"protocol": "full", "candidates": 499, "cutoffs": [10, 20, 50], "metric": "map@10"}
+    with pytest.raises(UserError, match=r"unknown metric 'recall@7' \(known: recall@10, ndcg@10, .*\); set `metric`"):
+        Evaluation(metric="recall@7").resolve()

@@ -11,12 +11,13 @@ from htd_jax.evaluation.ranking import (
     make_ranker,
     make_user_evaluator,
 )
-from htd_jax.evaluation.settings import Evaluation
+from htd_jax.evaluation.settings import Evaluation, EvaluationSpec
 
 __all__ = [
     "CUTOFFS",
     "METRICS",
     "Evaluation",
+    "EvaluationSpec",
     "Evaluator",
     "Full",
     "OfUsers",

@@ -1,4 +1,4 @@
-"""How a model is evaluated."""
+"""Settings of an evaluation."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -9,33 +9,55 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation.metrics import CUTOFFS, METRICS
 from htd_jax.evaluation.protocols import Full, Sampled
 
+Protocol = Literal["full", "sampled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSpec:
+    """A resolved `Evaluation`: every choice is made.
+
+    Attributes:
+      protocol: `full` or `sampled`.
+      candidates: number of sampled items per user; the default of `Evaluation` where the protocol samples none.
+      cutoffs: the k of every metric, ascending.
+      metric: the validation metric that selects the best epoch: `recall@50`.
+    """
+
+    protocol: Protocol
+    candidates: int
+    cutoffs: tuple[int, ...]
+    metric: str
+
+    def make(self) -> Full | Sampled:
+        """Returns the protocol that ranks the held-out items."""
+        return Full() if self.protocol == "full" else Sampled(self.candidates)
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Where the held-out items stand among others that the user has not seen."""
+    """Settings of an evaluation: which items a held-out item is ranked against, and which metrics are computed."""
 
-    protocol: Literal["full", "sampled"] = "full"
-    """Among all unseen items, or among a sample of them."""
+    protocol: Protocol = "full"
+    """Ranks a held-out item among all items that the user has not seen (`full`, the default), or among a sample of
+    them (`sampled`)."""
     candidates: Annotated[int, Ge(1)] = 499
-    """The size of the sample. It is the same in every run."""
+    """Number of unseen items per user that the sampled protocol ranks against; every run uses the same sample."""
     cutoffs: tuple[Annotated[int, Ge(1)], ...] = CUTOFFS
-    """The k of recall@k and every other metric."""
+    """The k of recall@k and of every other metric."""
     metric: str | None = None
-    """The metric by which an epoch is the best. Default: recall at the last of --cutoffs; if sampled, at the first."""
+    """Validation metric that selects the best epoch. Default: recall at the largest cutoff, and at the smallest one if
+    candidates are sampled."""
 
-    def filled(self) -> "Evaluation":
-        """The same with its defaults in place, cutoffs in order, and no sample where none is drawn.
+    def resolve(self) -> EvaluationSpec:
+        """Returns the evaluation with every default in place and the cutoffs in ascending order.
 
         Raises:
-          UserError: there is no such metric.
+          UserError: if the metric is unknown.
         """
         cutoffs = tuple(sorted(set(self.cutoffs))) or CUTOFFS
         metric = self.metric or f"recall@{cutoffs[-1 if self.protocol == 'full' else 0]}"
         known = [f"{name}@{k}" for name in METRICS for k in cutoffs]
         if metric not in known:
-            raise UserError(f"--metric: unknown metric {metric!r}; known: {', '.join(known)}")
+            raise UserError(f"unknown metric {metric!r} (known: {', '.join(known)}); set `metric`")
         candidates = self.candidates if self.protocol == "sampled" else Evaluation.candidates
-        return dataclasses.replace(self, cutoffs=cutoffs, metric=metric, candidates=candidates)
-
-    def make(self) -> Full | Sampled:
-        return Full() if self.protocol == "full" else Sampled(self.candidates)
+        return EvaluationSpec(self.protocol, candidates, cutoffs, metric)
