@@ -8,10 +8,11 @@ __version__ = "0.3.0"
 
 from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read
-from htd_jax.distillers import Lists, Representations, Teacher
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Fitted, distill, distill_seeds, fit, fit_seeds, read_teacher
-from htd_jax.serving import Recommendations, Retriever, load
+from htd_jax.models import Representations
+from htd_jax.pipeline import Fitted, distill, fit, load, read_teacher
+from htd_jax.serving import Recommendations, Retriever
+from htd_jax.teacher import Lists, Teacher
 
 __all__ = [
     "Dataset",
@@ -25,11 +26,9 @@ __all__ = [
     "UserError",
     "data",
     "distill",
-    "distill_seeds",
     "distillers",
     "evaluation",
     "fit",
-    "fit_seeds",
     "load",
     "losses",
     "models",

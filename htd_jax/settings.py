@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import annotated_types
 
@@ -22,7 +22,10 @@ from htd_jax.errors import UserError, shown
 Settings = Any
 
 
-class Registry(Mapping[str, type]):
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, type[T]], Generic[T]):
     """Classes of settings by name; a name of the form `package.module:Class` is imported.
 
     Args:
@@ -32,13 +35,13 @@ class Registry(Mapping[str, type]):
       base: the class that every one of them inherits, with the capabilities that it may declare.
     """
 
-    def __init__(self, what: str, known: dict[str, type], besides: tuple[str, ...] = (), base: type = object):
+    def __init__(self, what: str, known: dict[str, type[T]], besides: tuple[str, ...] = (), *, base: type[T]):
         self.what = what
         self.base = base
         self.besides = besides
         self._known = dict(known)
 
-    def register(self, name: str, settings: type) -> None:
+    def register(self, name: str, settings: type[T]) -> None:
         """Makes `settings` known as `name`, with the same standing as those that come with this package.
 
         Raises:
@@ -57,7 +60,7 @@ class Registry(Mapping[str, type]):
         registered = (name for name, known in self._known.items() if known is kind)
         return next(registered, f"{kind.__module__}:{kind.__name__}")
 
-    def __getitem__(self, name: str) -> type:
+    def __getitem__(self, name: str) -> type[T]:
         """Raises UserError for a name that is neither known nor that of a class that can be imported."""
         if name in self._known:
             return self._known[name]
@@ -73,7 +76,7 @@ class Registry(Mapping[str, type]):
             self._check(name, settings)
         except ValueError as error:
             raise UserError(f"--{self.what}: {error}") from None
-        return typing.cast(type, settings)
+        return typing.cast(type[T], settings)
 
     def __contains__(self, name: object) -> bool:
         return name in self._known

@@ -17,6 +17,7 @@ from htd_jax.data.interactions import Interactions, Split, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
 from htd_jax.data.sampling import distinct, nth_unseen, seen_before, seen_mask, shuffle, unseen_items, was_seen
+from htd_jax.data.source import Source
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
 from htd_jax.data.summary import Summary, summarise
 from htd_jax.data.synthetic import Synthetic, make_synthetic
@@ -26,7 +27,7 @@ from htd_jax.settings import Registry, check, override
 SOURCES = Registry(
     "dataset",
     {"citeulike": CiteULike, "citeulike-t": CiteULikeT, "foursquare": Foursquare, "synthetic": Synthetic},
-    function="load",
+    base=Source,
 )
 register = SOURCES.register
 
@@ -119,6 +120,7 @@ __all__ = [
     "Ids",
     "Interactions",
     "Reading",
+    "Source",
     "Split",
     "Summary",
     "Synthetic",

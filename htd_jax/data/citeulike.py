@@ -9,6 +9,7 @@ import numpy as np
 
 from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split, make_split
+from htd_jax.data.source import Source
 from htd_jax.errors import UserError, shown
 
 PUBLISHED = Published(
@@ -24,7 +25,7 @@ PUBLISHED = Published(
 
 
 @dataclasses.dataclass(frozen=True)
-class CiteULike:
+class CiteULike(Source):
     """The paper's split of CiteULike, leave-one-out: 5,219 users, 25,181 items."""
 
     def load(self, data_dir: Path | None = None) -> Split:

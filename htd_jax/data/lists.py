@@ -9,6 +9,7 @@ from annotated_types import Ge, Interval
 
 from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split
+from htd_jax.data.source import Source
 from htd_jax.data.splits import split_pairs
 from htd_jax.errors import UserError, shown
 
@@ -99,7 +100,7 @@ def read_users_dat(path: Path, of: str = "user") -> tuple[np.ndarray, np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class CiteULikeT:
+class CiteULikeT(Source):
     """Users of CiteULike and the articles in their libraries, split here."""
 
     min_interactions: Annotated[int, Ge(3)] = CITEULIKE_T.min_interactions

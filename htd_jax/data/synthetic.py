@@ -8,10 +8,11 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from htd_jax.data.interactions import Split, make_split
+from htd_jax.data.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
-class Synthetic:
+class Synthetic(Source):
     """Planted preferences, made on the spot, leave-one-out. The same in every run, whatever its --seed."""
 
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0

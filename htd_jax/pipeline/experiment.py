@@ -128,9 +128,7 @@ class Experiment:
                     print(f"{spec.name}: reused from {found}")
                     copy_checkpoints(found, folder)
             checkpoints = Checkpoints(folder)
-        key = jax.random.fold_in(
-            jax.random.key(spec.seed), TEACHER_KEY if spec.name == TEACHER else STUDENT_KEY
-        )
+        key = jax.random.fold_in(jax.random.key(spec.seed), TEACHER_KEY if spec.name == TEACHER else STUDENT_KEY)
         steps, _ = objective_of(spec.training).steps(self.data.train, spec.training.batch_size)
         trainer = _trainer(spec.make_model, spec.methods, spec.training, steps)
         line = progress if spec.training.epochs else silent

@@ -15,7 +15,17 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, EvaluationSpec
 from htd_jax.models import MODELS
 from htd_jax.ops.precision import Precision, for_bytes
-from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, Role, Start, find_methods, resolve
+from htd_jax.pipeline.spec import (
+    NO_METHOD,
+    STUDENT,
+    TEACHER,
+    PhaseRequest,
+    PhaseSpec,
+    Role,
+    Start,
+    find_methods,
+    resolve,
+)
 from htd_jax.settings import Settings, as_json, check, flag_name, override
 from htd_jax.training import Training
 

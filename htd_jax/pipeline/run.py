@@ -54,7 +54,7 @@ def run(
         folder.check(identity)
         with claimed(folder.path):
             folder.begin(identity, experiment.data)
-            records = {TEACHER: teacher.records} if teacher else {}
+            records: dict[str, list[dict[str, Any]]] = {TEACHER: teacher.records} if teacher else {}
 
             def train(phase: PhaseSpec, *teachers: Fitted, **options: Any) -> Fitted:
                 with callback(spec, phase.name) as called:
@@ -86,7 +86,7 @@ def run(
 
 
 def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment, Fitted | None]:
-    """Returns a run before anything is trained or written: its phases, what they share, and the teacher if one is given.
+    """Returns a run before anything is trained: its phases, what they share, and the teacher if one is given.
 
     Raises:
       UserError: if a value is invalid.
@@ -134,7 +134,8 @@ def run_identity(spec: RunSpec, experiment: Experiment, teacher: Fitted | None) 
 
 
 def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
-    """Returns what `results.json` holds: of each phase its `final` model, its `best` epoch in validation, its settings."""
+    """Returns what `results.json` holds: the `final` model, the `best` epoch in validation and the settings of each
+    phase."""
     metric = spec.evaluation.metric
     names = ("epoch", "valid", "test", "second_model")
     measured = lambda record: {name: record[name] for name in names if name in record}

@@ -1,12 +1,12 @@
 """The run folder: its layout, and all reading and writing of it.
 
-    config.json                   every choice but paths, and the hashes of data and teacher
-    split.npz                     the split; users.parquet and items.parquet the ids, unless they are row numbers
-    metrics.jsonl                 one line per evaluation, phase by phase
-    results.json                  what the finished run came to
-    curves.png                    test recall against epochs
-    checkpoints/<phase>/<epochs>  the newest checkpoint of each phase
-    tensorboard/<phase>           event files, if they were requested
+config.json                   every choice but paths, and the hashes of data and teacher
+split.npz                     the split; users.parquet and items.parquet the ids, unless they are row numbers
+metrics.jsonl                 one line per evaluation, phase by phase
+results.json                  what the finished run came to
+curves.png                    test recall against epochs
+checkpoints/<phase>/<epochs>  the newest checkpoint of each phase
+tensorboard/<phase>           event files, if they were requested
 """
 
 import contextlib
@@ -111,7 +111,7 @@ class RunFolder:
                 if identity["method"] == "none":
                     continue
                 raise UserError(
-                    f"{folder}: was trained for {was[name]} epochs; after more, the teacher is another one and its student "
+                    f"{folder}: was trained for {was[name]} epochs; more epochs make another teacher, and its student "
                     "starts anew: choose another folder with `run`"
                 )
             raise UserError(

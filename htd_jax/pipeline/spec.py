@@ -227,12 +227,15 @@ def _model(request: PhaseRequest) -> tuple[MakeModel, int | None]:
     """Returns what makes the module, and its width."""
     model, dim, precision = request.model, request.dim, request.precision
     if isinstance(model, ModelOf):
-        model, dim = model.settings, model.dim
-    if not isinstance(model, str | ModelSettings):
-        if not callable(model):
-            raise TypeError(f"expected a model's name, its settings or a function, not {type(model).__name__}")
+        settings, dim = model.settings, model.dim
+    elif isinstance(model, str):
+        settings = MODELS[model]()
+    elif isinstance(model, ModelSettings):
+        settings = model
+    elif callable(model):
         return model, dim
-    settings: ModelSettings = MODELS[model]() if isinstance(model, str) else model
+    else:
+        raise TypeError(f"expected a model's name, its settings or a function, not {type(model).__name__}")
     check(settings, f"{flag_name(MODELS.name_of(settings))}.")
     if precision not in PRECISIONS:
         raise UserError(f"`precision` {precision!r} is unknown; known: {', '.join(PRECISIONS)}")

@@ -3,13 +3,11 @@
 from htd_jax.ops.precision import PRECISIONS, Precision, Rows, row_bytes, to_precision
 from htd_jax.serving.lists import Recommendations
 from htd_jax.serving.retriever import Retriever, known_pairs, load_export, retriever_of
-from htd_jax.serving.run_folder import Opened, load, open_phases, open_run
 from htd_jax.serving.storage import check_target
 from htd_jax.serving.topk import best_items, best_scored
 
 __all__ = [
     "PRECISIONS",
-    "Opened",
     "Precision",
     "Recommendations",
     "Retriever",
@@ -18,10 +16,7 @@ __all__ = [
     "best_scored",
     "check_target",
     "known_pairs",
-    "load",
     "load_export",
-    "open_phases",
-    "open_run",
     "retriever_of",
     "row_bytes",
     "to_precision",

@@ -12,14 +12,12 @@ import pyarrow as pa
 
 from htd_jax.data import Dataset, Ids, Interactions, Split
 from htd_jax.data.dataset import as_column
-from htd_jax.distillers import model_scores
 from htd_jax.errors import UserError
-from htd_jax.models import InnerProduct, MakeModel
+from htd_jax.models import InnerProduct, MakeModel, model_scores, represent_all
 from htd_jax.ops.precision import Rows, to_precision
 from htd_jax.serving import fold, storage
 from htd_jax.serving.lists import Recommendations
 from htd_jax.serving.topk import MEMORY, Hidden, Top, best_items, best_scored, concatenate
-from htd_jax.training import represent_all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

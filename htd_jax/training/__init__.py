@@ -1,52 +1,46 @@
-"""Training: one compiled epoch, the loop around it, and the checkpoints it leaves."""
+"""Training: the compiled epoch, the loop around it, and its checkpoints."""
 
-from htd_jax.distillers import Representations
 from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints
 from htd_jax.training.loop import (
     Diverged,
     EarlyStopping,
-    Phase,
     PhaseResult,
     Progress,
     best_record,
     choose,
     is_finished,
     run_phase,
-    run_phases,
 )
-from htd_jax.training.many import together
 from htd_jax.training.objectives import Objective, objective_of, own, sampled_softmax, softmax
-from htd_jax.training.settings import Training
+from htd_jax.training.settings import Training, TrainingSpec, resolve_training
 from htd_jax.training.solve import make_solving_trainer
 from htd_jax.training.step import (
-    Prepared,
+    Guidance,
     Trainer,
     TrainState,
     adam,
+    compile_epoch,
     cosine,
     make_trainer,
     no_teacher,
-    represent_all,
 )
-from htd_jax.training.trained import Trained, read_trained
 
 __all__ = [
     "Checkpoints",
     "Diverged",
     "EarlyStopping",
+    "Guidance",
     "Objective",
-    "Phase",
     "PhaseResult",
-    "Prepared",
     "Progress",
-    "Representations",
     "TrainState",
-    "Trained",
     "Trainer",
     "Training",
+    "TrainingSpec",
     "adam",
     "best_record",
     "choose",
+    "compile_epoch",
     "copy_checkpoints",
     "cosine",
     "is_finished",
@@ -55,11 +49,8 @@ __all__ = [
     "no_teacher",
     "objective_of",
     "own",
-    "read_trained",
-    "represent_all",
+    "resolve_training",
     "run_phase",
-    "run_phases",
     "sampled_softmax",
     "softmax",
-    "together",
 ]

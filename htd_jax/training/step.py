@@ -237,8 +237,8 @@ def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return trainer.epoch
     leaves, structure = jax.tree.flatten(inputs)
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in map(jnp.asarray, leaves))
-    return _compiled(trainer.epoch, structure, shapes)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in map(jax.typeof, leaves))
+    return _compiled(trainer.epoch, structure, shapes)  # type: ignore[arg-type]  # a function is hashable
 
 
 @functools.lru_cache(maxsize=16)
