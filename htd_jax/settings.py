@@ -94,7 +94,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         if not issubclass(settings, self.base):
             raise ValueError(f"{name}: a {self.what}'s settings inherit {self.base.__name__}")
         missing = dataclasses.MISSING
-        if bare := [f.name for f in dataclasses.fields(settings) if f.default is f.default_factory is missing]:
+        fields_of: Any = settings
+        if bare := [f.name for f in dataclasses.fields(fields_of) if f.default is f.default_factory is missing]:
             raise ValueError(f"{name}: its setting {bare[0]} has no default")
 
 

@@ -1,4 +1,4 @@
-"""A run and its phases: what they leave, how they go on, and the same from Python."""
+"""A run and its phases: what they write, how they resume, and the Python API."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ from runs import EXPERIMENTS, SMALL, refused, results, start, strict, trained, u
 
 import htd_jax
 from htd_jax import distillers
-from htd_jax.distillers import FTD, Distiller, FitNet, Lists, Teacher
-from htd_jax.distillers.base import learns_nothing
+from htd_jax.distillers import FTD, Distiller, FitNet, Lists, Method, Teacher
+from htd_jax.distillers.base import no_params
 from htd_jax.errors import UserError
 from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
 
@@ -59,7 +59,7 @@ def test_a_teacher_and_a_student_trained_before_are_used_again(finished, tmp_pat
     folder, _ = finished
     shutil.copytree(folder, tmp_path / folder.name)
     done = trained("--method", "svd", "--runs", tmp_path)
-    assert done.out.count("found trained") == 2
+    assert done.out.count("reused from") == 2
     found = results(tmp_path / "synthetic-svd-4-seed0")
     assert found["phases"]["teacher"] == results(folder)["phases"]["teacher"]
     assert found["phases"]["student"] == results(folder)["phases"]["student"]
@@ -124,9 +124,9 @@ def state(folder):
     return htd_jax.training.Checkpoints(folder).tree()
 
 
-def test_a_run_with_a_method_is_not_gone_on_with_and_says_why(finished):
+def test_a_run_with_a_method_is_not_continued_to_more_epochs(finished):
     message = refused("--htd.groups", 3, "--epochs", 5, "--runs", finished[0].parent)
-    assert "was made with 3 epochs; trained on, its teacher is another, whose student begins anew" in message
+    assert "was trained for 3 epochs; more epochs make another teacher, and its student starts anew" in message
 
 
 def test_a_moved_run_with_a_relative_teacher_is_taken_up(finished, tmp_path, monkeypatch):
@@ -320,51 +320,51 @@ def test_what_is_fitted_can_be_looked_into(data, teacher):
 
 
 def test_a_student_begins_where_another_ended(data, teacher, tmp_path):
-    still = functools.partial(distil, teacher, data, method=Beside(), learning_rate=0.0)
+    still = functools.partial(distil, teacher, data, method=Second(), learning_rate=0.0)
     student = distil(teacher, data, method="none")
     found = still(start=student, folder=tmp_path / "run")
     chex.assert_trees_all_equal(found.variables, student.variables)
     assert found.metrics == student.metrics
     assert still(start=student, folder=tmp_path / "run").chosen == found.chosen  # nothing is trained
-    with pytest.raises(UserError, match="made by other settings"):
+    with pytest.raises(UserError, match="made with other settings"):
         still(start=distil(teacher, data, method="ftd"), folder=tmp_path / "run")
-    with pytest.raises(UserError, match="start: a student of"):
+    with pytest.raises(UserError, match="`start` is a student of"):
         still(start=student, dim=3)
 
 
-def test_what_learns_beside_the_student_is_measured_with_it(data, teacher):
+def test_a_second_model_is_evaluated(data, teacher):
     """Under Adam a teacher that nothing moves stays where it was."""
-    found = distil(teacher, data, method=[Beside(), "ftd"], l2=0.0)
+    found = distil(teacher, data, method=[Second(), "ftd"], l2=0.0)
     for record in found.records:
-        assert record["beside"] == {part: teacher.chosen[part] for part in ("valid", "test")}
-    with pytest.raises(ValueError, match="beside"):
-        distillers.chain(Beside().make(None), Beside().make(None))
+        assert record["second_model"] == {part: teacher.chosen[part] for part in ("valid", "test")}
+    with pytest.raises(ValueError, match="two of the methods train a second model"):
+        distillers.chain(Second().make(1), Second().make(1))
 
 
 def test_a_run_shows_both_and_starts_warm(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(distillers.METHODS, "_known", {**distillers.METHODS, "beside": Beside})
-    done = trained("--method", "beside", "--teacher", finished[0], "--runs", tmp_path, "--learning-rate", 0)
+    monkeypatch.setattr(distillers.METHODS, "_known", {**distillers.METHODS, "second": Second})
+    done = trained("--method", "second", "--teacher", finished[0], "--runs", tmp_path, "--learning-rate", 0)
     (path,) = tmp_path.glob("*/results.json")
     phases = results(path.parent)["phases"]
-    assert phases["beside"]["final"]["test"] == phases["student"]["final"]["test"]
-    assert phases["beside"]["final"]["beside"]["test"] == phases["teacher"]["final"]["test"]
-    assert "the teacher beside it" in done.out
+    assert phases["second"]["final"]["test"] == phases["student"]["final"]["test"]
+    assert phases["second"]["final"]["second_model"]["test"] == phases["teacher"]["final"]["test"]
+    assert "second model" in done.out
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
+class Second(Method):
     """A second model of the teacher's tables, which learns nothing."""
 
     weight: Annotated[float, Ge(0)] = 1.0
 
-    label: ClassVar[str] = "beside"
-    warm: ClassVar[bool] = True
+    label: ClassVar[str] = "second"
+    warm_start: ClassVar[bool] = True
 
-    def make(self, run):
+    def make(self, epochs):
         return Distiller(
             init=lambda key, student, teacher: teacher.representations._asdict(),
-            loss=lambda params, drawn, batch, key, epoch: (0 * jnp.sum(params["users"]), {}),
-            beside=lambda params, teacher: (ModelOf(BPRSettings(), teacher.dim), {"params": params}),
+            loss=lambda step: (0 * jnp.sum(step.params["users"]), {}),
+            second_model=lambda params, teacher: (ModelOf(BPRSettings(), teacher.dim), {"params": params}),
         )
 
 
@@ -391,7 +391,7 @@ def test_a_folder_goes_on_to_the_same_bits(data, teacher, tmp_path, monkeypatch)
     assert untimed(resumed.records) == untimed(whole.records)
     again = distil(teacher, data, method="ftd", folder=str(tmp_path / "run"))
     assert (again.records, again.seconds) == (resumed.records, resumed.seconds)
-    with pytest.raises(UserError, match="made by other settings"):
+    with pytest.raises(UserError, match="made with other settings"):
         distil(teacher, data, method=FTD(weight=0.5), folder=tmp_path / "run")
 
 
@@ -407,9 +407,9 @@ def test_the_same_method_by_name_and_by_settings(data, teacher):
 
 
 def test_a_distiller_without_settings_has_no_folder(data, teacher, tmp_path):
-    with pytest.raises(UserError, match="a Distiller has no settings to know its checkpoints by"):
+    with pytest.raises(UserError, match="a custom function has no settings that identify its checkpoints"):
         distil(teacher, data, method=distillers.ftd(), folder=tmp_path / "run")
-    with pytest.raises(UserError, match="a Distiller has no settings"):
+    with pytest.raises(UserError, match="a custom function has no settings"):
         distil(teacher, data, method=["fitnet", distillers.ftd()], folder=tmp_path / "run")
 
 
@@ -434,7 +434,7 @@ def test_a_list_of_methods_is_their_chain(data, teacher):
     listed = distil(teacher, data, method=[FTD(), FitNet()])
     chex.assert_trees_all_equal(both.variables, listed.variables)
     assert set(both.records[-1]["terms"]) == {"loss", "base", "ftd", "fitnet"}
-    with pytest.raises(UserError, match="ftd stands twice"):
+    with pytest.raises(UserError, match="ftd is given twice"):
         distil(teacher, data, method=["ftd", FTD()])
 
 
@@ -444,7 +444,7 @@ def test_models_by_name_by_settings_and_ones_own(data):
     assert deep.settings["model"] == {"name": "lightgcn", "dim": 4, "layers": 0}
     plain, own = fit(), fit(model=lambda train: BPR(train.num_users, train.num_items, 4))
     chex.assert_trees_all_equal(plain.variables, own.variables)
-    with pytest.raises(UserError, match="--lightgcn.layers: must be at least 0, not -1"):
+    with pytest.raises(UserError, match="`lightgcn.layers` must be at least 0, not -1"):
         fit(model=LightGCNSettings(layers=-1))
     with pytest.raises(UserError, match="unknown model 'mlp'"):
         fit(model="mlp")
@@ -453,13 +453,13 @@ def test_models_by_name_by_settings_and_ones_own(data):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"epoch": 3}, TypeError, "there is no setting 'epoch'; there are batch_size, candidates"),
-        ({"epochs": 0}, UserError, "--epochs: must be at least 1, not 0"),
-        ({"learning_rate": float("nan")}, UserError, "--learning-rate: must be finite"),
-        ({"cutoffs": (0,)}, UserError, "--cutoffs: must be at least 1"),
+        ({"epoch": 3}, TypeError, "unknown setting 'epoch'; known: batch_size, candidates"),
+        ({"epochs": 0}, UserError, "`epochs` must be at least 1, not 0"),
+        ({"learning_rate": float("nan")}, UserError, "`learning_rate` must be finite"),
+        ({"cutoffs": (0,)}, UserError, "`cutoffs` must be at least 1"),
         ({"metric": "recall@7"}, UserError, "unknown metric"),
-        ({"dim": 0}, UserError, "dim: must be a whole number of at least 1, not 0"),
-        ({"dim": 2.5}, UserError, "dim: must be a whole number"),
+        ({"dim": 0}, UserError, "`dim` must be an integer of at least 1, not 0"),
+        ({"dim": 2.5}, UserError, "`dim` must be an integer"),
         ({"model": "mlp"}, UserError, "unknown model 'mlp'"),
     ],
 )
@@ -489,7 +489,7 @@ def test_one_folder_is_one_processs(finished, data, tmp_path):
     try:
         assert ready.wait(120)
         message = refused("--method", "none", "--run", folder)
-        assert f"{folder}: another process is at work there" in message
+        assert f"{folder}: another process is using it" in message
         with pytest.raises(UserError, match="another process is at work in this folder"):
             htd_jax.fit(data, dim=4, folder=folder, **FEW)
         assert list(folder.iterdir()) == []
@@ -509,21 +509,20 @@ def hold(folder, ready, go):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mine:
-    """A method from outside: users drawn to the origin, `strength` times a number that each epoch draws."""
+class Mine(Method):
+    """A custom method: pulls users to the origin, `strength` times a number sampled each epoch."""
 
     strength: Annotated[float, Ge(0)] = 1.0
     weight: Annotated[float, Ge(0)] = 0.1
 
     label: ClassVar[str] = "mine"
 
-    def make(self, run):
-        def loss(params, drawn, batch, key, epoch):
-            value = self.strength * drawn * jnp.sum(batch.entities.users.kept().student ** 2)
+    def make(self, epochs):
+        def loss(step):
+            value = self.strength * step.sampled * jnp.sum(step.batch.entities.users.masked().student ** 2)
             return value, {"mine": value}
 
-        refresh = lambda params, drawn, key, epoch, teacher, student: jax.random.uniform(key)
-        return Distiller(learns_nothing, loss, refresh)
+        return Distiller(no_params, loss, lambda start: jax.random.uniform(start.key))
 
 
 def test_a_registered_method_is_one_of_them(data, teacher, monkeypatch):
@@ -536,6 +535,6 @@ def test_a_registered_method_is_one_of_them(data, teacher, monkeypatch):
     stronger = distil(teacher, data, method=Mine(strength=100.0))
     norm = lambda fitted: float(jnp.linalg.norm(fitted.variables["params"]["users"]))
     assert norm(stronger) < norm(by_name)
-    with pytest.raises(UserError, match="--mine.strength: must be at least 0, not -1"):
+    with pytest.raises(UserError, match="`mine.strength` must be at least 0, not -1"):
         distil(teacher, data, method=Mine(strength=-1))
     assert "--mine.strength" in start("--method", "mine", "--help").out

@@ -1,4 +1,4 @@
-"""The compiled epoch, the loop, what resumes it, and what a method is told of both."""
+"""The compiled epoch, the loop, resumption, and the interface of a method."""
 
 import functools
 import sys
@@ -12,17 +12,16 @@ import pytest
 
 from htd_jax import distillers
 from htd_jax.data import shuffle, unseen_items
-from htd_jax.distillers import Distiller, Lists, Teacher
-from htd_jax.distillers.base import learns_nothing
+from htd_jax.distillers import HTD, Distiller, Lists, Step, Teacher
+from htd_jax.distillers.base import no_params
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.losses import bpr_loss
-from htd_jax.models import BPR, ModelOf, NeuMFSettings
+from htd_jax.models import BPR, ModelOf, NeuMFSettings, Representations, model_scores
 from htd_jax.training import (
     Checkpoints,
     Diverged,
     EarlyStopping,
-    Representations,
     adam,
     make_trainer,
     no_teacher,
@@ -51,7 +50,7 @@ METHODS = {
     "none": distillers.none,
     "ftd": lambda: distillers.scale(distillers.ftd(), 1e-3),
     "both": lambda: distillers.chain(
-        distillers.scale(distillers.ftd(), 1e-3), distillers.scale(distillers.htd(num_groups=3, epochs=4), 1e-3)
+        distillers.scale(distillers.ftd(), 1e-3), distillers.scale(distillers.htd(HTD(groups=3), epochs=4), 1e-3)
     ),
 }
 
@@ -124,8 +123,8 @@ def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teache
             for name, some in (("users", train.users), ("items", both), ("items", train.items), ("items", negatives))
             for ids in [jnp.unique(some)]
         )
-        batch = distillers.Batch(distillers.Entities(*sides), None, None, None)
-        extra, _ = distiller.loss(params["distiller"], (), batch, step_key, 0)
+        batch = distillers.Batch(distillers.Entities(*sides), None, None)
+        extra, _ = distiller.loss(Step(params["distiller"], None, (), batch, step_key, 0))
         np.testing.assert_allclose(terms["loss"], base + extra, rtol=1e-4)
     assert method == "none" or terms["loss"] > terms["base"]
 
@@ -135,7 +134,7 @@ EVALUATORS = {}
 
 def fit(split, teacher, method, folder=None, epochs=4, on_epoch=lambda news: None, settings=None, **options):
     """`method`: the name of one, or a distiller."""
-    evaluate = EVALUATORS.setdefault(id(split), functools.partial(make_evaluator(split), make_model))
+    evaluate = EVALUATORS.setdefault(id(split), make_evaluator(split))
     return run_phase(
         trainer_of(method) if isinstance(method, str) else make(method),
         evaluate,
@@ -218,7 +217,7 @@ def test_distillation_moves_the_student_towards_its_teachers_topology(small_spli
 
 def test_other_settings_are_refused(small_split, teacher, tmp_path):
     fit(small_split, teacher, "none", tmp_path / "run", epochs=1)
-    with pytest.raises(UserError, match="made by other settings"):
+    with pytest.raises(UserError, match="made with other settings"):
         fit(small_split, teacher, "none", tmp_path / "run", epochs=1, settings={"method": "another"})
 
 
@@ -227,7 +226,7 @@ def test_early_stopping_keeps_the_best_epoch_even_if_killed_after_it(small_split
     stopping = EarlyStopping("recall@10", 3)
     seen = []
 
-    def evaluate(variables):
+    def evaluate(make_model, variables):
         seen.append(jax.tree.map(jnp.copy, variables))
         metrics = {"recall@10": jnp.float32(1 - abs(len(seen) - 4) / 10)}
         return {"valid": metrics, "test": metrics}
@@ -270,13 +269,13 @@ def test_early_stopping_keeps_the_best_epoch_even_if_killed_after_it(small_split
     assert timeless(resumed.records) == timeless(result.records)
 
 
-def test_a_phase_starts_where_it_is_told(small_split, teacher, tmp_path):
+def test_a_phase_starts_from_given_variables(small_split, teacher, tmp_path):
     train = small_split.train
     start = {"params": {"users": jnp.ones((train.num_users, DIM)), "items": jnp.ones((train.num_items, DIM))}}
     untrained = lambda distiller: make(distiller, adam(0.0, 0.0))
     result = run_phase(
         untrained(distillers.none()),
-        functools.partial(make_evaluator(small_split), make_model),
+        make_evaluator(small_split),
         small_split,
         teacher,
         jax.random.key(3),
@@ -302,18 +301,18 @@ def test_adam_decays_every_parameter_into_its_gradient():
     np.testing.assert_allclose(moment["touched"], 0.1 * (1 + 0.5 * 2), rtol=1e-5)
 
 
-# --- what a method is told, and when
+# --- the interface of a method
 
 
-def told(**changes):
-    """A method that adds nothing, but for what `changes` replace of it."""
-    loss = lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {})
-    return Distiller(**{"init": learns_nothing, "loss": loss, "needs": (), **changes})
+def method(**changes):
+    """A method that adds nothing, except for `changes`."""
+    loss = lambda step: (jnp.zeros(()), {})
+    return Distiller(**{"init": no_params, "loss": loss, "needs": (), **changes})
 
 
 def logs(value_of):
-    """A loss whose term `seen` is a number of what it is given, and which trains nothing."""
-    return lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {"seen": value_of(drawn, batch, epoch)})
+    """A loss that trains nothing, with a term `seen` computed from its step."""
+    return lambda step: (jnp.zeros(()), {"seen": value_of(step)})
 
 
 def terms_of(split, teacher, distiller, epochs=4, **options):
@@ -322,13 +321,13 @@ def terms_of(split, teacher, distiller, epochs=4, **options):
     return terms
 
 
-def test_each_epoch_draws_anew_from_what_was_drawn_before(small_split):
-    def refresh(params, drawn, key, epoch, teacher, student):
-        last = jnp.zeros((), jnp.int32) if drawn is None else drawn["count"]
-        return {"count": last + 1, "epoch": jnp.asarray(epoch), "random": jax.random.uniform(key)}
+def test_each_epoch_samples_from_the_last_sample(small_split):
+    def refresh(start):
+        last = jnp.zeros((), jnp.int32) if start.sampled is None else start.sampled["count"]
+        return {"count": last + 1, "epoch": jnp.asarray(start.epoch), "random": jax.random.uniform(start.key)}
 
-    loss = lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {name: x * 1.0 for name, x in drawn.items()})
-    found = terms_of(small_split, None, told(refresh=refresh, loss=loss))
+    loss = lambda step: (jnp.zeros(()), {name: x * 1.0 for name, x in step.sampled.items()})
+    found = terms_of(small_split, None, method(refresh=refresh, loss=loss))
     assert [terms["count"] for terms in found] == [1, 2, 3, 4]
     assert [terms["epoch"] for terms in found] == [0, 1, 2, 3]
     assert len({terms["random"] for terms in found}) == 4
@@ -336,38 +335,38 @@ def test_each_epoch_draws_anew_from_what_was_drawn_before(small_split):
 
 def test_a_student_is_seen_as_it_is_when_the_epoch_begins(small_split):
     """Its scores in `refresh`, against those of the variables after the epoch before."""
-    refresh = lambda params, drawn, key, epoch, teacher, student: student.score_all(jnp.arange(5))
-    distiller = told(refresh=refresh)
+    refresh = lambda start: start.student.score_all(jnp.arange(5))
+    distiller = method(refresh=refresh)
     trainer, key, train = make(distiller), jax.random.key(5), small_split.train
     state = trainer.init(key, train, None)
-    assert not np.any(state.drawn)
+    assert not np.any(state.sampled)
     for _ in range(3):
         before = jax.tree.map(np.asarray, state.params["model"])["params"]
         state, _ = trainer.epoch(state, key, train, None)
-        np.testing.assert_allclose(state.drawn, before["users"][:5] @ before["items"].T, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(state.sampled, before["users"][:5] @ before["items"].T, rtol=1e-5, atol=1e-6)
 
 
-def test_links_of_a_chain_draw_for_themselves(small_split):
+def test_the_links_of_a_chain_sample_separately(small_split):
     """One that draws, one that does not, and one that draws another thing, in one epoch of two."""
-    by = lambda factor: told(
-        refresh=lambda params, drawn, key, epoch, teacher, student: jnp.full(3, factor * epoch, float),
-        loss=lambda params, drawn, batch, key, epoch: (jnp.zeros(()), {f"seen{factor}": drawn.sum()}),
+    by = lambda factor: method(
+        refresh=lambda start: jnp.full(3, factor * start.epoch, float),
+        loss=lambda step: (jnp.zeros(()), {f"seen{factor}": step.sampled.sum()}),
     )
-    chain = distillers.chain(by(1), told(), distillers.every(2, by(10)))
+    chain = distillers.chain(by(1), method(), distillers.every(2, by(10)))
     found = terms_of(small_split, None, chain)
     assert [terms["seen1"] for terms in found] == [0, 3, 6, 9]
     assert [terms["seen10"] for terms in found] == [0, 0, 60, 60]
 
 
-def test_what_is_drawn_is_resumed_to_the_bit(small_split, tmp_path, monkeypatch):
+def test_samples_are_resumed_to_the_bit(small_split, tmp_path, monkeypatch):
     """What every third epoch draws is there again after a kill in between."""
     monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", 0)
-    refresh = lambda params, drawn, key, epoch, teacher, student: jax.random.normal(key, (4,))
-    loss = lambda params, drawn, batch, key, epoch: (
-        jnp.sum(drawn) * jnp.sum(batch.entities.users.kept().student),
-        {"drawn": jnp.sum(drawn)},
+    refresh = lambda start: jax.random.normal(start.key, (4,))
+    loss = lambda step: (
+        jnp.sum(step.sampled) * jnp.sum(step.batch.entities.users.masked().student),
+        {"sampled": jnp.sum(step.sampled)},
     )
-    trainer = make(distillers.every(3, told(refresh=refresh, loss=loss)))
+    trainer = make(distillers.every(3, method(refresh=refresh, loss=loss)))
     monkeypatch.setattr(sys.modules[__name__], "trainer_of", lambda method: trainer)
 
     def kill(news):
@@ -381,17 +380,17 @@ def test_what_is_drawn_is_resumed_to_the_bit(small_split, tmp_path, monkeypatch)
     fit(small_split, None, "drawing", tmp_path / "killed", on_epoch=lambda news: again.append(news))
     assert [news.epoch for news in again] == [2, 3]
     assert bits(tmp_path / "whole") == bits(tmp_path / "killed")
-    assert again[0].terms["drawn"] == whole.records[1]["terms"]["drawn"] != again[1].terms["drawn"]
+    assert again[0].terms["sampled"] == whole.records[1]["terms"]["sampled"] != again[1].terms["sampled"]
 
 
-def test_prepare_is_called_once_and_its_result_is_what_the_others_get(small_split, teacher):
+def test_prepare_is_called_once_and_its_result_is_the_context(small_split, teacher):
     calls = []
 
     def prepare(given, train):
         calls.append((type(given), train.num_users))
         return {"mean": given.representations.users.mean()}
 
-    distiller = told(prepare=prepare, loss=logs(lambda drawn, batch, epoch: batch.teacher["mean"]))
+    distiller = method(prepare=prepare, loss=logs(lambda step: step.context["mean"]))
     found = terms_of(small_split, teacher, distiller, epochs=3)
     assert calls == [(Teacher, small_split.train.num_users)]
     np.testing.assert_allclose([terms["seen"] for terms in found], np.mean(teacher.users), rtol=1e-5)
@@ -402,16 +401,16 @@ def test_score_is_the_models_and_differentiable(small_split):
     train = small_split.train
     users, items = jnp.array([[0], [7]]), jnp.array([[3, 4, 5], [5, 4, 3]])
 
-    def loss(params, drawn, batch, key, epoch):
-        scores = batch.score(users, items)
+    def loss(step):
+        scores = step.batch.score(users, items)
         return -jnp.sum(scores), {"seen": scores[1, 0]}
 
-    trainer = make(told(loss=loss), adam(0.0, 0.0), batch_size=2 * len(train))
+    trainer = make(method(loss=loss), adam(0.0, 0.0), batch_size=2 * len(train))
     key = jax.random.key(1)
     params = jax.tree.map(jnp.copy, trainer.init(key, train, None).params["model"]["params"])
     _, terms = trainer.epoch(trainer.init(key, train, None), key, train, None)
     np.testing.assert_allclose(terms["seen"], params["users"][7] @ params["items"][5], rtol=1e-5)
-    pushed = terms_of(small_split, None, told(loss=loss), epochs=3)
+    pushed = terms_of(small_split, None, method(loss=loss), epochs=3)
     assert pushed[0]["seen"] < pushed[1]["seen"] < pushed[2]["seen"]
 
 
@@ -427,9 +426,9 @@ def test_score_is_the_models_and_differentiable(small_split):
 def test_a_teacher_that_lacks_what_is_needed_is_refused(small_split, needs, given, message):
     lists = Lists(jnp.zeros((small_split.train.num_users, 3), jnp.int32)) if given else None
     with pytest.raises(UserError, match=message):
-        fit(small_split, lists, told(needs=needs), epochs=1)
+        fit(small_split, lists, method(needs=needs), epochs=1)
     with pytest.raises(UserError, match=message):
-        fit(small_split, lists, distillers.chain(distillers.none(), told(needs=needs)), epochs=1)
+        fit(small_split, lists, distillers.chain(distillers.none(), method(needs=needs)), epochs=1)
 
 
 def test_a_teacher_of_lists_alone_will_do_where_no_more_is_needed(small_split):
@@ -438,9 +437,7 @@ def test_a_teacher_of_lists_alone_will_do_where_no_more_is_needed(small_split):
     def prepare(given, train):
         return given.top(train, 5)
 
-    distiller = told(
-        prepare=prepare, needs=("lists",), loss=logs(lambda drawn, batch, epoch: batch.teacher.max() * 1.0)
-    )
+    distiller = method(prepare=prepare, needs=("lists",), loss=logs(lambda step: step.context.max() * 1.0))
     (terms,) = terms_of(small_split, Lists(jnp.asarray(best, jnp.int32)), distiller, epochs=1)
     assert 0 <= terms["seen"] <= 6
 
@@ -462,7 +459,7 @@ def best_unseen(scores, train, k):
 def test_the_best_unseen_items_by_scores(small_split, rng, monkeypatch, at_once):
     """User 0 has few left; some scores are equal; in blocks of all users, of seven and of one."""
     train = small_split.train
-    monkeypatch.setattr("htd_jax.distillers.teacher.SCORES", at_once)
+    monkeypatch.setattr("htd_jax.teacher.SCORES", at_once)
     tables = [rng.integers(-2, 3, size=(size, 3)).astype(np.float32) for size in (train.num_users, train.num_items)]
     given = Teacher.of(Representations(*map(jnp.asarray, tables)))
     found = given.top(train, 20)
@@ -492,7 +489,7 @@ def test_a_teachers_scores_need_be_no_products(small_split):
     model, ids = maker(train), jnp.zeros(1, jnp.int32)
     variables = model.init(jax.random.key(0), ids, ids, method="score")
     variables = jax.tree.map(lambda x: x + 0.1, variables)
-    given = Teacher(scores=distillers.model_scores(maker, variables, train))
+    given = Teacher(scores=model_scores(maker, variables, train))
     users = jnp.array([4, 0, 4])
     scores = model.apply(variables, users, method="score_all")
     np.testing.assert_allclose(given.scores(users), scores, rtol=1e-5)
@@ -507,15 +504,17 @@ def test_groups_of_other_lengths_are_refused_before_training(small_split, teache
     users, items = np.zeros(train.num_users, int), np.zeros(train.num_items, int)
     for groups in ((items, users), (users[:10], items[:10])):
         with pytest.raises(AssertionError, match="groups of users"):
-            make(distillers.htd(num_groups=4, groups=groups)).init(jax.random.key(0), train, teacher)
+            make(distillers.htd(HTD(groups=4), group_ids=groups)).init(jax.random.key(0), train, teacher)
 
 
 @pytest.mark.parametrize("rate", [1e30])
 def test_a_loss_that_is_no_number_ends_the_phase_with_its_epoch(small_split, rate):
     trainer = make(distillers.none(), adam(rate, 0.0))
-    evaluate = lambda variables: {"valid": {}, "test": {}}
+    evaluate = lambda make_model, variables: {"valid": {}, "test": {}}
     told_of = []
-    with pytest.raises(Diverged, match=r"the training diverged in epoch \d: its loss is (nan|inf); lower --learning"):
+    with pytest.raises(
+        Diverged, match=r"diverged in epoch \d: its loss is (nan|inf); lower `learning_rate`"
+    ):
         run_phase(
             trainer,
             evaluate,
@@ -535,5 +534,5 @@ def test_a_finished_phase_goes_on_to_more_epochs(small_split, tmp_path):
     whole = fit(small_split, None, "none", tmp_path / "whole", epochs=5, eval_every=1)
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
     assert timeless(on.records) == timeless(whole.records)
-    with pytest.raises(UserError, match="has 5 epochs done, more than 4"):
+    with pytest.raises(UserError, match="holds 5 epochs, more than 4"):
         fit(small_split, None, "none", tmp_path / "run", epochs=4, eval_every=1)
