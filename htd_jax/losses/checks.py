@@ -1,8 +1,8 @@
-"""What every public loss asks of its arguments, said once.
+"""Checks of the arguments of losses.
 
-Each check is a chex assertion on what is static under `jax.jit` (type, rank, size), so that it costs nothing in
-a compiled program, and its message begins with the name of the argument. A check of an array returns it as the losses
-compute with it: JAX's, whatever it was; floats in float32 at least, since sums in a shorter format lose their terms.
+Each is a chex assertion on what is static under `jax.jit` (type, rank, size), so it costs nothing in a compiled
+program; its message begins with the argument's name. A check of an array returns it as a JAX array; floats in at least
+float32, since sums in a shorter format lose their terms.
 """
 
 import chex
@@ -11,12 +11,23 @@ import jax.numpy as jnp
 
 from htd_jax.ops.rows import keep_rows
 
-__all__ = ["check_choice", "check_dtype", "check_floats", "check_ints", "check_items", "check_where", "keep_rows"]
+__all__ = [
+    "check_choice",
+    "check_dtype",
+    "check_entries",
+    "check_floats",
+    "check_ints",
+    "check_two_entries",
+    "check_where",
+    "keep_rows",
+]
+
+Where = chex.Array | None
 
 
 def check_floats(name: str, value: chex.Array, *shape: int | None) -> jax.Array:
-    """Asserts that `value` is a floating-point array of `shape`, `None` standing for any size; returns it in float32,
-    or float64 where it is in that and JAX has it enabled."""
+    """Asserts that `value` is a floating-point array of `shape`, where None stands for any size; returns it in float32,
+    or in float64 if it has that type and JAX has it enabled."""
     _check_array(name, value, float, "floats", shape)
     return jnp.asarray(value, jnp.promote_types(_dtype(value), jnp.float32))
 
@@ -28,19 +39,37 @@ def check_ints(name: str, value: chex.Array, *shape: int | None) -> jax.Array:
 
 
 def check_dtype(name: str, value: chex.Array, dtype: jax.typing.DTypeLike) -> None:
-    """Asserts that `value` has the `dtype` of the arguments before it, as JAX sees either: NumPy's float64 is JAX's
-    float32 unless it is told otherwise."""
+    """Asserts that `value` has the `dtype` of the arguments before it, both as JAX sees them: NumPy's float64 is JAX's
+    float32 unless 64 bits are enabled."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     if _dtype(value) != dtype:
         raise AssertionError(f"{name}: expected {dtype}, as the student has, got {value.dtype}")
 
 
-def check_where(where: chex.Array | None, rows: int) -> jax.Array | None:
+def check_where(where: Where, rows: int) -> jax.Array | None:
     """Asserts that the mask `where` is None or `[rows]` bool."""
     if where is None:
         return None
     _check_array("where", where, bool, "bool", (rows,))
     return jnp.asarray(where)
+
+
+def check_entries(where: Where, scores: jax.Array, name: str = "where") -> jax.Array:
+    """Asserts that the mask `where` of `scores` `[n, m]` is None, `[n]` bool for whole rows, or `[n, m]` bool; returns
+    it as `[n, m]`."""
+    if where is None:
+        return jnp.ones(scores.shape, bool)
+    rows = getattr(where, "ndim", None) == 1
+    _check_array(name, where, bool, "bool", scores.shape[:1] if rows else scores.shape)
+    return jnp.broadcast_to(where[:, None] if rows else where, scores.shape)
+
+
+def check_two_entries(
+    where: tuple[Where, Where] | None, first: jax.Array, second: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`check_entries` of a pair of masks, of `first` `[n, m]` and of `second` `[n, k]`; None masks nothing."""
+    one, other = (None, None) if where is None else where
+    return check_entries(one, first, "where[0]"), check_entries(other, second, "where[1]")
 
 
 def check_items(name: str, items: chex.Array | None, where: jax.Array | None, scores: jax.Array) -> jax.Array:
@@ -53,10 +82,10 @@ def check_items(name: str, items: chex.Array | None, where: jax.Array | None, sc
     return jnp.asarray(items) if where is None else items & where[:, None]
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of `known`."""
-    if value not in known:
-        raise ValueError(f"{name}: unknown value {value!r}; known values: {', '.join(known)}")
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: unknown value {value!r}; known values: {', '.join(choices)}")
 
 
 def _check_array(name: str, value: object, kind: type, kind_name: str, shape: tuple[int | None, ...]) -> None:
