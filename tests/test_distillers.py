@@ -1,5 +1,6 @@
-"""Each method against its definition in float64 NumPy; what holds for all of them; groups given instead of learned."""
+"""Each method against its definition in float64 NumPy; what holds for all of them; fixed groups."""
 
+import types
 import warnings
 
 import chex
@@ -10,24 +11,47 @@ import oracle
 import pytest
 
 from htd_jax import distillers
-from htd_jax.distillers import Batch, Entities, Representations, Shapes, Side, Teacher, Triples
-from htd_jax.losses import perturb, routed_assignment_loss
-from htd_jax.losses.hints import hint_loss, personalised
+from htd_jax.distillers import (
+    DE,
+    HTD,
+    PHR,
+    Batch,
+    Entities,
+    EpochStart,
+    Representations,
+    Shapes,
+    Side,
+    Step,
+    Teacher,
+    Triples,
+)
+from htd_jax.losses import hint_loss, personalised, perturb, routed_assignment_loss
 
 USERS, ITEMS, NARROW, WIDE, GROUPS, EPOCHS = 40, 70, 4, 9, 3, 11
 SIDES = ("users", "items")
 
 GIVEN = distillers.random_groups(0, USERS, ITEMS, GROUPS)
-# HTD without noise, on one level, or with groups given is less of the same; the chain has each of the other methods.
+
+
+def htd(groups=None, **options):
+    return distillers.htd(HTD(groups=GROUPS, **options), epochs=EPOCHS, group_ids=groups)
+
+
+def de():
+    return distillers.de(DE(experts=GROUPS), epochs=EPOCHS)
+
+
+def phr():
+    return distillers.phr(PHR(width=5))
+
+
+# HTD without noise, on one level, or with fixed groups is less of the same; the chain has each of the other methods.
 METHODS = {
     "none": distillers.none,
     "ftd": distillers.ftd,
-    "htd": lambda: distillers.htd(num_groups=GROUPS, epochs=EPOCHS),
+    "htd": htd,
     "chain": lambda: distillers.chain(
-        distillers.scale(distillers.de(num_experts=GROUPS, epochs=EPOCHS), 1e-2),
-        distillers.scale(distillers.phr(width=5), 1e-3),
-        distillers.fitnet(),
-        distillers.htd(num_groups=GROUPS, groups=GIVEN),
+        distillers.scale(de(), 1e-2), distillers.scale(phr(), 1e-3), distillers.fitnet(), htd(groups=GIVEN)
     ),
 }
 
@@ -38,7 +62,7 @@ def method(request):
     method = METHODS[request.param]()
 
     def loss(params, entities, key, epoch):
-        return method.loss(params, drawn_of(method), batch_of(method, entities), key, epoch)
+        return method.loss(step_of(method, params, entities, key, epoch))
 
     return method, jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True, allow_int=True))
 
@@ -60,35 +84,33 @@ def entities():
     return Entities(side("users", 25), side("items", 50), side("items", 30), side("items", 35))
 
 
-def teacher_of(method):
-    """What `prepare` makes of a teacher of width WIDE; none of these methods looks at its rows."""
+def context_of(method):
+    """The context of a teacher of width WIDE; none of these methods reads its rows."""
     tables = Representations(jnp.zeros((USERS, WIDE)), jnp.zeros((ITEMS, WIDE)))
-    return method.prepare(Teacher.of(tables), None)
+    sizes = types.SimpleNamespace(num_users=USERS, num_items=ITEMS)
+    return method.prepare(Teacher.of(tables), sizes)
 
 
-def batch_of(method, entities):
-    ids = jnp.zeros(1, jnp.int32)
+def step_of(method, params, entities, key, epoch):
+    """A step on a batch of these entities. None of these methods samples anything; a chain holds that for every link."""
+    ids, context = jnp.zeros(1, jnp.int32), context_of(method)
     score = lambda users, items: jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
-    return Batch(entities, Triples(ids, ids, ids, jnp.ones(1, bool)), score, teacher_of(method))
-
-
-def drawn_of(method):
-    """None of these methods draws anything; a chain holds that for every link."""
-    params = jax.eval_shape(lambda: start(method))
-    return method.refresh(params, None, jax.random.key(0), jnp.int32(0), teacher_of(method), None)
+    batch = Batch(entities, Triples(ids, ids, ids, jnp.ones(1, bool)), score)
+    sampled = method.refresh(EpochStart(params, context, None, None, key, epoch))
+    return Step(params, context, sampled, batch, key, epoch)
 
 
 def start(method, key=1):
-    return method.init(jax.random.key(key), Shapes(USERS, ITEMS, NARROW), teacher_of(method))
+    return method.init(jax.random.key(key), Shapes(USERS, ITEMS, NARROW), context_of(method))
 
 
 def run(method, entities, params=None, key=2, epoch=4):
     params = start(method) if params is None else params
-    return method.loss(params, drawn_of(method), batch_of(method, entities), jax.random.key(key), jnp.int32(epoch))
+    return method.loss(step_of(method, params, entities, jax.random.key(key), jnp.int32(epoch)))
 
 
 def wide(tree):
-    """In float64 NumPy."""
+    """Returns the tree in float64 NumPy."""
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
@@ -157,7 +179,7 @@ def test_fitnet_is_its_definition(entities):
 
 @pytest.mark.usefixtures("no_implicit_broadcasting")
 def test_phr_is_its_definition(entities):
-    method = distillers.phr(width=5)
+    method = phr()
     params, sides = wide(start(method)), wide(entities)
     expected = 0
     for name in SIDES:
@@ -171,9 +193,9 @@ def test_phr_is_its_definition(entities):
     np.testing.assert_allclose(run(method, entities)[0], expected, rtol=1e-5)
 
 
-def test_phrs_maps_begin_at_the_usual_scale():
+def test_phrs_maps_start_at_the_usual_scale():
     teacher = Teacher.of(Representations(jnp.zeros((1, 200)), jnp.zeros((1, 200))))
-    maps = distillers.phr(width=16).init(jax.random.key(0), Shapes(1, 1, 20), teacher)["users"]["maps"]
+    maps = distillers.phr().init(jax.random.key(0), Shapes(1, 1, 20), teacher)["users"]["maps"]
     assert maps.shape == (17, 20, 200)
     units = np.abs(np.random.default_rng(0).normal(size=16))
     weights = maps[0] + np.tensordot(units, maps[1:], 1)
@@ -181,8 +203,8 @@ def test_phrs_maps_begin_at_the_usual_scale():
     assert usual < weights.std() < 1.7 * usual
 
 
-def of_side(params, name):
-    """A side's gate and experts, which are stacked, users' first."""
+def side_params(params, name):
+    """Returns a side's gate and experts, which are stacked, users' first."""
     return jax.tree.map(lambda x: x[SIDES.index(name)], params)
 
 
@@ -196,8 +218,8 @@ def gate(params, teacher):
 
 @pytest.mark.parametrize("epoch", [0, 4, EPOCHS - 1])
 def test_de_is_its_definition(entities, epoch):
-    """Users, and half of positives and negatives, each under its own noise; the last epoch is as cold as it gets."""
-    method = distillers.de(num_experts=GROUPS, epochs=EPOCHS)
+    """Users, and half of positives and negatives, each under its own noise; the last epoch is the coldest."""
+    method = de()
     params, sides = wide(start(method)), wide(entities)
     key = jax.random.key(2)
     rows = len(entities.positives.where)
@@ -210,7 +232,7 @@ def test_de_is_its_definition(entities, epoch):
     }
     expected = 0
     for name, share in (("users", 1), ("positives", 0.5), ("negatives", 0.5)):
-        side, own = getattr(sides, name), of_side(params, "users" if name == "users" else "items")
+        side, own = getattr(sides, name), side_params(params, "users" if name == "users" else "items")
         mixture = oracle.softmax((gate(own, side.teacher) + noise[name]) / 1e-10 ** (epoch / (EPOCHS - 1)))
         expected += share * oracle.assignment(side.student, side.teacher, mixture, own["experts"], side.where)
     np.testing.assert_allclose(run(method, entities, epoch=epoch)[0], expected, rtol=1e-4)
@@ -218,14 +240,14 @@ def test_de_is_its_definition(entities, epoch):
 
 def test_cold_de_is_the_regression_of_the_chosen_experts(entities):
     """With no user that counts and no negative: half of the positives' regression, each through one expert."""
-    method = distillers.de(num_experts=GROUPS, epochs=EPOCHS)
+    method = de()
     none = lambda side: side._replace(where=jnp.zeros_like(side.where))
     found, _ = run(
         method,
         entities._replace(users=none(entities.users), negatives=none(entities.negatives)),
         epoch=EPOCHS - 1,
     )
-    own, side = of_side(wide(start(method)), "items"), wide(entities.positives)
+    own, side = side_params(wide(start(method)), "items"), wide(entities.positives)
     rows = len(side.where) + len(entities.negatives.where)
     noise = gumbel(jax.random.fold_in(jax.random.key(2), 1), (rows, GROUPS))
     chosen = np.argmax(gate(own, side.teacher) + noise[: len(side.where)], -1)
@@ -284,12 +306,12 @@ def test_equal_keys_give_equal_bits(method, entities):
 
 
 def test_a_chain_is_the_weighted_sum_of_its_links(entities):
-    links = [(distillers.fitnet(), 0.1), (distillers.phr(width=5), 0.01), (distillers.de(num_experts=GROUPS), 0.001)]
+    links = [(distillers.fitnet(), 0.1), (phr(), 0.01), (de(), 0.001)]
     whole = distillers.chain(*(distillers.scale(*link) for link in links))
     params = start(whole)
     value, terms = run(whole, entities, params)
     keys = jax.random.split(jax.random.key(2), len(links))
-    loss = lambda link, own, key: link.loss(own, (), batch_of(link, entities), key, jnp.int32(4))[0]
+    loss = lambda link, own, key: link.loss(step_of(link, own, entities, key, jnp.int32(4)))[0]
     parts = [loss(link, own, key) for (link, _), own, key in zip(links, params, keys)]
     np.testing.assert_allclose(value, sum(weight * part for (_, weight), part in zip(links, parts)), rtol=1e-5)
     np.testing.assert_allclose([terms[name] for name in ("fitnet", "phr", "de")], parts, rtol=1e-5)
@@ -297,15 +319,11 @@ def test_a_chain_is_the_weighted_sum_of_its_links(entities):
 
 def test_together_is_users_and_items(entities):
     every = entities.together()
-    for whole, of_users, of_items in zip(every, entities.users, entities.items):
-        chex.assert_trees_all_equal(whole, jnp.concatenate([of_users, of_items]))
+    for whole, users, items in zip(every, entities.users, entities.items):
+        chex.assert_trees_all_equal(whole, jnp.concatenate([users, items]))
 
 
 # --- HTD's variants
-
-
-def htd(**options):
-    return distillers.htd(num_groups=GROUPS, epochs=EPOCHS, **options)
 
 
 @pytest.mark.parametrize("groups", [None, GIVEN])
@@ -322,14 +340,14 @@ def test_the_levels_sum_to_both(entities, groups):
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_given_the_learned_groups_the_topology_is_the_same(entities):
+def test_fixed_at_the_learned_groups_the_topology_is_the_same(entities):
     learned, params = htd(), start(htd())
     groups = []
     for name, size in (("users", USERS), ("items", ITEMS)):
         side = getattr(entities, name)
-        of_batch = np.argmax(gate(of_side(wide(params), name), wide(side.teacher)), -1)
-        assert len(set(of_batch)) > 1
-        groups.append(jnp.zeros(size, jnp.int32).at[side.ids].set(of_batch))
+        assigned = np.argmax(gate(side_params(wide(params), name), wide(side.teacher)), -1)
+        assert len(set(assigned)) > 1
+        groups.append(jnp.zeros(size, jnp.int32).at[side.ids].set(assigned))
     _, found = run(htd(groups=tuple(groups)), entities)
     _, expected = run(learned, entities, params)
     assert set(found) == {"entity", "group"}
@@ -337,46 +355,46 @@ def test_given_the_learned_groups_the_topology_is_the_same(entities):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
 
 
-def test_given_groups_leave_nothing_to_learn():
+def test_with_fixed_groups_there_is_nothing_to_learn():
     assert start(htd(groups=GIVEN)) == {}
 
 
-def test_groups_may_be_numpys(entities):
+def test_fixed_groups_may_be_numpy_arrays(entities):
     numpys = tuple(map(np.asarray, GIVEN))
     chex.assert_trees_all_equal(*(run(htd(groups=groups), entities) for groups in (numpys, GIVEN)))
 
 
-def test_without_noise_the_key_means_nothing(entities):
+def test_without_noise_the_key_changes_nothing(entities):
     quiet, noisy = htd(noise=False), htd()
     assert run(quiet, entities, key=1)[0] == run(quiet, entities, key=2)[0]
     assert run(noisy, entities, key=1)[0] != run(noisy, entities, key=2)[0]
     _, cold = run(quiet, entities, epoch=EPOCHS)
     expected = 0
     for name in SIDES:
-        side, own = wide(getattr(entities, name)), of_side(wide(start(quiet)), name)
+        side, own = wide(getattr(entities, name)), side_params(wide(start(quiet)), name)
         chosen = np.eye(GROUPS)[np.argmax(gate(own, side.teacher), -1)]
         expected += oracle.assignment(side.student, side.teacher, chosen, own["experts"], side.where)
     np.testing.assert_allclose(cold["assignment"], expected, rtol=1e-5)
 
 
 def test_the_assignment_of_htd_is_the_routed_mixture_of_its_sides(entities):
-    """Its noise: the key folded with 0 for users and 1 for items, as it has always been."""
+    """The noise of users is sampled with the key folded with 0, that of items with 1."""
     params, key = start(htd()), jax.random.key(2)
     expected = 0
     for i, name in enumerate(SIDES):
-        side, own = getattr(entities, name), of_side(params, name)
+        side, own = getattr(entities, name), side_params(params, name)
         logits = jnp.asarray(gate(wide(own), wide(side.teacher)), jnp.float32)
         noise = gumbel(jax.random.fold_in(key, i), logits.shape)
         heat = distillers.annealing(EPOCHS)(jnp.int32(4))
-        arguments = side.student, side.teacher, logits + noise, heat, own["experts"]
-        expected += routed_assignment_loss(*arguments, where=side.where)
+        arguments = side.student, side.teacher, logits + noise, own["experts"]
+        expected += routed_assignment_loss(*arguments, where=side.where, temperature=heat)
     np.testing.assert_allclose(run(htd(), entities)[1]["assignment"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"levels": "all"}, ValueError, "levels: unknown value 'all'"),
+        ({"levels": "all"}, ValueError, "levels.*unknown value 'all'"),
         ({"groups": (GIVEN[0], GIVEN[1] + 1)}, ValueError, r"groups of items: expected integers in \[0, 3\)"),
         ({"groups": (GIVEN[0] - 1, GIVEN[1])}, ValueError, "groups of users"),
         ({"groups": (GIVEN[0].astype(float), GIVEN[1])}, AssertionError, "groups of users"),
@@ -384,7 +402,7 @@ def test_the_assignment_of_htd_is_the_routed_mixture_of_its_sides(entities):
 )
 def test_what_htd_refuses(options, error, message):
     with pytest.raises(error, match=message):
-        htd(**options)
+        start(htd(**options))
 
 
 def test_htd_starts_its_layers_at_the_published_bounds():

@@ -203,14 +203,14 @@ def test_group_assignment_is_its_definition(rng):
 
 
 def dense_assignment(student, logits, experts, teacher, temperature, where=None):
-    """What `routed_assignment_loss` is a faster form of, in the precision of its arguments."""
+    """The plain form of `routed_assignment_loss`, in the precision of its arguments."""
     largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     mixture = jax.nn.softmax((logits - largest) / temperature, axis=-1)
     return losses.group_assignment_loss(student, teacher, mixture, experts, where=where)
 
 
 def routed_assignment(student, logits, experts, teacher, temperature, where=None):
-    return losses.routed_assignment_loss(student, teacher, logits, temperature, experts, where=where)
+    return losses.routed_assignment_loss(student, teacher, logits, experts, where=where, temperature=temperature)
 
 
 @pytest.mark.parametrize("rows", [3, 200])
@@ -238,7 +238,7 @@ def test_routed_assignment_is_the_dense_one_at_every_temperature(rows):
 
 
 @pytest.mark.parametrize("temperature", [0.16, 0.1, 0.03, 1e-2, 1e-3])
-def test_the_weights_left_out_are_lost_in_rounding(temperature, rng):
+def test_weights_left_out_are_lost_in_rounding(temperature, rng):
     rows, num = 300, 30
     experts, logits = draw_experts(rng, experts=num), np.asarray(rng.gumbel(size=(rows, num)) * 2, np.float32)
     student, teacher = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6))
@@ -249,8 +249,8 @@ def test_the_weights_left_out_are_lost_in_rounding(temperature, rng):
     assert_near_as_the_dense_one(experts, logits, student, teacher, temperature)
 
 
-def test_many_weights_that_are_each_lost_beside_1_are_not_left_out(rng):
-    """600 of 1e-8 or so: together they are a hundred roundings."""
+def test_many_weights_that_are_each_lost_next_to_1_are_not_left_out(rng):
+    """600 of about 1e-8: together they are a hundred roundings."""
     num = 600
     experts, logits = draw_experts(rng, experts=num), np.asarray(rng.normal(size=(50, num)) * 0.1 - 18, np.float32)
     logits[:, 7] = 0
@@ -260,7 +260,7 @@ def test_many_weights_that_are_each_lost_beside_1_are_not_left_out(rng):
 
 
 def assert_near_as_the_dense_one(experts, logits, student, teacher, temperature):
-    """The routed loss and gradients lie no farther from float64's than the dense mixture's in float32."""
+    """Checks that the routed loss and gradients are as near to float64's as the dense mixture's in float32."""
     inputs = *f32((student, logits, experts, teacher)), np.float32(temperature)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), inputs)
@@ -271,12 +271,12 @@ def assert_near_as_the_dense_one(experts, logits, student, teacher, temperature)
         found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*inputs)
         return jax.tree.leaves(jax.tree.map(error, found, expected))
 
-    for of_routed, of_dense in zip(errors(routed_assignment), errors(dense_assignment)):
-        assert of_routed < 2 * of_dense + 3e-7  # a sum alone may be off by that
+    for routed, dense in zip(errors(routed_assignment), errors(dense_assignment)):
+        assert routed < 2 * dense + 3e-7  # a sum alone may be off by that
 
 
 def test_even_weights_under_the_rounding_are_not_left_out(rng):
-    """In bfloat16 600 even weights are each lost beside a 1, yet the row must not count as masked."""
+    """In bfloat16 600 even weights are each lost next to a 1, yet the row must not count as masked."""
     num = 600
     experts = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), draw_experts(rng, experts=num))
     student, teacher = (jnp.asarray(rng.normal(size=(5, d)), jnp.bfloat16) for d in (3, 6))
@@ -300,7 +300,7 @@ def test_routed_assignment_when_experts_are_idle_or_overrun(crowded):
     logits = rng.normal(size=(rows, 3)) * 0.01 + (0 if crowded else np.array([0, 100, 0]))
     student, teacher = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6))
     check(
-        lambda s: losses.routed_assignment_loss(s, f32(teacher), f32(logits), 1.0, f32(experts)),
+        lambda s: losses.routed_assignment_loss(s, f32(teacher), f32(logits), f32(experts), temperature=1.0),
         lambda s: oracle.assignment(s, teacher, oracle.softmax(logits), experts, np.ones(rows, bool)),
         student,
     )
@@ -320,7 +320,7 @@ def test_routed_assignment_about_its_fullest(over):
     logits = np.where(used, rng.normal(size=used.shape), -1e3)
     student, teacher = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 6))
     check(
-        lambda s: losses.routed_assignment_loss(s, f32(teacher), f32(logits), 1.0, f32(experts)),
+        lambda s: losses.routed_assignment_loss(s, f32(teacher), f32(logits), f32(experts), temperature=1.0),
         lambda s: oracle.assignment(s, teacher, oracle.softmax(logits), experts, np.ones(rows, bool)),
         student,
     )
@@ -365,28 +365,28 @@ def test_gumbel_softmax_has_a_slope_in_its_temperature(rng):
     np.testing.assert_allclose(jax.grad(first)(0.7), (first(0.701) - first(0.699)) / 0.002, rtol=1e-2)
 
 
-def test_narrow_and_numpy_groups_will_do():
+def test_groups_may_be_narrow_integers_and_numpy_arrays():
     student, teacher, groups, _ = draw(0, 40, 4)
     call = lambda g: jax.jit(lambda s: losses.htd_loss(s, f32(teacher), g, num_groups=200))(f32(student))
     np.testing.assert_allclose(call(groups.astype(np.int8)), call(jnp.asarray(groups)), rtol=1e-6)
 
 
-def test_numpy_experts_will_do(rng):
+def test_experts_may_be_numpy_arrays(rng):
     experts, rows = draw_experts(rng), np.float32(rng.normal(size=(9, 3)))
-    arguments = rows, np.float32(rng.normal(size=(9, 6))), np.float32(rng.normal(size=(9, 4))), 0.3
-    experts = jax.tree.map(np.float32, experts)
-    found = losses.routed_assignment_loss(*arguments, experts)
-    np.testing.assert_allclose(found, losses.routed_assignment_loss(*f32(arguments[:3]), 0.3, f32(experts)), rtol=1e-6)
+    teacher, logits = np.float32(rng.normal(size=(9, 6))), np.float32(rng.normal(size=(9, 4)))
+    arguments = rows, teacher, logits, jax.tree.map(np.float32, experts)
+    found, expected = (losses.routed_assignment_loss(*x, temperature=0.3) for x in (arguments, f32(arguments)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("pairs", ["positive", "all"])
-def test_of_no_rows_a_loss_is_0(rng, pairs):
+def test_a_loss_of_no_rows_is_0(rng, pairs):
     student, teacher, experts = jnp.zeros((0, 3)), jnp.zeros((0, 6)), f32(draw_experts(rng))
     groups = jnp.zeros(0, int)
     for loss in (
         lambda s: losses.ftd_loss(s, teacher),
         lambda s: losses.htd_loss(s, teacher, groups, num_groups=5, pairs=pairs),
-        lambda s: losses.routed_assignment_loss(s, teacher, jnp.zeros((0, 4)), 0.1, experts),
+        lambda s: losses.routed_assignment_loss(s, teacher, jnp.zeros((0, 4)), experts, temperature=0.1),
         lambda s: losses.group_assignment_loss(s, teacher, jnp.zeros((0, 4)), experts),
     ):
         value, gradient = jax.value_and_grad(loss)(student)
@@ -413,7 +413,7 @@ MANY = pytest.mark.parametrize("loss", VALUE_AND_GRADIENT.values(), ids=VALUE_AN
 
 
 @MANY
-def test_a_masked_row_is_as_good_as_removed_whatever_it_holds(loss):
+def test_a_masked_row_equals_a_removed_one_whatever_it_holds(loss):
     student, teacher, groups, where = draw(0, 100, 4)
     full = loss(*f32((student, teacher, groups)), jnp.asarray(where))
     short = loss(*f32((student[where], teacher[where], groups[where])), None)
@@ -462,7 +462,7 @@ def test_gradients_are_finite_on_degenerate_rows(loss, rows):
 
 @pytest.mark.parametrize("name", ["ftd", "htd positive", "htd all"])
 def test_a_zero_row_has_no_gradient(name):
-    """Of no direction, it is not pulled in any. (But it is as part of a prototype.)"""
+    """It has no direction. (As part of a prototype it has a gradient.)"""
     student, teacher, groups, _ = draw(3, 70, 4)
     _, gradient = VALUE_AND_GRADIENT[name](*f32((student, teacher, groups)), None)
     np.testing.assert_array_equal(gradient[1], 0)
@@ -495,8 +495,8 @@ def test_no_gradient_reaches_the_teacher(name):
 
 @MANY
 def test_losses_map_over_a_batch_of_batches(loss):
-    drawn = [draw(seed, 80, 4) for seed in range(3)]
-    stacked = [jnp.asarray(np.stack(x), jnp.float32 if i < 2 else None) for i, x in enumerate(zip(*drawn))]
+    batches = [draw(seed, 80, 4) for seed in range(3)]
+    stacked = [jnp.asarray(np.stack(x), jnp.float32 if i < 2 else None) for i, x in enumerate(zip(*batches))]
     values, gradients = jax.vmap(loss)(*stacked)
     for i in range(3):
         value, gradient = loss(*(x[i] for x in stacked))
@@ -519,9 +519,8 @@ def test_the_other_losses_map_too(rng):
     dense = jax.jit(jax.vmap(jax.value_and_grad(losses.group_assignment_loss), (0, 0, 0, None)))(
         x, teacher, jax.nn.softmax(logits / temperatures[:, None, None]), experts
     )
-    routed = jax.jit(jax.vmap(jax.value_and_grad(losses.routed_assignment_loss), (0, 0, 0, 0, None)))(
-        x, teacher, logits, temperatures, experts
-    )
+    routed_of = lambda s, t, z, temperature: routed_assignment(s, z, experts, t, temperature)
+    routed = jax.jit(jax.vmap(jax.value_and_grad(routed_of)))(x, teacher, logits, temperatures)
     chex.assert_trees_all_close(routed, dense, rtol=1e-4, atol=1e-3)
     keys = jax.random.split(jax.random.key(0), 3)
     assert jax.vmap(losses.gumbel_softmax, (0, 0, 0))(keys, logits, temperatures).shape == (3, 4, 4)
@@ -585,7 +584,7 @@ Z = np.zeros((4, 2), np.float32)
         ("logits", lambda: losses.gumbel_softmax(jax.random.key(0), G, 1.0)),
         ("temperature", lambda: losses.gumbel_softmax(jax.random.key(0), X, np.ones(4, np.float32))),
         ("mixture", lambda: losses.group_assignment_loss(X, Y, Z[:3], E)),
-        ("logits", lambda: losses.routed_assignment_loss(X, Y, Z[0], 1.0, E)),
+        ("logits", lambda: losses.routed_assignment_loss(X, Y, Z[0], E, temperature=1.0)),
         ('experts["hidden"]["kernel"]', lambda: losses.group_assignment_loss(Y, Y, Z, E)),
         ('experts["output"]["kernel"]', lambda: losses.group_assignment_loss(X, X, Z, E)),
         (

@@ -146,7 +146,7 @@ def test_mixtures_of_experts(form, sides):
         expected = [jax.tree.map(np.asarray, exact(*inputs, np.float64(t))) for t in temperatures]
     student[~where], teacher[~where] = np.nan, np.inf
     routed = lambda s, z, e, temperature: losses.routed_assignment_loss(
-        s, f32(teacher), z, temperature, e, where=jnp.asarray(where), weight=f32(weight), sides=sides
+        s, f32(teacher), z, e, where=jnp.asarray(where), weights=f32(weight), temperature=temperature, sides=sides
     )
     differentiate = jax.jit(jax.value_and_grad(routed, (0, 1, 2)))
     for temperature, wanted in zip(temperatures, expected):
@@ -208,7 +208,7 @@ CALLS = {
     "all": lambda s, t, g, z, e: losses.entity_level_loss(s, t, g, num_groups=5, pairs="all"),
     "P-e": lambda s, t, g, z, e: losses.group_level_loss(s, t, g, num_groups=5),
     "P-P": lambda s, t, g, z, e: losses.group_level_loss(s, t, g, num_groups=5, group_level="prototype-prototype"),
-    "cold": lambda s, t, g, z, e: losses.routed_assignment_loss(s, t, z, 1e-3, e),
+    "cold": lambda s, t, g, z, e: losses.routed_assignment_loss(s, t, z, e, temperature=1e-3),
     "dense": lambda s, t, g, z, e: losses.group_assignment_loss(s, t, jax.nn.softmax(z), e),
     "hint": lambda s, t, g, z, e: losses.hint_loss(s @ jnp.ones((4, 7), s.dtype), t),
     "bpr": lambda s, t, g, z, e: losses.bpr_loss(s[:, 0], s[:, 1]),

@@ -1,7 +1,7 @@
-"""Methods of distillation: each a `Distiller`, a few pure functions, composed with `scale` and `chain`.
+"""Distillation methods: each a `Distiller`, a few pure functions, composed with `scale` and `chain`.
 
-A method is one file: its settings, and its functions. A line here makes it known to the command; `register` does so
-from outside.
+A method is one file: its settings and its functions. `METHODS` lists the methods of this package by name; `register`
+adds others.
 """
 
 from htd_jax.distillers.base import (
@@ -9,13 +9,19 @@ from htd_jax.distillers.base import (
     Distiller,
     Entities,
     EpochStart,
+    Init,
+    Loss,
     Method,
+    Prepare,
+    Refresh,
+    SecondModel,
     Shapes,
     Side,
     Step,
     Triples,
     chain,
     every,
+    no_params,
     none,
     scale,
     sum_over_users,
@@ -95,11 +101,16 @@ __all__ = [
     "EpochStart",
     "FitNet",
     "FreqD",
+    "Init",
     "Lists",
     "Listwise",
+    "Loss",
     "Method",
+    "Prepare",
     "Pseudo",
+    "Refresh",
     "Representations",
+    "SecondModel",
     "Shapes",
     "Side",
     "Step",
@@ -121,6 +132,7 @@ __all__ = [
     "kmeans_groups",
     "learned_groups",
     "listwise",
+    "no_params",
     "none",
     "pckd",
     "phr",

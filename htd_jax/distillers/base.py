@@ -1,15 +1,13 @@
 """The interface of a distillation method: a few pure functions, and how methods compose.
 
-Three kinds of method, for orientation:
+A method is its settings, a `Method`, which makes a `Distiller`. Two examples of what the functions do:
 
-- **RRD** (rankings). `prepare` finds the teacher's 500 best unseen items of every user; `refresh` samples forty of them
-  by rank, and forty of the rest, anew each epoch; `loss` scores the eighty with `step.batch.score`.
-- **BD** (both models learn from each other). `init` returns the teacher's variables: a second model in `params`,
-  trained by the same optimiser in the same step, whose own loss on `batch.triples` is a term of `loss`, and which is
-  evaluated through `second_model`. `refresh` ranks with both models every tenth epoch, by `every`. Its settings declare
+- **RRD** learns rankings. `prepare` finds the teacher's best unseen items of every user; `refresh` samples some of them
+  by rank in each epoch, and some of the other items; `loss` scores both with `step.batch.score`.
+- **BD** trains two models, each from the other. `init` returns the teacher's variables, so that the same optimiser
+  trains them in the same step; their own loss on `batch.triples` is a term of `loss`, and `second_model` returns the
+  model for evaluation. `every` calls `refresh`, which ranks with both models, once in ten epochs. The settings declare
   `warm_start`: the student starts where the plain student ended.
-- **Several teachers**. The teacher is then a tuple; the `prepare` of a link takes its own teacher from it, and a chain
-  of links, one per teacher, is the method.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +23,7 @@ from htd_jax.models import MakeModel, Recommender
 from htd_jax.ops.eager import sum_over_blocks
 from htd_jax.teacher import Teacher
 
-# Scores that `sum_over_users` computes at once, about what fits a core's cache, and scores that it may hold whole.
+# Scores that `sum_over_users` computes at once, about as many as fit a core's cache, and scores that it may keep.
 SCORES, HELD = 2**20, 2**23
 
 Params = Any
@@ -258,17 +256,17 @@ class Distiller(NamedTuple):
 
 
 class Method:
-    """Settings of a distillation method, from which its `Distiller` is made. A subclass is a frozen dataclass.
+    """Settings of a distillation method, which make its `Distiller`. A subclass is a frozen dataclass.
 
     Attributes:
-      weight: lambda, by which the method's loss is multiplied; usually a field.
+      weight: lambda, the factor of the method's loss; usually a field.
       label: the name shown to people; the class's name by default.
-      trains: False for a method that computes the student from its teacher.
-      scheduled: whether its computation depends on the number of epochs.
-      warm_start: whether its student starts where a plain student ended.
-      closed_form: True for a method of students that are fitted in closed form; its `prepare` returns `Labels`.
-      teacher_model: the base model of its usual teacher; that of the student if None.
-      training_defaults: training settings of its students, by name, where the user sets none.
+      trains: False if the student is computed from its teacher, without training.
+      scheduled: whether the computation depends on the number of epochs.
+      warm_start: whether the student starts where a plain student ended.
+      closed_form: whether it is for students that are fitted in closed form; its `prepare` returns `Labels`.
+      teacher_model: the default base model of its teacher; the student's if None.
+      training_defaults: training settings of its students by name, which the user may override.
     """
 
     weight: float = 1.0
@@ -291,7 +289,7 @@ class Method:
         return self.trains and not self.closed_form
 
     def make(self, epochs: int) -> Distiller:
-        """Returns the method, not yet weighted, for a phase of so many epochs."""
+        """Returns the method for training over so many epochs, its loss not yet multiplied by `weight`."""
         raise NotImplementedError
 
 

@@ -14,43 +14,42 @@ from htd_jax.teacher import Teacher
 
 @dataclasses.dataclass(frozen=True)
 class DE(Method):
-    """The teacher's representations, through experts chosen by Gumbel-softmax (Kang et al., CIKM'20)."""
+    """Regresses the teacher's representations through experts, which Gumbel-softmax selects (Kang et al., CIKM'20)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
-    """Lambda: the distillation loss counts this much against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss."""
     experts: Annotated[int, Ge(1)] = 30
-    """K, experts a side."""
+    """K, the number of experts of users, and of experts of items."""
 
     label: ClassVar[str] = "DE"
     scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
 
     def make(self, epochs: int) -> Distiller:
-        return de(num_experts=self.experts, epochs=epochs)
+        return de(self, epochs=epochs)
 
 
-def de(*, num_experts: int = 30, epochs: int = 101) -> Distiller:
-    """A mixture of experts a side: users + (positive items + negative items) / 2.
+def de(settings: DE = DE(), *, epochs: int = 101) -> Distiller:
+    """Mixtures of experts, one of users and one of items: users + (positive items + negative items) / 2.
 
-    Users and items have gate and experts of their own; positives and negatives share the items'. An item that is both
-    is in both terms, each with its own noise. The temperature falls from 1 to 1e-10.
+    Positives and negatives share the gate and the experts of the items. An item that is both counts in both terms,
+    each with its own noise. The temperature falls from 1 to 1e-10.
 
     Args:
-      num_experts: K, experts a side.
-      epochs: over how many epochs the temperature falls, see `annealing`.
+      settings: see `DE`.
+      epochs: the number of epochs over which the temperature falls, see `annealing`.
 
     Returns:
       A `Distiller`; its term is `de`.
     """
     temperature = annealing(epochs, first=0)
 
-    def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
-        return init_experts(key, student.dim, teacher.dim, num_experts)
+    def init(key: chex.PRNGKey, student: Shapes, context: Teacher) -> Params:
+        return init_experts(key, student.dim, context.dim, settings.experts)
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
-        entities = batch.entities
-        items = concatenate(entities.positives, entities.negatives)  # one sum, so one visit to each expert
-        value, _ = assign(params, entities.users, items, temperature(epoch), key, item_weight=0.5)
+        entities = step.batch.entities
+        items = concatenate(entities.positives, entities.negatives)  # one sum, so that each expert is visited once
+        value, _ = assign(step.params, entities.users, items, temperature(step.epoch), step.key, item_weight=0.5)
         return value, {"de": value}
 
     return Distiller(init, loss)

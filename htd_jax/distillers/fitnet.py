@@ -7,7 +7,7 @@ import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss
 from htd_jax.teacher import Teacher
@@ -15,32 +15,33 @@ from htd_jax.teacher import Teacher
 
 @dataclasses.dataclass(frozen=True)
 class FitNet(Method):
-    """The teacher's representations, through one projection a side (Romero et al., ICLR'15)."""
+    """Regresses the teacher's representations through one projection of users and one of items (ICLR'15)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
-    """Lambda: the distillation loss counts this much against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss."""
 
     label: ClassVar[str] = "FitNet"
 
     def make(self, epochs: int) -> Distiller:
-        return fitnet()
+        return fitnet(self)
 
 
-def fitnet() -> Distiller:
-    """One affine map a side from the student's space to the teacher's: the sum over users and items of |t - P(s)|^2.
+def fitnet(settings: FitNet = FitNet()) -> Distiller:
+    """Two affine maps P from the student's space to the teacher's, one of users and one of items: sum |t - P(s)|^2.
 
     Returns:
       A `Distiller`; its term is `fitnet`.
     """
 
-    def init(key: chex.PRNGKey, student: Shapes, teacher: Teacher) -> Params:
-        return init_sides(key, lambda key: init_dense(key, (), student.dim, teacher.dim))
+    def init(key: chex.PRNGKey, student: Shapes, context: Teacher) -> Params:
+        return init_sides(key, lambda key: init_dense(key, (), student.dim, context.dim))
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
-        of = lambda layer, side: hint_loss(dense(layer, side.student), side.teacher, where=side.where)
-        users, items = batch.entities.users.masked(), batch.entities.items.masked()
-        value = of(params["users"], users) + of(params["items"], items)
+        def side_loss(projection: Params, side: Side) -> jax.Array:
+            return hint_loss(dense(projection, side.student), side.teacher, where=side.where)
+
+        users, items = step.batch.entities.users.masked(), step.batch.entities.items.masked()
+        value = side_loss(step.params["users"], users) + side_loss(step.params["items"], items)
         return value, {"fitnet": value}
 
     return Distiller(init, loss)

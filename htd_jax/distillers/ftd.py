@@ -12,24 +12,27 @@ from htd_jax.losses import ftd_loss
 
 @dataclasses.dataclass(frozen=True)
 class FTD(Method):
-    """All cosines between the batch's users and items."""
+    """Matches all cosines between the users and items of a batch (Kang et al., KDD'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda: the distillation loss counts this much against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss."""
 
     label: ClassVar[str] = "FTD"
 
     def make(self, epochs: int) -> Distiller:
-        return ftd()
+        return ftd(self)
 
 
-def ftd() -> Distiller:
-    """The whole matrix of cosines between a batch's entities, users and items in one set. Nothing to learn."""
+def ftd(settings: FTD = FTD()) -> Distiller:
+    """The matrix of cosines between a batch's entities, users and items as one set. It has no parameters.
+
+    Returns:
+      A `Distiller`; its term is `ftd`.
+    """
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
-        every = batch.entities.together()
-        value = ftd_loss(every.student, every.teacher, where=every.where)
+        student, teacher, where, _ = step.batch.entities.together()
+        value = ftd_loss(student, teacher, where=where)
         return value, {"ftd": value}
 
     return Distiller(no_params, loss)

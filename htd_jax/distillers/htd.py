@@ -15,6 +15,7 @@ from htd_jax.distillers.experts import annealing, assign, init_experts
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.losses import entity_level_loss, group_level_loss
 from htd_jax.losses.checks import check_ints
+from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
 Groups = tuple[jax.Array, jax.Array]
@@ -85,9 +86,11 @@ def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = 
       A `Distiller`; its terms are those of `entity`, `group` and `assignment` that it has.
 
     Raises:
+      UserError: if a setting is invalid.
       ValueError: from `prepare`, if a group is not in [0, K).
       AssertionError: from `prepare`, if `group_ids` are not integers, one per user and one per item.
     """
+    check(settings)
     num_groups = settings.groups
     temperature = annealing(epochs, coldest=settings.coldest)
 

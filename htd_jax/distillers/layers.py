@@ -1,4 +1,4 @@
-"""Affine layers, as the methods learn them beside the student."""
+"""Affine layers that methods train with the student."""
 
 import math
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from htd_jax.ops.products import rows_dot
 
 
 def init_sides(key: chex.PRNGKey, init: Callable[[chex.PRNGKey], Any]) -> dict[str, Any]:
-    """What users and items have each of their own: `init` under either's key."""
+    """Returns separate parameters of users and of items: `init` under a key for each."""
     users, items = jax.random.split(key)
     return {"users": init(users), "items": init(items)}
 
 
 def init_dense(key: chex.PRNGKey, stack: tuple[int, ...], fan_in: int, fan_out: int) -> dict[str, jax.Array]:
-    """Weight and bias alike from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): `kernel` `[*stack, fan_in, fan_out]` and `bias`
-    `[*stack, fan_out]`."""
+    """Returns a `kernel` `[*stack, fan_in, fan_out]` and a `bias` `[*stack, fan_out]`, both uniform in
+    +-1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     kernel, bias = jax.random.split(key)
     return {
@@ -28,5 +28,5 @@ def init_dense(key: chex.PRNGKey, stack: tuple[int, ...], fan_in: int, fan_out: 
 
 
 def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """`x` `[n, fan_in]` through one layer, in full float32 on every backend: `[n, fan_out]`."""
+    """Applies a layer to `x` `[n, fan_in]`, in full float32 on every backend: `[n, fan_out]`."""
     return rows_dot(x, layer["kernel"]) + layer["bias"][None]

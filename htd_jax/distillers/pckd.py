@@ -1,7 +1,7 @@
 """PCKD, Preference-Consistent Knowledge Distillation (Zhu and Zhang, TKDE'25)."""
 
 import dataclasses
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import chex
 import jax
@@ -20,128 +20,100 @@ from htd_jax.teacher import Teacher
 
 @dataclasses.dataclass(frozen=True)
 class PCKD(Method):
-    """DE, whose experts are to leave preferences as they are (Zhu and Zhang, TKDE'25)."""
+    """Trains DE's experts to preserve preferences among items (Zhu and Zhang, TKDE'25)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
-    """Lambda: the distillation loss counts this much against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss."""
     experts: Annotated[int, Ge(1)] = 30
-    """K, experts a side."""
+    """K, the number of experts of users, and of experts of items."""
     alpha: Annotated[float, Ge(0)] = 0.1
-    """The preferences count this much against DE's loss."""
+    """The weight of the preference loss against DE's loss."""
     items: Annotated[int, Ge(2)] = 5
-    """Q: items of each user among which preferences are compared, drawn anew each epoch."""
+    """Q, the number of items per user among which preferences are compared, sampled in each epoch."""
     pool: Annotated[int, Ge(2)] = 100
-    """The teacher's best unseen items, of which they are."""
+    """The number of the teacher's best unseen items of a user from which these items are sampled."""
     rank_temperature: Annotated[float, Gt(0)] = 10.0
-    """The item of rank r is drawn with a probability like exp(-r / this)."""
+    """The temperature of the sampling: the item of rank r is sampled with a probability proportional to
+    exp(-r / temperature)."""
     temperature: Annotated[float, Gt(0)] = 0.1
-    """T: preferences are the softmax of scores over T."""
+    """T, the temperature of the softmax over scores that defines preferences."""
     users: Annotated[int, Ge(1)] = 16
-    """Triples of a batch whose users' preferences are compared, for all of them; all, if there are no more."""
+    """The number of triples of a batch whose users' preferences are compared, in place of all triples."""
 
     label: ClassVar[str] = "PCKD"
-    scheduled: ClassVar[bool] = True  # the temperature falls over all epochs
+    scheduled: ClassVar[bool] = True  # the temperature of the gates falls over all epochs
 
     def make(self, epochs: int) -> Distiller:
-        return pckd(
-            num_experts=self.experts,
-            alpha=self.alpha,
-            num_items=self.items,
-            pool=self.pool,
-            rank_temperature=self.rank_temperature,
-            temperature=self.temperature,
-            num_users=self.users,
-            epochs=epochs,
-        )
+        return pckd(self, epochs=epochs)
 
 
 @struct.dataclass
-class Liked:
-    """The teacher's representations, and its best unseen items, `[num_users, pool]`, -1 where there are fewer."""
+class Context:
+    """The teacher's representations, and its best unseen items `[num_users, pool]`, -1 where a user has fewer."""
 
     representations: Representations
     pool: jax.Array
 
 
-def pckd(
-    *,
-    num_experts: int = 30,
-    alpha: float = 0.1,
-    num_items: int = 5,
-    pool: int = 100,
-    rank_temperature: float = 10.0,
-    temperature: float = 0.1,
-    num_users: int = 16,
-    epochs: int = 101,
-) -> Distiller:
-    """DE, and its experts are held to preferences: what a user prefers among some items by the products of the
-    student's representations, it is to prefer by those of the experts' outputs too.
+def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
+    """`de` + alpha times `preference_loss`, between a user's scores of some items before and after the experts.
 
-    `de` + alpha times `preference_loss` of the products after the experts to those before them. In the latter the
-    student is a constant, which trains the experts and gates alone. A user's Q items are drawn of the teacher's best
-    by rank, without replacement, anew each epoch. Every triple counts, by its user; gates have noise of their own for
-    every user and item.
+    Scores are products of representations: before the experts the student's own, a constant, so that this term trains
+    experts and gates alone; after them, of the experts' outputs. A user's Q items are sampled by rank among the
+    teacher's best, without replacement, in each epoch. Every triple counts, by its user; the gates' noise is separate
+    for every user and item.
 
-    That is the list-wise variant, the one of the authors' settings. Their paper ranks by the student, their settings by
-    the teacher, as here. Their code ranks seen items too; here a teacher's best are unseen ones, as everywhere else.
-    They compare the users of all triples: an expert's output for each of Q + 1 times the batch costs several times what
-    DE costs. Here the batch's first `num_users` triples, which are in random order, stand for all of them: the term is
-    multiplied by how many there are for each, so that its expectation is theirs.
+    This is the list-wise variant, that of the authors' settings. Their paper ranks by the student, their settings, as
+    here, by the teacher. Their code also ranks seen items; here the teacher's best are unseen, as in other methods.
+    They compare the users of all triples, which costs several times what DE costs: Q + 1 outputs for each. Here the
+    batch's first `users` triples, which are in random order, stand for all, and the term is multiplied by the ratio, so
+    that its expectation is the same.
 
-    Cost, beside DE's: held is a user's pool (400 bytes), and in the state Q items; a step is (Q + 1) `num_users` rows
-    of all K experts, by default a thirtieth of what a batch of 1,024 gives DE.
+    Cost in addition to DE's: `pool` items per user (400 bytes) in memory and Q in the state; (Q + 1) `users` rows of
+    all K experts per step, by default a thirtieth of what DE computes for a batch of 1,024.
 
     Args:
-      num_experts: K, experts a side.
-      alpha: of the preferences.
-      num_items: Q.
-      pool: how many of the teacher's best items there are to draw from.
-      rank_temperature: of the draw.
-      temperature: of the preferences.
-      num_users: triples of a batch that are compared.
-      epochs: over how many epochs the temperature of the gates falls, see `annealing`.
+      settings: see `PCKD`.
+      epochs: the number of epochs over which the temperature of the gates falls, see `annealing`.
 
     Returns:
       A `Distiller`; its terms are `de` and `preference`.
     """
-    of_gates = annealing(epochs, first=0)
+    gate_temperature = annealing(epochs, first=0)
 
-    def prepare(teacher: Teacher, train: Interactions) -> Liked:
+    def prepare(teacher: Teacher, train: Interactions) -> Context:
         assert teacher.representations is not None
-        return Liked(teacher.representations, teacher.top(train, pool))
+        return Context(teacher.representations, teacher.top(train, settings.pool))
 
-    def init(key: chex.PRNGKey, student: Shapes, teacher: Liked) -> Params:
-        return init_experts(key, student.dim, teacher.representations.users.shape[1], num_experts)
+    def init(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
+        return init_experts(key, student.dim, context.representations.users.shape[1], settings.experts)
 
     def refresh(start: EpochStart) -> jax.Array:
-        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
-        return by_rank(key, teacher.pool, num_items, rank_temperature)
+        return by_rank(start.key, start.context.pool, settings.items, settings.rank_temperature)
 
-    def preferences(step: Step, key: chex.PRNGKey, heat: jax.Array) -> jax.Array:
-        params, items, batch = step.params, step.sampled, step.batch
-        where = batch.triples.where[:num_users]
-        users = batch.triples.users[:num_users]
-        items = items[users]
-        there = items >= 0
-        ids = users, jnp.maximum(items, 0).ravel()
-        student = jax.lax.stop_gradient(batch.represent(*ids))
-        teacher: Any = step.context
-        tables = (table[chosen] for table, chosen in zip(teacher.representations, ids))
-        projected = project(params, student, tuple(tables), heat, key)
+    def preferences(step: Step, key: chex.PRNGKey, temperature: jax.Array) -> jax.Array:
+        all_triples = step.batch.triples.where
+        where = all_triples[: settings.users]
+        users = step.batch.triples.users[: settings.users]
+        items = step.sampled[users]
+        tables: Representations = step.context.representations
+        item_ids = jnp.maximum(items, 0).ravel()
+        student = jax.lax.stop_gradient(step.batch.represent(users, item_ids))
+        teacher = tables.users[users], tables.items[item_ids]
+        projected = project(step.params, student, teacher, temperature, key)
         before, after = (
-            jnp.sum(of_users[:, None] * of_items.reshape(*items.shape, -1), axis=2)
-            for of_users, of_items in (student, projected)
+            jnp.sum(user_rows[:, None] * item_rows.reshape(*items.shape, -1), axis=2)
+            for user_rows, item_rows in (student, projected)
         )
-        value = preference_loss(after, before, temperature=temperature, where=where, items_where=there)
-        return value * batch.triples.where.sum() / jnp.maximum(where.sum(), 1)
+        value = preference_loss(after, before, where=where, items_where=items >= 0, temperature=settings.temperature)
+        return value * all_triples.sum() / jnp.maximum(where.sum(), 1)
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
-        entities = batch.entities
-        for_de, for_preferences = jax.random.split(key)
+        entities, temperature = step.batch.entities, gate_temperature(step.epoch)
+        de_key, preference_key = jax.random.split(step.key)
         items = concatenate(entities.positives, entities.negatives)
-        value, _ = assign(params, entities.users, items, of_gates(epoch), for_de, item_weight=0.5)
-        consistency = preferences(step, for_preferences, of_gates(epoch))
-        return value + alpha * consistency, {"de": value, "preference": consistency}
+        value, _ = assign(step.params, entities.users, items, temperature, de_key, item_weight=0.5)
+        consistency = preferences(step, preference_key, temperature)
+        return value + settings.alpha * consistency, {"de": value, "preference": consistency}
 
     return Distiller(init, loss, refresh, prepare, needs=("representations", "lists"))

@@ -1,4 +1,4 @@
-"""Pseudo-labels: the teacher's best items as if they had been seen, for students that are solved for."""
+"""Pseudo-labels: the teacher's best unseen items as interactions, for students that are fitted in closed form."""
 
 import dataclasses
 from typing import Annotated, ClassVar
@@ -14,39 +14,38 @@ from htd_jax.teacher import Teacher
 
 @dataclasses.dataclass(frozen=True)
 class Pseudo(Method):
-    """The teacher's best unseen items of every user, as pairs of the student's own data (this project).
+    """Adds the teacher's best unseen items of every user to the student's training pairs (this project).
 
-    For models that are solved for (`--model ials`), whose objective has a confidence for every pair.
+    For base models that are fitted in closed form, such as iALS, whose objective has a confidence for every pair.
     """
 
     weight: Annotated[float, Gt(0)] = 1.0
-    """How much more than an unseen pair such a pair counts, beside a seen one."""
+    """Lambda, the weight of an added pair in the objective, relative to that of a seen pair."""
     top: Annotated[int, Ge(1)] = 50
-    """How many items a user."""
+    """The number of items added per user."""
 
     label: ClassVar[str] = "pseudo-labels"
     closed_form: ClassVar[bool] = True
 
     def make(self, epochs: int) -> Distiller:
-        return pseudo(weight=self.weight, top=self.top)
+        return pseudo(self)
 
 
-def pseudo(*, weight: float, top: int) -> Distiller:
-    """The teacher's best unseen items as `Labels`; there is no loss to descend.
+def pseudo(settings: Pseudo = Pseudo()) -> Distiller:
+    """The teacher's best unseen items as `Labels`. It has no loss.
 
-    Cost: as many pairs more as there are users times `top`, in every sweep.
+    Cost: users times `top` more pairs in every sweep. A teacher of lists may have fewer.
 
     Args:
-      weight: of a pair, beside a seen one, over 0.
-      top: items a user; a teacher of lists may have fewer.
+      settings: see `Pseudo`.
 
     Returns:
-      A `Distiller`, for `make_solving_trainer`.
+      A `Distiller`, for `htd_jax.training.make_solving_trainer`.
     """
 
     def prepare(teacher: Teacher, train: Interactions) -> Labels:
-        items = np.asarray(teacher.top(train, top))
+        items = np.asarray(teacher.top(train, settings.top))
         users, rank = np.nonzero(items >= 0)
-        return Labels(users, items[users, rank], np.full(len(users), weight, np.float32))
+        return Labels(users, items[users, rank], np.full(len(users), settings.weight, np.float32))
 
     return none()._replace(prepare=prepare, needs=("lists",))

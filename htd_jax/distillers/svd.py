@@ -1,4 +1,4 @@
-"""What costs no training: the best factors of the teacher's own scores."""
+"""SVD: the best factors of the teacher's own scores, without training."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from htd_jax.ops.products import dot
 
 @dataclasses.dataclass(frozen=True)
 class SVD(Method):
-    """No training: the best factors of the teacher's scores (Eckart and Young, 1936)."""
+    """Factorises the teacher's scores, without training (Eckart and Young, 1936)."""
 
     label: ClassVar[str] = "SVD of the teacher"
     trains: ClassVar[bool] = False
@@ -26,12 +26,12 @@ class SVD(Method):
 
 @functools.partial(jax.jit, static_argnames="rank")
 def svd_factors(users: chex.Array, items: chex.Array, rank: int) -> tuple[jax.Array, jax.Array]:
-    """The factors of `rank` dimensions whose products come closest to `users @ items.T`, in squares.
+    """Returns factors of `rank` dimensions whose products are closest to `users @ items.T` in squared error.
 
-    They are the truncated SVD of that matrix, which is never held: a QR of each side leaves the SVD of a
-    `[d_t, d_t]` matrix. A singular value's square root goes to either side, so the k-th columns of both have the
-    length sqrt(sigma_k). The sign of a dimension is arbitrary, and the same on both sides: no score depends on it.
-    Dimensions that the scores do not have (`rank` beyond d_t, users or items) are zeros.
+    They are the truncated SVD of that matrix, which is never formed: after a QR of each side only a `[d_t, d_t]` matrix
+    is decomposed. Each side gets the square root of a singular value, so that the k-th columns of both have length
+    sqrt(sigma_k). The sign of a dimension is arbitrary and the same on both sides: no score depends on it. Dimensions
+    that the scores do not have (`rank` beyond d_t, users or items) are zero.
 
     Source: Eckart and Young, Psychometrika, 1936.
 
@@ -44,8 +44,8 @@ def svd_factors(users: chex.Array, items: chex.Array, rank: int) -> tuple[jax.Ar
       `[num_users, rank]` and `[num_items, rank]`.
 
     Raises:
-      AssertionError: an argument of a wrong rank, shape or dtype.
-      ValueError: a `rank` under 1.
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+      ValueError: if `rank` is under 1.
 
     >>> import jax.numpy as jnp
     >>> users, items = svd_factors(jnp.array([[3.0, 0.0], [0.0, 1.0]]), jnp.eye(2), rank=1)
@@ -59,7 +59,7 @@ def svd_factors(users: chex.Array, items: chex.Array, rank: int) -> tuple[jax.Ar
         raise ValueError(f"rank: expected at least 1, got {rank}")
     (user_basis, user_part), (item_basis, item_part) = jnp.linalg.qr(users), jnp.linalg.qr(items)
     left, values, right = jnp.linalg.svd(dot(user_part, item_part.T), full_matrices=False)
-    kept = min(rank, len(values))
-    root = jnp.sqrt(values[:kept])[None, :]
-    pad = lambda x: jnp.pad(x, [(0, 0), (0, rank - kept)])
-    return pad(dot(user_basis, left[:, :kept]) * root), pad(dot(item_basis, right[:kept].T) * root)
+    size = min(rank, len(values))
+    root = jnp.sqrt(values[:size])[None, :]
+    pad = lambda x: jnp.pad(x, [(0, 0), (0, rank - size)])
+    return pad(dot(user_basis, left[:, :size]) * root), pad(dot(item_basis, right[:size].T) * root)

@@ -1,7 +1,7 @@
 """Learned groups: a Gumbel-softmax mixture of experts that maps the student's representations to the teacher's.
 
 The symbols of the paper (Kang et al., KDD'21): expert k is a small network `f_k` from the student's
-space to the teacher's, `z_a` the mixture `[K]` of entity `a`. Entities that one expert serves form a group.
+space to the teacher's, `z_a` the mixture `[K]` of entity `a`. The entities of one expert form a group.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ __all__ = ["Experts", "Layer", "group_assignment_loss", "gumbel_softmax", "pertu
 
 
 def gumbel_softmax(key: chex.PRNGKey, logits: chex.Array, temperature: chex.Numeric) -> jax.Array:
-    """A differentiable sample of a category: `softmax((logits + noise) / temperature)`, noise from Gumbel(0, 1).
+    """Samples a category differentiably: `softmax((logits + noise) / temperature)`, with noise from Gumbel(0, 1).
 
-    Near temperature 0 the sample is one-hot and follows `softmax(logits)`; at any temperature its largest entry does.
+    Near temperature 0 the sample is one-hot. At any temperature its largest entry is distributed as `softmax(logits)`.
 
     Source: Jang et al., ICLR'17, as the paper uses it for group assignment.
 
@@ -34,18 +34,18 @@ def gumbel_softmax(key: chex.PRNGKey, logits: chex.Array, temperature: chex.Nume
       `[..., K]`, in [0, 1], rows summing to 1.
 
     Raises:
-      AssertionError: `logits` not of floats, or without a last axis; `temperature` not a scalar.
+      AssertionError: if `logits` are not floats or a scalar, or `temperature` is not a scalar.
 
     >>> import jax, jax.numpy as jnp
     >>> print(gumbel_softmax(jax.random.key(0), jnp.log(jnp.array([0.01, 0.98, 0.01])), 0.1).round(2))
     [0. 1. 0.]
     """
     _check_temperature(temperature)
-    return softmax_of(perturb(key, logits), temperature)
+    return tempered_softmax(perturb(key, logits), temperature)
 
 
 def perturb(key: chex.PRNGKey, logits: chex.Array) -> jax.Array:
-    """`logits` plus Gumbel(0, 1) noise: the argmax of the result is a sample of `softmax(logits)`.
+    """Adds Gumbel(0, 1) noise to `logits`: the argmax of the result is a sample of `softmax(logits)`.
 
     Args, raises: as `gumbel_softmax`. Returns: `[..., K]`.
     """
@@ -61,7 +61,7 @@ def group_assignment_loss(
     *,
     where: chex.Array | None = None,
 ) -> jax.Array:
-    r"""How far the mixed experts' outputs lie from the teacher's representations.
+    r"""Computes the squared distance of mixed experts' outputs from the teacher's representations.
 
     .. math:: \sum_a |t_a - \sum_k z_{ak} f_k(s_a)|^2
 
@@ -69,8 +69,8 @@ def group_assignment_loss(
 
     Args:
       student: `[n, d_s]` floats.
-      teacher: `[n, d_t]` floats, of the same entities; a constant.
-      mixture: `[n, K]` floats, the weights of the experts.
+      teacher: `[n, d_t]` floats, of the same entities, constants.
+      mixture: `[n, K]` floats, z, the weights of the experts.
       experts: stacked weights, see `Experts`.
       where: `[n]` bool; a masked row changes nothing, whatever it holds.
 
@@ -78,7 +78,7 @@ def group_assignment_loss(
       A scalar, at least 0.
 
     Raises:
-      AssertionError: an argument of a wrong rank, shape or dtype.
+      AssertionError: if an argument has a wrong rank, shape or dtype.
 
     >>> import jax.numpy as jnp
     >>> layer = lambda kernel: {"kernel": jnp.array([[[kernel]]]), "bias": jnp.zeros((1, 1))}
@@ -96,60 +96,59 @@ def routed_assignment_loss(
     student: chex.Array,
     teacher: chex.Array,
     logits: chex.Array,
-    temperature: chex.Numeric,
     experts: Experts,
     *,
     where: chex.Array | None = None,
-    weight: chex.Array | None = None,
+    weights: chex.Array | None = None,
+    temperature: chex.Numeric,
     sides: tuple[int, ...] | None = None,
 ) -> jax.Array:
-    r"""`group_assignment_loss` of the mixture `softmax(logits / temperature)`, at the cost of the experts in use.
+    r"""Computes `group_assignment_loss` of the mixture `softmax(logits / temperature)`, at the cost of those in use.
 
     .. math:: \sum_a w_a |t_a - \sum_{k:\, z_{ak} \ge \epsilon} z_{ak} f_k(s_a)|^2, \quad z_a = softmax(l_a / T)
 
-    with epsilon `2^-24 / K` in float32, so that what is left out of a row sums to less than the rounding of a sum that
-    is 1. Where experts' outputs are of like size, loss and gradients are then the dense mixture's to rounding at every
-    temperature (one output C times the others' is missed by up to C roundings): a weight left out is lost when it is
-    added to the others; and the gradient of its logit, which the softmax multiplies by the weight over T, is as small
-    beside the rounding of the others', which are divided by T too. (`group_assignment_loss` has no such right: its
-    mixture is any, and the gradient of a zero weight is not zero.) At a low temperature this is one expert a row
-    instead of K. Operations and memory are those of `htd_jax.ops.experts`.
+    with epsilon `2^-24 / K` in float32, so that the mixture weights left out of a row sum to less than the rounding of
+    a sum that is 1. If the experts' outputs are of similar size, loss and gradients equal the dense mixture's up to
+    rounding at every temperature (one output C times the others' is missed by up to C roundings): a weight left out is
+    lost when it is added to the others, and the gradient of its logit, the weight over T times as large, is lost in the
+    rounding of the other logits' gradients, which are divided by T too. (`group_assignment_loss` cannot leave out
+    weights: its mixture is arbitrary, and the gradient of a zero weight is not zero.) At a low temperature this is one
+    expert per row instead of K. For operations and memory see `htd_jax.ops.experts`.
 
-    Users and items have experts of their own. `sides=(users, items)` takes both at once, the users' rows first, and is
-    the sum of the two losses.
+    `sides=(users, items)` computes the sum of two losses with separate experts at once, the users' rows first.
 
     Args:
       student: `[n, d_s]` floats.
-      teacher: `[n, d_t]` floats, of the same entities; a constant.
-      logits: `[n, K]` floats, the Gumbel noise included, see `perturb`.
-      temperature: a positive scalar, traced or not; a constant.
-      experts: stacked weights, see `Experts`; with `sides` those of all sides, stacked once more, `[sides, K, ...]`.
+      teacher: `[n, d_t]` floats, of the same entities, constants.
+      logits: `[n, K]` floats, including the Gumbel noise, see `perturb`.
+      experts: stacked weights, see `Experts`; with `sides` those of all sides, stacked again, `[sides, K, ...]`.
       where: `[n]` bool; a masked row changes nothing, whatever it holds.
-      weight: `[n]` floats, how much each row counts, w; a constant. 1 if not given.
-      sides: how many rows each side has; they sum to n. Static.
+      weights: `[n]` floats, w, the weights of the rows, constants; 1 by default.
+      temperature: T, a positive scalar, traced or not, a constant.
+      sides: the number of rows of each side; they sum to n. Static.
 
     Returns:
-      A scalar, at least 0 if no weight is less.
+      A scalar, at least 0 if all weights are.
 
     Raises:
-      AssertionError: an argument of a wrong rank, shape or dtype.
+      AssertionError: if an argument has a wrong rank, shape or dtype.
     """
     s, t, logits, experts, where = _check_mixture_of_experts(student, teacher, "logits", logits, experts, where, sides)
     _check_temperature(temperature)
-    w = jnp.ones(len(s), s.dtype) if weight is None else check_floats("weight", weight, len(s)).astype(s.dtype)
+    w = jnp.ones(len(s), s.dtype) if weights is None else check_floats("weights", weights, len(s)).astype(s.dtype)
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, s.dtype))
-    z = keep_rows(softmax_of(keep_rows(logits, where), temperature), where)
-    lost = jnp.finfo(z.dtype).eps / (2 * z.shape[1])  # which a row's largest weight never is
-    in_use = ~(z < lost)  # so is what is no number: the loss must show it
+    z = keep_rows(tempered_softmax(keep_rows(logits, where), temperature), where)
+    lost = jnp.finfo(z.dtype).eps / (2 * z.shape[1])  # a row's largest weight is always more
+    in_use = ~(z < lost)  # true of NaN, so that the loss shows it
     if sides is not None:
         experts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), experts)
-    of = Regression(s, t, z, experts, in_use, jax.lax.stop_gradient(w))
-    return mixture_regression(of, sides or (len(s),))
+    regression = Regression(s, t, z, experts, in_use, jax.lax.stop_gradient(w))
+    return mixture_regression(regression, sides or (len(s),))
 
 
-def softmax_of(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
-    """`softmax(logits / temperature)`, the largest logit taken off first: at 1e-10 a quotient's rounding is hundreds,
-    and a compiler that fuses division and subtraction would meet it in the exponent."""
+def tempered_softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
+    """Returns `softmax(logits / temperature)`, subtracting the largest logit first: at 1e-10 a quotient's rounding is
+    hundreds, and a compiler that fuses division and subtraction would put it into the exponent."""
     largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     return jax.nn.softmax((logits - largest) / temperature, axis=-1)
 
@@ -163,26 +162,30 @@ def _check_temperature(temperature: chex.Numeric) -> None:
 def _check_mixture_of_experts(
     student: chex.Array,
     teacher: chex.Array,
-    weights_name: str,
-    weights: chex.Array,
+    mixture_name: str,
+    mixture: chex.Array,
     experts: Experts,
     where: chex.Array | None,
     sides: tuple[int, ...] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, Experts, jax.Array | None]:
-    """Its arguments but for `sides` as the losses compute with them, the teacher a constant."""
+    """Checks the arguments, and returns all but `sides`, the teacher without gradient."""
     s = check_floats("student", student, None, None)
     rows, student_dim = s.shape
     t = check_floats("teacher", teacher, rows, None)
-    z = check_floats(weights_name, weights, rows, None)
+    z = check_floats(mixture_name, mixture, rows, None)
     check_dtype("teacher", teacher, student.dtype)
-    check_dtype(weights_name, weights, student.dtype)
+    check_dtype(mixture_name, mixture, student.dtype)
     if sides is not None and sum(sides) != rows:
         raise AssertionError(f"sides: expected sizes that sum to {rows}, got {tuple(sides)}")
     stack = (*(() if sides is None else (len(sides),)), z.shape[1])
     width = np.shape(experts["hidden"]["kernel"])[-1]
     given: Any = experts
-    of = lambda layer, part, *shape: check_floats(f'experts["{layer}"]["{part}"]', given[layer][part], *stack, *shape)
-    hidden = Layer(kernel=of("hidden", "kernel", student_dim, None), bias=of("hidden", "bias", width))
-    output = Layer(kernel=of("output", "kernel", width, t.shape[1]), bias=of("output", "bias", t.shape[1]))
+
+    def check_part(layer: str, part: str, *shape: int | None) -> jax.Array:
+        return check_floats(f'experts["{layer}"]["{part}"]', given[layer][part], *stack, *shape)
+
+    hidden = Layer(kernel=check_part("hidden", "kernel", student_dim, None), bias=check_part("hidden", "bias", width))
+    dim = t.shape[1]
+    output = Layer(kernel=check_part("output", "kernel", width, dim), bias=check_part("output", "bias", dim))
     where = check_where(where, rows)
     return s, jax.lax.stop_gradient(t), z, Experts(hidden=hidden, output=output), where

@@ -1,10 +1,9 @@
-"""Topology: the relations between representations, as cosines, and how a student is held to its teacher's.
+"""Topology: the cosines between representations, in the student and in the teacher.
 
 The symbols of the paper (Kang et al., "Topology Distillation for Recommender System", KDD'21): `s_a` and `t_a` are
 the student's and the teacher's representation of entity `a` (a user or an item of the batch), `A` the topology,
-`A_ab = cos(a, b)`. Everywhere here the teacher is given: no gradient flows into it. The equations come
-in the paper's order, but for the group assignment, which stands in `assignment`: FTD; the group level; the entity
-level; HTD, their sum.
+`A_ab = cos(a, b)`. No gradient flows into the teacher. The equations are in the paper's order: FTD; the group level;
+the entity level; HTD, the sum of both levels. For the group assignment see `assignment`.
 """
 
 import chex
@@ -22,9 +21,9 @@ PAIRS = ("positive", "all")
 
 
 def pairwise_cosine(x: chex.Array, y: chex.Array) -> jax.Array:
-    """The cosine of every row of `x` with every row of `y`.
+    """Computes the cosine of every row of `x` with every row of `y`.
 
-    A row of zeros has no direction: its cosine with anything is 0, and so is the gradient.
+    A row of zeros has no direction: its cosine with any row is 0, and so is its gradient.
 
     Source: the topology `A` of the paper.
 
@@ -36,7 +35,7 @@ def pairwise_cosine(x: chex.Array, y: chex.Array) -> jax.Array:
       `[n, m]`, in [-1, 1] up to rounding.
 
     Raises:
-      AssertionError: an argument of a wrong rank, shape or dtype.
+      AssertionError: if an argument has a wrong rank, shape or dtype.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
@@ -51,27 +50,27 @@ def pairwise_cosine(x: chex.Array, y: chex.Array) -> jax.Array:
 
 
 def ftd_loss(student: chex.Array, teacher: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
-    r"""Full Topology Distillation: all the pairs of a batch.
+    r"""Computes Full Topology Distillation, over all pairs of a batch.
 
     .. math:: \sum_{a, b} (\cos(t_a, t_b) - \cos(s_a, s_b))^2 = |T^\top T|^2 - 2 |T^\top S|^2 + |S^\top S|^2
 
-    with S `[n, d_s]` and T `[n, d_t]` the rows scaled to length one and Frobenius norms on the right: the
-    right-hand side needs O(n d^2) operations and no `[n, n]` matrix. Its terms grow as n^2, so the value carries
-    an absolute rounding error of 1e-7 n^2, at worst 1e-6 n^2; the gradient is not the difference of large terms.
-    Reverse mode only, as with every loss here that takes its gradient along with its value.
+    with S `[n, d_s]` and T `[n, d_t]` the rows scaled to length one, and Frobenius norms. The right-hand side needs
+    O(n d^2) operations and no `[n, n]` matrix. Its terms grow as n^2, so the value has an absolute rounding error of
+    1e-7 n^2, at worst 1e-6 n^2; the gradient is not the difference of large terms. Supports reverse mode only, as every
+    loss here that computes its gradient along with its value.
 
     Source: the paper's Full Topology Distillation.
 
     Args:
       student: `[n, d_s]` floats, the representations of the batch's entities, users and items in one set.
-      teacher: `[n, d_t]` floats, of the same entities; a constant.
+      teacher: `[n, d_t]` floats, of the same entities, constants.
       where: `[n]` bool; a masked row changes nothing, whatever it holds.
 
     Returns:
       A scalar: the sum over the `n^2` ordered pairs.
 
     Raises:
-      AssertionError: an argument of a wrong rank, shape or dtype.
+      AssertionError: if an argument has a wrong rank, shape or dtype.
 
     >>> import jax.numpy as jnp
     >>> teacher = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -88,16 +87,15 @@ def group_level_loss(
     teacher: chex.Array,
     groups: chex.Array,
     *,
-    num_groups: int,
     where: chex.Array | None = None,
+    num_groups: int,
     group_level: str = "prototype-entity",
 ) -> jax.Array:
-    r"""The topology of the groups, through their prototypes: the mean representation of a group's entities.
+    r"""Computes the topology across groups, represented by prototypes: the mean of a group's representations.
 
-    `prototype-entity`, Group(P, e): the sum over all present prototypes P and all entities e of
-    `(cos(T_P, t_e) - cos(S_P, s_e))^2`; the student's prototypes are constants, and its entities are trained.
-    `prototype-prototype`, Group(P, P): the same over pairs of present prototypes; here the gradient flows through
-    the student's prototypes, since there is nothing else to train.
+    `prototype-entity`, Group(P, e): the sum over the prototypes P of all nonempty groups and all entities e of
+    `(cos(T_P, t_e) - cos(S_P, s_e))^2`; the student's prototypes are constants, only its entities are trained.
+    `prototype-prototype`, Group(P, P): the same over pairs of prototypes, which here are trained.
 
     Source: the paper's group-level topology and its two variants.
 
@@ -106,7 +104,7 @@ def group_level_loss(
     s, t, groups, where = _check_groups(student, teacher, groups, num_groups, where)
     check_choice("group_level", group_level, GROUP_LEVELS)
     s = keep_rows(s, where)
-    S, T = (group_directions(x, groups, num_groups) for x in (s, t))  # P, of unit length: cosines ask no more
+    S, T = (group_directions(x, groups, num_groups) for x in (s, t))  # prototypes of unit length
     present = group_sizes(groups, num_groups) > 0
     if group_level == "prototype-prototype":
         s, t, counted = S, T, present
@@ -122,25 +120,24 @@ def entity_level_loss(
     teacher: chex.Array,
     groups: chex.Array,
     *,
-    num_groups: int,
     where: chex.Array | None = None,
+    num_groups: int,
     pairs: str = "positive",
     sides: tuple[int, ...] | None = None,
 ) -> jax.Array:
-    r"""The full topology within each group.
+    r"""Computes the full topology within each group.
 
     .. math:: \sum_{a, b:\, g_a = g_b} (\cos(t_a, t_b) - \cos(s_a, s_b))^2
 
     `pairs="all"` is that sum, the paper's equation. `pairs="positive"` keeps the pairs with `cos(t_a, t_b) > 0`,
-    which is what the published figures were measured with.
+    as the published figures were measured.
 
-    No `[n, n]` matrix is held but where that is the cheapest; operations and memory are those of `htd_jax.ops.groups`.
+    An `[n, n]` matrix is formed only where that is cheapest; for operations and memory see `htd_jax.ops.groups`.
 
     Source: the paper's entity-level topology.
 
-    Args, returns, raises: as `htd_loss`; and `sides`, how many rows each of several sets has, users and items, say, in
-    the order of the rows, where no group has rows in two of them: it changes no result, and saves a GPU the pairs
-    across. An AssertionError if they do not add up to n.
+    Args, returns, raises: as `htd_loss`; and `sides`, the numbers of rows of consecutive sets that share no group, such
+    as users and items. They sum to n, and change no result, but save a GPU the pairs across.
     """
     s, t, groups, where = _check_groups(student, teacher, groups, num_groups, where)
     check_choice("pairs", pairs, PAIRS)
@@ -155,22 +152,22 @@ def htd_loss(
     teacher: chex.Array,
     groups: chex.Array,
     *,
-    num_groups: int,
     where: chex.Array | None = None,
+    num_groups: int,
     group_level: str = "prototype-entity",
     pairs: str = "positive",
 ) -> jax.Array:
-    r"""Hierarchical Topology Distillation: the entity level within groups plus the group level across them.
+    r"""Computes Hierarchical Topology Distillation: the entity level within groups plus the group level across them.
 
     Source: the topology part of the paper's Hierarchical Topology Distillation; `entity_level_loss` and
     `group_level_loss` are its two terms.
 
     Args:
       student: `[n, d_s]` floats, the representations of the batch's entities, users and items in one set.
-      teacher: `[n, d_t]` floats, of the same entities; a constant.
-      groups: `[n]` integers in [0, num_groups), users' and items' groups already told apart.
-      num_groups: how many groups there are; some may be empty.
+      teacher: `[n, d_t]` floats, of the same entities, constants.
+      groups: `[n]` integers in [0, num_groups); users and items have different groups.
       where: `[n]` bool; a masked row changes nothing, whatever it and its group hold.
+      num_groups: the number of groups; some may be empty.
       group_level: `prototype-entity` or `prototype-prototype`, see `group_level_loss`.
       pairs: `positive` or `all`, see `entity_level_loss`.
 
@@ -178,8 +175,8 @@ def htd_loss(
       A scalar, at least 0 up to rounding.
 
     Raises:
-      AssertionError: an argument of a wrong rank, shape or dtype.
-      ValueError: an unknown `group_level` or `pairs`, or `num_groups` under 1.
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+      ValueError: if `group_level` or `pairs` is unknown, or `num_groups` under 1.
 
     >>> import jax.numpy as jnp
     >>> teacher = jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -193,14 +190,14 @@ def htd_loss(
 
 
 def _products(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The inner product of every row of `x` with every row of `y`."""
+    """Computes the inner product of every row of `x` with every row of `y`."""
     return einsum("ad,bd->ab", x, y)
 
 
 def _check_pair(
     student: chex.Array, teacher: chex.Array, where: chex.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Its arguments as the losses compute with them, the teacher a constant."""
+    """Checks the arguments, and returns the teacher without gradient."""
     s = check_floats("student", student, None, None)
     t = check_floats("teacher", teacher, len(s), None)
     check_dtype("teacher", teacher, student.dtype)
@@ -210,8 +207,7 @@ def _check_pair(
 def _check_groups(
     student: chex.Array, teacher: chex.Array, groups: chex.Array, num_groups: int, where: chex.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """The same; groups in int32, `num_groups` for a masked row: a group that meets none and is not summed, so what the
-    teacher holds there is never counted."""
+    """Checks the arguments. Groups are returned in int32, masked rows with group `num_groups`, which is not summed."""
     s, t, where = _check_pair(student, teacher, where)
     groups = check_ints("groups", groups, len(s)).astype(jnp.int32)
     if num_groups < 1:
