@@ -11,154 +11,119 @@ from flax import struct
 
 from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
-from htd_jax.distillers.draws import Ranking, by_rank, of_rest, rank_users
-from htd_jax.distillers.rrd import Sample, rrd
-from htd_jax.losses import relaxed_ranking_loss
+from htd_jax.distillers.rrd import RRD, SampledLists, lists_loss, rrd
+from htd_jax.distillers.sampling import Ranking, rank_users, sample_by_rank, sample_rest
 from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
 class IRRRD(Method):
-    """RRD, and the same with users and items exchanged (Kang et al., Information Sciences'21)."""
+    """Learns the order of items for users, and of users for items, as RRD (Kang et al., Information Sciences'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda: the users' part of the loss, RRD's, counts this much against the base loss."""
+    """Lambda, the weight of the user side, which is RRD's loss, against the base loss."""
     interesting: Annotated[int, Ge(1)] = 40
-    """K: items of each user whose order is learned."""
+    """K, the number of items per user whose order is learned."""
     uninteresting: Annotated[int, Ge(1)] = 40
-    """L: items of each user that come after them, in no order."""
+    """L, the number of items per user that are ranked below those, in any order."""
     temperature: Annotated[float, Gt(0)] = 10.0
-    """T: the item of rank r is drawn with a probability like exp(-r / T)."""
+    """T; the item of rank r is sampled with probability proportional to exp(-r / T)."""
     item_weight: Annotated[float, Ge(0)] = 0.5
-    """The items' part of the loss counts this much against the users'."""
+    """The weight of the item side against the user side."""
     item_interesting: Annotated[int, Ge(1)] = 20
-    """K of items: users of each item whose order is learned."""
+    """The number of users per item whose order is learned."""
     item_uninteresting: Annotated[int, Ge(1)] = 20
-    """L of items: users of each item that come after them, in no order."""
+    """The number of users per item that are ranked below those, in any order."""
     item_temperature: Annotated[float, Gt(0)] = 10.0
-    """T of items: the user of rank r is drawn with a probability like exp(-r / T)."""
+    """The temperature of the item side; the user of rank r is sampled with probability proportional to exp(-r / it)."""
     pool: Annotated[int, Ge(1)] = 500
-    """The teacher's best, of which the interesting ones are, and none of the uninteresting ones; on both sides."""
+    """The number of the teacher's best per user and per item; only interesting ones are sampled from them."""
     items: Annotated[int, Ge(1)] = 2048
-    """Items that a step takes of those drawn for its users, at most; they count for all. As published: all items."""
+    """The most items per step on the item side, which stand for all items sampled for its users; published: all."""
 
     label: ClassVar[str] = "IR-RRD"
 
     def make(self, epochs: int) -> Distiller:
-        return ir_rrd(
-            num_interesting=self.interesting,
-            num_uninteresting=self.uninteresting,
-            temperature=self.temperature,
-            item_weight=self.item_weight,
-            num_interesting_users=self.item_interesting,
-            num_uninteresting_users=self.item_uninteresting,
-            item_temperature=self.item_temperature,
-            pool=self.pool,
-            items_a_step=self.items,
-        )
+        return ir_rrd(self)
 
 
 @struct.dataclass
 class Rankings:
-    """The teacher's best items of every user, and users of every item, whose numbers `Ranking` calls items."""
+    """The teacher's best items of every user, and its best users of every item, whose ids `Ranking` calls items."""
 
     users: Ranking
     items: Ranking
 
 
 @struct.dataclass
-class Samples:
-    """The items of an epoch of every user, and the users of every item."""
+class SampledSides:
+    """The sampled items of every user, and the sampled users of every item."""
 
-    users: Sample
-    items: Sample
+    users: SampledLists
+    items: SampledLists
 
 
-def ir_rrd(
-    *,
-    num_interesting: int = 40,
-    num_uninteresting: int = 40,
-    temperature: float = 10.0,
-    item_weight: float = 0.5,
-    num_interesting_users: int = 20,
-    num_uninteresting_users: int = 20,
-    item_temperature: float = 10.0,
-    pool: int = 500,
-    items_a_step: int = 2048,
-) -> Distiller:
-    """RRD, and that each item's users stand in the teacher's order: those whom it is most for, above the rest.
+def ir_rrd(settings: IRRRD = IRRRD()) -> Distiller:
+    """Learns the order of each user's best items as `rrd` does, and likewise that of each item's best users.
 
-    An item's pool are the users who have not seen it whom the teacher scores it highest for; of it and of the rest
-    users are drawn each epoch as `rrd` draws items. In a step, every different item that `rrd` drew for the users of
-    the batch, interesting or not, adds one `relaxed_ranking_loss`. That both kinds of drawn items count is not said in
-    the paper's code as far as it is public, but follows from the losses in its log.
+    An item's pool are the users with the teacher's highest scores who have not seen it; each epoch samples users from
+    it and from the rest as `rrd` samples items. In a step, every different item that the user side sampled for the
+    users of the batch, interesting or not, adds one `relaxed_ranking_loss`. That both kinds count does not follow from
+    the published code, but from the losses in its log.
 
-    Of CiteULike's 25,181 items 19,200 are drawn for a batch of 1,024, each with the users that it has all epoch, so
-    that one epoch goes over them some eighty times, at a many times higher cost. Here a step takes every n-th item,
-    n the least with which they are `items_a_step` at most, from one of the first n on, drawn anew; those of them that
-    were drawn for the batch count n times. The expectation of the gradient is that of all items, at RRD's cost. From
-    num_items on, `items_a_step` takes all, as published.
+    On CiteULike, a batch of 1,024 samples 19,200 of the 25,181 items, so that an epoch uses each item's users some
+    eighty times, at several times the cost. Here a step takes every n-th item, n the least for at most
+    `settings.items`, with a random offset, and counts those sampled for the batch n times. The expectation of the
+    gradient is that of all items, at RRD's cost; from num_items on, `settings.items` takes all, as published.
 
-    A teacher needs scores: lists of items do not say which of two users an item is more for. An item whose pool or
-    rest is smaller is held to what there is.
+    A teacher needs scores, since lists of items do not rank users. An item with a smaller pool or rest has shorter
+    lists.
 
-    Cost, an item: held are 2 P numbers (4 KB), and drawn, in the state, K + L (160 bytes). A step's items score K + L
-    pairs each.
+    Cost per item: 2 P numbers in memory (4 KB) and K + L in the state (160 bytes); a step scores K + L pairs for each
+    of its items.
 
     Args:
-      num_interesting: K of users, see `rrd`.
-      num_uninteresting: L of users.
-      temperature: T of users.
-      item_weight: of the items' part, lambda_item over lambda.
-      num_interesting_users: K of items.
-      num_uninteresting_users: L of items.
-      item_temperature: T of items.
-      pool: P, of both.
-      items_a_step: how many items a step takes, at most.
+      settings: see `IRRRD`.
 
     Returns:
       A `Distiller`; its terms are `rrd` and `ir`.
     """
-    of_users = rrd(
-        num_interesting=num_interesting, num_uninteresting=num_uninteresting, pool=pool, temperature=temperature
+    user_side = rrd(
+        RRD(
+            interesting=settings.interesting,
+            uninteresting=settings.uninteresting,
+            pool=settings.pool,
+            temperature=settings.temperature,
+        )
     )
-    # What is past these places is drawn less often than once in 10^8: no noise need be made for it.
-    reach = num_interesting_users + math.ceil(20 * item_temperature)
+    # Later ranks are sampled less often than once in 10^8, so no noise is generated for them.
+    reach = settings.item_interesting + math.ceil(20 * settings.item_temperature)
 
     def prepare(teacher: Teacher, train: Interactions) -> Rankings:
-        return Rankings(of_users.prepare(teacher, train), rank_users(teacher, train, pool))
+        return Rankings(user_side.prepare(teacher, train), rank_users(teacher, train, settings.pool))
 
-    def refresh(start: EpochStart) -> Samples:
-        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
-        for_users, for_interesting, for_rest = jax.random.split(key, 3)
-        best = by_rank(for_interesting, teacher.items.pool[:, :reach], num_interesting_users, item_temperature)
-        items = Sample(best, of_rest(for_rest, teacher.items, num_uninteresting_users))
-        return Samples(of_users.refresh(params, None, for_users, epoch, teacher.users, student), items)
+    def refresh(start: EpochStart) -> SampledSides:
+        user_key, pool_key, rest_key = jax.random.split(start.key, 3)
+        ranking = start.context.items
+        pool = ranking.pool[:, :reach]
+        best = sample_by_rank(pool_key, pool, settings.item_interesting, settings.item_temperature)
+        items = SampledLists(best, sample_rest(rest_key, ranking, settings.item_uninteresting))
+        users = user_side.refresh(start._replace(context=start.context.users, sampled=None, key=user_key))
+        return SampledSides(users, items)
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
-        side = batch.entities.users
-        value_of_users, terms = of_users.loss(
-            params, drawn.users, batch._replace(teacher=step.context.users), key, epoch
-        )
-        num_items = len(drawn.items.interesting)
-        of_batch = jnp.concatenate([drawn.users.interesting, drawn.users.uninteresting], axis=1)[side.ids]
-        counts = (of_batch >= 0) & side.where[:, None]
-        in_batch = jnp.zeros(num_items, bool).at[jnp.where(counts, of_batch, num_items)].set(True, mode="drop")
-        stride = -(-num_items // items_a_step)
-        ids = jax.random.randint(key, (), 0, stride) + stride * jnp.arange(-(-num_items // stride))
+        side, sampled = step.batch.entities.users, step.sampled
+        user_value, terms = user_side.loss(step._replace(context=step.context.users, sampled=sampled.users))
+        num_items = len(sampled.items.interesting)
+        both = jnp.concatenate([sampled.users.interesting, sampled.users.uninteresting], axis=1)[side.ids]
+        counted = (both >= 0) & side.where[:, None]
+        in_batch = jnp.zeros(num_items, bool).at[jnp.where(counted, both, num_items)].set(True, mode="drop")
+        stride = -(-num_items // settings.items)
+        ids = jax.random.randint(step.key, (), 0, stride) + stride * jnp.arange(-(-num_items // stride))
         where, ids = (ids < num_items) & in_batch.at[ids].get(mode="clip"), jnp.minimum(ids, num_items - 1)
-        of_items = jax.tree.map(lambda users: users[ids], drawn.items)
-        users = jnp.concatenate([of_items.interesting, of_items.uninteresting], axis=1)
-        scores = batch.score(jnp.maximum(users, 0), ids[:, None])
-        best, rest = jnp.split(scores, [of_items.interesting.shape[1]], axis=1)
-        value = stride * relaxed_ranking_loss(
-            best,
-            rest,
-            where=where,
-            interesting_where=of_items.interesting >= 0,
-            uninteresting_where=of_items.uninteresting >= 0,
-        )
-        return value_of_users + item_weight * value, {**terms, "ir": value}
+        own = jax.tree.map(lambda users: users[ids], sampled.items)
+        score = lambda users: step.batch.score(users, ids[:, None])
+        value = stride * lists_loss(own.interesting, own.uninteresting, where, score)
+        return user_value + settings.item_weight * value, {**terms, "ir": value}
 
     return Distiller(no_params, loss, refresh, prepare, needs=("scores",))

@@ -11,8 +11,8 @@ from flax import struct
 
 from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, Params, Shapes, Step, Terms, concatenate
-from htd_jax.distillers.draws import by_rank
 from htd_jax.distillers.experts import annealing, assign, init_experts, project
+from htd_jax.distillers.sampling import sample_by_rank
 from htd_jax.losses import preference_loss
 from htd_jax.models import Representations
 from htd_jax.teacher import Teacher
@@ -89,7 +89,7 @@ def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
         return init_experts(key, student.dim, context.representations.users.shape[1], settings.experts)
 
     def refresh(start: EpochStart) -> jax.Array:
-        return by_rank(start.key, start.context.pool, settings.items, settings.rank_temperature)
+        return sample_by_rank(start.key, start.context.pool, settings.items, settings.rank_temperature)
 
     def preferences(step: Step, key: chex.PRNGKey, temperature: jax.Array) -> jax.Array:
         all_triples = step.batch.triples.where

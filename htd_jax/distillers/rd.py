@@ -10,97 +10,84 @@ from flax import struct
 
 from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
-from htd_jax.distillers.draws import of_unseen
+from htd_jax.distillers.sampling import sample_unseen
 from htd_jax.losses import discrepancy_weights, position_weights, weighted_log_loss
 from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
 class RD(Method):
-    """The teacher's few best unseen items, as if they had been seen (Tang and Wang, KDD'18)."""
+    """Learns the teacher's few best unseen items as if they had been seen (Tang and Wang, KDD'18)."""
 
     weight: Annotated[float, Ge(0)] = 1.0
-    """Alpha: the distillation loss counts this much against the base loss."""
+    """Alpha, the weight of the distillation loss against the base loss."""
     items: Annotated[int, Ge(1)] = 10
-    """K: the teacher's best unseen items of each user."""
+    """K, the number of the teacher's best unseen items per user that are learned."""
     decay: Annotated[float, Gt(0)] = 1.0
-    """Lambda: the item of rank k weighs like exp(-k / lambda)."""
+    """Lambda; the item of rank k has a weight proportional to exp(-k / lambda)."""
     sharpness: Annotated[float, Ge(0)] = 0.1
-    """Mu: how soon the weight grows of an item that the student ranks too low."""
+    """Mu, the rate at which the weight of an item grows with how far the student ranks it too low."""
     samples: Annotated[int, Ge(1), Le(10_000)] = 100
-    """Unseen items of each user, of which the student's ranks are estimated."""
+    """The number of unseen items per user from which the student's ranks are estimated."""
     start: Annotated[int, Ge(0)] = 10
-    """The first epoch, counted from 0, in which the student's ranks count; before, only the teacher's do."""
+    """The first epoch, counted from 0, in which weights depend on the student's ranks."""
 
     label: ClassVar[str] = "RD"
 
     def make(self, epochs: int) -> Distiller:
-        return rd(
-            num_items=self.items,
-            decay=self.decay,
-            sharpness=self.sharpness,
-            num_samples=self.samples,
-            start=self.start,
-        )
+        return rd(self)
 
 
 @struct.dataclass
-class Best:
-    """Who has seen what, and the teacher's best unseen items: `[num_users, K]` int32, -1 where there are fewer."""
+class Context:
+    """The training interactions, and the teacher's best unseen items: `[num_users, K]` int32, -1 if there are fewer."""
 
     train: Interactions
     items: jax.Array
 
 
-def rd(
-    *, num_items: int = 10, decay: float = 1.0, sharpness: float = 0.1, num_samples: int = 100, start: int = 10
-) -> Distiller:
-    """The teacher's K best unseen items are taken for seen ones: each adds its logistic loss, times a weight.
+def rd(settings: RD = RD()) -> Distiller:
+    """Learns the teacher's K best unseen items as positives, by a weighted logistic loss.
 
-    The weight falls with the teacher's rank, `position_weights`, and from epoch `start` on is that times
-    `discrepancy_weights`: an item counts only so far as the student ranks it lower than the teacher. The student's
-    rank is estimated in every step from its scores of the user's samples, unseen items drawn uniformly and with
-    repetitions, anew each epoch. Every different user of a batch counts once.
+    The weight falls with the teacher's rank, see `position_weights`, and from epoch `settings.start` on is multiplied
+    by `discrepancy_weights`: an item counts as far as the student ranks it lower than the teacher. Each step estimates
+    the student's rank from its scores of the user's samples: unseen items, uniform with replacement, new in each epoch.
+    Every different user of a batch counts once.
 
-    Of what can be read in more than one way, the authors' code decides: the weights by place sum to 1 over all K, and
-    their product with the others is left as it is (their code has a switch, off, by which it would sum to 1 as well).
-    There a user's samples are drawn for each of the user's pairs, here once an epoch; and a user counts there as often
-    as it is in the batch.
+    Where the paper is ambiguous this follows the authors' code: position weights sum to 1 over all K, and their product
+    with the others is not normalised (their code has a switch for that, off by default). Their code samples for each of
+    the user's pairs, here once per epoch; and there a user counts as often as it is in the batch.
 
-    Any teacher that ranks will do, lists alone included. A user with fewer unseen items than K is held to what there
-    is; one with none, to nothing.
+    Any teacher that ranks works, lists alone included. A user with fewer unseen items than K has a shorter list, a user
+    without any adds nothing.
 
-    Cost, a user: held are K numbers, and drawn, in the state, S (400 bytes); a step scores K + S pairs, of which K
-    with a gradient, and compares K S scores.
+    Cost per user: K numbers in memory and S in the state (400 bytes); a step scores K + S pairs, of which K with a
+    gradient, and compares K S scores.
 
     Args:
-      num_items: K.
-      decay: lambda, over 0.
-      sharpness: mu.
-      num_samples: S, of which the student's ranks are estimated.
-      start: the first epoch, from 0, in which they count.
+      settings: see `RD`.
 
     Returns:
       A `Distiller`; its term is `rd`.
     """
 
-    def prepare(teacher: Teacher, train: Interactions) -> Best:
-        return Best(train, teacher.top(train, num_items))
+    def prepare(teacher: Teacher, train: Interactions) -> Context:
+        return Context(train, teacher.top(train, settings.items))
 
     def refresh(start: EpochStart) -> jax.Array:
-        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
-        return of_unseen(key, teacher.train, num_samples)
+        return sample_unseen(start.key, start.context.train, settings.samples)
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
-        users = batch.entities.users
-        items, samples = step.context.items[users.ids], drawn[users.ids]
-        scores = batch.score(users.ids[:, None], jnp.maximum(items, 0))
-        sampled = jax.lax.stop_gradient(batch.score(users.ids[:, None], jnp.maximum(samples, 0)))
-        behind = discrepancy_weights(scores, sampled, num_items=step.context.train.num_items, sharpness=sharpness)
-        by_place = position_weights(num_items, decay)[None, : items.shape[1]]
-        weights = by_place * jnp.where(epoch >= start, behind, 1)
-        value = weighted_log_loss(scores, weights.astype(scores.dtype), where=users.where, items_where=items >= 0)
+        users = step.batch.entities.users
+        items, samples = step.context.items[users.ids], step.sampled[users.ids]
+        scores = step.batch.score(users.ids[:, None], jnp.maximum(items, 0))
+        sampled = jax.lax.stop_gradient(step.batch.score(users.ids[:, None], jnp.maximum(samples, 0)))
+        num_items = step.context.train.num_items
+        discrepancy = discrepancy_weights(scores, sampled, num_items=num_items, sharpness=settings.sharpness)
+        position = position_weights(settings.items, settings.decay)[None, : items.shape[1]]
+        weights = position * jnp.where(step.epoch >= settings.start, discrepancy, 1)
+        where = users.where[:, None] & (items >= 0)
+        value = weighted_log_loss(scores, where=where, weights=weights.astype(scores.dtype))
         return value, {"rd": value}
 
     return Distiller(no_params, loss, refresh, prepare, needs=("lists",))

@@ -1,6 +1,7 @@
 """RRD, Relaxed Ranking Distillation (Kang et al., CIKM'20)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 import jax
@@ -10,115 +11,107 @@ from flax import struct
 
 from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
-from htd_jax.distillers.draws import Ranking, by_rank, of_rest, rank_unseen
+from htd_jax.distillers.sampling import Ranking, rank_unseen, sample_by_rank, sample_rest
 from htd_jax.losses import relaxed_ranking_loss
-from htd_jax.losses.checks import check_choice
+from htd_jax.settings import check
 from htd_jax.teacher import Teacher
-
-CHOICES = ("drawn", "top")
 
 
 @dataclasses.dataclass(frozen=True)
 class RRD(Method):
-    """The order of the teacher's best unseen items, above the rest (Kang et al., CIKM'20)."""
+    """Learns the order of the teacher's best unseen items, above the rest (Kang et al., CIKM'20)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda: the distillation loss counts this much against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss."""
     interesting: Annotated[int, Ge(1)] = 40
-    """K: items of each user whose order is learned."""
+    """K, the number of items per user whose order is learned."""
     uninteresting: Annotated[int, Ge(1)] = 40
-    """L: items of each user that come after them, in no order."""
+    """L, the number of items per user that are ranked below those, in any order."""
     pool: Annotated[int, Ge(1)] = 500
-    """The teacher's best unseen items, of which the interesting ones are, and none of the uninteresting ones."""
+    """The number of the teacher's best unseen items per user; only interesting items are sampled from them."""
     temperature: Annotated[float, Gt(0)] = 10.0
-    """T: the item of rank r is drawn with a probability like exp(-r / T)."""
+    """T; the item of rank r is sampled with probability proportional to exp(-r / T)."""
     choice: Literal["drawn", "top"] = "drawn"
-    """Which of the pool are interesting: some drawn by rank, anew each epoch, or always the first."""
+    """How the interesting items are chosen from the pool: sampled by rank in each epoch, or always the first."""
 
     label: ClassVar[str] = "RRD"
 
     def make(self, epochs: int) -> Distiller:
-        return rrd(
-            num_interesting=self.interesting,
-            num_uninteresting=self.uninteresting,
-            pool=self.pool,
-            temperature=self.temperature,
-            choice=self.choice,
-        )
+        return rrd(self)
 
 
 @struct.dataclass
-class Sample:
-    """The items of an epoch, -1 for none: `[num_users, K]` interesting ones, the teacher's best first, and `[num_users,
-    L]` uninteresting ones."""
+class SampledLists:
+    """The sampled lists of an epoch, -1 for none.
+
+    Attributes:
+      interesting: `[n, K]` int32, the teacher's best first.
+      uninteresting: `[n, L]` int32.
+    """
 
     interesting: jax.Array
     uninteresting: jax.Array
 
 
-def rrd(
-    *,
-    num_interesting: int = 40,
-    num_uninteresting: int = 40,
-    pool: int = 500,
-    temperature: float = 10.0,
-    choice: str = "drawn",
-) -> Distiller:
-    """The order of the teacher's best items, and that they stand above the rest, whose order does not matter.
+def rrd(settings: RRD = RRD()) -> Distiller:
+    """Learns the order of the teacher's best items, above the rest, whose order is free.
 
-    A user's pool are the teacher's best unseen items. Every epoch draws anew, on the device: of the pool the
-    interesting items, without replacement, the next always with probability ~ exp(-rank / T) among those left, set in
-    the teacher's order; and of the rest, neither seen nor in the pool, the uninteresting ones, uniformly, without
-    replacement, as in the authors' code. Every different user of a batch adds one `relaxed_ranking_loss` to the loss. A
-    user whose pool or rest is smaller is held to what there is; one without a pool, to nothing.
+    A user's pool are the teacher's best unseen items. Each epoch samples, on the device, interesting items from the
+    pool, one by one with probability ~ exp(-rank / T) among those left, in the teacher's order; and uninteresting items
+    from the rest, neither seen nor in the pool, uniformly without replacement, as in the authors' code. The loss is
+    `relaxed_ranking_loss`, summed over the different users of a batch. A user with a smaller pool or rest has shorter
+    lists, a user without a pool adds nothing. `choice="top"` is the authors' later preference.
 
-    Any teacher that ranks will do, lists alone included. They may be shorter than the pool, which is then smaller, and
-    hold each item once.
+    Any teacher that ranks works, lists alone included; they may be shorter than the pool, and hold each item once.
 
-    Cost, a user: held are 2 P numbers (4 KB), and drawn, in the state, K + L (320 bytes); an epoch's draw takes
-    O(P log K + L (L + log P + log max_degree)), and a step scores the K + L pairs of its users, O((K + L) d) each.
+    Cost per user: 2 P numbers in memory (4 KB) and K + L in the state (320 bytes); an epoch samples in
+    O(P log K + L (L + log P + log max_degree)), and a step scores the K + L pairs of its users, O((K + L) d).
 
     Args:
-      num_interesting: K, at most; the pool may be smaller.
-      num_uninteresting: L.
-      pool: P, how many of the teacher's best items the pool holds.
-      temperature: T, over 0.
-      choice: `drawn`, or `top` for the first K of the pool in every epoch, which the authors' later work prefers.
+      settings: see `RRD`.
 
     Returns:
       A `Distiller`; its term is `rrd`.
 
     Raises:
-      ValueError: an unknown `choice`.
+      UserError: if a setting is invalid.
     """
-    check_choice("choice", choice, CHOICES)
+    check(settings, "rrd.")
 
     def prepare(teacher: Teacher, train: Interactions) -> Ranking:
-        return rank_unseen(teacher, train, pool)
+        return rank_unseen(teacher, train, settings.pool)
 
-    def refresh(start: EpochStart) -> Sample:
-        params, key, epoch, teacher, student = start.params, start.key, start.epoch, start.context, start.student
-        for_interesting, for_rest = jax.random.split(key)
-        if choice == "top":
-            interesting = teacher.pool[:, :num_interesting]
+    def refresh(start: EpochStart) -> SampledLists:
+        pool_key, rest_key = jax.random.split(start.key)
+        pool = start.context.pool
+        if settings.choice == "top":
+            interesting = pool[:, : settings.interesting]
         else:
-            interesting = by_rank(for_interesting, teacher.pool, num_interesting, temperature)
-        return Sample(interesting, of_rest(for_rest, teacher, num_uninteresting))
+            interesting = sample_by_rank(pool_key, pool, settings.interesting, settings.temperature)
+        return SampledLists(interesting, sample_rest(rest_key, start.context, settings.uninteresting))
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        params, drawn, batch, key, epoch = step.params, step.sampled, step.batch, step.key, step.epoch
-        users = batch.entities.users
-        of_users = jax.tree.map(lambda items: items[users.ids], drawn)
-        items = jnp.concatenate([of_users.interesting, of_users.uninteresting], axis=1)
-        scores = batch.score(users.ids[:, None], jnp.maximum(items, 0))
-        best, rest = jnp.split(scores, [of_users.interesting.shape[1]], axis=1)
-        value = relaxed_ranking_loss(
-            best,
-            rest,
-            where=users.where,
-            interesting_where=of_users.interesting >= 0,
-            uninteresting_where=of_users.uninteresting >= 0,
-        )
+        users = step.batch.entities.users
+        own = jax.tree.map(lambda items: items[users.ids], step.sampled)
+        score = lambda items: step.batch.score(users.ids[:, None], items)
+        value = lists_loss(own.interesting, own.uninteresting, users.where, score)
         return value, {"rrd": value}
 
     return Distiller(no_params, loss, refresh, prepare, needs=("lists",))
+
+
+def lists_loss(
+    better: jax.Array, worse: jax.Array, where: jax.Array, score: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Returns `relaxed_ranking_loss` of lists of ids.
+
+    Args:
+      better: `[n, K]` int32, in the order to learn, -1 for none.
+      worse: `[n, L]` int32, -1 for none.
+      where: `[n]` bool.
+      score: ids `[n, K + L]` -> the student's scores of each row's ids.
+    """
+    scores = score(jnp.maximum(jnp.concatenate([better, worse], axis=1), 0))
+    first, second = jnp.split(scores, [better.shape[1]], axis=1)
+    rows = where[:, None]
+    return relaxed_ranking_loss(first, second, where=(rows & (better >= 0), rows & (worse >= 0)))

@@ -10,12 +10,20 @@ from htd_jax.losses.assignment import (
     perturb,
     routed_assignment_loss,
 )
-from htd_jax.losses.listwise import listed_loss, listwise_loss, log_partition, sampled_softmax_loss, softmax_loss
-from htd_jax.losses.pointwise import discrepancy_weights, position_weights, soft_label_loss, weighted_log_loss
-from htd_jax.losses.predictions import preference_loss, soft_bce_loss
-from htd_jax.losses.ranking import bce_loss, bpr_loss, pair_loss, relaxed_ranking_loss
+from htd_jax.losses.interactions import bce_loss, bpr_loss, sampled_softmax_loss, softmax_loss
+from htd_jax.losses.rankings import (
+    discrepancy_weights,
+    listed_loss,
+    listwise_loss,
+    log_partition,
+    pair_loss,
+    position_weights,
+    rejuvenated_loss,
+    relaxed_ranking_loss,
+    weighted_log_loss,
+)
 from htd_jax.losses.representations import cosine_hint_loss, hint_loss, personalised
-from htd_jax.losses.subsets import rejuvenated_loss
+from htd_jax.losses.scores import preference_loss, soft_bce_loss, soft_label_loss
 from htd_jax.losses.topology import entity_level_loss, ftd_loss, group_level_loss, htd_loss, pairwise_cosine
 
 __all__ = [

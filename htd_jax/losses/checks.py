@@ -17,6 +17,7 @@ __all__ = [
     "check_entries",
     "check_floats",
     "check_ints",
+    "check_seen",
     "check_two_entries",
     "check_where",
     "keep_rows",
@@ -72,14 +73,10 @@ def check_two_entries(
     return check_entries(one, first, "where[0]"), check_entries(other, second, "where[1]")
 
 
-def check_items(name: str, items: chex.Array | None, where: jax.Array | None, scores: jax.Array) -> jax.Array:
-    """Which of `scores` `[n, m]` count, by a mask of their own, None or `[n, m]` bool, and by that of rows."""
-    if items is None:
-        items = jnp.ones(scores.shape, bool)
-    message = f"{name}: expected bool{list(scores.shape)}, got {items.dtype}{list(items.shape)}"
-    chex.assert_type(items, bool, custom_message=message)
-    chex.assert_shape(items, scores.shape, custom_message=message)
-    return jnp.asarray(items) if where is None else items & where[:, None]
+def check_seen(seen: chex.Array, scores: jax.Array) -> jax.Array:
+    """Asserts that `seen` is bool of the shape of `scores`; returns it as a JAX array."""
+    _check_array("seen", seen, bool, "bool", scores.shape)
+    return jnp.asarray(seen)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -111,8 +111,7 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
             model.score(users, positives),
             dot(user_rows, item_rows.T),
             counts,
-            where=where,
-            sampled_where=items != positives[:, None],
+            where=where[:, None] & (items != positives[:, None]),
             temperature=temperature,
         )
 

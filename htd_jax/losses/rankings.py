@@ -1,0 +1,388 @@
+"""Losses on the order of a user's items: a teacher's lists, or its distribution over all items."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from htd_jax.losses.checks import (
+    check_dtype,
+    check_entries,
+    check_floats,
+    check_ints,
+    check_seen,
+    check_two_entries,
+    check_where,
+)
+from htd_jax.losses.softmaxes import cross_entropies, log_sum, subtract_best
+
+Masks = tuple[chex.Array | None, chex.Array | None]
+
+
+def relaxed_ranking_loss(
+    interesting: chex.Array, uninteresting: chex.Array, *, where: Masks | None = None
+) -> jax.Array:
+    r"""Negative log-likelihood of an order of some items, above others whose order is free; summed over rows.
+
+    With s the scores of the K interesting items, in the order to learn, and b those of the L uninteresting ones,
+
+    .. math:: -\sum_u \sum_{k=1}^{K} \left( s_{uk} - \log \left( \sum_{m=k}^{K} e^{s_{um}}
+              + \sum_{l=1}^{L} e^{b_{ul}} \right) \right)
+
+    The inner sums over m are one cumulative log-sum-exp, from the last item to the first: O(K + L) per row, without
+    overflow.
+
+    Source: Kang et al., CIKM'20, RRD: the likelihood of a permutation (Xia et al., ICML'08), relaxed.
+
+    Args:
+      interesting: `[n, K]` floats, the scores of each row's interesting items, the best item first.
+      uninteresting: `[n, L]` floats, the scores of each row's uninteresting items.
+      where: masks of `interesting` and `uninteresting`, each bool, `[n]` (rows) or `[n, K]` and `[n, L]` (entries), or
+        None; masked values are ignored, whatever they hold, and a row without interesting entries adds nothing.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{relaxed_ranking_loss(jnp.array([[2.0, 1.0]]), jnp.array([[0.0, 0.0]])):.4f}")
+    1.0453
+    """
+    scores = check_floats("interesting", interesting, None, None)
+    rest = check_floats("uninteresting", uninteresting, len(scores), None)
+    check_dtype("uninteresting", uninteresting, interesting.dtype)
+    first, second = check_two_entries(where, scores, rest)
+    # The score of masked entries. It is finite, since the difference of two infinities has no gradient.
+    nothing = jnp.finfo(scores.dtype).min / 2
+    scores = jnp.where(first, scores, nothing)
+    rest = jnp.pad(jnp.where(second, rest, nothing), [(0, 0), (0, 1)], constant_values=nothing)
+    rest = jax.nn.logsumexp(rest, axis=1, keepdims=True)
+    upward = jnp.concatenate([scores, rest], axis=1)  # jax.lax.cumlogsumexp without a gradient is O(K^2) on a CPU
+    below = jax.lax.associative_scan(jnp.logaddexp, upward, reverse=True, axis=1)[:, :-1]
+    return jnp.sum(jnp.where(first, below - scores, 0))
+
+
+def pair_loss(better: chex.Array, worse: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
+    r"""Logistic loss of the score differences of pairs, averaged over a row's pairs, summed over rows.
+
+    .. math:: -\sum_u \frac{1}{P_u} \sum_{p=1}^{P_u} \log \sigma(s^+_{up} - s^-_{up})
+
+    Source: Chen et al., WSDM'23, who sum over a row's pairs, and their code, which averages.
+
+    Args:
+      better: `[n, P]` floats, the scores of the items to rank higher.
+      worse: `[n, P]` floats, the scores of the items to rank lower.
+      where: bool, `[n]` (rows) or `[n, P]` (pairs); masked values are ignored, whatever they hold, and a row without
+        pairs adds nothing.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{pair_loss(jnp.array([[2.0, 1.0]]), jnp.array([[0.0, 1.0]])):.4f}")
+    0.4100
+    """
+    above = check_floats("better", better, None, None)
+    below = check_floats("worse", worse, *above.shape)
+    check_dtype("worse", worse, better.dtype)
+    where = check_entries(where, above)
+    margin = jnp.where(where, above, 0) - jnp.where(where, below, 0)
+    sums = jnp.sum(jnp.where(where, jax.nn.log_sigmoid(margin), 0), axis=1)
+    return -jnp.sum(sums / jnp.maximum(jnp.sum(where, axis=1), 1))
+
+
+def weighted_log_loss(
+    scores: chex.Array, *, where: chex.Array | None = None, weights: chex.Array | None = None
+) -> jax.Array:
+    r"""Weighted logistic loss of items that are all positive, summed over rows.
+
+    .. math:: -\sum_u \sum_{k=1}^{K} w_{uk} \log \sigma(s_{uk})
+
+    Source: Tang and Wang, KDD'18, for the teacher's best items.
+
+    Args:
+      scores: `[n, K]` floats.
+      where: bool, `[n]` (rows) or `[n, K]` (entries); masked values are ignored, whatever they hold.
+      weights: `[n, K]` floats, at least 0, constants; 1 if None.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{weighted_log_loss(jnp.array([[2.0, 0.0]]), weights=jnp.array([[0.5, 0.25]])):.4f}")
+    0.2368
+    """
+    s = check_floats("scores", scores, None, None)
+    where = check_entries(where, s)
+    if weights is None:
+        weights = jnp.ones(s.shape, scores.dtype)
+    w = check_floats("weights", weights, *s.shape)
+    check_dtype("weights", weights, scores.dtype)
+    w = jax.lax.stop_gradient(jnp.where(where, w, 0))
+    return -jnp.sum(w * jax.nn.log_sigmoid(jnp.where(where, s, 0)))
+
+
+def position_weights(count: int, decay: float) -> jax.Array:
+    r"""Weights of a list's positions, which sum to 1: :math:`e^{-k / \lambda}`, normalised.
+
+    Source: Tang and Wang, KDD'18, equation 8.
+
+    Args:
+      count: K, at least 1.
+      decay: lambda, over 0; the smaller, the larger the weight of the first position.
+
+    Returns:
+      `[count]` float32.
+
+    >>> print(position_weights(3, 1.0).round(3))
+    [0.665 0.245 0.09 ]
+    """
+    return jax.nn.softmax(-jnp.arange(count) / decay)
+
+
+def discrepancy_weights(scores: chex.Array, sampled: chex.Array, *, num_items: int, sharpness: float) -> jax.Array:
+    r"""Weights in [0, 1] that grow with how far a student ranks an item below its position in a list.
+
+    The student's rank is estimated from its scores of sampled items:
+
+    .. math:: \tanh(\max(\mu (\hat r_{uk} - k), 0)), \quad
+              \hat r_{uk} = \left\lfloor \frac{N - 1}{S} \sum_{j=1}^{S} [b_{uj} > s_{uk}] \right\rfloor + 1
+
+    Source: Tang and Wang, KDD'18, equation 9, and their code, which counts k from 0 and adds no 1 to the rank.
+
+    Args:
+      scores: `[n, K]` floats, the student's scores of each row's list, the best item first.
+      sampled: `[n, S]` floats, the student's scores of S items sampled uniformly, S under 46341; -inf for none.
+      num_items: N, the number of items ranked.
+      sharpness: mu.
+
+    Returns:
+      `[n, K]` float32, without gradient.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> scores, sampled = jnp.array([[3.0, -1.0]]), jnp.array([[0.0, 1.0, -2.0, 2.0]])
+    >>> print(discrepancy_weights(scores, sampled, num_items=9, sharpness=0.1).round(3))
+    [[0.    0.462]]
+    """
+    own = check_floats("scores", scores, None, None)
+    others = check_floats("sampled", sampled, len(own), None)
+    check_dtype("sampled", sampled, scores.dtype)
+    size = others.shape[1]
+    above = jnp.sum(others[:, None, :] > own[:, :, None], axis=2)
+    whole, part = divmod(num_items - 1, max(size, 1))
+    rank = above * whole + above * part // max(size, 1)  # (N - 1) above / S, whose product may overflow int32
+    behind = rank - jnp.arange(own.shape[1])[None, :]
+    return jax.lax.stop_gradient(jnp.tanh(jnp.maximum(sharpness * behind, 0)))
+
+
+def listwise_loss(
+    student: chex.Array,
+    teacher: chex.Array,
+    seen: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    log_partition: chex.Array | None = None,
+    temperature: float = 1.0,
+    teacher_temperature: float | jax.Array = 1.0,
+    seen_weight: float = 1.0,
+) -> jax.Array:
+    r"""Cross-entropies between the student's softmax and the teacher's over unseen items, and the seen items.
+
+    With U the unseen items of user u, S the seen ones, s the student's scores divided by its temperature and t the
+    teacher's divided by its own, summed over users,
+
+    .. math:: \sum_u \left( \log \sum_{j \in U} e^{s_{uj}} - \sum_{i \in U} p_{ui} s_{ui} \right)
+              + \omega \left( \log \sum_j e^{s_{uj}} - \frac{1}{|S|} \sum_{i \in S} s_{ui} \right),
+              \quad p_{ui} = \frac{e^{t_{ui}}}{\sum_{j \in U} e^{t_{uj}}}
+
+    A user without unseen items adds nothing to the first term, a user without seen items nothing to the second.
+
+    Source: the top one probabilities of ListNet (Cao et al., ICML'07), the teacher's as in Hinton et al., 2015, without
+    their factor of the squared temperature; the second term is the multinomial likelihood (Liang et al., WWW'18).
+
+    Args:
+      student: `[n, m]` floats, each user's scores of all items.
+      teacher: `[n, m]` floats, constants.
+      seen: `[n, m]` bool.
+      where: `[n]` bool; a masked row is ignored, whatever it holds.
+      log_partition: `[n]` floats, the teacher's, from `log_partition`; computed if None.
+      temperature: the student's, over 0, in both terms.
+      teacher_temperature: over 0.
+      seen_weight: omega.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([[0.0, 0.0, 0.0]])
+    >>> print(f"{listwise_loss(student, teacher, jnp.array([[True, False, False]])):.4f}")
+    1.2209
+    """
+    scores = check_floats("student", student, None, None)
+    seen, where = check_seen(seen, scores), check_where(where, len(scores))
+    guide = jax.lax.stop_gradient(check_floats("teacher", teacher, *scores.shape))
+    unseen = ~seen if where is None else ~seen & where[:, None]
+    if log_partition is None:
+        log_partition = log_sum(guide / teacher_temperature, unseen)
+    guide_sum = check_floats("log_partition", log_partition, len(scores))
+    scores = subtract_best(scores, where) / temperature
+    logits = jnp.where(unseen, guide / teacher_temperature - guide_sum[:, None], 0)
+    probabilities = jax.lax.stop_gradient(jnp.where(unseen, jnp.exp(logits), 0))
+    unseen_sum = log_sum(scores, unseen)
+    to_teacher = jnp.where(unseen.any(1), unseen_sum - jnp.sum(probabilities * scores, axis=1), 0)
+    return jnp.sum(to_teacher) + _seen_cross_entropy(scores, unseen_sum, seen, where, seen_weight)
+
+
+def listed_loss(
+    student: chex.Array,
+    items: chex.Array,
+    probabilities: chex.Array,
+    seen: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    temperature: float = 1.0,
+    seen_weight: float = 1.0,
+    others: bool = True,
+) -> jax.Array:
+    r"""`listwise_loss` for a teacher's probabilities of some items; all others are one class.
+
+    With q the student's softmax over the unseen items U of user u, A the listed items, p their probabilities and R = U
+    less A the rest, the first term is
+
+    .. math:: - \sum_{i \in A} p_{ui} \log q_{ui} - \left( 1 - \sum_{i \in A} p_{ui} \right) \log \sum_{i \in R} q_{ui}
+
+    If R is empty, the probabilities of the listed items are scaled to a sum of 1.
+
+    Args:
+      student: `[n, m]` floats, each user's scores of all items.
+      items: `[n, k]` integers, different unseen items, -1 for none.
+      probabilities: `[n, k]` floats, at least 0, of sums up to 1, constants.
+      seen: `[n, m]` bool.
+      where: `[n]` bool; a masked row is ignored, whatever it holds.
+      temperature: the student's, over 0.
+      seen_weight: the weight of the second term.
+      others: False if the probabilities of the listed items sum to 1, which saves the sum over R.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> scores, seen = jnp.zeros((1, 4)), jnp.zeros((1, 4), bool)
+    >>> print(f"{listed_loss(scores, jnp.array([[2]]), jnp.array([[0.25]]), seen):.4f}")
+    0.5623
+    """
+    scores = check_floats("student", student, None, None)
+    seen, where = check_seen(seen, scores), check_where(where, len(scores))
+    items = check_ints("items", items, len(scores), None)
+    shares = jax.lax.stop_gradient(check_floats("probabilities", probabilities, *items.shape))
+    counted = items >= 0 if where is None else (items >= 0) & where[:, None]
+    unseen = ~seen if where is None else ~seen & where[:, None]
+    shares = jnp.where(counted, shares, 0)
+    scores = subtract_best(scores, where) / temperature
+    unseen_sum = log_sum(scores, unseen)
+    to_rest: jax.Array | float = 0.0
+    if others:
+        rows, columns = jnp.arange(len(items))[:, None], jnp.where(counted, items, scores.shape[1])
+        rest = unseen.at[rows, columns].set(False, mode="drop")
+        any_rest, total = rest.any(1), jnp.sum(shares, axis=1)
+        shares = jnp.where(any_rest[:, None], shares, shares / jnp.where(total > 0, total, 1)[:, None])
+        rest_share = jnp.where(any_rest, jnp.maximum(1 - total, 0), 0)
+        to_rest = rest_share * jnp.where(any_rest, unseen_sum - log_sum(scores, rest), 0)
+    listed = jnp.take_along_axis(scores, jnp.maximum(items, 0), axis=1)
+    to_listed = jnp.sum(jnp.where(counted, shares * (unseen_sum[:, None] - listed), 0), axis=1)
+    return jnp.sum(to_listed + to_rest) + _seen_cross_entropy(scores, unseen_sum, seen, where, seen_weight)
+
+
+def log_partition(scores: chex.Array, seen: chex.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
+    """Returns `[n]`, the log-sum-exp of `scores` `[n, m]` over `temperature`, over a row's unseen items.
+
+    It is finite but meaningless in a row without unseen items.
+    """
+    return log_sum(check_floats("scores", scores, None, None) / temperature, ~seen)
+
+
+def rejuvenated_loss(
+    best: chex.Array,
+    best_teacher: chex.Array,
+    others: chex.Array,
+    others_teacher: chex.Array,
+    shared: chex.Array,
+    *,
+    where: Masks | None = None,
+    temperature: float = 1.0,
+    beta: float = 3.0,
+) -> jax.Array:
+    r"""Cross-entropies to the teacher over the student's best items, and over a second set, summed over rows.
+
+    .. math:: \sum_u (1 - w_u) H(S_u) + w_u H(O_u), \quad w_u = e^{-\beta c_u}, \quad
+              H(A) = -\sum_{i \in A} p_i \log q_i
+
+    with p and q the softmaxes of the teacher's and the student's scores, divided by the temperature, over the items of
+    A alone. S are the student's best items, O the others, and c is the share of the teacher's best items that the
+    student ranks high.
+
+    Source: RCE-KD ("Rejuvenating Cross-Entropy Loss in Knowledge Distillation for Recommender Systems", 2025). Its code
+    exponentiates raw scores; here the largest is subtracted first.
+
+    Args:
+      best: `[n, k]` floats, the student's scores of S.
+      best_teacher: `[n, k]` floats, the teacher's scores of S, constants.
+      others: `[n, m]` floats, the student's scores of O.
+      others_teacher: `[n, m]` floats, the teacher's scores of O, constants.
+      shared: `[n]` floats in [0, 1], c.
+      where: masks of S and O, each bool, `[n]` (rows) or `[n, k]` and `[n, m]` (entries), or None; masked values are
+        ignored, whatever they hold, and a set without entries adds nothing.
+      temperature: of both models, over 0.
+      beta: the rate at which w falls.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> scores, flat = jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2))
+    >>> print(f"{rejuvenated_loss(scores, flat, scores, flat, jnp.array([0.5])):.4f}")
+    0.8133
+    """
+    scores = check_floats("best", best, None, None)
+    rest = check_floats("others", others, len(scores), None)
+    guide = check_floats("best_teacher", best_teacher, *scores.shape)
+    rest_guide = check_floats("others_teacher", others_teacher, *rest.shape)
+    share = check_floats("shared", shared, len(scores))
+    first, second = check_two_entries(where, scores, rest)
+    share = jnp.where(first.any(1) | second.any(1), share, 0)
+    weight = jax.lax.stop_gradient(jnp.exp(-beta * share))
+    on_best = cross_entropies(scores, guide, first, temperature)
+    on_rest = cross_entropies(rest, rest_guide, second, temperature)
+    return jnp.sum((1 - weight) * on_best + weight * on_rest)
+
+
+def _seen_cross_entropy(
+    scores: jax.Array, unseen_sum: jax.Array, seen: jax.Array, where: jax.Array | None, weight: float
+) -> jax.Array:
+    """Returns the weighted cross-entropy to the seen items; `unseen_sum` is the log-sum-exp over the unseen ones."""
+    if weight == 0:
+        return jnp.zeros((), scores.dtype)
+    seen = seen if where is None else seen & where[:, None]
+    number = jnp.sum(seen, axis=1)
+    mean = jnp.sum(jnp.where(seen, scores, 0), axis=1) / jnp.maximum(number, 1)
+    total = jnp.logaddexp(unseen_sum, log_sum(scores, seen))
+    return weight * jnp.sum(jnp.where(number > 0, total - mean, 0))
