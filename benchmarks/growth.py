@@ -20,6 +20,7 @@ import tyro
 from measure import BATCH, EPOCHS, GROUPS, STUDENT_DIM, TEACHER_DIM, WEIGHT, Epoch, random_interactions, random_teacher
 
 from htd_jax import distillers
+from htd_jax.distillers import HTD
 from htd_jax.training import no_teacher
 
 STEPS = 8
@@ -27,8 +28,8 @@ STEPS = 8
 METHODS = {
     "none": lambda case: distillers.none(),
     "ftd": lambda case: distillers.ftd(),
-    "htd, all pairs": lambda case: distillers.htd(num_groups=case.groups, pairs="all"),
-    "htd, positive pairs": lambda case: distillers.htd(num_groups=case.groups),
+    "htd, all pairs": lambda case: distillers.htd(HTD(groups=case.groups, pairs="all")),
+    "htd, positive pairs": lambda case: distillers.htd(HTD(groups=case.groups)),
 }
 
 

@@ -92,7 +92,7 @@ def context_of(method):
 
 
 def step_of(method, params, entities, key, epoch):
-    """A step on a batch of these entities. None of these methods samples anything; a chain holds that for every link."""
+    """A step on a batch of these entities, of methods that sample nothing; a chain holds that for every link."""
     ids, context = jnp.zeros(1, jnp.int32), context_of(method)
     score = lambda users, items: jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
     batch = Batch(entities, Triples(ids, ids, ids, jnp.ones(1, bool)), score)

@@ -11,21 +11,22 @@ import pytest
 
 from htd_jax import distillers
 from htd_jax.data import Interactions
-from htd_jax.models import BPR
-from htd_jax.training import Representations, adam, make_trainer
+from htd_jax.distillers import HTD
+from htd_jax.models import BPR, Representations
+from htd_jax.training import adam, make_trainer
 
 # A batch of 1,024 triples is 1,024 users and 2,048 items, of small tables.
 USERS, ITEMS, PAIRS, BATCH = 1500, 2500, 4000, 1024
-TEACHER_DIM, STUDENT_DIM, GROUPS = 200, 20, 30
+TEACHER_DIM, STUDENT_DIM = 200, 20
 
-# Each method, and the products of a step. HTD: 2 for the prototypes of student and teacher, 3 for the group level's
-# cosines and their gradient, 3 a side for the positive pairs (7 in all for all pairs), 4 for the two gates and their
-# gradients, and 25 for the assignment, of which a step takes 13 (dense) or 12 (routed).
+# Each method with 30 groups or experts, and the products of a step. HTD: 2 for the prototypes of student and teacher, 3
+# for the group level's cosines and their gradient, 3 per side for the positive pairs (7 in all for all pairs), 4 for the
+# two gates and their gradients, and 25 for the assignment, of which a step takes 13 (dense) or 12 (routed).
 METHODS = {
     "ftd": (distillers.ftd, 2),
-    "htd": (lambda: distillers.htd(num_groups=GROUPS), 40),
-    "htd, all pairs": (lambda: distillers.htd(num_groups=GROUPS, pairs="all"), 41),
-    "de": (lambda: distillers.de(num_experts=GROUPS), 29),
+    "htd": (distillers.htd, 40),
+    "htd, all pairs": (lambda: distillers.htd(HTD(pairs="all")), 41),
+    "de": (distillers.de, 29),
 }
 
 
@@ -79,6 +80,6 @@ def test_a_step_on_a_large_device_is_a_few_products_and_no_loop(name, platform, 
 
 def test_one_program_holds_the_forms_of_all_platforms():
     """Beside the products of a GPU, those of the tiles and blocks of a CPU, and their loops."""
-    one = count(lowered(distillers.htd(num_groups=GROUPS), "cuda"))
-    all_forms = count(lowered(distillers.htd(num_groups=GROUPS), "cpu", "cuda", "tpu"))
+    one = count(lowered(distillers.htd(), "cuda"))
+    all_forms = count(lowered(distillers.htd(), "cpu", "cuda", "tpu"))
     assert all_forms["while"] > one["while"] and all_forms["dot_general"] > one["dot_general"]

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from annotated_types import Ge, Gt, Interval
 from flax import struct
 
@@ -146,5 +147,6 @@ def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = 
 def _check_groups(group_ids: Groups, num_groups: int, sizes: tuple[int, int]) -> None:
     for side, ids, size in zip(("users", "items"), group_ids, sizes, strict=True):
         check_ints(f"groups of {side}", ids, size)
-        if not jnp.all((0 <= ids) & (ids < num_groups)):
+        numbers = np.asarray(ids)  # concrete, even where `prepare` is traced
+        if not np.all((0 <= numbers) & (numbers < num_groups)):
             raise ValueError(f"groups of {side}: expected integers in [0, {num_groups})")
