@@ -1,5 +1,7 @@
 """Rankings and their metrics against their definitions, and against trec_eval."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,9 @@ from htd_jax.evaluation import (
     metrics_of_users,
     protocols,
     ranking_metrics,
+    register,
     sample_candidates,
+    shown_metrics,
 )
 from htd_jax.evaluation.protocols import Sizes
 from htd_jax.models import BPR
@@ -208,8 +212,12 @@ def test_candidates_are_uniform_over_the_unseen_items(small_split):
 
 @pytest.mark.parametrize("protocol", [Sampled(11), Sampled(0), Sampled(5, seed=-1)])
 def test_a_sample_that_cannot_be_is_refused(small_split, protocol):
-    reason = "11 candidates asked for, but user 0 has only 10 unseen items of 90" if protocol.candidates == 11 else "a"
-    with pytest.raises(UserError, match=reason):
+    reasons = {
+        11: "`candidates` must be at most 10, the number of unseen items of user 0, not 11",
+        0: "`candidates` must be at least 1, not 0",
+        5: "the seed of the candidates must be at least 0, not -1",
+    }
+    with pytest.raises(UserError, match=reasons[protocol.candidates]):
         make_evaluator(small_split, protocol=protocol)
 
 
@@ -348,7 +356,7 @@ def test_ranks_in_any_integer(kind):
 
 
 def test_ranks_that_are_no_integers_are_refused():
-    with pytest.raises(ValueError, match="ranks: must be integers, not float32"):
+    with pytest.raises(ValueError, match="`ranks` must be integers, not float32"):
         ranking_metrics(jnp.ones((2, 2)), jnp.ones((2, 2), bool))
 
 
@@ -358,7 +366,7 @@ def test_cutoffs_that_cannot_be_are_refused(small_split, cutoffs):
         lambda: ranking_metrics(jnp.ones((2, 2), int), jnp.ones((2, 2), bool), cutoffs),
         lambda: make_evaluator(small_split, cutoffs=cutoffs),
     ):
-        with pytest.raises(ValueError, match="cutoffs: must be whole numbers of at least 1"):
+        with pytest.raises(ValueError, match="`cutoffs` must be whole numbers of at least 1"):
             use()
 
 
@@ -437,6 +445,83 @@ def test_a_ranker_gives_the_ranks_of_pairs_in_their_order(rng):
     for part, wanted in zip(("valid", "test"), wanted_ranks(split, scores)):
         pairs = zip(getattr(split, part).users.tolist(), getattr(split, part).items.tolist())
         assert found[part].tolist() == [wanted[pair] for pair in pairs]
+
+
+# --- compiled once
+
+
+@dataclasses.dataclass(frozen=True)
+class CountedModel:
+    """A `MakeModel` that is a value, and counts how often it is traced."""
+
+    shape: tuple[int, int]
+    traces: list[int] = dataclasses.field(default_factory=list, compare=False)
+
+    def __call__(self, train):
+        self.traces.append(1)
+        return Scores(self.shape)
+
+
+@pytest.mark.parametrize("make", [make_evaluator, make_user_evaluator, make_ranker])
+def test_an_evaluation_that_is_built_again_is_not_compiled_again(small_split, rng, make):
+    shape = small_split.train.num_users, small_split.train.num_items
+    traces = []
+    for _ in range(3):
+        for make_protocol in (Full, lambda: Sampled(8)):
+            variables = {"params": {"table": jnp.asarray(rng.normal(size=shape), jnp.float32)}}
+            make(small_split, protocol=make_protocol())(CountedModel(shape, traces), variables)
+    assert len(traces) == 2  # one per protocol
+    if make is not make_ranker:
+        make(small_split, cutoffs=(3,))(CountedModel(shape, traces), variables)
+        assert len(traces) == 3
+
+
+# --- registered metrics
+
+
+def test_tables_show_recall_and_ndcg():
+    assert shown_metrics((5, 10)) == ["recall@5", "recall@10", "ndcg@5", "ndcg@10"]
+
+
+@pytest.fixture
+def no_more_metrics():
+    before = dict(METRICS)
+    yield
+    METRICS.clear()
+    METRICS.update(before)
+
+
+@pytest.mark.usefixtures("no_more_metrics")
+def test_a_registered_metric_is_evaluated_like_the_others(rng):
+    split = several_held_out(rng)
+    scores = rng.integers(30, size=(100, 40)).astype(float)
+    make_model, variables = table_of(scores)
+    evaluate, by_user = make_evaluator(split), make_user_evaluator(split)
+    assert "hit@10" not in evaluate(make_model, variables)["test"]
+    register("hit", lambda pairs: jnp.where(pairs.places == 1, 1.0, 0.0))
+    register("worst", lambda pairs: jnp.where(pairs.places == pairs.counts, 1 / pairs.ranks, 0), shown=False)
+    assert shown_metrics((10,)) == ["recall@10", "ndcg@10", "hit@10"]
+    ranks = make_ranker(split)(make_model, variables)["test"]
+    found = evaluate(make_model, variables)["test"]  # compiled anew, though the evaluator was made before
+    users, values = by_user(make_model, variables)["test"]
+    for k in CUTOFFS:
+        best = np.array([ranks[split.test.users == user].min() for user in users])
+        last = np.array([ranks[split.test.users == user].max() for user in users])
+        np.testing.assert_array_equal(values[f"hit@{k}"], best <= k)
+        np.testing.assert_allclose(values[f"worst@{k}"], np.where(last <= k, 1 / last, 0), rtol=1e-6)
+        np.testing.assert_allclose(found[f"hit@{k}"], np.mean(best <= k), rtol=1e-6)
+    assert Evaluation(metric="hit@20").resolve().metric == "hit@20"
+
+
+@pytest.mark.usefixtures("no_more_metrics")
+def test_a_name_belongs_to_one_metric():
+    share = lambda pairs: 1 / pairs.counts
+    register("mine", share)
+    register("mine", share)  # once more changes nothing
+    with pytest.raises(ValueError, match="another metric is registered as 'mine'"):
+        register("mine", lambda pairs: pairs.ranks)
+    with pytest.raises(ValueError, match="'my@10' is no metric's name"):
+        register("my@10", share)
 
 
 # --- settings

@@ -1,12 +1,21 @@
-"""How well a model ranks."""
+"""Evaluation: metrics, ranking protocols, and the compiled evaluation of a model."""
 
-from htd_jax.evaluation.metrics import CUTOFFS, METRICS, metrics_of_pairs, metrics_of_users, ranking_metrics
-from htd_jax.evaluation.protocols import Full, Sampled, sample_candidates
+from htd_jax.evaluation.metrics import (
+    CUTOFFS,
+    METRICS,
+    RankedPairs,
+    metrics_of_pairs,
+    metrics_of_users,
+    ranking_metrics,
+    register,
+    shown_metrics,
+)
+from htd_jax.evaluation.protocols import Full, Protocol, Sampled, sample_candidates
 from htd_jax.evaluation.ranking import (
     Evaluator,
-    OfUsers,
     Ranker,
     UserEvaluator,
+    UserMetrics,
     make_evaluator,
     make_ranker,
     make_user_evaluator,
@@ -20,15 +29,19 @@ __all__ = [
     "EvaluationSpec",
     "Evaluator",
     "Full",
-    "OfUsers",
+    "Protocol",
+    "RankedPairs",
     "Ranker",
     "Sampled",
     "UserEvaluator",
+    "UserMetrics",
     "make_evaluator",
     "make_ranker",
     "make_user_evaluator",
     "metrics_of_pairs",
     "metrics_of_users",
     "ranking_metrics",
+    "register",
     "sample_candidates",
+    "shown_metrics",
 ]

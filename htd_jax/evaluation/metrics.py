@@ -1,29 +1,111 @@
-"""Metrics of a ranking, from the ranks of what should stand on top."""
+"""Metrics of a ranking, from the ranks of the held-out items.
 
+A metric is a pure function of the ranked pairs, registered under a name. `register` adds one from outside; it is then
+computed by every evaluation, and shown in every table.
+"""
+
+import dataclasses
 import operator
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 CUTOFFS = (10, 20, 50)
-METRICS = ("recall", "ndcg", "mrr", "precision", "map")
 
 Metrics = dict[str, jax.Array]
 
 
+class RankedPairs(NamedTuple):
+    """Held-out pairs (user, item), in the order of users and, within a user, of ranks.
+
+    Attributes:
+      ranks: `[n]` integers from 1.
+      places: `[n]` integers, 1 for the user's best-ranked held-out item, 2 for the next.
+      counts: `[n]` integers, the number of held-out items of the pair's user.
+      ideal: `[n]` floats, the largest sum of 1 / log2(1 + rank) that k items of the pair's user can have.
+      k: the cutoff.
+    """
+
+    ranks: jax.Array
+    places: jax.Array
+    counts: jax.Array
+    ideal: jax.Array
+    k: int
+
+
+# Returns `[n]` floats; their sum over a user's hits, the pairs ranked k or better, is the user's metric.
+Share = Callable[[RankedPairs], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+      share: see `register`.
+      shown: whether tables show it.
+    """
+
+    share: Share
+    shown: bool = True
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register(name: str, share: Share, *, shown: bool = True) -> None:
+    """Adds a metric to every evaluation, as `name@k` for every cutoff k.
+
+    Args:
+      name: lower-case letters, digits, dashes and underscores.
+      share: takes `RankedPairs` and returns `[n]` floats, the contribution of each pair to its user's metric. Pairs
+        ranked worse than k contribute nothing, whatever it returns for them. A user's metric is the sum of the
+        contributions; the metric is the mean over users who have a held-out item.
+      shown: whether tables show it.
+
+    Raises:
+      ValueError: if the name is invalid or another metric has it.
+
+    >>> register("hit", lambda pairs: jnp.where(pairs.places == 1, 1, 0))
+    >>> print(ranking_metrics(jnp.array([[1, 7], [4, 99]]), jnp.ones((2, 2), bool), cutoffs=(2,))["hit@2"])
+    0.5
+    >>> del METRICS["hit"]
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ValueError(f"{name!r} is no metric's name: use lower-case letters, digits, dashes and underscores")
+    metric = Metric(share, shown)
+    if METRICS.setdefault(name, metric) != metric:
+        raise ValueError(f"another metric is registered as {name!r}")
+
+
+register("recall", lambda pairs: 1 / pairs.counts)
+register("ndcg", lambda pairs: 1 / jnp.log2(1.0 + pairs.ranks) / pairs.ideal)
+register("mrr", lambda pairs: jnp.where(pairs.places == 1, 1 / pairs.ranks, 0), shown=False)
+register("precision", lambda pairs: jnp.full(len(pairs.ranks), 1 / pairs.k), shown=False)
+register("map", lambda pairs: pairs.places / pairs.ranks / pairs.counts, shown=False)
+
+
+def shown_metrics(cutoffs: Iterable[int]) -> list[str]:
+    """Returns the metrics that tables show, in their order: `["recall@10", "recall@20", "ndcg@10", "ndcg@20"]`."""
+    cutoffs = tuple(cutoffs)
+    return [f"{name}@{k}" for name, metric in METRICS.items() if metric.shown for k in cutoffs]
+
+
 def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: Iterable[int] = CUTOFFS) -> Metrics:
-    """Every one of `METRICS` at every cutoff, means over the users who have a held-out item.
+    """Returns every registered metric at every cutoff, means over the users who have a held-out item.
 
     For a user with held-out items at the ranks r_1 <= r_2 <= ... <= r_n, those at k or better being the hits:
 
     - recall@k: the number of hits / n.
-    - ndcg@k: the sum over hits of 1 / log2(1 + r), divided by the most that it could be, the sum of 1 / log2(1 + r)
+    - ndcg@k: the sum over hits of 1 / log2(1 + r), divided by its largest possible value, the sum of 1 / log2(1 + r)
       for r from 1 to min(n, k).
     - mrr@k: 1 / r_1 if that is a hit, else 0.
     - precision@k: the number of hits / k.
-    - map@k: the sum over hits of j / r_j, divided by n (by n also where n > k, as trec_eval's map_cut does).
+    - map@k: the sum over hits of j / r_j, divided by n (by n also where n > k, as in trec_eval's map_cut).
 
     Args:
       ranks: `[users, m]` integers from 1, the ranks of each user's held-out items in any order; held-out items count
@@ -32,10 +114,10 @@ def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: Iterable[int]
       cutoffs: the values of k.
 
     Returns:
-      Scalars in [0, 1] by name: `{"recall@10": ..., "ndcg@10": ..., ...}`.
+      Scalars by name: `{"recall@10": ..., "ndcg@10": ..., ...}`; those above lie in [0, 1].
 
     Raises:
-      ValueError: ranks that are no integers, or cutoffs that are not whole numbers of at least 1.
+      ValueError: if ranks are not integers, or cutoffs are not whole numbers of at least 1.
 
     >>> import jax.numpy as jnp
     >>> metrics = ranking_metrics(jnp.array([[1], [4], [99]]), jnp.ones((3, 1), bool), cutoffs=(10,))
@@ -52,29 +134,29 @@ def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: Iterable[int]
 def metrics_of_pairs(
     users: chex.Array, ranks: chex.Array, where: chex.Array, num_users: int, cutoffs: Iterable[int] = CUTOFFS
 ) -> Metrics:
-    """`ranking_metrics` of held-out pairs one after the other, however many each user has.
+    """Returns `ranking_metrics` of a flat list of held-out pairs, any number per user.
 
     Args:
-      users: `[n]` integers in [0, num_users), whose each is, in any order.
+      users: `[n]` integers in [0, num_users), the user of each pair, in any order.
       ranks: `[n]` integers from 1.
-      where: `[n]` bool; a masked pair is none.
+      where: `[n]` bool; masked pairs are ignored.
       num_users: static.
       cutoffs: the values of k.
 
     Raises:
       ValueError: see `ranking_metrics`.
     """
-    _, of_user, shares = _shares(users, ranks, where, num_users, cutoffs)
-    count = jnp.maximum((of_user > 0).sum(), 1)
+    _, held_out, shares = _shares(users, ranks, where, num_users, cutoffs)
+    count = jnp.maximum((held_out > 0).sum(), 1)
     return {name: share.sum() / count for name, share in shares.items()}
 
 
 def metrics_of_users(
     users: chex.Array, ranks: chex.Array, where: chex.Array, num_users: int, cutoffs: Iterable[int] = CUTOFFS
 ) -> Metrics:
-    """What `metrics_of_pairs` is the mean of: every metric of each user, `[num_users]` floats in [0, 1] by name.
+    """Returns every metric of each user, `[num_users]` floats by name.
 
-    A user without a held-out item has 0 everywhere, and is none of those whom the mean is over.
+    A user without a held-out item has 0 everywhere; the mean over the others is `metrics_of_pairs`.
 
     Args, raises: see `metrics_of_pairs`.
 
@@ -84,59 +166,56 @@ def metrics_of_users(
     [1.  0.  0.5]
     """
     users, _, shares = _shares(users, ranks, where, num_users, cutoffs)
-    of_users = lambda share: jax.ops.segment_sum(share, users, num_users, indices_are_sorted=True)
-    return {name: of_users(share) for name, share in shares.items()}
+    sum_by_user = lambda share: jax.ops.segment_sum(share, users, num_users, indices_are_sorted=True)
+    return {name: sum_by_user(share) for name, share in shares.items()}
 
 
 def _shares(
     users: chex.Array, ranks: chex.Array, where: chex.Array, num_users: int, cutoffs: Iterable[int]
 ) -> tuple[jax.Array, jax.Array, Metrics]:
-    """Every metric of a user as a sum over its pairs: so there is no users x items array.
+    """Every metric of a user as a sum over its pairs, so that no users x items array is needed.
 
     Returns:
-      `[n]`, whose each pair is, in the order of users; `[num_users]`, how many pairs each has; and by metric `[n]`,
-      what a pair adds to its user's.
+      `[n]`, the user of each pair, ascending; `[num_users]`, the number of pairs of each user; and by metric `[n]`, the
+      contribution of each pair.
     """
     cutoffs = check_cutoffs(cutoffs)
     chex.assert_rank([users, ranks, where], 1)
     chex.assert_equal_shape([users, ranks, where])
     if not jnp.issubdtype(ranks.dtype, jnp.integer):
-        raise ValueError(f"ranks: must be integers, not {ranks.dtype}")
-    # Short integers have no room for what stands in a masked slot, nor for the cutoffs.
+        raise ValueError(f"`ranks` must be integers, not {ranks.dtype}")
+    # Short integers have no room for the rank of a masked pair, nor for the cutoffs.
     ranks = jnp.asarray(ranks).astype(jnp.promote_types(ranks.dtype, jnp.int32))
     last = jnp.iinfo(ranks.dtype).max
     users, where = jnp.asarray(users), jnp.asarray(where, bool)
     users, ranks, where = jax.lax.sort((users, jnp.where(where, ranks, last), ~where), num_keys=3)
     where = ~where
     slots = jax.ops.segment_sum(jnp.ones_like(users), users, num_users, indices_are_sorted=True)
-    of_user = jax.ops.segment_sum(where.astype(jnp.int32), users, num_users, indices_are_sorted=True)
-    place = jnp.arange(1, 1 + len(users)) - (jnp.cumsum(slots) - slots)[users]
-    count = jnp.maximum(of_user[users], 1)
+    held_out = jax.ops.segment_sum(where.astype(jnp.int32), users, num_users, indices_are_sorted=True)
+    places = jnp.arange(1, 1 + len(users)) - (jnp.cumsum(slots) - slots)[users]
+    counts = jnp.maximum(held_out[users], 1)
     longest = max(1, min(max(cutoffs), len(users)))
-    best = jnp.cumsum(1 / jnp.log2(1.0 + jnp.arange(1, 1 + longest)))
-    shares = lambda k: {
-        "recall": 1 / count,
-        "ndcg": 1 / jnp.log2(1.0 + ranks) / best[jnp.minimum(count, k) - 1],
-        "mrr": jnp.where(place == 1, 1 / ranks, 0),
-        "precision": jnp.full(len(users), 1 / k),
-        "map": place / ranks / count,
-    }
-    hit = lambda share, k: jnp.where(where & (ranks <= min(k, last)), share, 0)
-    every = {f"{name}@{k}": hit(share, k) for k in cutoffs for name, share in shares(min(k, last)).items()}
-    return users, of_user, every
+    ideal = jnp.cumsum(1 / jnp.log2(1.0 + jnp.arange(1, 1 + longest)))
+    shares: Metrics = {}
+    for k in cutoffs:
+        largest = min(k, last)
+        hits = where & (ranks <= largest)
+        pairs = RankedPairs(ranks, places, counts, ideal[jnp.minimum(counts, largest) - 1], largest)
+        shares |= {f"{name}@{k}": jnp.where(hits, metric.share(pairs), 0) for name, metric in METRICS.items()}
+    return users, held_out, shares
 
 
 def check_cutoffs(cutoffs: Iterable[int]) -> tuple[int, ...]:
-    """The cutoffs as ints.
+    """Returns the cutoffs as ints.
 
     Raises:
-      ValueError: there is none, or one that is not a whole number of at least 1.
+      ValueError: if there is none, or one is not a whole number of at least 1.
     """
     try:
-        found = tuple(operator.index(k) for k in cutoffs if not isinstance(k, bool))
-        whole = len(found) == len(tuple(cutoffs))
+        checked = tuple(operator.index(k) for k in cutoffs if not isinstance(k, bool))
+        whole = len(checked) == len(tuple(cutoffs))
     except TypeError:
-        found, whole = (), False
-    if not whole or not found or min(found) < 1:
-        raise ValueError(f"cutoffs: must be whole numbers of at least 1, and one at least, not {cutoffs!r}")
-    return found
+        checked, whole = (), False
+    if not whole or not checked or min(checked) < 1:
+        raise ValueError(f"`cutoffs` must be whole numbers of at least 1, and at least one, not {cutoffs!r}")
+    return checked

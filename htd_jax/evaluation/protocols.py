@@ -1,10 +1,11 @@
-"""What a held-out item is ranked against.
+"""Ranking protocols: which items a held-out item is ranked against.
 
-A protocol is a value with two methods: `prepare(split)`, a pytree of arrays that it needs beside the split, made once,
-and `ranks(model, split, prepared)`, the ranks `[n]` of the held-out pairs of `split.valid` and of `split.test`, in
-their order. What is held in memory grows with the pairs, not with users x the most pairs of one.
+A protocol is a value with two methods: `prepare(split)` returns a pytree of arrays that it needs besides the split, and
+is called once; `ranks(model, split, prepared)` returns the ranks `[n]` of the held-out pairs of `split.valid` and of
+`split.test`, in their order. Memory grows with the number of pairs, not with users x the most pairs of one user.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,12 +21,12 @@ T = TypeVar("T")
 
 
 class Sizes(NamedTuple):
-    """How much is done at once.
+    """Sizes of the blocks of work.
 
     Attributes:
-      scores: scores of all items that are held at once, each 4 bytes.
-      pairs: pairs scored at once where each is scored for itself, and a model holds vectors of every one.
-      targets: held-out items that are compared with all items at once.
+      scores: scores of all items that are in memory at a time, 4 bytes each.
+      pairs: pairs that are scored one by one at a time; a model holds the vectors of each.
+      targets: held-out items that are compared with all items at a time.
     """
 
     scores: int
@@ -33,8 +34,8 @@ class Sizes(NamedTuple):
     targets: int
 
 
-# 16 MiB of scores are a good matrix product, and most of them are still in a processor's cache when they are read; so
-# are a few megabytes of vectors.
+# 16 MiB of scores are an efficient matrix product, and mostly still in a processor's cache when they are read; so are
+# a few megabytes of vectors.
 PROCESSOR = Sizes(scores=2**22, pairs=2**12, targets=2**6)
 
 # A step of a loop costs a launch, which takes as long as a million comparisons: few large ones, half a GiB of scores.
@@ -45,8 +46,9 @@ def sizes() -> Sizes:
     return PROCESSOR if jax.default_backend() == "cpu" else ACCELERATOR
 
 
-class Full(NamedTuple):
-    """Full ranking: where a held-out item stands among all the items that the user has not seen.
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Full ranking: a held-out item's rank among all items that the user has not seen.
 
     For test, the items of train and valid are hidden; for valid, those of train and test. A held-out item's rank is
     one plus the number of visible items that do not score lower, the user's other held-out items of the same part
@@ -64,9 +66,9 @@ class Full(NamedTuple):
         parts = (split.valid, split.test)
         degree = jnp.diff(jnp.stack([part.offsets for part in split])).sum(0)
 
-        def of_block(block: jax.Array, found: Any) -> Any:
-            """Adds the block's bars, the scores of its held-out items, and how many never seen items reach them."""
-            bars, counts = found
+        def rank_block(block: jax.Array, carry: Any) -> Any:
+            """Sets the block's bars, the scores of its held-out items, and counts the unseen items that reach them."""
+            bars, counts = carry
             first = block * width
             stop = jnp.minimum(first + width, num_users)
             scores = model.score_all(jnp.minimum(first + jnp.arange(width), num_users - 1))
@@ -80,14 +82,14 @@ class Full(NamedTuple):
             hide = lambda scores, at, row, item: scores.at[row, item].set(low, mode="drop")
             for part in split:
                 scores = fold(part, len(part), hide, scores)
-            # What is hidden is not below a bar that is the lowest, or no number, either: it is taken off again.
+            # A bar that is the lowest number, or nan, counts hidden items too: these are subtracted again.
             unseen = scores
 
             def count(part: Interactions, bar: jax.Array, counts: jax.Array) -> jax.Array:
                 def add(counts: jax.Array, at: jax.Array, row: jax.Array, item: jax.Array) -> jax.Array:
-                    its = bar.at[at].get(mode="clip")
-                    above = _count(unseen.at[row].get(mode="clip"), its[:, None])
-                    hidden = degree.at[first + row].get(mode="clip") * ~(low < its)
+                    target = bar.at[at].get(mode="clip")
+                    above = _count(unseen.at[row].get(mode="clip"), target[:, None])
+                    hidden = degree.at[first + row].get(mode="clip") * ~(low < target)
                     return counts.at[at].set(above - hidden, mode="drop")
 
                 return fold(part, sizes().targets, add, counts)
@@ -97,30 +99,31 @@ class Full(NamedTuple):
         dtype = jax.eval_shape(model.score_all, jax.ShapeDtypeStruct((width,), jnp.int32)).dtype
         bars = [jnp.zeros(len(part), dtype) for part in parts]
         counts = [jnp.zeros(len(part), jnp.int32) for part in parts]
-        bars, counts = jax.lax.fori_loop(0, blocks, of_block, (bars, counts))
+        bars, counts = jax.lax.fori_loop(0, blocks, rank_block, (bars, counts))
         valid, test = (count + _rank_within(part.users, bar) for part, bar, count in zip(parts, bars, counts))
         return valid, test
 
 
-class Sampled(NamedTuple):
-    """Where a held-out item stands among a sample of items, the same for every model, and for valid and test.
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Sampled ranking: a held-out item's rank among sampled items, the same for every model, and for valid and test.
 
-    The rank is one plus the number of items that do not score lower, of the user's candidates (see
-    `sample_candidates`) and, if there are any, the user's other held-out items of the same part.
+    The rank is one plus the number of items that do not score lower, among the user's candidates (see
+    `sample_candidates`) and the user's other held-out items of the same part.
 
     Attributes:
-      candidates: how many items each user's held-out items are ranked against.
-      seed: the sample's, and not the run's.
+      candidates: the number of sampled items per user.
+      seed: of the sample, independent of the run's seed.
     """
 
     candidates: int = 499
     seed: int = 0
 
     def prepare(self, split: Split) -> Any:
-        """The candidates, and rows of a user and so many of its held-out items as users have in the mean.
+        """Returns the candidates, and rows of one user and as many of its held-out items as users have on average.
 
-        Who has more gets several rows, each of which scores the user's candidates again; so there are at most twice
-        as many rows as users.
+        A user with more gets several rows, each of which scores the user's candidates again; so there are at most
+        twice as many rows as users.
         """
         candidates = sample_candidates(split, self.candidates, self.seed)
         users, items = (np.concatenate([getattr(part, name) for part in split[1:]]) for name in ("users", "items"))
@@ -133,43 +136,51 @@ class Sampled(NamedTuple):
         rows = int(row_degree.sum())
         width = max(1, min(rows, sizes().pairs // (self.candidates + most)))
         shape = (-(-rows // width), width, most)
-        at = np.full(shape[0] * width * most, len(users), np.int32)  # past the end: nobody's
+        at = np.full(shape[0] * width * most, len(users), np.int32)  # past the end: no pair
         at[row * most + place % most] = order
-        of_row = np.zeros(shape[0] * width, np.int32)
-        of_row[:rows] = np.repeat(np.arange(len(degree)), row_degree)
+        row_user = np.zeros(shape[0] * width, np.int32)
+        row_user[:rows] = np.repeat(np.arange(len(degree)), row_degree)
         targets = np.append(items, 0)[at].astype(np.int32)
-        arrays = {"users": of_row.reshape(shape[:2]), "at": at.reshape(shape), "targets": targets.reshape(shape)}
+        arrays = {"users": row_user.reshape(shape[:2]), "at": at.reshape(shape), "targets": targets.reshape(shape)}
         return {name: jnp.asarray(array) for name, array in (arrays | {"candidates": candidates}).items()}
 
     def ranks(self, model: Recommender, split: Split, prepared: Any) -> tuple[jax.Array, jax.Array]:
-        def of_block(block: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def rank_block(block: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             items = jnp.concatenate([block["targets"], prepared["candidates"][block["users"]]], axis=1)
             scores = model.score(block["users"][:, None], items)
             bar, candidates = jnp.split(scores, [block["targets"].shape[1]], axis=1)
             return bar, _count(candidates[:, None, :], bar[:, :, None])
 
         rows = {name: prepared[name] for name in ("users", "targets")}
-        found = jax.lax.map(of_block, rows)
+        ranked = jax.lax.map(rank_block, rows)
         size = len(split.valid) + len(split.test)
         flat = lambda x: jnp.zeros(size, x.dtype).at[prepared["at"].ravel()].set(x.ravel(), mode="drop")
-        bars, counts = (jnp.split(flat(x), [len(split.valid)]) for x in found)
+        bars, counts = (jnp.split(flat(x), [len(split.valid)]) for x in ranked)
         valid, test = (
             count + _rank_within(part.users, bar) for part, bar, count in zip((split.valid, split.test), bars, counts)
         )
         return valid, test
 
 
-def sample_candidates(split: Split, size: int, seed: int) -> np.ndarray:
-    """`[num_users, size]` int32: for each user, different items that stand in no part for it, every set equally likely.
+Protocol = Full | Sampled
 
-    Of a user's sorted items s_0 < s_1 < ..., s_j has s_j - j items before it that the user does not have, so the r-th
-    of those is r plus the number of j with s_j - j <= r. The time is proportional to the size of the result.
+
+def sample_candidates(split: Split, size: int, seed: int) -> np.ndarray:
+    """Samples distinct items for each user that are in none of its parts, every set equally likely.
+
+    Among a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items before it, so the r-th unseen item is r
+    plus the number of j with s_j - j <= r. The time is proportional to the size of the result.
+
+    Returns:
+      `[num_users, size]` int32.
 
     Raises:
-      UserError: a size or seed that cannot be, or a user with too few such items.
+      UserError: if the size is under 1 or the seed under 0, or a user has fewer unseen items than `size`.
     """
-    if size < 1 or seed < 0:
-        raise UserError(f"a sample of {size} candidates from seed {seed}: needs at least 1 of at least 0")
+    if size < 1:
+        raise UserError(f"`candidates` must be at least 1, not {size}")
+    if seed < 0:
+        raise UserError(f"the seed of the candidates must be at least 0, not {seed}")
     num_users, num_items = split.train.num_users, split.train.num_items
     pairs = np.sort(np.concatenate([np.asarray(p.users, np.int64) * num_items + np.asarray(p.items) for p in split]))
     users, items = np.divmod(pairs, num_items)
@@ -178,7 +189,7 @@ def sample_candidates(split: Split, size: int, seed: int) -> np.ndarray:
     if (unseen < size).any():
         user = int(np.argmin(unseen))
         raise UserError(
-            f"{size} candidates asked for, but user {user} has only {unseen[user]} unseen items of {num_items}"
+            f"`candidates` must be at most {unseen[user]}, the number of unseen items of user {user}, not {size}"
         )
     starts = np.cumsum(degree) - degree
     before = np.split(items - (np.arange(len(items)) - starts[users]), starts[1:])
@@ -191,11 +202,11 @@ def sample_candidates(split: Split, size: int, seed: int) -> np.ndarray:
 
 
 def _fold(part: Interactions, first: jax.Array, stop: jax.Array, size: int, f: Callable[..., T], init: T) -> T:
-    """Folds `f(value, at, row, item)` over the pairs of the users from `first` to `stop`, `size` pairs at once.
+    """Folds `f(value, at, row, item)` over the pairs of the users from `first` to `stop`, `size` pairs at a time.
 
     Args:
-      f: takes arrays `[size]`: where the pairs stand in `part`, the users counted from `first`, and the items. Of the
-        last, what is past the users' pairs has places and rows past any end, to be dropped where they are written.
+      f: takes arrays `[size]`: the pairs' positions in `part`, their users counted from `first`, and their items. The
+        last call is filled up with positions and rows past any end; write with mode="drop".
     """
     start, end = part.offsets[first], part.offsets[stop]
 
@@ -210,15 +221,15 @@ def _fold(part: Interactions, first: jax.Array, stop: jax.Array, size: int, f: C
 
 
 def _count(scores: jax.Array, bar: jax.Array) -> jax.Array:
-    """How many scores on the last axis are not below the bar, or are no number: int32."""
+    """Counts the scores on the last axis that are not below the bar, nan included: int32."""
     return (~(scores < bar)).astype(jnp.int32).sum(-1)
 
 
 def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
-    """For each of `[n]` pairs in the order of users, how many of its user's pairs do not score lower, itself included.
+    """For each of `[n]` pairs in the order of users, counts its user's pairs that do not score lower, itself included.
 
-    One less than its place from below, where what ties has the first place among them; as above, nothing is lower than
-    a score that is no number.
+    That is the number of the user's pairs minus those before the pair's ties in ascending order; as above, nothing is
+    lower than nan.
     """
     n = len(users)
     index = jnp.arange(n, dtype=jnp.int32)
@@ -232,6 +243,6 @@ def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
 
 
 def _lowest(dtype: Any) -> jax.Array:
-    """A number that no other of the type is below."""
+    """The lowest number of the type."""
     lowest = -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
     return jnp.asarray(lowest, dtype)

@@ -1,8 +1,9 @@
 """The compiled evaluation of a model on a split."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,32 +11,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.data import Interactions, Split
-from htd_jax.evaluation.metrics import CUTOFFS, Metrics, check_cutoffs, metrics_of_pairs, metrics_of_users
-from htd_jax.evaluation.protocols import Full, Sampled
+from htd_jax.evaluation.metrics import (
+    CUTOFFS,
+    METRICS,
+    Metric,
+    Metrics,
+    check_cutoffs,
+    metrics_of_pairs,
+    metrics_of_users,
+)
+from htd_jax.evaluation.protocols import Full, Protocol
 from htd_jax.models import MakeModel, Recommender, with_tables
 from htd_jax.ops.platforms import compiler_options
 
-T = TypeVar("T")
-
-# What is evaluated, in the order in which a protocol ranks it.
+# The parts that are evaluated, in the order in which a protocol ranks them.
 PARTS = ("valid", "test")
 
 Evaluator = Callable[[MakeModel, Any], dict[str, Metrics]]
 
 
-class OfUsers(NamedTuple):
+class UserMetrics(NamedTuple):
     """Metrics of each user who has a held-out item.
 
     Attributes:
-      users: `[n]` int64, in ascending order.
-      values: by metric `[n]` float32 in [0, 1], whose mean is the metric that an `Evaluator` gives.
+      users: `[n]` int64, ascending.
+      values: `[n]` float32 by metric; their mean is the metric that an `Evaluator` returns.
     """
 
     users: np.ndarray
     values: dict[str, np.ndarray]
 
 
-UserEvaluator = Callable[[MakeModel, Any], dict[str, OfUsers]]
+UserEvaluator = Callable[[MakeModel, Any], dict[str, UserMetrics]]
 Ranker = Callable[[MakeModel, Any], dict[str, np.ndarray]]
 
 
@@ -43,81 +50,97 @@ def make_evaluator(
     split: Split,
     *,
     cutoffs: Iterable[int] = CUTOFFS,
-    protocol: Full | Sampled = Full(),  # noqa: B008 (a constant)
+    protocol: Protocol = Full(),  # noqa: B008 (a constant)
 ) -> Evaluator:
-    """Builds `evaluate(make_model, variables) -> {"valid": metrics, "test": metrics}`, compiled.
+    """Builds `evaluate(make_model, variables) -> {"valid": metrics, "test": metrics}`.
 
-    `make_model` gives the Flax module for the training interactions, see `htd_jax.models`, and `variables` are its own.
-    It is compiled once for one function `make_model`.
+    `make_model` returns the Flax module for the training interactions, see `htd_jax.models`; `variables` are the
+    module's. What is compiled serves every evaluator of equal protocol and cutoffs, equal `make_model`, and shapes.
 
     Args:
-      split: what is ranked.
+      split: the interactions to rank.
       cutoffs: the k of every metric, see `ranking_metrics`.
-      protocol: what a held-out item is ranked against. Users are scored in blocks, one after the other.
+      protocol: which items a held-out item is ranked against. Users are scored in blocks, one after the other.
 
     Raises:
-      UserError: a protocol that cannot be on this split.
-      ValueError: cutoffs that are not whole numbers of at least 1.
+      UserError: if the protocol does not fit the split.
+      ValueError: if cutoffs are not whole numbers of at least 1.
     """
     cutoffs = check_cutoffs(cutoffs)
-    of_part = lambda part, ranks: metrics_of_pairs(
-        part.users, ranks, jnp.ones(len(part), bool), part.num_users, cutoffs
-    )
-    return _compiled(split, protocol, of_part)
+    prepared = protocol.prepare(split)
+    summary = lambda: Summary(metrics_of_pairs, cutoffs, tuple(METRICS.items()))
+    return lambda make_model, variables: _compiled()(make_model, protocol, summary(), variables, split, prepared)
 
 
 def make_user_evaluator(
     split: Split,
     *,
     cutoffs: Iterable[int] = CUTOFFS,
-    protocol: Full | Sampled = Full(),  # noqa: B008 (a constant)
+    protocol: Protocol = Full(),  # noqa: B008 (a constant)
 ) -> UserEvaluator:
-    """Builds `evaluate(make_model, variables) -> {"valid": OfUsers, "test": OfUsers}`, compiled.
-
-    The metrics of each user who has a held-out item in the part.
+    """Builds `evaluate(make_model, variables) -> {"valid": UserMetrics, "test": UserMetrics}`.
 
     Args, raises: see `make_evaluator`.
     """
     cutoffs = check_cutoffs(cutoffs)
-    of_part = lambda part, ranks: metrics_of_users(
-        part.users, ranks, jnp.ones(len(part), bool), part.num_users, cutoffs
-    )
-    evaluate = _compiled(split, protocol, of_part)
-    users = {name: np.unique(np.asarray(getattr(split, name).users, np.int64)) for name in PARTS}
+    prepared = protocol.prepare(split)
+    users = {part: np.unique(np.asarray(getattr(split, part).users, np.int64)) for part in PARTS}
 
-    def of_users(make_model: MakeModel, variables: Any) -> dict[str, OfUsers]:
-        found = evaluate(make_model, variables)
-        of = lambda its, metrics: OfUsers(its, {name: np.asarray(x)[its] for name, x in metrics.items()})
-        return {name: of(users[name], metrics) for name, metrics in found.items()}
+    def evaluate(make_model: MakeModel, variables: Any) -> dict[str, UserMetrics]:
+        summary = Summary(metrics_of_users, cutoffs, tuple(METRICS.items()))
+        every = _compiled()(make_model, protocol, summary, variables, split, prepared)
+        pick = lambda users, metrics: UserMetrics(users, {name: np.asarray(x)[users] for name, x in metrics.items()})
+        return {part: pick(users[part], metrics) for part, metrics in every.items()}
 
-    return of_users
+    return evaluate
 
 
-def make_ranker(split: Split, *, protocol: Full | Sampled = Full()) -> Ranker:  # noqa: B008 (a constant)
-    """Builds `rank(make_model, variables) -> {"valid": ranks, "test": ranks}`, compiled.
+def make_ranker(split: Split, *, protocol: Protocol = Full()) -> Ranker:  # noqa: B008 (a constant)
+    """Builds `rank(make_model, variables) -> {"valid": ranks, "test": ranks}`.
 
-    The ranks, `[n]` int32 from 1, of the held-out pairs of `split.valid` and of `split.test`, in their order.
+    The ranks are `[n]` int32 from 1, of the held-out pairs of `split.valid` and of `split.test`, in their order.
 
     Args, raises: see `make_evaluator`.
     """
-    rank = _compiled(split, protocol, lambda part, ranks: ranks)
-    return lambda make_model, variables: {
-        name: np.asarray(ranks) for name, ranks in rank(make_model, variables).items()
-    }
-
-
-def _compiled(
-    split: Split, protocol: Full | Sampled, of_part: Callable[[Interactions, jax.Array], T]
-) -> Callable[[MakeModel, Any], dict[str, T]]:
-    """What is made of each part's pairs and their ranks, compiled once for one function `make_model`."""
     prepared = protocol.prepare(split)
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options())
-    def evaluate(make_model: MakeModel, variables: Any, split: Split, prepared: Any) -> dict[str, T]:
-        def of_model(model: Recommender) -> tuple[jax.Array, jax.Array]:
-            return protocol.ranks(with_tables(model), split, prepared)
+    def rank(make_model: MakeModel, variables: Any) -> dict[str, np.ndarray]:
+        ranks = _compiled()(make_model, protocol, None, variables, split, prepared)
+        return {part: np.asarray(x) for part, x in ranks.items()}
 
-        ranks = nn.apply(of_model, make_model(split.train))(variables)
-        return {name: of_part(getattr(split, name), its) for name, its in zip(PARTS, ranks)}
+    return rank
 
-    return lambda make_model, variables: evaluate(make_model, variables, split, prepared)
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A function of a part's pairs and their ranks; equal values are equal functions, compiled once.
+
+    Attributes:
+      function: `metrics_of_pairs` or `metrics_of_users`.
+      cutoffs: the k of every metric.
+      metrics: the registered ones, which the function reads.
+    """
+
+    function: Callable[..., Metrics]
+    cutoffs: tuple[int, ...]
+    metrics: tuple[tuple[str, Metric], ...]
+
+    def __call__(self, part: Interactions, ranks: jax.Array) -> Metrics:
+        return self.function(part.users, ranks, jnp.ones(len(part), bool), part.num_users, self.cutoffs)
+
+
+@functools.cache  # not at import: the options depend on the backend, which that would initialise
+def _compiled() -> Callable[..., Any]:
+    return jax.jit(_evaluate, static_argnums=(0, 1, 2), compiler_options=compiler_options())
+
+
+def _evaluate(
+    make_model: MakeModel, protocol: Protocol, summary: Summary | None, variables: Any, split: Split, prepared: Any
+) -> dict[str, Any]:
+    """The summary of each part's ranks, or the ranks themselves."""
+
+    def rank(model: Recommender) -> tuple[jax.Array, jax.Array]:
+        return protocol.ranks(with_tables(model), split, prepared)
+
+    parts = zip(PARTS, nn.apply(rank, make_model(split.train))(variables))
+    return {part: summary(getattr(split, part), ranks) if summary else ranks for part, ranks in parts}

@@ -7,9 +7,9 @@ from annotated_types import Ge
 
 from htd_jax.errors import UserError
 from htd_jax.evaluation.metrics import CUTOFFS, METRICS
-from htd_jax.evaluation.protocols import Full, Sampled
+from htd_jax.evaluation.protocols import Full, Protocol, Sampled
 
-Protocol = Literal["full", "sampled"]
+ProtocolName = Literal["full", "sampled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,12 @@ class EvaluationSpec:
       metric: the validation metric that selects the best epoch: `recall@50`.
     """
 
-    protocol: Protocol
+    protocol: ProtocolName
     candidates: int
     cutoffs: tuple[int, ...]
     metric: str
 
-    def make(self) -> Full | Sampled:
+    def make(self) -> Protocol:
         """Returns the protocol that ranks the held-out items."""
         return Full() if self.protocol == "full" else Sampled(self.candidates)
 
@@ -37,7 +37,7 @@ class EvaluationSpec:
 class Evaluation:
     """Settings of an evaluation: which items a held-out item is ranked against, and which metrics are computed."""
 
-    protocol: Protocol = "full"
+    protocol: ProtocolName = "full"
     """Ranks a held-out item among all items that the user has not seen (`full`, the default), or among a sample of
     them (`sampled`)."""
     candidates: Annotated[int, Ge(1)] = 499
