@@ -1,11 +1,12 @@
 """Settings: frozen dataclasses that carry their defaults, help and limits; flags, checks and JSON follow from them.
 
-A field's limits stand in its type: `Annotated[int, Ge(1)]` (of `annotated_types`), `Literal["positive", "all"]`, or
-None beside either. Every float must be finite. Its help is the string under it.
+A field's type holds its limits: `Annotated[int, Ge(1)]` (of `annotated_types`), `Literal["positive", "all"]`, or either
+of them or None. Every float must be finite. The string under a field is its help.
 """
 
 import dataclasses
 import importlib
+import itertools
 import math
 import re
 import types
@@ -18,7 +19,7 @@ import annotated_types
 
 from htd_jax.errors import UserError, shown
 
-# Settings are any frozen dataclass: no base class is inherited.
+# Settings are any frozen dataclass; a registry may ask for a base class.
 Settings = Any
 
 
@@ -28,29 +29,29 @@ T = TypeVar("T")
 class Registry(Mapping[str, type[T]], Generic[T]):
     """Classes of settings by name; a name of the form `package.module:Class` is imported.
 
-    Args:
-      what: what a name stands for, in the user's words: `method`.
-      known: the classes that come with this package.
-      besides: names that a user may give too, and that stand for no class: `none`.
-      base: the class that every one of them inherits, with the capabilities that it may declare.
+    Attributes:
+      kind: the kind of component that is registered, and the setting that chooses one: `method`.
+      reserved: names that users may choose too, but that are no class: `none`.
+      base: the class that every registered one inherits.
     """
 
-    def __init__(self, what: str, known: dict[str, type[T]], besides: tuple[str, ...] = (), *, base: type[T]):
-        self.what = what
+    def __init__(self, kind: str, known: dict[str, type[T]], reserved: tuple[str, ...] = (), *, base: type[T]):
+        self.kind = kind
         self.base = base
-        self.besides = besides
+        self.reserved = reserved
         self._known = dict(known)
 
     def register(self, name: str, settings: type[T]) -> None:
-        """Makes `settings` known as `name`, with the same standing as those that come with this package.
+        """Adds `settings` as `name`, with the same standing as the classes of this package.
 
         Raises:
-          ValueError: another class has that name, or it is no name: lower-case letters, digits and dashes.
+          ValueError: if the name is invalid (it takes lower-case letters, digits and dashes) or another class has it,
+            or the class is no frozen dataclass with defaults that inherits `base`.
         """
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-            raise ValueError(f"{name!r}: a {self.what}'s name is of lower-case letters, digits and dashes")
-        if name in self.besides or self._known.get(name, settings) is not settings:
-            raise ValueError(f"{self.what} {name!r} is known already")
+            raise ValueError(f"{name!r} is no name of a {self.kind}: use lower-case letters, digits and dashes")
+        if name in self.reserved or self._known.get(name, settings) is not settings:
+            raise ValueError(f"another {self.kind} is registered as {name!r}")
         self._check(name, settings)
         self._known[name] = settings
 
@@ -61,21 +62,22 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return next(registered, f"{kind.__module__}:{kind.__name__}")
 
     def __getitem__(self, name: str) -> type[T]:
-        """Raises UserError for a name that is neither known nor that of a class that can be imported."""
+        """Returns the class of this name.
+
+        Raises:
+          UserError: if the name is neither registered nor that of a class that can be imported.
+        """
         if name in self._known:
             return self._known[name]
         module, colon, attribute = name.partition(":")
         if not colon:
-            known = ", ".join([*self.besides, *self._known])
-            raise UserError(f"--{self.what}: unknown {self.what} {name!r}; known: {known}")
+            known = ", ".join([*self.reserved, *self._known])
+            raise UserError(f"unknown {self.kind} {name!r} (known: {known}); set `{self.kind}`")
         try:
             settings = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"--{self.what}: {name}: cannot be imported ({error})") from None
-        try:
             self._check(name, settings)
-        except ValueError as error:
-            raise UserError(f"--{self.what}: {error}") from None
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"cannot import {self.kind} {name} ({error}); set `{self.kind}`") from None
         return typing.cast(type[T], settings)
 
     def __contains__(self, name: object) -> bool:
@@ -90,25 +92,27 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def _check(self, name: str, settings: Any) -> None:
         parameters = getattr(settings, "__dataclass_params__", None)
         if not isinstance(settings, type) or parameters is None or not parameters.frozen:
-            raise ValueError(f"{name}: a {self.what} is a class of settings, a frozen dataclass")
+            raise ValueError(f"the settings of {self.kind} {name!r} must be a frozen dataclass")
         if not issubclass(settings, self.base):
-            raise ValueError(f"{name}: a {self.what}'s settings inherit {self.base.__name__}")
+            raise ValueError(f"the settings of {self.kind} {name!r} must inherit {self.base.__name__}")
         missing = dataclasses.MISSING
         fields_of: Any = settings
         if bare := [f.name for f in dataclasses.fields(fields_of) if f.default is f.default_factory is missing]:
-            raise ValueError(f"{name}: its setting {bare[0]} has no default")
+            raise ValueError(f"the setting {bare[0]!r} of {self.kind} {name!r} must have a default")
 
 
 def flag_name(name: str) -> str:
-    """The name that a component's flags begin with: `htd`; of `package.module:MyMethod`, `my-method`."""
+    """Returns the prefix of a component's flags: `htd` for `htd`, `my-method` for `package.module:MyMethod`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name.rpartition(":")[2]).replace("_", "-").lower()
 
 
-def typed(name: str, value: Any) -> list[str]:
-    """A setting as it is typed: its flag and value, or values; of what is true or false the flag, or its no.
+def flag_words(name: str, value: Any) -> list[str]:
+    """Returns the words of a command line that set a setting.
 
-    >>> typed("htd.group_level", "prototype-entity"), typed("htd.noise", False), typed("cutoffs", [5, 10])
-    (['--htd.group-level', 'prototype-entity'], ['--htd.no-noise'], ['--cutoffs', '5', '10'])
+    >>> flag_words("htd.group_level", "prototype-entity")
+    ['--htd.group-level', 'prototype-entity']
+    >>> flag_words("htd.noise", False), flag_words("cutoffs", [5, 10])
+    (['--htd.no-noise'], ['--cutoffs', '5', '10'])
     """
     flag = name.replace("_", "-")
     if isinstance(value, bool):
@@ -122,26 +126,27 @@ def check(settings: Settings, prefix: str = "") -> None:
 
     Args:
       settings: a dataclass.
-      prefix: what its flags begin with, for the message: `htd.`.
+      prefix: what precedes the fields' names in the message: `htd.`.
 
     Raises:
-      UserError: the first value that is not possible, by its flag.
+      UserError: if a value is invalid: "`htd.groups` must be at least 1, not 0".
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
-        _check(f"--{prefix}{field.name.replace('_', '-')}", getattr(settings, field.name), hints[field.name])
+        if problem := _problem(getattr(settings, field.name), hints[field.name]):
+            raise UserError(f"`{prefix}{field.name}` {problem}")
 
 
 def as_json(settings: Settings) -> dict[str, Any]:
-    """The fields as JSON has them: tuples are lists, paths are strings."""
+    """Returns the fields as JSON values: tuples become lists, paths become strings."""
     return {name: _as_json(value) for name, value in dataclasses.asdict(settings).items()}
 
 
 def override(settings: Settings, **changes: Any) -> Settings:
-    """`dataclasses.replace`, whose error names what there is.
+    """`dataclasses.replace` with an error that lists the known settings.
 
     Raises:
-      TypeError: there is no such setting.
+      TypeError: if a setting is unknown.
     """
     known = [field.name for field in dataclasses.fields(settings)]
     if unknown := [name for name in changes if name not in known]:
@@ -157,50 +162,48 @@ def _as_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _check(flag: str, value: Any, hint: Any) -> None:
+def _problem(value: Any, hint: Any) -> str | None:
+    """Returns what is wrong with a value of type `hint`, as the end of a sentence; None for a valid one."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
-            return
-        return _check(flag, value, next(x for x in arguments if x is not type(None)))
+            return None
+        return _problem(value, next(x for x in arguments if x is not type(None)))
     if origin is typing.Annotated:
-        _check(flag, value, arguments[0])
-        for limit in arguments[1:]:
-            _check_limit(flag, value, limit)
-    elif origin is Literal:
-        if value not in arguments:
-            raise UserError(f"{flag}: unknown value {value!r}; known: {', '.join(map(str, arguments))}")
-    elif origin is tuple:
+        problems = itertools.chain([_problem(value, arguments[0])], (_beyond(value, limit) for limit in arguments[1:]))
+        return next(filter(None, problems), None)
+    if origin is Literal:
+        return None if value in arguments else f"must be one of {', '.join(map(str, arguments))}, not {value!r}"
+    if origin is tuple:
         if not isinstance(value, tuple | list):
-            raise UserError(f"{flag}: must be several values, not {value!r}")
-        for part in value:
-            _check(flag, part, arguments[0])
-    elif hint is float:
+            return f"must be a sequence of values, not {value!r}"
+        return next(filter(None, (_problem(part, arguments[0]) for part in value)), None)
+    if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{flag}: must be a number, not {value!r}")
-        if not math.isfinite(value):
-            raise UserError(f"{flag}: must be finite, not {value}")
-    elif hint is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"{flag}: must be a whole number, not {value!r}")
-    elif hint is Path and isinstance(value, Path):
+            return f"must be a number, not {value!r}"
+        return None if math.isfinite(value) else f"must be finite, not {value}"
+    if hint is int:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if whole else f"must be a whole number, not {value!r}"
+    if hint is Path and isinstance(value, Path):
         try:
             str(value).encode()
         except UnicodeEncodeError:
-            raise UserError(f"{flag}: {shown(value)}: the path is no UTF-8, which the checkpoints need") from None
+            return f"must be a path in UTF-8, which checkpoints need, not {shown(value)}"
     elif isinstance(hint, type) and not isinstance(value, hint):
-        raise UserError(f"{flag}: must be of type {hint.__name__}, not {value!r}")
+        return f"must be of type {hint.__name__}, not {value!r}"
+    return None
 
 
-def _check_limit(flag: str, value: Any, limit: Any) -> None:
-    if isinstance(limit, annotated_types.Ge):
-        if not value >= limit.ge:
-            raise UserError(f"{flag}: must be at least {limit.ge}, not {value}")
-    elif isinstance(limit, annotated_types.Gt):
-        if not value > limit.gt:
-            raise UserError(f"{flag}: must be more than {limit.gt}, not {value}")
-    elif isinstance(limit, annotated_types.Interval):
+def _beyond(value: Any, limit: Any) -> str | None:
+    """Returns how a number exceeds a limit, as the end of a sentence; None within it."""
+    if isinstance(limit, annotated_types.Ge) and not value >= limit.ge:
+        return f"must be at least {limit.ge}, not {value}"
+    if isinstance(limit, annotated_types.Gt) and not value > limit.gt:
+        return f"must be more than {limit.gt}, not {value}"
+    if isinstance(limit, annotated_types.Interval):
         low, high = limit.ge, limit.le if limit.le is not None else limit.lt
         inside = value >= low and (value <= high if limit.le is not None else value < high)
         if not inside:
-            raise UserError(f"{flag}: must lie in [{low}, {high}{']' if limit.le is not None else ')'}, not {value}")
+            return f"must lie in [{low}, {high}{']' if limit.le is not None else ')'}, not {value}"
+    return None

@@ -58,37 +58,37 @@ def test_what_the_limits_allow(good):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"count": 0}, "--count: must be at least 1, not 0"),
-        ({"count": True}, "--count: must be a whole number, not True"),
-        ({"count": 1.0}, "--count: must be a whole number, not 1.0"),
-        ({"count": "1"}, "--count: must be a whole number, not '1'"),
-        ({"count": None}, "--count: must be a whole number, not None"),
-        ({"share": 1.5}, "--share: must lie in [0, 1], not 1.5"),
-        ({"share": -0.1}, "--share: must lie in [0, 1], not -0.1"),
-        ({"share": math.nan}, "--share: must be finite, not nan"),
-        ({"share": False}, "--share: must be a number, not False"),
-        ({"below": 8}, "--below: must lie in [0, 8), not 8"),
-        ({"below": -1}, "--below: must lie in [0, 8), not -1"),
-        ({"above": 0}, "--above: must be more than 0, not 0"),
-        ({"plain": math.inf}, "--plain: must be finite, not inf"),
-        ({"plain": "much"}, "--plain: must be a number, not 'much'"),
-        ({"kind": "middle"}, "--kind: unknown value 'middle'; known: near, far"),
-        ({"perhaps": 0}, "--perhaps: must be at least 1, not 0"),
-        ({"several": (2, 0)}, "--several: must be at least 1, not 0"),
-        ({"several": (2, "x")}, "--several: must be a whole number, not 'x'"),
-        ({"several": 5}, "--several: must be several values, not 5"),
-        ({"name": 5}, "--name: must be of type str, not 5"),
-        ({"place": "x"}, "--place: must be of type Path, not 'x'"),
-        ({"on": 1}, "--on: must be of type bool, not 1"),
+        ({"count": 0}, "`count` must be at least 1, not 0"),
+        ({"count": True}, "`count` must be a whole number, not True"),
+        ({"count": 1.0}, "`count` must be a whole number, not 1.0"),
+        ({"count": "1"}, "`count` must be a whole number, not '1'"),
+        ({"count": None}, "`count` must be a whole number, not None"),
+        ({"share": 1.5}, "`share` must lie in [0, 1], not 1.5"),
+        ({"share": -0.1}, "`share` must lie in [0, 1], not -0.1"),
+        ({"share": math.nan}, "`share` must be finite, not nan"),
+        ({"share": False}, "`share` must be a number, not False"),
+        ({"below": 8}, "`below` must lie in [0, 8), not 8"),
+        ({"below": -1}, "`below` must lie in [0, 8), not -1"),
+        ({"above": 0}, "`above` must be more than 0, not 0"),
+        ({"plain": math.inf}, "`plain` must be finite, not inf"),
+        ({"plain": "much"}, "`plain` must be a number, not 'much'"),
+        ({"kind": "middle"}, "`kind` must be one of near, far, not 'middle'"),
+        ({"perhaps": 0}, "`perhaps` must be at least 1, not 0"),
+        ({"several": (2, 0)}, "`several` must be at least 1, not 0"),
+        ({"several": (2, "x")}, "`several` must be a whole number, not 'x'"),
+        ({"several": 5}, "`several` must be a sequence of values, not 5"),
+        ({"name": 5}, "`name` must be of type str, not 5"),
+        ({"place": "x"}, "`place` must be of type Path, not 'x'"),
+        ({"on": 1}, "`on` must be of type bool, not 1"),
     ],
 )
-def test_what_the_limits_refuse_and_by_which_flag(bad, message):
+def test_what_the_limits_refuse_and_by_which_setting(bad, message):
     with pytest.raises(UserError) as refused:
         check(Every(**bad))
     assert str(refused.value) == message
     with pytest.raises(UserError) as refused:
         check(Every(**bad), "own.")
-    assert str(refused.value) == message.replace("--", "--own.", 1)
+    assert str(refused.value) == message.replace("`", "`own.", 1)
 
 
 def all_settings() -> list[type]:
@@ -100,13 +100,13 @@ def all_settings() -> list[type]:
 def test_defaults_are_possible_and_whatever_is_no_value_is_refused(settings):
     check(settings())
     for field in dataclasses.fields(settings):
-        with pytest.raises(UserError, match=f"--own.{field.name.replace('_', '-')}: "):
+        with pytest.raises(UserError, match=f"`own.{field.name}` must be "):
             check(override(settings(), **{field.name: object()}), "own.")
         if type(field.default) in (int, float):
             limits = getattr(get_type_hints(settings, include_extras=True)[field.name], "__metadata__", ())
             below = [-1] if limits else []  # what has no limit, as a shift of scores, may be any number
             for no_number in (math.nan, math.inf, True, "1", *below):
-                with pytest.raises(UserError, match=f"--{field.name.replace('_', '-')}: "):
+                with pytest.raises(UserError, match=f"`{field.name}` must "):
                     check(override(settings(), **{field.name: no_number}))
 
 
@@ -119,7 +119,7 @@ def test_json_has_lists_and_strings():
     }
 
 
-def test_override_names_what_there_is():
+def test_override_names_the_settings():
     assert override(Every(), count=3, kind="far") == Every(count=3, kind="far")
     with pytest.raises(TypeError, match="Every has no setting 'cuont'; it has count, share, below"):
         override(Every(), cuont=3)
@@ -139,6 +139,22 @@ class NoSettings:
     pass
 
 
+@dataclasses.dataclass(frozen=True)
+class Demanding:
+    """A setting without a default."""
+
+    strength: float
+
+
+class Base:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Inherited(Base):
+    """Settings of a registry that asks for a base class."""
+
+
 def registry(**options: Any) -> Registry:
     return Registry("method", {"every": Every}, **options)
 
@@ -154,19 +170,20 @@ def test_a_registry_is_a_mapping_that_can_be_added_to():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("every", Mine, "method 'every' is known already"),
-        ("none", Mine, "method 'none' is known already"),
-        ("My", Mine, "'My': a method's name is of lower-case letters, digits and dashes"),
+        ("every", Mine, "another method is registered as 'every'"),
+        ("none", Mine, "another method is registered as 'none'"),
+        ("My", Mine, "'My' is no name of a method: use lower-case letters, digits and dashes"),
         ("a b", Mine, "'a b'"),
         ("a.b", Mine, "'a.b'"),
         ("-a", Mine, "'-a'"),
         ("", Mine, "''"),
-        ("mine", NoSettings, "mine: a method is a class of settings, a frozen dataclass"),
-        ("mine", Mine(), "mine: a method is a class of settings"),
+        ("mine", NoSettings, "the settings of method 'mine' must be a frozen dataclass"),
+        ("mine", Mine(), "the settings of method 'mine' must be a frozen dataclass"),
+        ("mine", Demanding, "the setting 'strength' of method 'mine' must have a default"),
     ],
 )
 def test_what_a_registry_does_not_take(name, settings, message):
-    known = registry(besides=("none",))
+    known = registry(reserved=("none",))
     with pytest.raises(ValueError, match=message):
         known.register(name, settings)
     assert list(known) == ["every"]
@@ -176,19 +193,35 @@ def test_a_class_is_found_by_module_and_name():
     assert registry()["test_settings:Mine"] is Mine
 
 
+def test_a_registry_may_ask_for_a_base_class():
+    known = Registry("method", {}, base=Base)
+    known.register("mine", Inherited)
+    assert known["test_settings:Inherited"] is known["mine"] is Inherited
+    with pytest.raises(ValueError, match="the settings of method 'other' must inherit Base"):
+        known.register("other", Mine)
+    with pytest.raises(UserError, match=r"must inherit Base\); set `method`"):
+        known["test_settings:Mine"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("magic", "--method: unknown method 'magic'; known: none, every"),
-        ("no_such_module:Mine", "--method: no_such_module:Mine: cannot be imported (No module named 'no_such_module')"),
-        ("test_settings:Nothing", "--method: test_settings:Nothing: cannot be imported (module"),
-        (":Mine", "--method: :Mine: cannot be imported"),
-        ("test_settings:NoSettings", "--method: test_settings:NoSettings: a method is a class of settings"),
+        ("magic", "unknown method 'magic' (known: none, every); set `method`"),
+        (
+            "no_such_module:Mine",
+            "cannot import method no_such_module:Mine (No module named 'no_such_module'); set `method`",
+        ),
+        ("test_settings:Nothing", "cannot import method test_settings:Nothing (module"),
+        (":Mine", "cannot import method :Mine (Empty module name"),
+        (
+            "test_settings:NoSettings",
+            "cannot import method test_settings:NoSettings (the settings of method 'test_settings:NoSettings' must be",
+        ),
     ],
 )
 def test_what_a_registry_does_not_find(name, message):
     with pytest.raises(UserError) as refused:
-        registry(besides=("none",))[name]
+        registry(reserved=("none",))[name]
     assert message in str(refused.value)
 
 

@@ -74,7 +74,7 @@ METHODS = Registry(
         "best": Best,
         "pseudo": Pseudo,
     },
-    besides=("none",),
+    reserved=("none",),
     base=Method,
 )
 register = METHODS.register
