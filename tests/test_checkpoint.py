@@ -98,7 +98,7 @@ def test_a_kill_before_the_older_step_is_deleted_leaves_the_newer(tmp_path, monk
 def test_a_save_is_read_back_before_the_older_step_is_deleted(tmp_path, monkeypatch):
     checkpoints = save(tmp_path / "run", 1)
     monkeypatch.setattr(checkpoint, "_read_history", lambda step: {})
-    with pytest.raises(UserError, match="does not read back"):
+    with pytest.raises(UserError, match="cannot be read back"):
         checkpoints.save(2, state(2), HISTORY)
     assert (tmp_path / "run" / "1").is_dir()
 
@@ -122,12 +122,12 @@ def test_the_history_is_strict_json(tmp_path):
 def test_who_saves_after_another_process_is_told(tmp_path):
     early = Checkpoints(tmp_path / "run")  # both find nothing
     first = save(tmp_path / "run", 1)
-    with pytest.raises(UserError, match="another process is at work") as error:
+    with pytest.raises(UserError, match="another process is using") as error:
         early.save(1, state(1), HISTORY)
     assert one_line(error) and holds(tmp_path / "run", 1)
     second = Checkpoints(tmp_path / "run")  # goes on from 1, while the first saves 3
     first.save(3, state(3), HISTORY | {"seconds": [1.0] * 3})
-    with pytest.raises(UserError, match="another process is at work"):
+    with pytest.raises(UserError, match="another process is using"):
         second.save(3, state(2), HISTORY)
     assert holds(tmp_path / "run", 3)
 
@@ -149,7 +149,7 @@ def test_who_read_one_step_does_not_save_over_another(tmp_path):
     second.history()
     first.save(2, state(2), HISTORY)
     second.state(state(0))  # of step 2, which the history read before is not of
-    with pytest.raises(UserError, match="another process is at work"):
+    with pytest.raises(UserError, match="another process is using"):
         second.save(3, state(3), HISTORY)
 
 
@@ -160,7 +160,7 @@ def test_two_processes_do_not_save_at_once(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], **pipes) as other:
         other.stdout.readline()
-        with pytest.raises(UserError, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is using"):
             checkpoints.save(2, state(2), HISTORY)
         other.kill()
     checkpoints.save(2, state(2), HISTORY | {"seconds": [1.0] * 2})
@@ -186,7 +186,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(checkpoint, "_save_state", fail)
     with pytest.raises(
-        UserError, match=r"run: epoch 2 .*No space left.* the same command goes on once there"
+        UserError, match=r"run: epoch 2 .*No space left.* the same command resumes once there"
     ) as raised:
         checkpoints.save(2, state(2), HISTORY)
     monkeypatch.undo()
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_written_is_said_to_be_one(tmp_path):
 
 def test_a_path_that_is_no_utf8_is_refused_in_one_line(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(UserError, match=r"caf\\udce9.*no UTF-8") as error:
+    with pytest.raises(UserError, match=r"caf\\udce9.*not UTF-8") as error:
         Checkpoints(folder)
     assert one_line(error)
     str(error.value).encode("utf-8")

@@ -490,7 +490,7 @@ def test_one_folder_is_one_processs(finished, data, tmp_path):
         assert ready.wait(120)
         message = refused("--method", "none", "--run", folder)
         assert f"{folder}: another process is using it" in message
-        with pytest.raises(UserError, match="another process is at work in this folder"):
+        with pytest.raises(UserError, match="another process is using this folder"):
             htd_jax.fit(data, dim=4, folder=folder, **FEW)
         assert list(folder.iterdir()) == []
     finally:

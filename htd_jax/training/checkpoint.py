@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a phase: its state, and in the same step what is known of how it got there."""
+"""Orbax checkpoints of a phase: its state and its history."""
 
 import errno
 import json
@@ -24,16 +24,16 @@ _FIELDS = {"settings", "records", "seconds", "finished"}
 class Checkpoints:
     """The checkpoints of one phase in a folder: `<folder>/<epochs done>/`.
 
-    A step holds `state/`, arrays as Orbax keeps them, and `history.json`, strict JSON: `{"settings", "records",
-    "seconds", "finished"}`. It is written under another name and renamed when it is whole, so a kill never leaves half
-    of one; it is read back before the step before it is deleted. Saving waits for the disk: the state is donated to
-    the next epoch.
+    A step holds `state/`, written by Orbax, and `history.json`, strict JSON: `{"settings", "records", "seconds",
+    "finished"}`. It is written under another name and renamed when complete, so that a kill never leaves half of one,
+    and it is read back before the previous step is deleted. Saving waits for the disk: the state is donated to the
+    next epoch.
 
-    The steps are listed anew whenever they are asked for, by names and not by a pattern that a path with brackets would
-    change; so reading goes well while another process saves. Of two processes that save, one is told of the other.
+    Steps are listed at every access, so that reading works while another process saves. Of two processes that save,
+    the second is refused.
 
     Raises:
-      UserError: a folder that cannot be read, or whose path is no UTF-8, in which the arrays' store names its files.
+      UserError: if the folder cannot be read, or its path is not UTF-8, which Orbax's files need.
     """
 
     def __init__(self, folder: Path):
@@ -42,26 +42,26 @@ class Checkpoints:
             str(self.folder).encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"{shown(self.folder)}: checkpoints cannot be kept under a path that is no UTF-8; name another"
+                f"{shown(self.folder)}: the path is not UTF-8, which checkpoints need; choose another"
             ) from None
-        self._known = self.latest  # the step that this process goes on from
+        self._known = self.latest  # the step that this process continues
 
     @property
     def latest(self) -> int | None:
-        """The number of epochs done at the newest step, None where there is none."""
+        """The number of epochs of the newest step; None without one."""
         return max(self._steps(), default=None)
 
     def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
-        """Adds the step `epoch`, later than every other, and deletes the others; the folder is made by the first.
+        """Adds the step `epoch`, later than every other, and deletes the others.
 
         Args:
-          epoch: epochs done.
+          epoch: the number of finished epochs.
           state: a pytree of arrays.
-          history: what JSON can hold. JSON has no infinity and no NaN: a history with one is refused, not changed.
+          history: JSON; numbers must be finite.
 
         Raises:
-          UserError: it cannot be written, the history holds a number that is not finite, or another process is at work
-            in the folder. The step before it is still there.
+          UserError: if the step cannot be written, the history holds a number that is not finite, or another process
+            uses the folder. The previous step is kept.
         """
         try:
             text = json.dumps(history, allow_nan=False)
@@ -75,22 +75,20 @@ class Checkpoints:
                     raise BlockingIOError
                 if latest is not None and epoch <= latest:
                     raise ValueError(f"epoch {epoch} is saved after epoch {latest}")
-                for path in filter(is_partial, self.folder.iterdir()):  # what kills have left
+                for path in filter(is_partial, self.folder.iterdir()):  # left by kills
                     remove(path)
                 with whole(step) as partial:
                     partial.mkdir()
                     _save_state(partial / "state", state)
                     (partial / "history.json").write_text(text, encoding="utf-8")
                 if self.latest != epoch or _read_history(step) != json.loads(text):
-                    raise UserError(
-                        f"{shown(step)}: saved, but it does not read back; any step before it is still there"
-                    )
+                    raise UserError(f"{shown(step)}: the saved step cannot be read back; the previous one is kept")
                 self._known = epoch
                 for other in set(self._steps()) - {epoch}:
                     remove(self.folder / str(other))
         except BlockingIOError:
             raise UserError(
-                f"{shown(self.folder)}: another process is at work in this folder; let it end, or name another"
+                f"{shown(self.folder)}: another process is using this folder; let it end, or choose another"
             ) from None
         except UserError:
             raise
@@ -99,22 +97,22 @@ class Checkpoints:
                 raise
             space = "there is space" if code in (errno.ENOSPC, errno.EDQUOT) else "it can be written"
             raise UserError(
-                f"{shown(self.folder)}: epoch {epoch} cannot be saved ({os.strerror(code)}); the same command goes on "
+                f"{shown(self.folder)}: epoch {epoch} cannot be saved ({os.strerror(code)}); the same command resumes "
                 f"once {space}"
             ) from None
 
     def history(self) -> dict[str, Any]:
-        """The history in the newest step; `save` goes on from that one."""
+        """Returns the history of the newest step, which the next `save` continues."""
         self._known, history = self._read(lambda step: (int(step.name), _read_history(step)))
         return history
 
     def state(self, like: Any) -> Any:
-        """The state in the newest step, with the structure, shapes and types of `like`."""
+        """Returns the state of the newest step, with the structure, shapes and types of `like`."""
         here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_here())
         return self._restore(ocp.args.StandardRestore(jax.tree.map(here, like)))
 
     def tree(self) -> Any:
-        """The state in the newest step as plain dicts and arrays, whatever its structure."""
+        """Returns the state of the newest step as plain dicts and arrays, whatever its structure."""
         return self._restore(ocp.args.StandardRestore(fallback_sharding=_here()))
 
     def _steps(self) -> list[int]:
@@ -131,10 +129,10 @@ class Checkpoints:
         return self._read(lambda step: ocp.StandardCheckpointHandler().restore(epath.Path(step / "state"), args=args))
 
     def _read(self, read: Callable[[Path], T]) -> T:
-        """What `read` makes of the folder of the newest step.
+        """Returns `read` of the folder of the newest step.
 
         Raises:
-          UserError: there is none, or it cannot be read, or it is damaged.
+          UserError: if there is none, or it cannot be read, or it is damaged.
         """
         while (latest := self.latest) is not None:
             step = self.folder / str(latest)
@@ -146,17 +144,17 @@ class Checkpoints:
                 if _error_number(error) in (errno.EACCES, errno.EPERM):
                     raise UserError(f"{shown(step)}: cannot be read (Permission denied)") from None
                 raise UserError(
-                    f"{shown(step)}: not a checkpoint of this program, or damaged ({_reason(error)}); "
-                    f"delete {shown(step)} to train this phase anew"
+                    f"{shown(step)}: not a checkpoint of htd-jax, or damaged ({_reason(error)}); "
+                    f"delete {shown(step)} to train this phase again"
                 ) from None
         raise UserError(f"{shown(self.folder)}: not a checkpoint (no folder named by a number of epochs in it)")
 
 
 def copy_checkpoints(source: Path, target: Path) -> None:
-    """Copies the newest step of a phase's folder to a new one, whole or, if killed, not at all.
+    """Copies the newest step of a phase's folder to a new folder, whole or not at all.
 
     Raises:
-      UserError: there is none, or it cannot be read, or the new one not be written.
+      UserError: if there is none, it cannot be read, or the copy cannot be written.
     """
     step = Checkpoints(source).latest
     if step is None:
@@ -170,8 +168,8 @@ def copy_checkpoints(source: Path, target: Path) -> None:
 
 
 def _save_state(folder: Path, state: Any) -> None:
-    """A file for every array, as it is in memory. Orbax's default takes twice as long: it compresses, which trained
-    tables hardly can be, and merges what each process wrote into one database, of which there is one process here."""
+    """Writes one uncompressed file per array. Orbax's default takes twice as long: it compresses, with little gain for
+    trained tables, and merges the writes of several processes, of which there is one."""
     path = epath.Path(folder)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     handler.save(path, args=ocp.args.PyTreeSave(state))
@@ -181,17 +179,17 @@ def _save_state(folder: Path, state: Any) -> None:
 def _read_history(step: Path) -> dict[str, Any]:
     history = json.loads((step / "history.json").read_text(encoding="utf-8"))
     if not isinstance(history, dict) or not set(history) >= _FIELDS:
-        raise ValueError("its history is none")
+        raise ValueError("no history")
     return history
 
 
 def _here() -> jax.sharding.Sharding:
-    """This machine's first device, whichever kind the checkpoint was written on."""
+    """Returns this machine's first device, whatever kind the checkpoint was written on."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _error_number(error: BaseException | None) -> int | None:
-    """The operating system's number of an error, which the arrays' store gives only in the text of another one."""
+    """Returns the operating system's number of an error, which Orbax's store gives only in the text of another one."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
