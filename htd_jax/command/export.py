@@ -1,4 +1,4 @@
-"""Write a run's student to a folder that serves: tables, ids, and a model card."""
+"""Writes a run's student to a folder for serving: tables, ids, and a model card."""
 
 import dataclasses
 import importlib.metadata
@@ -13,52 +13,52 @@ from rich.console import Console
 from rich.table import Table
 
 import htd_jax
-from htd_jax.command.flags import COMMON, REGISTRIES, parse
+from htd_jax.command.flags import REGISTRIES, default_settings, parse
 from htd_jax.errors import UserError, shown
-from htd_jax.models import MODELS, usual_epochs
 from htd_jax.ops.precision import Precision
-from htd_jax.settings import as_json, check, typed
-from htd_jax.training import Training
+from htd_jax.settings import as_json, check, flag_words
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Writes tables.safetensors, users.npy, items.npy, users.parquet, items.parquet, htd_jax.json and README.md, which
-    `htd-jax recommend --model`, `htd_jax.load` and other programs open."""
+    """Writes tables.safetensors, users.npy, items.npy, users.parquet, items.parquet, htd_jax.json and README.md, for
+    `htd-jax recommend --model`, `htd_jax.load` and other programs."""
 
     run: Path
     """Folder of the run."""
     to: Path
     """Folder to write: new, empty, or an earlier export, which is replaced."""
     phase: str | None = None
-    """Whose tables: teacher, student or the method. Default: the student that was helped."""
+    """Phase to export: teacher, student or the method. Default: the distilled student."""
     precision: Precision | None = None
-    """Of the tables; int8: a scale a row; int4: half a byte a number. The table shown says what each costs. Default:
-    that which the student was trained in, float32 unless it was said."""
+    """Precision of the tables; int8 has a scale per row, int4 two numbers per byte. The command shows what each costs.
+    Default: the precision that the student was trained for."""
     seen: bool = False
-    """Write the known pairs too, which recommend leaves out. They are training data."""
+    """Whether to write the known pairs too, which recommend leaves out; they are training data."""
 
 
 def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     from htd_jax.command import use_devices
-    from htd_jax.serving import check_target, open_run
+    from htd_jax.pipeline import open_run
+    from htd_jax.serving import check_target
 
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
     check_target(options.to)
     if options.run.absolute() == options.to.absolute():
-        raise UserError(f"--to: {shown(options.to)} is the run's own folder; name another")
+        raise UserError(f"`to` {shown(options.to)} is the run's own folder; choose another")
     use_devices()
-    opened = open_run(options.run, options.phase)
-    if not opened.has_products:
+    fitted = open_run(options.run, options.phase)
+    if not fitted.inner_product:
         raise UserError(
-            f"--run: {shown(options.run)}: the scores of {opened.config.get('model')} are no products of two rows, so "
-            "no table can be exported; recommend --run works, or distil it into a bpr student"
+            f"`run` {shown(options.run)}: scores of {fitted.about['model']} are not inner products, so no tables can be "
+            "exported; use htd-jax recommend, or distil it into a bpr student"
         )
-    retriever = opened.retriever()
-    rows = costs(retriever, opened)
-    about = opened.about | {
-        "command": train_command(opened.config),
+    retriever = fitted.retriever()
+    rows = costs(retriever, fitted)
+    about = {
+        **fitted.about,
+        "command": train_command(fitted.about["config"]),
         "versions": versions(),
         "precisions": rows,
     }
@@ -67,18 +67,19 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     chosen = dataclasses.replace(chosen, about=about)
     chosen.save(options.to, seen=options.seen)
     show(rows, chosen.precision)
-    print(f"{opened.phase} of {opened.folder}, {chosen.precision}: {options.to}")
+    print(f"{fitted.about['phase']} of {options.run}, {chosen.precision}: {options.to}")
 
 
-def costs(retriever: Any, opened: Any) -> dict[str, Any]:
-    """By precision: bytes a row, megabytes of both tables, and test metrics on the run's split by its protocol."""
-    from htd_jax.evaluation import make_evaluator
+def costs(retriever: Any, fitted: Any) -> dict[str, Any]:
+    """Returns bytes per row, megabytes of both tables and test metrics on the run's split, by precision."""
+    from htd_jax.evaluation import make_evaluator, shown_metrics
     from htd_jax.models import BPRSettings, ModelOf
+    from htd_jax.pipeline.run_folder import evaluation_of
     from htd_jax.serving import PRECISIONS
 
-    evaluation = opened.evaluation
-    evaluate = make_evaluator(opened.dataset.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
-    names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in evaluation.cutoffs]
+    evaluation = evaluation_of(fitted).resolve()
+    evaluate = make_evaluator(fitted.data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
+    names = shown_metrics(evaluation.cutoffs)
     found: dict[str, Any] = {}
     for precision in PRECISIONS:
         try:
@@ -97,9 +98,10 @@ def costs(retriever: Any, opened: Any) -> dict[str, Any]:
 
 
 def show(rows: dict[str, Any], chosen: str) -> None:
+    """Prints what each precision costs."""
     names = list(next(iter(rows.values()))["metrics"])
     table = Table()
-    for name in ("", "bytes a row", "MB in all", *names):
+    for name in ("", "bytes per row", "MB in all", *names):
         table.add_column(name, justify="right" if name else "left")
     for precision, entry in rows.items():
         figures = [f"{entry['metrics'][name]:.4f}" for name in names]
@@ -109,12 +111,10 @@ def show(rows: dict[str, Any], chosen: str) -> None:
 
 
 def train_command(config: dict[str, Any]) -> str:
-    """The command that a run's `config.json` tells of: what differs from the defaults. It does not tell where files of
-    one's own were: they stand there in capitals."""
-    usual: dict[str, Any] = {name: x for of in COMMON.values() for name, x in as_json(of()).items()}
-    epochs = usual_epochs(dict(MODELS).get(config.get("model", "")))
-    usual |= as_json(Training(loss=config.get("loss")).filled(epochs)) | {"loss": Training().filled(epochs).loss}
-    own = {name: as_json(of()) for registry in REGISTRIES.values() for name, of in registry.items()}
+    """Returns the command of a run from its `config.json`: what differs from the defaults. Paths are not recorded, and
+    stand as FILE or FILES."""
+    defaults = default_settings(config.get("model", ""), config.get("loss")) | {"loss": "own"}
+    own = {name: as_json(kind()) for registry in REGISTRIES.values() for name, kind in registry.items()}
     reading = config.get("reading") or {}
     words = ["htd-jax", "train"]
     for name, value in {**config, **reading}.items():
@@ -125,14 +125,15 @@ def train_command(config: dict[str, Any]) -> str:
         elif name == "teacher" and value is not None:
             words += ["--teacher", "FILES"]
         elif isinstance(value, dict) and name != "reading":
-            for setting, its in value.items():
-                words += _flag(f"{name}.{setting}", its, own.get(name, {}).get(setting))
-        elif name in usual:
-            words += _flag(name, value, usual[name])
+            for setting, x in value.items():
+                words += _flag(f"{name}.{setting}", x, own.get(name, {}).get(setting))
+        elif name in defaults:
+            words += _flag(name, value, defaults[name])
     return shlex.join(words)
 
 
 def versions() -> dict[str, str]:
+    """Returns the versions of the programs that made an export."""
     return {
         "htd-jax": htd_jax.__version__,
         "jax": importlib.metadata.version("jax"),
@@ -141,5 +142,5 @@ def versions() -> dict[str, str]:
     }
 
 
-def _flag(name: str, value: Any, usual: Any) -> list[str]:
-    return [] if value == usual or value is None else typed(name, value)
+def _flag(name: str, value: Any, default: Any) -> list[str]:
+    return [] if value == default or value is None else flag_words(name, value)

@@ -1,4 +1,4 @@
-"""Flags from dataclasses of settings, with help, and errors in a line."""
+"""Flags and help from dataclasses of settings."""
 
 import ast
 import contextlib
@@ -9,7 +9,7 @@ import itertools
 import re
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -18,33 +18,39 @@ from htd_jax.data import SOURCES, Reading, is_path
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
-from htd_jax.models import MODELS
-from htd_jax.pipeline import Config, Places, What
-from htd_jax.settings import Registry, flag_name
-from htd_jax.training import Training
+from htd_jax.models import MODELS, ModelSettings
+from htd_jax.pipeline import Paths, RunRequest, RunSettings
+from htd_jax.settings import Registry, as_json, flag_name
+from htd_jax.training import Training, resolve_training
 
 T = TypeVar("T")
 
-COMMON = {"what": What, "training": Training, "evaluation": Evaluation, "places": Places, "reading": Reading}
+COMMON = {
+    "settings": RunSettings,
+    "training": Training,
+    "evaluation": Evaluation,
+    "paths": Paths,
+    "reading": Reading,
+}
 
-# What `--help` shows, a screen of it; `--help TOPIC` shows the rest.
+# The flags that `--help` shows, a screenful; `--help TOPIC` shows others.
 FIRST = {
-    "what": ("dataset", "model", "method", "seed", "teacher_dim", "student_dim", "bytes"),
+    "settings": ("dataset", "model", "method", "seed", "teacher_dim", "student_dim", "bytes"),
     "training": ("epochs", "patience"),
     "evaluation": ("protocol", "cutoffs"),
-    "places": ("teacher", "runs", "run"),
+    "paths": ("teacher", "runs", "run"),
 }
-ALL = {part: tuple(field.name for field in dataclasses.fields(of)) for part, of in COMMON.items()}
+ALL = {part: tuple(field.name for field in dataclasses.fields(kind)) for part, kind in COMMON.items()}
 TOPICS = {
-    "data": {"reading": ALL["reading"], "places": ("data_dir", "split_file")},
+    "data": {"reading": ALL["reading"], "paths": ("data_dir", "split_file")},
     "teacher": {
-        "places": ("teacher", "teacher_user_ids", "teacher_item_ids"),
-        "what": ("teacher_model", "teacher_dim"),
+        "paths": ("teacher", "teacher_user_ids", "teacher_item_ids"),
+        "settings": ("teacher_model", "teacher_dim"),
     },
     "training": {
         "training": ALL["training"],
-        "what": ("seed", "precision", "student_init"),
-        "places": ("tensorboard",),
+        "settings": ("seed", "precision", "student_init"),
+        "paths": ("tensorboard",),
     },
     "evaluation": {"evaluation": ALL["evaluation"]},
     "all": ALL,
@@ -52,42 +58,25 @@ TOPICS = {
 
 REGISTRIES: dict[str, Registry] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
 
-# Flags of before: now, by the component that has them. One that no chosen component has is let be.
-MOVED = {
-    "--weight": {name: "weight" for name in METHODS if name != "svd"},
-    "--groups": {"htd": "groups", "de": "experts"},
-    "--alpha": {"htd": "alpha"},
-    "--group-level": {"htd": "group-level"},
-    "--pairs": {"htd": "pairs"},
-    "--levels": {"htd": "levels"},
-    "--grouping": {"htd": "grouping"},
-    "--noise": {"htd": "noise"},
-    "--no-noise": {"htd": "no-noise"},
-    "--layers": {"lightgcn": "layers", "neumf": "layers"},
-    "--min-interactions": {"citeulike-t": "min-interactions", "foursquare": "min-interactions"},
-    "--split": {"citeulike-t": "split", "foursquare": "split"},
-    "--split-seed": {"citeulike-t": "split-seed", "foursquare": "split-seed"},
-}
-
 
 def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
-    """A dataclass from flags.
+    """Returns a dataclass of settings from flags.
 
     Raises:
-      UserError: what tyro has against them, which it would put in a box.
-      SystemExit: after `--help`, which tells of the dataclass's own flags, not of those of its parts.
+      UserError: if a flag or a value is invalid.
+      SystemExit: after `--help`, which shows the dataclass's own flags, not those of nested dataclasses.
     """
     if {"--help", "-h"} & set(arguments):
         hints = typing.get_type_hints(settings)
         own = [f.name for f in dataclasses.fields(settings) if not dataclasses.is_dataclass(hints[f.name])]  # type: ignore[arg-type]
-        _parse(_helped(settings, tuple(own)), ["--help"], prog=prog, description=description)
+        _parse(_with_help(settings, tuple(own)), ["--help"], prog=prog, description=description)
     return _parse(settings, arguments, prog=prog, description=description)
 
 
 def parse_known(
     settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None
 ) -> tuple[T, list[str]]:
-    """As `parse`; and the arguments that are not among its flags, in their order."""
+    """Returns the same, and the arguments that are not among its flags, in their order."""
     known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
     own: list[str] = []
     rest: list[str] = []
@@ -106,111 +95,111 @@ def _parse(settings: type[T], arguments: Sequence[str], *, prog: str, descriptio
             config = (tyro.conf.DisallowNone,)
             return tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=config)
     except SystemExit as stop:
-        if stop.code == 2:
+        if stop.code == 2:  # tyro prints its error in a box
             lines = [line.strip("│|+ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰+"]
             rule = next((i for i, line in enumerate(lines) if line[:3] in ("───", "---")), None)
             reason = " ".join(lines[:rule]).rstrip(". ")
             wanted = r"(<class '\w+'>|typing\.Annotated\[.*?\)\])"
             reason = re.sub(rf"no type matching .* Got errors: - {wanted}: ", "", reason)
-            raise UserError(f"{reason}; --help lists every flag") from None
+            raise UserError(f"{reason}; --help lists the flags") from None
         raise
 
 
-def parse_config(arguments: Sequence[str], *, prog: str, description: str) -> Config:
-    """A run from its flags: the common ones, and each data set's, model's and method's own, `--htd.groups 60`.
+def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> RunRequest:
+    """Returns a run from its flags: the common ones, and those of each data set, model and method: `--htd.groups 60`.
 
     Raises:
-      UserError: a flag or a value that cannot be.
+      UserError: if a flag or a value is invalid.
       SystemExit: after `--help`.
     """
     arguments = [part for argument in arguments for part in _split_equals(argument)]
-    chosen = {what: value for what in REGISTRIES if (value := _value(arguments, what))}
-    names = {what: value.split("+") if what == "method" else [value] for what, value in chosen.items()}
-    own: dict[str, type] = {}
-    for what, registry in REGISTRIES.items():
-        for name in dict.fromkeys(
-            [*registry, *(name for name in names.get(what, []) if ":" in name and not is_path(name))]
-        ):
-            own[flag_name(name)] = registry[name]
-    if asked := next((i for i, argument in enumerate(arguments, 1) if argument in ("--help", "-h")), None):
-        topic = arguments[asked] if asked < len(arguments) and arguments[asked][:1] != "-" else None
-        show_help(topic, names, own, prog=prog, description=description)
-    flags: Any = parse(_flags(COMMON, own), _moved(arguments, names), prog=prog)
-    parts = {name: getattr(flags, name) for name in COMMON}
-    default = {name: settings() for name, settings in own.items()}
-    given = {name: getattr(flags, _field(name)) for name, of in own.items() if dataclasses.fields(of)}
-    config = Config(**parts, own={name: value for name, value in given.items() if value != default[name]})
-    used = {
-        flag_name(name)
-        for name in (
-            *config.what.method.split("+"),
-            config.what.model,
-            config.what.teacher_model or "",
-            config.what.dataset,
-        )
-    }
-    if idle := [name for name in config.own if name not in used]:
-        print(f"note: --{idle[0]}... changes nothing here: this run has no {idle[0]}")
-    if config.places.split_file and "--dataset" in arguments:
-        print("note: --dataset changes nothing here: --split-file names the data")
-    if config.reading != Reading() and (config.places.split_file or not is_path(config.what.dataset)):
-        print("note: how a file is read changes nothing here: --dataset names none")
-    return config
+    chosen = {kind: value for kind in REGISTRIES if (value := _value(arguments, kind))}
+    names = {kind: value.split("+") if kind == "method" else [value] for kind, value in chosen.items()}
+    components: dict[str, type] = {}
+    for kind, registry in REGISTRIES.items():
+        custom = [name for name in names.get(kind, []) if ":" in name and not is_path(name)]
+        components |= {flag_name(name): registry[name] for name in dict.fromkeys([*registry, *custom])}
+    if at := next((i for i, argument in enumerate(arguments, 1) if argument in ("--help", "-h")), None):
+        topic = arguments[at] if at < len(arguments) and arguments[at][:1] != "-" else None
+        show_help(topic, names, components, prog=prog, description=description)
+    flags: Any = parse(_flags(COMMON, components), arguments, prog=prog)
+    given = {name: getattr(flags, _field(name)) for name, kind in components.items() if dataclasses.fields(kind)}
+    request = RunRequest(
+        **{name: getattr(flags, name) for name in COMMON},
+        components={name: value for name, value in given.items() if value != components[name]()},
+    )
+    _note_ignored(request, arguments)
+    return request
+
+
+def default_settings(model: str, loss: str | None = None, methods: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns the defaults of all common settings by name, with those of a model, loss and methods."""
+    common = {name: x for kind in COMMON.values() for name, x in as_json(kind()).items()}
+    epochs = MODELS[model].epochs if model in MODELS else ModelSettings.epochs
+    own = {name: x for method in methods if method in METHODS for name, x in METHODS[method].training_defaults.items()}
+    return common | as_json(resolve_training(Training(loss=loss), None, epochs=epochs, defaults=own))
+
+
+def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
+    """Prints a line for flags that the run does not use."""
+    settings = request.settings
+    used = (*settings.method.split("+"), settings.model, settings.teacher_model or "", settings.dataset)
+    for name in request.components:
+        if name not in map(flag_name, used):
+            print(f"note: --{name}.* is ignored, because this run does not use {name}")
+    if request.paths.split_file and "--dataset" in arguments:
+        print("note: --dataset is ignored, because --split-file names the data")
+    if request.reading != Reading() and request.data_file is None:
+        print("note: flags for reading a file are ignored, because --dataset names no file")
 
 
 def show_help(
-    topic: str | None, names: dict[str, list[str]], own: dict[str, type], *, prog: str, description: str
+    topic: str | None, names: dict[str, list[str]], components: dict[str, type], *, prog: str, description: str
 ) -> None:
-    """Prints what there is to say, and exits: of the flags that most users need; of a topic; or of a method, a model or
-    a data set, one that is named in the same command too.
+    """Prints the most needed flags, or those of a topic or a component, which may be named by other flags; then exits.
 
     Raises:
       SystemExit: always.
-      UserError: there is no such topic.
+      UserError: if the topic is unknown.
     """
-    named = [flag_name(name) for of in names.values() for name in of if flag_name(name) in own]
+    named = [flag_name(name) for own in names.values() for name in own if flag_name(name) in components]
     if topic is None and names.get("dataset") and is_path(names["dataset"][0]):
         topic = "data"
     common: dict[str, tuple[str, ...]] = {}
     if topic in TOPICS:
-        common, shown = TOPICS[topic], list(own) if topic == "all" else []
-    elif topic in own or (topic is None and named):
+        common, shown = TOPICS[topic], list(components) if topic == "all" else []
+    elif topic in components or (topic is None and named):
         shown = [topic] if topic else named
     elif topic is None:
         common, shown = FIRST, []
     else:
-        raise UserError(f"--help: no topic {topic!r}; there are {', '.join([*TOPICS, *own])}")
-    here = tyro.conf.arg(name="")
-    groups: list[tuple[str, Any, Any]] = [
-        (part, Annotated[helped, here], helped())
-        for part, of in common.items()
-        for helped in [_helped(COMMON[part], of)]
+        raise UserError(f"--help has no topic {topic!r} (known: {', '.join([*TOPICS, *components])})")
+    unnamed = tyro.conf.arg(name="")
+    kinds = [(part, _with_help(COMMON[part], fields), True) for part, fields in common.items()]
+    kinds += [(_field(name), _with_help(components[name]), False) for name in shown]
+    fields: list[Any] = [
+        (name, Annotated[kind, unnamed] if is_common else kind, dataclasses.field(default=kind()))
+        for name, kind, is_common in kinds
+        if dataclasses.fields(kind)
     ]
-    groups += [
-        (_field(name), helped, helped())
-        for name in shown
-        for helped in [_helped(own[name])]
-        if dataclasses.fields(helped)
-    ]
-    told = f"The flags of {topic or ' and '.join(named)}; --help lists the most needed ones, --help all every one."
+    about = f"Flags of {topic or ' and '.join(named)}. --help shows the most needed flags, --help all every flag."
     if common is FIRST:
-        known = "\n".join(f"  --{what}: {', '.join([*of.besides, *of])}" for what, of in REGISTRIES.items())
-        others = f"--help TOPIC: {', '.join(TOPICS)}, or a method, model or data set"
-        told = f"{description}\n\n{known} (several: htd+fitnet)\n\nMore flags: {others}."
-    fields: list[Any] = [(name, of, dataclasses.field(default=default)) for name, of, default in groups]
-    _parse(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=told)
+        known = "\n".join(f"  --{kind}: {', '.join([*own.reserved, *own])}" for kind, own in REGISTRIES.items())
+        others = f"--help TOPIC, where TOPIC is {', '.join(TOPICS)}, or a method, model or data set"
+        about = f"{description}\n\n{known} (several: htd+fitnet)\n\nMore flags: {others}."
+    _parse(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=about)
 
 
-def _helped(settings: type, names: tuple[str, ...] | None = None) -> type:
-    """A dataclass of some of the fields, or all, each with the string under it as its help."""
+def _with_help(settings: type, names: tuple[str, ...] | None = None) -> Any:
+    """Returns a dataclass of some fields, or all, each with the string under it as its help."""
     hints = typing.get_type_hints(settings, include_extras=True)
     docs = _docs(settings)
     fields: list[Any] = []
     for field in dataclasses.fields(settings):
         if names is None or field.name in names:
             none = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
-            of: Any = hints[field.name]
-            hint = Annotated[of, tyro.conf.arg(help=docs.get(field.name, ""), **none)]
+            hint: Any = hints[field.name]
+            hint = Annotated[hint, tyro.conf.arg(help=docs.get(field.name, ""), **none)]
             fields.append((field.name, hint, _default(field)))
     return dataclasses.make_dataclass(settings.__name__, fields, frozen=True)
 
@@ -222,27 +211,23 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _docs(settings: type) -> dict[str, str]:
-    """The string under each field, on one line."""
+    """Returns the string under each field, on one line."""
     docs: dict[str, str] = {}
-    for of in reversed(settings.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(of))).body[0].body  # type: ignore[attr-defined]
+    for kind in reversed(settings.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
         for field, under in itertools.pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(under, ast.Expr)
-                and isinstance(under.value, ast.Constant)
-            ):
+            is_text = isinstance(under, ast.Expr) and isinstance(under.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and is_text:
                 docs[field.target.id] = " ".join(str(under.value.value).split())  # type: ignore[union-attr]
     return docs
 
 
-def _flags(common: dict[str, type], own: dict[str, type]) -> type:
-    """One dataclass of all of them: common flags without a prefix, the others after their component's name."""
-    here = tyro.conf.arg(name="")
-    fields: list[Any] = [(name, Annotated[of, here], dataclasses.field(default=of())) for name, of in common.items()]
-    fields += [
-        (_field(name), of, dataclasses.field(default=of())) for name, of in own.items() if dataclasses.fields(of)
-    ]
+def _flags(common: dict[str, type], components: dict[str, type]) -> type:
+    """Returns one dataclass of all flags: common ones without a prefix, others after their component's name."""
+    unnamed = tyro.conf.arg(name="")
+    kinds = [(name, kind, Annotated[kind, unnamed]) for name, kind in common.items()]
+    kinds += [(_field(name), kind, kind) for name, kind in components.items() if dataclasses.fields(kind)]
+    fields: list[Any] = [(name, hint, dataclasses.field(default=kind())) for name, kind, hint in kinds]
     return dataclasses.make_dataclass("Flags", fields, frozen=True)
 
 
@@ -255,33 +240,7 @@ def _split_equals(argument: str) -> list[str]:
     return [name, value] if equals and name.startswith("--") else [argument]
 
 
-def _value(arguments: Sequence[str], what: str) -> str | None:
-    flag = f"--{what}"
-    places = [i for i, argument in enumerate(arguments[:-1]) if argument == flag]
+def _value(arguments: Sequence[str], name: str) -> str | None:
+    """Returns the value of a flag, the last if it is given several times."""
+    places = [i for i, argument in enumerate(arguments[:-1]) if argument == f"--{name}"]
     return arguments[places[-1] + 1] if places else None
-
-
-def _moved(arguments: list[str], names: dict[str, list[str]]) -> list[str]:
-    """The arguments with flags of before as they are called now; each is said in a line."""
-    defaults = {"dataset": ["synthetic"], "model": ["bpr"], "method": ["htd"]}
-    chosen = {flag_name(name) for what in REGISTRIES for name in names.get(what, defaults[what])}
-    result: list[str] = []
-    rest = list(arguments)
-    while rest:
-        flag = rest.pop(0)
-        if flag not in MOVED or (flag in ("--split", "--split-seed") and not chosen & set(MOVED[flag])):
-            result.append(flag)
-            continue
-        places = MOVED[flag]
-        values = [] if flag.endswith("noise") else rest[:1]
-        rest = rest[len(values) :]
-        now = {name: f"--{name}.{setting}" for name, setting in places.items() if name in chosen}
-        by_name = dict(part.partition("=")[::2] for part in values[0].split(",")) if values and "=" in values[0] else {}
-        said = " and ".join(now.values()) or " or ".join(f"--{name}.{setting}" for name, setting in places.items())
-        if now and (unknown := [name for name in by_name if name not in now]):
-            raise UserError(f"{flag}: {unknown[0]!r} is no method of this run; it has {', '.join(now)}")
-        print(f"note: {flag} is now {said}")
-        for name, new in now.items():
-            if not by_name or name in by_name:
-                result += [new, *([by_name[name]] if by_name else values)]
-    return result

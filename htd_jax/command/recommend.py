@@ -1,4 +1,4 @@
-"""The best items of users, or the neighbours of items, from a run or an export."""
+"""Shows the best items of users, or the neighbours of items, from a run or an export."""
 
 import contextlib
 import dataclasses
@@ -22,80 +22,81 @@ from htd_jax.settings import check
 if TYPE_CHECKING:
     from htd_jax.serving import Recommendations, Retriever
 
-# Lines that a table on the screen has, about.
+# The number of lines of a table on the screen, roughly.
 LINES = 40
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Ids are your own. A file of ids holds one a line; or it is CSV or Parquet with a column user, item or id."""
+    """Users and items are named by the ids of your data. A file of ids has one per line, or is a CSV or Parquet file with
+    a column user, item or id."""
 
     run: Path | None = None
-    """Folder of a run."""
+    """Folder of a run; give this or --model."""
     model: Path | None = None
-    """Or a folder that `htd-jax export` wrote."""
+    """Folder that htd-jax export wrote; give this or --run."""
     phase: str | None = None
-    """Of the run: teacher, student or the method. Default: the student that was helped."""
+    """Phase of the run: teacher, student or the method. Default: the distilled student."""
     user: tuple[str, ...] = ()
-    """Users by id. Neither --user nor --users: all of them."""
+    """Ids of users. Default: all users."""
     users: Path | None = None
-    """Or a file of their ids."""
+    """File of the ids of users, in place of --user."""
     similar: tuple[str, ...] = ()
-    """Show the neighbours of these items, and no recommendations."""
+    """Ids of items whose neighbours are shown in place of recommendations."""
     k: Annotated[int, Ge(1)] = 20
-    """The length of a list."""
+    """Number of items per list."""
     allow: Path | None = None
-    """File of the items that may be shown."""
+    """File of the ids of the only items to show. Default: all items."""
     deny: Path | None = None
-    """File of items that may not be shown."""
+    """File of the ids of items that are not shown."""
     seen: Literal["all", "train"] = "all"
-    """What a user has seen and is not shown: all that the run knows, or the training part alone, so that the lists can
-    be evaluated."""
+    """Seen items that are left out: all known pairs, or those of the training part (train), so that the lists can be
+    evaluated."""
     keep_seen: bool = False
-    """Show what users have seen, too."""
+    """Whether to show seen items too."""
     to: Path | None = None
-    """Write every list to this .csv or .parquet file: user, item, score, rank."""
+    """File to write all lists to, .csv or .parquet, with user, item, score and rank. Default: show some on the screen."""
     memory: Annotated[int, Ge(1)] = 256
-    """MiB for scores, beside the tables."""
+    """Memory for scores in MiB, besides the tables."""
 
 
 def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None:
     from htd_jax.command import use_devices
     from htd_jax.serving.lists import check_path
 
-    for flag in ("--user", "--similar"):
-        if sum(argument.partition("=")[0] == flag for argument in arguments) > 1:
-            raise UserError(f"{flag}: name all ids after one {flag}")
+    for name in ("user", "similar"):
+        if sum(argument.partition("=")[0] == f"--{name}" for argument in arguments) > 1:
+            raise UserError(f"`{name}` is given several times; give all ids after one `{name}`")
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
     _check(options)
     if options.to:
         check_path(options.to)
-    ids = {name: read_asked(path, kind) for name, kind, path in _files(options) if path}
+    ids = {name: read_ids(path, kind) for name, kind, path in _files(options) if path}
     use_devices()
     retriever = _open(options)
-    blocks, count, what = _lists(retriever, options, ids)
+    blocks, count, kind = _lists(retriever, options, ids)
     if options.to:
         number = _write(blocks, count, options.to)
-        print(f"{number:,} recommendations for {count:,} {what}s: {options.to}")
+        print(f"{number:,} recommendations for {count:,} {kind}s: {options.to}")
     else:
-        _show(blocks, count, what)
+        _show(blocks, count, kind)
 
 
 def _check(options: Options) -> None:
-    """Raises UserError for flags that do not go together."""
+    """Raises UserError if flags do not go together."""
     if (options.run is None) == (options.model is None):
-        raise UserError("name a run with --run, or an exported model with --model: one of the two")
+        raise UserError("set either `run` to a run folder, or `model` to an exported model")
     if options.model and options.phase:
-        raise UserError("--phase: an exported model is of one phase; leave it out, or use --run")
+        raise UserError("`phase` needs `run`; an exported model has one phase")
     if options.user and options.users:
-        raise UserError("--user and --users: use one of the two")
+        raise UserError("`user` and `users` exclude each other; give one")
     if options.similar and (options.user or options.users):
-        raise UserError("--similar is of items: leave out --user and --users")
+        raise UserError("`similar` is for items; leave out `user` and `users`")
     if options.seen != "all" and (options.keep_seen or options.similar or options.model):
-        other = "--keep-seen" if options.keep_seen else "--similar" if options.similar else "--model"
-        why = ", which does not know the training part" if other == "--model" else ""
-        raise UserError(f"--seen {options.seen} does not go with {other}{why}")
+        other = "`keep_seen`" if options.keep_seen else "`similar`" if options.similar else "`model`"
+        reason = ", which does not know the training part" if options.model else ""
+        raise UserError(f"`seen` {options.seen} does not go with {other}{reason}")
 
 
 def _files(options: Options) -> list[tuple[str, str, Path | None]]:
@@ -103,35 +104,36 @@ def _files(options: Options) -> list[tuple[str, str, Path | None]]:
 
 
 def _open(options: Options) -> "Retriever":
-    from htd_jax.serving import load_export, open_run
+    from htd_jax.pipeline import open_run
+    from htd_jax.serving import load_export
 
     if options.run:
-        opened = open_run(options.run, options.phase)
-        return opened.retriever(seen=opened.dataset.train if options.seen == "train" else None)
+        fitted = open_run(options.run, options.phase)
+        return fitted.retriever(seen=fitted.train if options.seen == "train" else None)
     assert options.model
     retriever = load_export(options.model)
     if retriever.seen is None and not options.keep_seen and not options.similar:
-        print("note: this export holds no seen pairs, so what users have seen is not left out; see export --seen")
+        print("note: seen items are not left out, because this export has no seen pairs; see htd-jax export --seen")
     return retriever
 
 
 def _lists(
     retriever: "Retriever", options: Options, ids: dict[str, Any]
 ) -> tuple[Iterator["Recommendations"], int, str]:
-    """The lists in blocks, for how many, and of what; without a file, of as many as the screen shows."""
+    """Returns the lists in blocks, their number, and what they are for; without a file, as many as the screen shows."""
     shown_users = max(1, LINES // options.k)
     allow, deny = ids.get("allow"), ids.get("deny")
-    how: dict[str, Any] = {"allow": allow, "deny": deny, "memory": options.memory}
+    filters: dict[str, Any] = {"allow": allow, "deny": deny, "memory": options.memory}
     if options.similar:
-        return iter([retriever.similar(list(options.similar), options.k, **how)]), len(options.similar), "item"
+        return iter([retriever.similar(list(options.similar), options.k, **filters)]), len(options.similar), "item"
     users = ids.get("users", list(options.user) or None)
     count = len(retriever.users) if users is None else len(users)
     if not options.to:
         if users is None:
             users = retriever.user_ids.take(np.arange(min(count, shown_users)))
-        retriever.user_ids.rows(users)  # an unknown one is told, shown or not
+        retriever.user_ids.rows(users)  # refuses unknown ids, also of users that are not shown
         users = users[:shown_users]
-    return retriever.recommend_in_blocks(users, options.k, seen=options.keep_seen, **how), count, "user"
+    return retriever.recommend_in_blocks(users, options.k, seen=options.keep_seen, **filters), count, "user"
 
 
 def _write(blocks: Iterator["Recommendations"], count: int, path: Path) -> int:
@@ -148,13 +150,13 @@ def _write(blocks: Iterator["Recommendations"], count: int, path: Path) -> int:
             number += len(table)
             forward(len(block))
         if write is None:
-            raise UserError("there is no user to recommend to")
+            raise UserError("no users to recommend to; give ids with `user` or `users`")
     return number
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, once it has taken two seconds."""
+    """Shows a bar in a terminal, after two seconds."""
     console = Console(stderr=True)
     begin = time.monotonic()
     columns = TextColumn("{task.completed:,.0f} of {task.total:,.0f} users"), BarColumn(20), TimeRemainingColumn()
@@ -172,7 +174,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         bar.stop()
 
 
-def _show(blocks: Iterator["Recommendations"], count: int, what: str) -> None:
+def _show(blocks: Iterator["Recommendations"], count: int, kind: str) -> None:
     console = Console(width=None if os.isatty(1) else 100)
     table, number = None, 0
     for block in blocks:
@@ -181,28 +183,28 @@ def _show(blocks: Iterator["Recommendations"], count: int, what: str) -> None:
             table = Table()
             for name in (block.names[0], "rank", block.names[1], "score"):
                 table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
-        listed = (columns[name].to_pylist() for name in (block.names[0], "rank", block.names[1], "score"))
-        for whose, rank, item, score in zip(*listed):
-            table.add_row(_plain(whose), str(rank), _plain(item), f"{score:.5g}")
+        lists = (columns[name].to_pylist() for name in (block.names[0], "rank", block.names[1], "score"))
+        for owner, rank, item, score in zip(*lists):
+            table.add_row(_plain(owner), str(rank), _plain(item), f"{score:.5g}")
         number += len(block)
     if table is not None:
         console.print(table)
     if number < count:
-        print(f"the first {number} of {count:,} {what}s; --to FILE.csv or FILE.parquet writes all")
+        print(f"the first {number} of {count:,} {kind}s; --to FILE.csv or FILE.parquet writes all")
 
 
 def _plain(value: Any) -> str:
-    """An id as it can stand in a table: no markup, no control characters."""
+    """Returns an id without markup and control characters."""
     return shown(str(value)).replace("[", "\\[")
 
 
-def read_asked(path: Path, kind: str) -> Any:
-    """The ids in a file, see `read_id_column`; empty lines and fields are passed over.
+def read_ids(path: Path, kind: str) -> Any:
+    """Returns the ids in a file without empty ones, see `read_id_column`.
 
     Raises:
-      UserError: it cannot be read, has no column of ids, or holds no id.
+      UserError: if it cannot be read, or has no ids.
     """
     ids = read_id_column(path, kind)[0].drop_null()
     if not len(ids):
-        raise UserError(f"{shown(path)}: it holds no id")
+        raise UserError(f"{shown(path)}: no ids in it")
     return ids

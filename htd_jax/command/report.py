@@ -1,4 +1,4 @@
-"""What a run shows: a table and a picture."""
+"""The table and the picture of a run."""
 
 import os
 import sys
@@ -11,24 +11,23 @@ from rich.console import Console
 from rich.table import Table
 
 from htd_jax.errors import shown
-from htd_jax.pipeline import RunResult, describe
+from htd_jax.evaluation import shown_metrics
+from htd_jax.pipeline import RunFolder, RunResult, label
 from htd_jax.writing import whole
 
 
 def print_table(result: RunResult) -> None:
-    """Teacher, student, distilled student, and the share of the gap closed, in test: a row a phase, or where the
-    terminal is too narrow for that, a column."""
-    config, results = result.config, result.results
-    when = f"best epoch in validation {config.evaluation.metric}" if config.training.patience else "last epoch"
-    metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in config.evaluation.cutoffs]
-    phases = results["phases"]
+    """Prints the test metrics of each phase, and the share of the gap closed: a row per phase, or a column if the
+    terminal is too narrow."""
+    spec, results = result.spec, result.results
+    when = f"best epoch in validation {spec.evaluation.metric}" if spec.student.early_stopping else "last epoch"
+    metrics = shown_metrics(spec.evaluation.cutoffs)
     rows = [["", "parameters", *metrics]]
-    for phase, entry in phases.items():
-        figures = [f"{entry['final']['test'][name]:.4f}" for name in metrics]
-        rows.append([describe(phase), f"{entry['parameters']:,}", *figures])
-        if "beside" in entry["final"]:
-            taught = [f"{entry['final']['beside']['test'][name]:.4f}" for name in metrics]
-            rows.append(["the teacher beside it", "", *taught])
+    for phase, entry in results["phases"].items():
+        figures = lambda record: [f"{record['test'][name]:.4f}" for name in metrics]
+        rows.append([label(phase), f"{entry['parameters']:,}", *figures(entry["final"])])
+        if "second_model" in entry["final"]:
+            rows.append(["its second model", "", *figures(entry["final"]["second_model"])])
     if closed := results["gap_closed"]:
         rows.append(["gap closed", "", *("-" if closed[name] is None else f"{closed[name]:.0%}" for name in metrics)])
     console = Console(width=None if os.isatty(1) else 120)
@@ -40,26 +39,25 @@ def print_table(result: RunResult) -> None:
         table.add_column(name, justify="right" if number else "left", no_wrap=wide)
     for number, row in enumerate(rows[1:]):
         table.add_row(*row, end_section=wide and bool(closed) and number == len(rows) - 3)
-    what = config.what
-    print(f"{what.dataset}, {what.model}, seed {what.seed}: test, {when}")  # as a title it would be wrapped
+    print(f"{results['dataset']}, {results['model']}, seed {results['seed']}: test, {when}")  # a title would be wrapped
     console.print(table)
 
 
 def draw_curves(result: RunResult) -> None:
-    """`curves.png`: test recall at the last cutoff against epoch, a line a phase, level where nothing is trained."""
-    save_picture(result.config.folder / "curves.png", lambda figure: _draw_curves(result, figure), (7, 4.2))
+    """Draws test recall at the largest cutoff against epochs, a line per phase, which is level if nothing is trained."""
+    save_picture(RunFolder(result.spec.folder).curves, lambda figure: _draw_curves(result, figure), (7, 4.2))
 
 
 def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> bool:
-    """A PNG of what `draw` does to a matplotlib figure; whether there is one.
+    """Saves a matplotlib figure that `draw` fills as PNG, and returns whether it worked.
 
-    What goes wrong here costs the picture and a line, not what was computed.
+    A failure prints a note and raises nothing, because results do not depend on the picture.
     """
-    # Not pyplot: a figure of its own needs no window, nor the backend that a notebook names to what it starts.
+    # Not by pyplot, which needs a window, or the backend that a notebook sets for its processes.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a folder for its cache that it had to make
+            warnings.simplefilter("ignore")  # that it makes a folder for its cache
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         figure = Figure(figsize=size, layout="constrained")
@@ -69,7 +67,7 @@ def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, flo
             figure.savefig(partial, dpi=150, format="png")
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"note: no picture in {shown(path)} ({reason[0]})", file=sys.stderr)
+        print(f"note: {shown(path)} is not drawn ({reason[0]})", file=sys.stderr)
         return False
     finally:
         if backend is not None:
@@ -78,27 +76,27 @@ def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, flo
 
 
 def _draw_curves(result: RunResult, figure: Any) -> None:
-    config, records = result.config, result.records
-    metric = f"recall@{max(config.evaluation.cutoffs)}"
+    records = result.records
+    metric = f"recall@{max(result.spec.evaluation.cutoffs)}"
     axes = figure.subplots()
     colours = {"teacher": "#555555", "student": "#c44e52"}
-    last = max(record["epoch"] for of_phase in records.values() for record in of_phase)
+    last = max(record["epoch"] for phase in records.values() for record in phase)
     labels = []
-    for phase, of_phase in records.items():
-        epochs = [record["epoch"] for record in of_phase]
-        recall = [record["test"][metric] for record in of_phase]
+    for phase, own in records.items():
+        epochs = [record["epoch"] for record in own]
+        recall = [record["test"][metric] for record in own]
         colour = colours.get(phase, "#1f77b4")
-        if not of_phase[0]["terms"]:  # nothing was trained
+        if not own[0]["terms"]:  # nothing was trained
             epochs, recall = [0, last], recall * 2
         axes.plot(epochs, recall, marker="o", markersize=3.5, linewidth=1.8, color=colour)
-        labels.append((recall[-1], epochs[-1], f"{describe(phase)}  {recall[-1]:.4f}", colour))
-    top = 1.05 * max(record["test"][metric] for of_phase in records.values() for record in of_phase)
+        labels.append((recall[-1], epochs[-1], f"{label(phase)}  {recall[-1]:.4f}", colour))
+    top = 1.05 * max(record["test"][metric] for own in records.values() for record in own)
     lowest = -top
     for height, epoch, text, colour in sorted(labels):
-        lowest = max(height, lowest + 0.05 * top)  # above the label under it
+        lowest = max(height, lowest + 0.05 * top)  # above the previous label
         where: Any = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
         axes.annotate(text, (epoch, lowest), (8, 0), color=colour, **where)
-    title = f"{config.what.dataset}, {config.what.model}"
+    title = f"{result.results['dataset']}, {result.results['model']}"
     axes.set(xlabel="epoch", ylabel=f"test {metric}", title=title, ylim=(0, max(top, lowest) or 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)

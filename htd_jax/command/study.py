@@ -1,9 +1,8 @@
-"""Studies: many runs from one command, each found again where it is finished, and what they say together."""
+"""Studies: many runs from one command, each reused where it is finished, and a report of what they show together."""
 
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,16 +11,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from htd_jax.command.described import described
-from htd_jax.command.flags import parse_config, parse_known
-from htd_jax.command.report import save_picture
-from htd_jax.command.study_report import about, check_report, foot, write_report
-from htd_jax.command.tensorboard import say_unheeded, watch_of
+from htd_jax.command.flags import parse_known, parse_request
+from htd_jax.command.study_report import about, check_report, write_report
+from htd_jax.command.tensorboard import choose_callback, note_ignored
 from htd_jax.command.tune import tune
 from htd_jax.data import fingerprint
 from htd_jax.errors import UserError
-from htd_jax.pipeline import NO_METHOD, Config, Experiment, claimed, describe, load_data, open_teacher
-from htd_jax.pipeline.experiment import numerics
-from htd_jax.pipeline.run import write_json
+from htd_jax.pipeline import (
+    NO_METHOD,
+    Experiment,
+    RunSpec,
+    claimed,
+    label,
+    numerics,
+    open_teacher,
+    resolve_run,
+    run_name,
+    write_json,
+)
 from htd_jax.settings import check, override
 from htd_jax.studies import (
     Job,
@@ -33,43 +40,44 @@ from htd_jax.studies import (
     ablation,
     capacity,
     carry_out,
-    log_of,
+    comparison,
+    log_path,
     looks,
     parse_methods,
     rows,
 )
-from htd_jax.studies import comparison as comparison_study
-from htd_jax.studies import frontier as frontier_study
-from htd_jax.training import Training
+from htd_jax.studies import frontier as frontiers
 
 USAGE = """usage: htd-jax study NAME ...
 
 studies:
-  comparison  every method beside the plain student and the teacher
-  capacity    students of 5% to 100% of the teacher's width
-  ablation    HTD, or the recipe, less each of its parts
-  sensitivity HTD with each of its numbers other than usual
-  topology    what students keep of their teacher's relations
-  beyond      recall by popularity and activity, coverage, likeness of lists
-  frontier    recall against bytes a row, and against the time to rank: students of every kind, and the
-              teacher's rows in fewer bytes
-  tune        a method's settings, searched by what its student reaches in validation
+  comparison  compare every method with the plain student and the teacher
+  capacity    compare students of 5% to 100% of the teacher's width
+  ablation    compare HTD, or the recipe, with versions that lack one part
+  sensitivity compare HTD under other values of its settings
+  topology    measure what students keep of their teacher's relations
+  beyond      measure recall by popularity and activity, coverage, and likeness of lists
+  frontier    measure recall against bytes per row, and against the time to rank
+  tune        search a method's settings for the best student in validation
 
-htd-jax study NAME --help tells more. Any of them takes --file study.toml, which holds its flags
-by their names; those that are typed come after, and win:
+htd-jax study NAME --help describes a study and its flags. Every study takes --file study.toml, a
+file of flags by name; typed flags override it:
 
   dataset = "citeulike"
   seeds = [0, 1]
   [htd]
   groups = 60"""
 
-# What a study sets itself, and the flag that it has for it.
-OWN = {"--method": "--methods", "--seed": "--seeds", "--student-dim": "--student-dims", "--run": "--runs"}
+# The flags of a run that a study sets, and the study's own flags for them.
+OWN = {"method": "methods", "seed": "seeds", "student-dim": "student-dims", "run": "runs"}
 
-
-# What a small study is told, unless it is told otherwise.
-SMALL = ("--epochs", "10", "--teacher-dim", "40", "--htd.groups", "5")
+# The flags of a small study, unless they are given.
+SMALL = {"epochs": "10", "teacher-dim": "40", "htd.groups": "5"}
 SMALL_METHODS = ("svd", "fitnet", "ftd", "htd")
+
+Seeds = tuple[Annotated[int, Ge(0)], ...]
+Dims = tuple[Annotated[int, Ge(1)], ...]
+Log = Callable[[str], None]
 
 
 def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
@@ -77,63 +85,74 @@ def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
         print(USAGE.replace("htd-jax study", prog))
         return
     if arguments[0] not in STUDIES:
-        raise UserError(f"unknown study {arguments[0]!r}; there are {', '.join(STUDIES)}")
+        raise UserError(f"unknown study {arguments[0]!r} (known: {', '.join(STUDIES)})")
     with described(arguments[1:]) as flags:
         STUDIES[arguments[0]](flags, f"{prog} {arguments[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Common:
-    """Of every study of many runs."""
+    """Flags of every study of many runs."""
 
     size: Literal["small", "full"] = "full"
-    """small: few epochs, narrow models, one seed; to see what a study gives before it takes hours."""
-    seeds: tuple[Annotated[int, Ge(0)], ...] = ()
-    """Of everything random; a teacher is trained for each. Default: 0 1 2; of a small study 0."""
+    """Size of the study; small trains few epochs of narrow models from one seed, as a preview of the report."""
+    seeds: Seeds = ()
+    """Seeds; each has its own teacher. Default: 0 1 2; 0 for a small study."""
     jobs: Annotated[int, Ge(1)] = 1
-    """Runs at once. Each has its share of the processor's cores for itself, so that times can be compared."""
+    """Number of runs at once; each has its own share of the processor cores, so that times can be compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonOptions(Common):
-    """Of a comparison."""
+    """Flags of a comparison."""
 
     methods: tuple[str, ...] | None = None
-    """Which: names, pairs (htd+rrd), or all that there are. Default: all; of a small study svd fitnet ftd htd."""
-    student_dims: tuple[Annotated[int, Ge(1)], ...] = ()
-    """Widths of the students. Default: the usual one, a tenth of the teacher's."""
+    """Methods to compare: names, joined methods (htd+rrd), or all. Default: all; svd fitnet ftd htd for a small
+    study."""
+    student_dims: Dims = ()
+    """Widths of the students. Default: a tenth of the model's default teacher."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CapacityOptions(Common):
-    """Of a study of capacity."""
+    """Flags of a study of capacity."""
 
     methods: tuple[str, ...] = ("ftd", "htd")
-    """Which: names, pairs (htd+rrd), or all that there are."""
+    """Methods to compare: names, joined methods (htd+rrd), or all."""
     shares: tuple[Annotated[float, Interval(ge=0.001, le=1)], ...] = capacity.SHARES
-    """Of the teacher's width, those of the students: from 0.001 to 1, which is as wide as the teacher."""
+    """Widths of the students as shares of the teacher's, from 0.001 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AblationOptions(Common):
-    """Of an ablation."""
+    """Flags of an ablation."""
 
     of: Literal["htd", "best"] = "htd"
-    """The method whose parts are left out."""
+    """Method whose parts are removed one at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SensitivityOptions(Common):
-    """Of a study of HTD's numbers."""
+    """Flags of a sensitivity."""
 
     groups: tuple[Annotated[int, Ge(1)], ...] = (5, 10, 30, 60, 100)
-    """K."""
+    """Values of K, the number of groups per side."""
     weight: tuple[Annotated[float, Ge(0)], ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    """Lambda."""
+    """Values of lambda, the weight of the method's loss."""
     alpha: tuple[Annotated[float, Interval(ge=0, le=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    """The topology's share."""
+    """Values of alpha, the share of the topology in the method's loss."""
     coldest: tuple[Annotated[float, Gt(0)], ...] = (1e-10, 1e-5, 1e-2, 1.0)
-    """Temperatures that it falls to."""
+    """Values of the last temperature of the group assignment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LooksOptions(Common):
+    """Flags of a study of what students are like."""
+
+    methods: tuple[str, ...] = ("fitnet", "ftd", "htd")
+    """Methods to compare: names, joined methods (htd+rrd), or all."""
+    student_dims: Dims = ()
+    """Width of the students. Default: a tenth of the model's default teacher."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,179 +160,158 @@ class Many:
     """A study of many runs.
 
     Attributes:
-      options: its flags, with `Common`'s.
-      variants: `options -> variants`.
+      options: its flags.
+      about: its help text.
       report: `(plan, rows, seen) -> Report`.
-      look: `(plan, rows, told) -> seen`, what it looks at in the trained models.
-      about: what `--help` says.
-      dims: `(options, config) -> ` the students' widths; the usual one if None.
+      variants: `options -> variants`.
+      dims: `(options, run) -> widths` of the students; none for the default.
+      look: `(plan, rows, log) -> seen`, what it reads from the trained models.
     """
 
     options: type[Common]
-    variants: Callable[[Any], tuple[Variant, ...]]
-    report: Callable[[Plan, Sequence[Row], Any], Report]
     about: str
-    dims: Callable[[Any, Config], tuple[int, ...]] = lambda options, config: ()
-    look: Callable[[Plan, Sequence[Row], Callable[[str], None]], Any] = lambda plan, every, told: None
+    report: Callable[[Plan, Sequence[Row], Any], Report]
+    variants: Callable[[Any], tuple[Variant, ...]] = lambda options: parse_methods(options.methods)
+    dims: Callable[[Any, RunSpec], tuple[int, ...]] = lambda options, spec: getattr(options, "student_dims", ())
+    look: Callable[[Plan, Sequence[Row], Log], Any] = lambda plan, every, log: None
 
 
-@dataclasses.dataclass(frozen=True)
-class LooksOptions(Common):
-    """Of a study of what students are like."""
-
-    methods: tuple[str, ...] = ("fitnet", "ftd", "htd")
-    """Which: names, pairs (htd+rrd), or all that there are."""
-    student_dims: tuple[Annotated[int, Ge(1)], ...] = ()
-    """The students' width. Default: the usual one, a tenth of the teacher's."""
+def _compared(options: ComparisonOptions) -> tuple[Variant, ...]:
+    default = SMALL_METHODS if options.size == "small" else ("all",)
+    return parse_methods(default if options.methods is None else options.methods)
 
 
-GOES_ON = """
-Any flag of htd-jax train is passed on to all runs: --dataset, --epochs,
---htd.groups. Each run is a process of its own, in a folder of its own; the same
-command goes on where it was stopped, and repeats no finished run."""
+RESUMES = """
+
+All flags of htd-jax train apply to every run: --dataset, --epochs, --htd.groups.
+Each run is a process with its own folder; the same command resumes a stopped
+study, and repeats no finished run."""
 
 MANY = {
     "comparison": Many(
         ComparisonOptions,
-        lambda options: parse_methods(
-            options.methods if options.methods is not None else SMALL_METHODS if options.size == "small" else ("all",)
-        ),
-        comparison_study.report,
-        """Every method beside the plain student and its teacher, at several sizes and
-seeds: a report, a table and a picture under --runs.
-""",
-        lambda options, config: options.student_dims,
-        comparison_study.look,
+        """Compares every method with the plain student and its teacher, at several widths
+and seeds; writes a report, tables and a picture under --runs.""",
+        comparison.report,
+        variants=_compared,
+        look=comparison.look,
     ),
     "capacity": Many(
         CapacityOptions,
-        lambda options: parse_methods(options.methods),
+        """Compares students of 5% to 100% of the teacher's width: where does the whole
+topology (ftd) overtake the hierarchy (htd)?""",
         capacity.report,
-        """Students of 5% to 100% of the teacher's width: where does the whole topology (ftd)
-overtake the hierarchy (htd)?
-""",
-        lambda options, config: capacity.widths(options.shares, config.what.teacher_dim or 1),
+        dims=lambda options, spec: capacity.widths(options.shares, spec.settings.teacher_dim or 1),
     ),
     "ablation": Many(
         AblationOptions,
-        lambda options: ablation.ablated(options.of),
+        "Compares a method with versions of it that lack one part.",
         ablation.report,
-        """A method, and the method less each of its parts.
-""",
+        variants=lambda options: ablation.ablated(options.of),
     ),
     "sensitivity": Many(
         SensitivityOptions,
-        lambda options: ablation.varied({name: getattr(options, name) for name in ablation.VALUES}),
+        "Compares HTD under other values of its settings, one setting at a time.",
         ablation.report_of_values,
-        """HTD with each of its numbers other than usual.
-""",
+        variants=lambda options: ablation.varied({name: getattr(options, name) for name in ablation.VALUES}),
     ),
     "topology": Many(
         LooksOptions,
-        lambda options: parse_methods(options.methods),
+        """Measures what students keep of their teacher's relations: cosines within and
+across groups, nearest neighbours, prototypes of groups, and articles that share a tag.""",
         looks.topology_report,
-        """Whether students keep their teacher's relations: cosines within groups and across,
-nearest neighbours, prototypes of groups; and articles that share a tag.
-""",
-        lambda options, config: options.student_dims,
-        looks.related,
+        look=looks.related,
     ),
     "beyond": Many(
         LooksOptions,
-        lambda options: parse_methods(options.methods),
+        """Measures what a mean of recalls hides: recall by popularity of the item and activity
+of the user, coverage and popularity of the lists, and their likeness to the teacher's.""",
         looks.beyond_report,
-        """What a mean of recalls hides: by popularity of the item and activity of the user,
-coverage, popularity of the lists, and how like the teacher's they are.
-""",
-        lambda options, config: options.student_dims,
-        looks.listed,
+        look=looks.listed,
     ),
 }
 
 
 def many(name: str, arguments: Sequence[str], prog: str) -> None:
-    """Makes the runs of a study, and what they say together."""
+    """Executes the runs of a study, and writes its report."""
     from htd_jax.command import use_devices
 
-    of = MANY[name]
-    options, flags = parse_known(of.options, arguments, prog=prog, description=of.about + GOES_ON)
+    kind = MANY[name]
+    options, flags = parse_known(kind.options, arguments, prog=prog, description=kind.about + RESUMES)
     check(options)
-    has = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)} | {"--runs"}
-    for flag in flags:
-        if (own := OWN.get(flag.partition("=")[0])) in has:
-            raise UserError(f"{flag}: a study has {own}")
-        if own == "--methods":
-            raise UserError(f"{flag}: this study has its own")
-    variants = of.variants(options)
+    _refuse_own(flags, options)
+    variants = kind.variants(options)
     flags = [*_small(flags, variants), *flags] if options.size == "small" else flags
-    config = parse_config([*flags, "--method", _all_parts(variants)], prog=prog, description="")
-    watch_of(config.places)
-    config = dataclasses.replace(config, what=override(config.what, method=NO_METHOD))
-    usual = config.filled()
-    assert usual.what.student_dim
-    dims = tuple(dict.fromkeys(of.dims(options, usual))) or (usual.what.student_dim,)
+    methods = "+".join(dict.fromkeys(part for variant in variants for part in variant.method.split("+")))
+    request = parse_request([*flags, "--method", methods], prog=prog, description="")
+    choose_callback(request.paths)
+    request = dataclasses.replace(request, settings=override(request.settings, method=NO_METHOD))
+    runs, dataset = request.paths.runs, request.load_dataset()
+    spec = resolve_run(request, dataset)
+    assert spec.settings.student_dim
+    dims = tuple(dict.fromkeys(kind.dims(options, spec))) or (spec.settings.student_dim,)
     seeds = tuple(dict.fromkeys(options.seeds)) or ((0,) if options.size == "small" else (0, 1, 2))
-    plan = Plan(config, tuple(flags), variants, dims, seeds)
-    stages = plan.stages()
-    runs = config.places.runs
-    dataset = load_data(usual)
+    plan = Plan(request, tuple(flags), dataset, variants, dims, seeds)
+    number = sum(map(len, plan.stages()))
     data = fingerprint(dataset)
     check_report(runs, name, data)
-    if config.places.teacher:  # what is wrong with it is said once, before any run
-        open_teacher(usual, Experiment(dataset, Training(), usual.evaluation, seeds[0]))
-    print(f"{sum(map(len, stages))} runs, under {runs}", flush=True)
-    with claimed(runs, "study", "--runs"), _Shown(sum(map(len, stages))) as shown:
-        outcomes = carry_out(plan, data, at_once=options.jobs, started=shown.started, ended=shown.ended)
+    if request.paths.teacher:  # refuses an invalid teacher once, before any run
+        open_teacher(request.paths, plan.spec, Experiment(dataset, spec.evaluation))
+    print(f"{number} runs, under {runs}", flush=True)
+    with claimed(runs, "study", "runs"), Status(number) as status:
+        outcomes = carry_out(plan, data, at_once=options.jobs, started=status.started, ended=status.ended)
         every = rows(plan, outcomes)
-        use_devices()  # not before: the runs, each a process of its own, may need all of it
-        report = of.report(plan, every, of.look(plan, every, shown.told))
-        report = dataclasses.replace(report, foot=foot(plan, f"{prog} {' '.join(arguments)}", dataset))
-        written = write_report(runs, report)
-        if name == "comparison":
-            draw = lambda figure: comparison_study.draw(plan, every, figure)
-            save_picture(runs / "comparison.png", draw, comparison_study.size(plan))
+        use_devices()  # only now, because the runs' processes may need the whole device
+        report = kind.report(plan, every, kind.look(plan, every, status.log))
+        widths = f"{spec.settings.teacher_dim} to {', '.join(map(str, dims))}"
+        foot = about(f"{prog} {' '.join(arguments)}", dataset, seeds=", ".join(map(str, seeds)), dimensions=widths)
+        written = write_report(runs, dataclasses.replace(report, foot=foot))
     print(report.markdown())
     print(f"report: {written}")
     if any(outcome.error for outcome in outcomes):
         sys.exit(1)
 
 
+def _refuse_own(flags: Sequence[str], options: Common) -> None:
+    """Raises UserError for a flag of a run that the study sets itself."""
+    known = {field.name.replace("_", "-") for field in dataclasses.fields(options)} | {"runs"}
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--")
+        if flag.startswith("--") and (own := OWN.get(name)) in known:
+            raise UserError(f"`{name}` is not for studies; use `{own}`")
+        if flag.startswith("--") and name == "method":
+            raise UserError("`method` is not for this study, which has its own methods")
+
+
 def _small(flags: Sequence[str], variants: Sequence[Variant]) -> list[str]:
-    """Those of `SMALL` that are not said otherwise, and that a method of the study has."""
-    said = {flag.partition("=")[0] for flag in flags}
-    parts = {part for variant in variants for part in variant.method.split("+")}
-    fits = lambda flag: flag not in said and (not flag.startswith("--htd.") or "htd" in parts)
-    return [word for flag, value in zip(SMALL[::2], SMALL[1::2]) if fits(flag) for word in (flag, value)]
+    """Returns the flags of a small study that are not given, and that its methods have."""
+    given = {flag.partition("=")[0] for flag in flags}
+    has_htd = any("htd" in variant.method.split("+") for variant in variants)
+    fits = lambda name: f"--{name}" not in given and (has_htd or not name.startswith("htd."))
+    return [word for name, value in SMALL.items() if fits(name) for word in (f"--{name}", value)]
 
 
-ABOUT_FRONTIER = """Recall against bytes a row, and against the time to rank all users: students
-by --method best, HTD, FTD, SVD and ALS, and the ials teacher's rows rounded or in
-product codes. A table (frontier.md), a picture (frontier.png) and all figures
-(frontier.json) under --runs; what is trained already is found there.
+ABOUT_FRONTIER = """Measures recall against bytes per row, and against the time to rank all users, for
+students by --method best, HTD, FTD, SVD and ALS, and for the iALS teacher's rows
+rounded or in product codes. Writes a report with frontier.md and frontier.png, and
+all figures (frontier.json), under --runs; models trained there are reused.
 
---dataset, --data-dir, --cutoffs, --metric and the flags of a file of one's own are those
-of htd-jax train."""
+--dataset, --data-dir, --cutoffs, --metric and the flags for reading a file are those of
+htd-jax train."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FrontierOptions:
-    """Of a frontier."""
+    """Flags of a frontier."""
 
     size: Literal["small", "full"] = "full"
-    """small: two sizes, no HTD, FTD and product codes, one seed."""
+    """Size of the study; small has two sizes, one seed, and no HTD, FTD and product codes."""
     bytes: tuple[Annotated[int, Ge(2)], ...] = ()
-    """Of a row, scale and all. Default: 5 10 20 50 100; of a small study 5 10."""
+    """Bytes per row, scale included. Default: 5 10 20 50 100; 5 10 for a small study."""
     kinds: tuple[str, ...] = ()
-    """What is compared. pq and opq need faiss. Default: all; of a small study best svd als rounded."""
-    seeds: tuple[Annotated[int, Ge(0)], ...] = ()
-    """Of everything random; a teacher is trained for each. Default: 0 1 2; of a small study 0."""
-
-    def filled(self) -> "FrontierOptions":
-        """Itself with every default in place."""
-        usual: dict[str, Any] = {"bytes": frontier_study.SIZES, "kinds": frontier_study.KINDS, "seeds": (0, 1, 2)}
-        if self.size == "small":
-            usual = {"bytes": (5, 10), "kinds": ("best", "svd", "als", "rounded"), "seeds": (0,)}
-        return dataclasses.replace(self, **{name: getattr(self, name) or value for name, value in usual.items()})
+    """Kinds of models; pq and opq need faiss. Default: all; best svd als rounded for a small study."""
+    seeds: Seeds = ()
+    """Seeds; each has its own teacher. Default: 0 1 2; 0 for a small study."""
 
 
 def frontier(arguments: Sequence[str], prog: str) -> None:
@@ -321,29 +319,29 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
 
     options, flags = parse_known(FrontierOptions, arguments, prog=prog, description=ABOUT_FRONTIER)
     check(options)
-    options = options.filled()
-    frontier_study.check_kinds(options.kinds)
-    config = parse_config([*flags, "--method", NO_METHOD], prog=prog, description="").filled()
-    say_unheeded(config.places)
+    small = options.size == "small"
+    sizes = options.bytes or ((5, 10) if small else frontiers.SIZES)
+    kinds = options.kinds or (("best", "svd", "als", "rounded") if small else frontiers.KINDS)
+    seeds = options.seeds or ((0,) if small else (0, 1, 2))
+    frontiers.check_kinds(kinds)
+    request = parse_request([*flags, "--method", NO_METHOD], prog=prog, description="")
+    runs, dataset = request.paths.runs, request.load_dataset()
+    evaluation = resolve_run(request, dataset).evaluation
+    note_ignored(request.paths)
     use_devices()
-    runs = config.places.runs
-    metrics = [f"{name}@{max(config.evaluation.cutoffs)}" for name in ("recall", "ndcg")]
-    with claimed(runs, "study", "--runs"), numerics():
-        found = []
-        told = lambda line: print(f"  {line}", flush=True)
-        asked: Any = {"seeds": options.seeds, "sizes": options.bytes, "kinds": options.kinds, "told": told}
-        dataset = load_data(config)
-        check_report(runs, "frontier", fingerprint(dataset))
-        for point in frontier_study.points(dataset, config.evaluation, runs, **asked):
-            found.append(point)
-            news = f"{point.size:g} bytes, seed {point.seed}: {metrics[0]} {point.test[metrics[0]]:.4f}"
-            print(f"{point.kind}, {point.what}, {news}", flush=True)
-        write_json(runs / "frontier.json", [dataclasses.asdict(point) for point in found])
-        report = frontier_study.report(found, metrics, dataset.name)
-        foot = about(f"{prog} {' '.join(arguments)}", dataset) | {"seeds": ", ".join(map(str, options.seeds))}
+    metrics = [f"{name}@{max(evaluation.cutoffs)}" for name in ("recall", "ndcg")]
+    check_report(runs, "frontier", fingerprint(dataset))
+    with claimed(runs, "study", "runs"), numerics():
+        log = lambda line: print(f"  {line}", flush=True)
+        points = []
+        for point in frontiers.Frontier(dataset, request.evaluation, runs, sizes, kinds, log).points(seeds):
+            points.append(point)
+            result = f"{point.size:g} bytes, seed {point.seed}: {metrics[0]} {point.test[metrics[0]]:.4f}"
+            print(f"{point.kind}, {point.what}, {result}", flush=True)
+        write_json(runs / "frontier.json", [dataclasses.asdict(point) for point in points])
+        report = frontiers.report(points, metrics, dataset.name)
+        foot = about(f"{prog} {' '.join(arguments)}", dataset, seeds=", ".join(map(str, seeds)))
         written = write_report(runs, dataclasses.replace(report, foot=foot))
-        draw_it = lambda figure: frontier_study.draw(found, metrics[0], figure)
-        save_picture(runs / "frontier.png", draw_it, (11, 4.5))
     print(f"\n{report.markdown()}\nreport: {written}")
 
 
@@ -354,24 +352,18 @@ STUDIES: dict[str, Callable[[Sequence[str], str], None]] = {
 }
 
 
-def _all_parts(variants: Sequence[Variant]) -> str:
-    """All methods as if they were joined, so that flags of each are known."""
-    return "+".join(dict.fromkeys(part for variant in variants for part in variant.method.split("+")))
-
-
-class _Shown:
-    """The line that says how far the study is: a bar in a terminal, and a line for each run that has ended."""
+class Status:
+    """The progress of a study: a bar in a terminal, and a line for each run that has ended."""
 
     def __init__(self, number: int):
-        self._number, self._done, self._left = number, 0, 0.0
+        self._number, self._done = number, 0
         self._running: list[str] = []
         console = Console()
         columns = TextColumn("{task.completed}/{task.total} runs"), BarColumn(20), TextColumn("{task.fields[news]}")
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=number, news="")
 
-    def __enter__(self) -> "_Shown":
-        self._begun = time.monotonic()
+    def __enter__(self) -> "Status":
         self._bar.start()
         return self
 
@@ -379,35 +371,35 @@ class _Shown:
         self._bar.stop()
 
     def started(self, job: Job) -> None:
-        self._running.append(_name(job))
+        self._running.append(_title(job))
         self._update()
 
     def ended(self, outcome: Outcome) -> None:
         self._done += 1
-        name = _name(outcome.job)
-        if name in self._running:
-            self._running.remove(name)
+        title = _title(outcome.job)
+        if title in self._running:
+            self._running.remove(title)
         if outcome.error:
-            said = f"failed: {outcome.error} (all that it said: {log_of(outcome.job)})"
+            news = f"failed: {outcome.error} (its output: {log_path(outcome.job)})"
         else:
-            said = f"{outcome.seconds:.0f} s" if outcome.seconds else "found finished"
-        self._bar.console.print(
-            f"{self._done}/{self._number} {name}: {said}", markup=False, highlight=False, soft_wrap=True
-        )
+            news = f"{outcome.seconds:.0f} s" if outcome.seconds else "reused"
+        self._print(f"{self._done}/{self._number} {title}: {news}")
         self._update()
 
-    def told(self, line: str) -> None:
-        """What is looked at once all runs have ended."""
-        self._bar.console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    def log(self, line: str) -> None:
+        """Prints what is read after all runs have ended."""
+        self._print(f"  {line}")
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _update(self) -> None:
         self._bar.update(self._task, completed=self._done, news="; ".join(self._running))
 
 
-def _name(job: Job) -> str:
-    what = job.config.what
-    method = "student" if what.method == NO_METHOD else describe(what.method)
-    usual = dataclasses.replace(job.config, places=override(job.config.places, run=None)).folder.name
-    other = job.folder.name.removeprefix(usual).removeprefix("-")
-    varied = f" ({other.replace('-', ', ')})" if job.config.places.run and other else ""
-    return f"{method}{varied}, {what.student_dim} dimensions, seed {what.seed}"
+def _title(job: Job) -> str:
+    settings = job.spec.settings
+    method = "student" if settings.method == NO_METHOD else label(settings.method)
+    changes = job.folder.name.removeprefix(run_name(settings, job.spec.evaluation)).removeprefix("-")
+    changes = f" ({changes.replace('-', ', ')})" if changes else ""
+    return f"{method}{changes}, {settings.student_dim} dimensions, seed {settings.seed}"

@@ -1,6 +1,6 @@
-"""What a data set looks like: counts, density, long tail, and a picture.
+"""Describes a data set: counts, density, long tail, and a picture.
 
-The flags that say how a file of your own is read are those of training: htd-jax train --help data.
+The flags for reading a file are those of training, see htd-jax train --help data.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from htd_jax.data import Dataset, Reading, Summary
 
 @dataclasses.dataclass
 class Options:
-    """What a data set looks like, as a table and a picture."""
+    """Describes a data set in a table and a picture."""
 
     dataset: str = "synthetic"
-    """A data set's name, or the path of a file of your own."""
+    """Name of a data set, or path of a file."""
     picture: Path | None = None
-    """Where the picture goes. Default: <dataset>-summary.png here."""
+    """File of the picture. Default: <dataset>-summary.png in the current folder."""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)
 
 
@@ -45,6 +45,7 @@ def summary(arguments: Sequence[str], prog: str = "htd-jax summary") -> None:
 
 
 def print_summary(dataset: Dataset, counts: Summary) -> None:
+    """Prints the counts of a data set."""
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -55,8 +56,8 @@ def print_summary(dataset: Dataset, counts: Summary) -> None:
         ("interactions", f"{counts.interactions:,}"),
         ("  train, valid, test", ", ".join(f"{n:,}" for n in counts.parts)),
         ("density", f"{counts.density:.4%}"),
-        ("items a user: least, quartiles, most", quantiles(counts.per_user)),
-        ("users an item: least, quartiles, most", quantiles(counts.per_item)),
+        ("items per user: least, quartiles, most", quantiles(counts.per_user)),
+        ("users per item: least, quartiles, most", quantiles(counts.per_item)),
         ("share of the most popular fifth of the items", f"{counts.head:.0%}"),
         ("Gini of the items", f"{counts.gini:.2f}"),
         ("users without training interactions", f"{counts.cold_users:,}"),
@@ -73,7 +74,7 @@ def print_summary(dataset: Dataset, counts: Summary) -> None:
 
 
 def moment(number: float) -> str:
-    """A date, of seconds or milliseconds since 1970 as they are after 1980 and before 2100; else the number."""
+    """Returns the date of seconds or milliseconds since 1970, if it is between 1980 and 2100; else the number."""
     for unit in (1, 1000):
         if 3.15e8 <= number / unit < 4.1e9:
             return datetime.datetime.fromtimestamp(number / unit, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -81,25 +82,25 @@ def moment(number: float) -> str:
 
 
 def draw_summary(dataset: Dataset, counts: Summary, figure: Any) -> None:
-    """How interactions are spread over items and users."""
+    """Draws the numbers of interactions of items and users."""
     from matplotlib.ticker import LogFormatter
 
     left, right = figure.subplots(1, 2)
-    for axes, values, what, colour in (
+    for axes, values, entity, colour in (
         (left, counts.per_item, "item", "#1f77b4"),
         (right, counts.per_user, "user", "#c44e52"),
     ):
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, 0.5), color=colour, linewidth=1.8)
-        axes.set(xscale="log", yscale="log", xlabel=f"{what}, the busiest first", ylabel="interactions")
+        axes.set(xscale="log", yscale="log", xlabel=f"{entity}, most interactions first", ylabel="interactions")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:,.0f}")
             axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-        axes.set_title(f"{len(values):,} {what}s")
+        axes.set_title(f"{len(values):,} {entity}s")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     fifth = max(1, counts.items // 5)
     left.axvspan(left.get_xlim()[0], fifth, color="#1f77b4", alpha=0.08, linewidth=0)
-    told = f"the most popular fifth\nof the items has {counts.head:.0%}"
-    left.annotate(told, (0.03, 0.04), xycoords="axes fraction", fontsize=9, color="#1f77b4")
+    share = f"the most popular fifth\nof the items has {counts.head:.0%}"
+    left.annotate(share, (0.03, 0.04), xycoords="axes fraction", fontsize=9, color="#1f77b4")
     left.margins(x=0)
     figure.suptitle(f"{dataset.name}: {counts.interactions:,} interactions, density {counts.density:.3%}", fontsize=11)

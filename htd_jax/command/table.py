@@ -1,134 +1,119 @@
-"""The mean and spread over seeds of finished runs, as Markdown."""
+"""Tabulates finished runs in Markdown: mean and spread over seeds."""
 
 import contextlib
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from htd_jax.command.finished import read_results
-from htd_jax.command.flags import COMMON, REGISTRIES, parse
-from htd_jax.distillers import METHODS, usual_training
+from htd_jax.command.flags import REGISTRIES, default_settings, parse
+from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
-from htd_jax.models import MODELS, usual_epochs
-from htd_jax.pipeline import describe
+from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, label
 from htd_jax.settings import as_json
 from htd_jax.studies import spread
-from htd_jax.training import Training
+
+# Settings that the table shows in columns, or that do not change test metrics.
+HIDDEN = {"cutoffs", "metric", "format"}
 
 
 @dataclasses.dataclass
 class Options:
-    """Tabulates test metrics of the model that counts: the last epoch's, or with early stopping the best one's."""
+    """Tabulates test metrics of the last epoch or, with early stopping, of the best."""
 
     runs: Path = Path("runs")
     """Folder of run folders."""
     metrics: tuple[str, ...] = ("recall@10", "recall@20", "recall@50", "ndcg@50")
-    """Columns; a run that has none of them is left out. The gap closed is of the last of those that are recalls."""
+    """Metrics to show in columns; runs without any of them are left out. The gap closed is in the last recall."""
 
 
 def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
     options = parse(Options, arguments, prog=prog, description=__doc__)
     shown = options.metrics
-    closed_of = next((name for name in reversed(shown) if name.startswith("recall")), shown[-1])
+    gap_metric = next((name for name in reversed(shown) if name.startswith("recall")), shown[-1])
     rows: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
     for folder, results in _finished(options.runs):
         for phase, entry in results["phases"].items():
             if not set(shown) & set(entry["final"]["test"]):
-                continue  # a run with other cutoffs, for a table of its own
-            made_by = entry["settings"]
-            what = (results["dataset"], made_by["model"]["name"], made_by["evaluation"]["protocol"])
-            key = (
-                *what,
-                -made_by["model"]["dim"],
-                _order(phase),
-                phase,
-                json.dumps(_seedless(made_by), sort_keys=True),
-            )
-            figures = entry["final"]["test"] | {"closed": results["gap_closed"].get(closed_of)}
-            known = rows[key].setdefault(results["seed"], figures)
-            if phase == results["method"] and known is not figures:
-                raise UserError(f"{folder}: a second run of the same settings")
+                continue  # a run with other cutoffs
+            settings = entry["settings"]
+            model, protocol = settings["model"], settings["evaluation"]["protocol"]
+            identity = json.dumps(_without_seed(settings), sort_keys=True)
+            key = (results["dataset"], model["name"], protocol, -model["dim"], _order(phase), phase, identity)
+            figures = entry["final"]["test"] | {"closed": results["gap_closed"].get(gap_metric)}
+            if rows[key].setdefault(results["seed"], figures) is not figures and phase == results["method"]:
+                raise UserError(f"{folder}: a second run with the same settings and seed")
     if not rows:
         raise UserError(f"no finished run in {options.runs} has {' or '.join(shown)}")
-    print("| dataset | model | dimensions | | seeds |", " | ".join(shown), f"| gap closed ({closed_of}) |")
+    print("| dataset | model | dimensions | | seeds |", " | ".join(shown), f"| gap closed ({gap_metric}) |")
     print("|---|---|---|---|---|" + "---|" * (len(shown) + 1))
-    alike = defaultdict(list)
-    for key in sorted(rows):
-        alike[key[:-1]].append(json.loads(key[-1]))
+    namesakes = defaultdict(list)
+    for *name, identity in sorted(rows):
+        namesakes[tuple(name)].append(json.loads(identity))
     for key, by_seed in sorted(rows.items()):
-        dataset, model, protocol, width, _, phase, made = key
-        told = _told_apart(json.loads(made), alike[key[:-1]])
-        name = ", ".join([describe(phase), *([] if protocol == "full" else [protocol]), *told])
+        dataset, model, protocol, width, _, phase, identity = key
+        details = _details(json.loads(identity), namesakes[key[:-1]])
+        title = ", ".join([label(phase), *([] if protocol == "full" else [protocol]), *details])
         cells = [spread([figures.get(metric) for figures in by_seed.values()], ".4f") for metric in shown]
         closed = [figures["closed"] for figures in by_seed.values()]
-        cells.append(spread(closed, ".0%") if phase not in ("teacher", "student") else "")
+        cells.append(spread(closed, ".0%") if phase not in (TEACHER, STUDENT) else "")
         seeds = ", ".join(map(str, sorted(by_seed)))
-        print("|", " | ".join([dataset, model, str(-width), name, seeds, *cells]), "|")
+        print("|", " | ".join([dataset, model, str(-width), title, seeds, *cells]), "|")
 
 
-def _finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The runs that have ended, by folder; what is none is passed over."""
-    found = []
-    for path in sorted(runs.glob("*/results.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append((path.parent, read_results(path.parent)))
-    return found
+def _finished(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields finished runs and their results; other folders are skipped."""
+    for path in sorted(runs.iterdir()) if runs.is_dir() else ():
+        with contextlib.suppress(UserError):
+            yield path, RunFolder(path).read_results()
 
 
-def _seedless(settings: Any, of_teacher: bool = False) -> Any:
-    """What made a phase, but for what its seed alone decides: the seed, and its teacher's numbers.
+def _without_seed(settings: Any, is_teacher: bool = False) -> Any:
+    """Returns the settings of a phase without what the seed decides: the seed, and hashes of tables.
 
-    A teacher that nothing is known of but its numbers, or that was given, is told by them.
+    A teacher that was given, or of which nothing else is known, keeps its hash.
     """
     if not isinstance(settings, dict):
         return settings
     dropped = {"seed", "hash", "start_hash"} if len(settings) > 1 else set()
     if settings.get("start") == "given":
         dropped -= {"hash"}
-    if of_teacher and settings.get("patience") is not None:
-        dropped |= {"epochs"}  # the most that there could be, or where patience ended
-    of = lambda name: of_teacher or name == "teacher"
-    return {name: _seedless(value, of(name)) for name, value in settings.items() if name not in dropped}
+    if is_teacher and settings.get("patience") is not None:
+        dropped |= {"epochs"}  # early stopping decides them
+    kept = {name: value for name, value in settings.items() if name not in dropped}
+    return {name: _without_seed(value, is_teacher or name == "teacher") for name, value in kept.items()}
 
 
-def _told_apart(made: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:
-    """What is not as usual, and what tells it from the other rows of its name."""
-    usual = {name: x for of in COMMON.values() for name, x in as_json(of()).items()}
+def _details(settings: dict[str, Any], namesakes: list[dict[str, Any]]) -> list[str]:
+    """Returns the settings that are not defaults, or that tell a row from others of its name."""
+    defaults = default_settings(settings["model"]["name"], methods=settings.get("methods", {}))
     for registry in REGISTRIES.values():
-        usual |= {f"{name}.{n}": x for name, of in registry.items() for n, x in as_json(of()).items()}
-    name = made["model"]["name"]
-    of_methods = usual_training(dict(METHODS).get(method) for method in made.get("methods", {}))
-    usual |= as_json(Training().filled(usual_epochs(dict(MODELS).get(name)), of_methods))
-    flat, others = _flat(made), [_flat(other) for other in alike]
-    differs = [name for name in flat if any(other.get(name) != flat[name] for other in others)]
-    unusual = [name for name in flat if name in usual and usual[name] != flat[name]]
-    hidden = {"cutoffs", "metric", "format"}  # which the columns show
-    return [f"{setting} {flat[setting]}" for setting in dict.fromkeys([*unusual, *differs]) if setting not in hidden]
+        defaults |= {f"{name}.{n}": x for name, kind in registry.items() for n, x in as_json(kind()).items()}
+    own, others = _flat(settings), [_flat(other) for other in namesakes]
+    differing = [name for name in own if any(other.get(name) != own[name] for other in others)]
+    changed = [name for name in own if name in defaults and defaults[name] != own[name]]
+    return [f"{name} {own[name]}" for name in dict.fromkeys([*changed, *differing]) if name not in HIDDEN]
 
 
-def _flat(made: dict[str, Any]) -> dict[str, Any]:
-    """Settings by the names of their flags."""
-    model = {
-        f"{made['model']['name']}.{n}": x for n, x in made["model"].items() if n not in ("name", "dim", "precision")
-    }
-    methods = {f"{name}.{n}": x for name, own in made.get("methods", {}).items() for n, x in own.items()}
-    teacher = made.get("teacher") or {}
-    of_teacher = {f"teacher {n}": x for n, x in _flat(teacher).items()} if "model" in teacher else {}
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a phase by name."""
+    model, teacher = settings["model"], settings.get("teacher") or {}
+    found = settings["training"] | {n: x for n, x in settings["evaluation"].items() if n != "protocol"}
+    found |= {f"{model['name']}.{n}": x for n, x in model.items() if n not in ("name", "dim", "precision")}
+    found |= {f"{name}.{n}": x for name, own in settings.get("methods", {}).items() for n, x in own.items()}
+    is_given = settings["start"] == "given"
+    found |= {"given": settings.get("hash")} if is_given else {"student_init": settings["start"]}
+    found |= {"data": settings["data"], "precision": model.get("precision")}
     if "model" in teacher:
-        of_teacher["taught by"] = f"{teacher['model']['name']} {teacher['model']['dim']}"
-    evaluation = dict(made["evaluation"])
-    evaluation.pop("protocol")
-    given = made["start"] == "given"
-    rest = {"given": made.get("hash")} if given else {"student_init": made["start"]}
-    rest |= {"data": made["data"], "precision": made["model"].get("precision")}
-    return {**made["training"], **evaluation, **model, **methods, **rest, **of_teacher}
+        found |= {f"teacher {n}": x for n, x in _flat(teacher).items()}
+        found["taught by"] = f"{teacher['model']['name']} {teacher['model']['dim']}"
+    return found
 
 
 def _order(phase: str) -> int:
-    """Teacher, student, and then the methods."""
-    known = ["teacher", "student", *METHODS]
+    """Returns the place of a phase: teacher, student, methods, and joined methods last."""
+    known = [TEACHER, STUDENT, *METHODS]
     first = phase.split("+")[0]
     return (known.index(first) if first in known else len(known)) + 100 * phase.count("+")

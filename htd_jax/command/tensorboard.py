@@ -8,88 +8,86 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Config, Fitted, Places, Watch, Watcher, flat, unwatched
+from htd_jax.pipeline import Callback, Fitted, MakeCallback, Paths, RunFolder, RunSpec, flat, no_callback
 from htd_jax.training import Progress
 
-FOLDER = "tensorboard"
 
-
-def watch_of(places: Places) -> Watch:
-    """Who watches a run: a writer of event files if `--tensorboard` asks for them, else nobody.
+def choose_callback(paths: Paths) -> MakeCallback:
+    """Returns a callback that writes event files if `paths.tensorboard` requests them, else one that does nothing.
 
     Raises:
-      UserError: it does, and the library is not there.
+      UserError: if the library is missing.
     """
-    if not places.tensorboard:
-        return unwatched
+    if not paths.tensorboard:
+        return no_callback
     if importlib.util.find_spec("tensorboardX") is None:
-        raise UserError("--tensorboard: needs tensorboardX: pip install tensorboardX")
-    return writing
+        raise UserError("`tensorboard` needs tensorboardX: pip install tensorboardX")
+    return event_files
 
 
-def say_unheeded(places: Places) -> None:
-    """Says that `--tensorboard` is not for what leaves no run folder."""
-    if places.tensorboard:
-        print("note: --tensorboard changes nothing here: there is no run folder")
+def note_ignored(paths: Paths) -> None:
+    """Prints a line if `paths.tensorboard` is set for a command without run folders."""
+    if paths.tensorboard:
+        print("note: --tensorboard is ignored, because this command writes no run folder")
 
 
 @contextlib.contextmanager
-def writing(config: Config, phase: str) -> Iterator[Watcher]:
-    """Writes `<run>/tensorboard/<phase>`."""
-    events = Events(config.folder / FOLDER / phase, settings_text(flat(config.as_json())))
+def event_files(spec: RunSpec, phase: str) -> Iterator[Callback]:
+    """Writes the event files of a phase."""
+    events = Events(RunFolder(spec.folder).tensorboard(phase), settings_text(flat(spec.identity)))
     try:
         yield events
     finally:
         events.close()
 
 
-class Events(Watcher):
-    """The event files of a phase. None is made before there is something to write.
+class Events(Callback):
+    """The event files of a phase, created with the first event.
 
-    What a run wrote after the checkpoint that it goes on from is taken back, by the mark that TensorBoard knows
-    (`purge_step`); what it did before it was watched is written from its records.
+    Events after the checkpoint from which a run resumes are withdrawn by TensorBoard's `purge_step`; records from
+    before the first event are written from the run's metrics.
     """
 
     def __init__(self, folder: Path, about: str):
         self._folder, self._about = folder, about
         self._writer: Any = None
 
-    def epoch(self, news: Progress) -> None:
-        self._open(news.epoch, [record for record in news.records if record["epoch"] < news.epoch])
-        self._add(news.epoch, {f"train/{name}": value for name, value in news.terms.items()})
-        self._add(news.epoch, {"seconds an epoch": news.seconds})
-        if news.records and news.records[-1]["epoch"] == news.epoch:
-            self._evaluated(news.records[-1])
+    def on_epoch(self, progress: Progress) -> None:
+        self._open(progress.epoch, [record for record in progress.records if record["epoch"] < progress.epoch])
+        self._add(progress.epoch, {f"train/{name}": value for name, value in progress.terms.items()})
+        self._add(progress.epoch, {"seconds per epoch": progress.seconds})
+        if progress.records and progress.records[-1]["epoch"] == progress.epoch:
+            self._add_metrics(progress.records[-1])
             self._writer.flush()
 
-    def end(self, fitted: Fitted) -> None:
-        if self._writer is None and not self._is_begun():
+    def on_end(self, fitted: Fitted) -> None:
+        if self._writer is None and not self._has_events():
             self._open(0, fitted.records)
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
-    def _is_begun(self) -> bool:
+    def _has_events(self) -> bool:
         return any(self._folder.glob("events.*"))
 
     def _open(self, epoch: int, before: list[dict[str, Any]]) -> None:
-        """Once: the file, and in the first of a phase what it is and what was recorded `before`."""
+        """Opens the file once; the first of a phase begins with its settings and the records `before`."""
         if self._writer is not None:
             return
-        begun = self._is_begun()
-        library: Any = importlib.import_module("tensorboardX")  # of those who want it
-        self._writer = library.SummaryWriter(str(self._folder), purge_step=epoch if begun else None)
-        if not begun or not epoch:  # begun anew, the text was taken back too
+        resumes = self._has_events()
+        library: Any = importlib.import_module("tensorboardX")  # optional
+        self._writer = library.SummaryWriter(str(self._folder), purge_step=epoch if resumes else None)
+        if not resumes or not epoch:  # a purge from epoch 0 also withdraws the text
             self._writer.add_text("settings", self._about, 0)
-        if not begun:
+        if not resumes:
             for record in before:
                 self._add(record["epoch"], {f"train/{name}": value for name, value in record["terms"].items()})
-                self._evaluated(record)
+                self._add_metrics(record)
 
-    def _evaluated(self, record: dict[str, Any]) -> None:
-        beside = {f"beside {part}": metrics for part, metrics in record.get("beside", {}).items()}
-        for part, metrics in {"valid": record["valid"], "test": record["test"], **beside}.items():
+    def _add_metrics(self, record: dict[str, Any]) -> None:
+        second = {f"second model {part}": metrics for part, metrics in record.get("second_model", {}).items()}
+        for part, metrics in {"valid": record["valid"], "test": record["test"], **second}.items():
             self._add(record["epoch"], {f"{part}/{name}": value for name, value in metrics.items()})
 
     def _add(self, epoch: int, scalars: dict[str, float]) -> None:
@@ -98,7 +96,7 @@ class Events(Watcher):
 
 
 def tag(name: str) -> str:
-    """As event files have it: letters, digits, and few signs; `recall@50` is `recall_50`.
+    """Returns a name in the characters that event files allow.
 
     >>> tag("valid/recall@50")
     'valid/recall_50'
@@ -107,6 +105,6 @@ def tag(name: str) -> str:
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """A table in Markdown, which TensorBoard shows as one."""
-    shown = {name: value for name, value in settings.items() if value is not None}
-    return "| setting | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in shown.items())
+    """Returns settings as a table in Markdown."""
+    known = {name: value for name, value in settings.items() if value is not None}
+    return "| setting | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in known.items())

@@ -1,4 +1,4 @@
-"""A study that searches a method's settings."""
+"""The study that searches a method's settings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,34 +6,33 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from htd_jax.command.flags import parse_config, parse_known
-from htd_jax.command.tensorboard import say_unheeded
+from htd_jax.command.flags import parse_known, parse_request
+from htd_jax.command.tensorboard import note_ignored
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Fitted, claimed, prepare
-from htd_jax.pipeline.experiment import numerics
+from htd_jax.pipeline import Fitted, claimed, numerics, prepare_run
 from htd_jax.settings import check
-from htd_jax.studies import tune as tuning_study
+from htd_jax.studies import tune as study
 from htd_jax.studies.tune import Trial, Tuning
 from htd_jax.writing import whole
 
-ABOUT = """The settings of --method, searched by what its student reaches in validation:
-a table (tune.md), every trial (tune.db, as Optuna keeps them), and the command
-that trains with the best, in a folder of the search under --runs. Teacher and
-plain student are trained once. The same command goes on where it was stopped.
+ABOUT = """Searches the settings of --method for the best student in validation. Writes a
+table (tune.md), every trial (tune.db, as Optuna keeps them), and the command
+that trains with the best settings to a folder under --runs. Teacher and plain
+student are trained once. The same command resumes a stopped search.
 
-All flags of htd-jax train count: --dataset, --method, --student-dim, --epochs,
---patience, --metric, --seed. It needs Optuna: pip install optuna."""
+All flags of htd-jax train apply: --dataset, --method, --student-dim, --epochs,
+--patience, --metric, --seed. Needs Optuna: pip install optuna."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of a search."""
+    """Flags of a search."""
 
     trials: Annotated[int, Ge(1)] = 20
-    """How many, those of before among them. The first has the settings that the run has."""
+    """Number of trials in all, earlier ones included; the first has the run's own settings."""
     search: tuple[str, ...] = ()
-    """What is searched: htd.groups, weight=1e-4:1e-1:log, htd.groups=10:100, htd.pairs=positive,all. Default: every
-    number within a factor of 10 of its default, the weight of 100, and every choice."""
+    """Settings to search: htd.groups, htd.groups=10:100, weight=1e-4:1e-1:log, htd.pairs=positive,all. Default: every
+    number within a factor of 10 of its default, the weight within 100, and every choice."""
 
 
 def tune(arguments: Sequence[str], prog: str) -> None:
@@ -42,44 +41,45 @@ def tune(arguments: Sequence[str], prog: str) -> None:
     options, flags = parse_known(Options, arguments, prog=prog, description=ABOUT)
     check(options)
     if any(flag.partition("=")[0] == "--run" for flag in flags):
-        raise UserError("--run: a study has --runs")
-    config = parse_config(flags, prog=prog, description="").filled()
-    if not config.methods:
-        raise UserError("--method: none has nothing to search")
-    space = tuning_study.parse_search(options.search, config.methods)
+        raise UserError("`run` is not for studies; use `runs`")
+    request = parse_request(flags, prog=prog, description="")
+    space = study.parse_search(options.search, request.methods) if request.methods else {}
     if not space:
-        raise UserError(f"--method: {config.what.method} has nothing to search")
-    tuning_study.check_library()
-    say_unheeded(config.places)
+        raise UserError(f"`method` {request.settings.method} has no settings to search")
+    study.check_library()
+    note_ignored(request.paths)
     use_devices()
-    with claimed(config.places.runs, "study", "--runs"), numerics():
-        tuning = Tuning(*prepare(config), space)
-        plain: dict[str, float] = {}
+    runs = request.paths.runs
+    with numerics():
+        spec, experiment, given = prepare_run(request)
+        with claimed(runs, "study", "runs"):
+            tuning = Tuning(spec, experiment, given, space, runs)
+            plain: dict[str, float] = {}
 
-        def told(name: str, fitted: Fitted) -> None:
-            plain[name] = fitted.chosen["valid"][tuning.metric]
-            print(f"{name}: valid {tuning.metric} {plain[name]:.4f}", flush=True)
+            def log(name: str, fitted: Fitted) -> None:
+                plain[name] = fitted.chosen["valid"][tuning.metric]
+                print(f"{name}: valid {tuning.metric} {plain[name]:.4f}", flush=True)
 
-        trials: list[Trial] = []
-        for trial in tuning_study.search(tuning, options.trials, told=told):
-            trials.append(trial)
-            print(f"{len(trials)}/{options.trials} {said(trial, tuning.metric)}", flush=True)
-        text = tuning_study.table(tuning, trials, plain)
-        if matters := tuning_study.importance(tuning, trials):
-            text += "\nWhat decides: " + ", ".join(f"{name} {share:.0%}" for name, share in matters.items()) + ".\n"
-        if best := tuning_study.best_first(trials):
-            text += f"\nTrain with the best:\n\n    {tuning_study.command(flags, best[0].settings)}\n"
-        with whole(tuning.folder / "tune.md") as partial:
-            partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}")
+            trials: list[Trial] = []
+            for trial in study.search(tuning, options.trials, log=log):
+                trials.append(trial)
+                print(f"{len(trials)}/{options.trials} {describe(trial, tuning.metric)}", flush=True)
+            text = study.table(tuning, trials, plain)
+            if shares := study.importance(tuning, trials):
+                text += "\nImportance: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()) + ".\n"
+            if best := study.best_first(trials):
+                text += f"\nTrain with the best:\n\n    {study.command(flags, best[0].settings)}\n"
+            with whole(tuning.folder / "tune.md") as partial:
+                partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}")
     print(f"\n{text}\ntable: {tuning.folder / 'tune.md'}")
     if not best:
-        raise UserError("no trial came to its end; search other ranges with --search, in another folder")
+        raise UserError("no trial was completed; set other ranges with `search`, and another folder with `runs`")
 
 
-def said(trial: Trial, metric: str) -> str:
-    """A trial in a line."""
-    settings = ", ".join(f"{name} {tuning_study.shown_value(value)}" for name, value in trial.settings.items())
+def describe(trial: Trial, metric: str) -> str:
+    """Returns a trial in a line."""
+    settings = ", ".join(f"{name} {study.short(value)}" for name, value in trial.settings.items())
     if trial.error:
         return f"{settings}: failed: {trial.error}"
-    given_up = "" if trial.pruned is None else f", given up after epoch {trial.pruned}"
-    return f"{settings}: valid {metric} {trial.value:.4f}{given_up}"
+    pruned = "" if trial.pruned is None else f", pruned after epoch {trial.pruned}"
+    return f"{settings}: valid {metric} {trial.value:.4f}{pruned}"

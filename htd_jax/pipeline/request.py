@@ -198,9 +198,10 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     teacher_dim = settings.teacher_dim or teacher_settings.teacher_dim
     dim, precision = settings.student_dim, settings.precision
     if settings.bytes:
-        if dim is not None or precision is not None:
+        sized = for_bytes(settings.bytes, teacher_dim)
+        if dim not in (None, sized[0]) or precision not in (None, sized[1]):
             raise UserError("`bytes` decides `student_dim` and `precision`; set either")
-        dim, precision = for_bytes(settings.bytes, teacher_dim)
+        dim, precision = sized
     plain = request.training  # for phases without a method, to which its defaults do not apply
     if methods and plain.loss is None:
         plain = override(plain, sampled_items=None)

@@ -66,6 +66,10 @@ class RunFolder:
         """Returns the folder of a phase's event files."""
         return self.path / "tensorboard" / phase
 
+    def user_metrics(self, phase: str) -> Path:
+        """Returns the file of a metric of each user, which a study keeps."""
+        return self.path / f"users-{phase}.npz"
+
     def begin(self, identity: Mapping[str, Any], data: Dataset) -> None:
         """Writes what the run is.
 

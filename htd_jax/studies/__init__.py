@@ -1,10 +1,9 @@
-"""Studies: many runs from one command, and what they say together."""
+"""Studies: many runs from one command, and what they show together."""
 
 from htd_jax.studies.comparison import parse_methods
-from htd_jax.studies.plan import Plan, Row, carry_out, curves, results_of, rows, student_of
-from htd_jax.studies.report import Chart, Report, Table, Values
-from htd_jax.studies.runs import Job, Outcome, execute, log_of
-from htd_jax.studies.spread import spread
+from htd_jax.studies.plan import Plan, Row, carry_out, curves, results_of, rows
+from htd_jax.studies.report import Chart, Report, Table, Values, spread
+from htd_jax.studies.runs import Job, Outcome, execute, log_path
 from htd_jax.studies.variants import PLAIN, Variant
 
 __all__ = [
@@ -21,10 +20,9 @@ __all__ = [
     "carry_out",
     "curves",
     "execute",
-    "log_of",
+    "log_path",
     "parse_methods",
     "results_of",
     "rows",
     "spread",
-    "student_of",
 ]

@@ -1,11 +1,11 @@
-"""What a mean of recalls hides: of which items and users it is made, and what the lists are like.
+"""What a mean of recalls hides: the items and users that it consists of, and the character of lists.
 
-Lists are `[users, k]` rows of items, the best first, -1 where a user has fewer, as `htd_jax.serving.best_items` gives
+Lists are `[users, k]` rows of items, the best first, -1 where a user has fewer, as `htd_jax.serving.best_items` returns
 them.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import chex
 import jax
@@ -21,14 +21,14 @@ ACTIVITY = ("least", "middle", "most")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """The metrics of some of the held-out pairs.
+class Third:
+    """The metrics of a third of the held-out pairs.
 
     Attributes:
-      name: which.
-      size: how many items, or users, are in this third.
-      users: how many users have a held-out pair in it, over whom metrics are means.
-      pairs: how many held-out pairs.
+      name: one of `POPULARITY` or `ACTIVITY`.
+      size: the number of items, or users, in it.
+      users: the number of users with a held-out pair in it, over whom metrics are means.
+      pairs: the number of held-out pairs.
       metrics: `{"recall@10": ..., ...}`.
     """
 
@@ -41,35 +41,36 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Character:
-    """What a model's lists are like.
+    """The character of a model's lists.
 
     Attributes:
-      k: their length.
-      coverage: the share of the catalogue that stands in a list.
-      gini: of how often items stand in lists, over the whole catalogue: 0 where all do alike, near 1 where few do.
-      popularity: the mean over users of the mean training count of the items in a list; users without a list are none.
-      of_history: the same of the items that a user has in training, over the same users.
-      of_catalogue: the mean training count of all items.
-      above_history, above_catalogue: how many times these `popularity` is; None where they are 0.
+      k: the length of lists.
+      coverage: the share of the catalogue that is in a list.
+      gini: the Gini coefficient of how often each item of the catalogue is in a list: 0 if all are equally often.
+      popularity: the mean over users of the mean training count of the items in a list; users without a list are left
+        out.
+      history_popularity: the same for a user's training items.
+      catalogue_popularity: the mean training count of all items.
+      above_history, above_catalogue: `popularity` divided by these; None where they are 0.
     """
 
     k: int
     coverage: float
     gini: float
     popularity: float
-    of_history: float
-    of_catalogue: float
+    history_popularity: float
+    catalogue_popularity: float
     above_history: float | None
     above_catalogue: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Likeness:
-    """How much two models' lists are alike, means over users.
+    """The similarity of two models' lists, as means over users.
 
     Attributes:
-      overlap: the share of a list that stands in the other one, see `htd_jax.studies.overlaps.overlap`.
-      rank_biased: RBO_EXT, see `htd_jax.studies.overlaps.rank_biased_overlap`.
+      overlap: see `htd_jax.studies.overlaps.overlap`.
+      rank_biased: see `htd_jax.studies.overlaps.rank_biased_overlap`.
       p: its persistence.
     """
 
@@ -79,11 +80,11 @@ class Likeness:
 
 
 def popularity_thirds(train: Interactions) -> np.ndarray:
-    """Which third of the training interactions an item stands for: `[num_items]`, 0 head, 1 middle, 2 tail.
+    """Returns the third of the training interactions that each item belongs to: `[num_items]`, 0 head, 2 tail.
 
-    Items are put in the order of their training counts, the most first, of equal counts in the order of their numbers.
-    With n interactions in all, an item of which c belong to items before it is of the head if c < n / 3, of the middle
-    if n / 3 <= c < 2 n / 3, else of the tail: the head is the fewest items that hold a third of all interactions.
+    Items are ordered by training count, largest first, then by number. With n interactions in all, an item after c
+    interactions of earlier items is in the head if c < n / 3, in the middle if n / 3 <= c < 2 n / 3, else in the tail:
+    the head is the fewest items that hold a third of all interactions.
 
     >>> train = Interactions.from_pairs([0, 1, 2, 0, 1, 2], [3, 3, 3, 0, 0, 1], 3, 4)
     >>> popularity_thirds(train).tolist()  # 3 has three of six, 0 two, 1 one
@@ -98,10 +99,10 @@ def popularity_thirds(train: Interactions) -> np.ndarray:
 
 
 def activity_thirds(train: Interactions, users: chex.Array) -> np.ndarray:
-    """Which third by activity users are of: `[n]`, 0 least, 1 middle, 2 most active.
+    """Returns the third by activity that each user belongs to: `[n]`, 0 least, 1 middle, 2 most active.
 
-    They are put in the order of their training interactions, of equally many in the order in which they were given, and
-    cut into three parts whose sizes differ by at most one.
+    Users are ordered by number of training interactions, then as given, and cut into three parts whose sizes differ by
+    at most one.
 
     Args:
       users: `[n]` integers in [0, num_users), each once.
@@ -119,16 +120,15 @@ def activity_thirds(train: Interactions, users: chex.Array) -> np.ndarray:
 
 def by_popularity(
     train: Interactions, held_out: Interactions, ranks: chex.Array, cutoffs: Iterable[int] = CUTOFFS
-) -> list[Part]:
-    """The metrics of held-out items by how popular these are: head, middle and tail, see `popularity_thirds`.
+) -> list[Third]:
+    """Returns the metrics of held-out items in thirds by popularity: head, middle and tail, see `popularity_thirds`.
 
-    A third's metrics are those that there would be if only its items were held out, at the ranks that they have: means
-    over the users who have one.
+    A third's metrics are those of its own held-out items at their ranks, as means over the users who have one.
 
     Args:
-      train: whose counts are popularity.
-      held_out: pairs.
-      ranks: `[n]` integers from 1, of these pairs in their order, see `htd_jax.evaluation.make_ranker`.
+      train: the interactions whose counts are popularity.
+      held_out: the held-out pairs.
+      ranks: `[n]` integers from 1, the pairs' ranks, see `htd_jax.evaluation.make_ranker`.
       cutoffs: the k of every metric, see `htd_jax.evaluation.ranking_metrics`.
 
     Raises:
@@ -141,72 +141,69 @@ def by_popularity(
 
 def by_activity(
     train: Interactions, held_out: Interactions, ranks: chex.Array, cutoffs: Iterable[int] = CUTOFFS
-) -> list[Part]:
-    """The metrics of users by how much they have in training: least, middle and most, see `activity_thirds`; of the
-    users who have a held-out item.
-
-    Args, raises: see `by_popularity`.
-    """
+) -> list[Third]:
+    """Returns the metrics of users with a held-out item in thirds by activity, see `activity_thirds` and
+    `by_popularity`."""
     users = np.unique(np.asarray(held_out.users))
-    of_user = np.zeros(held_out.num_users, np.int64)
-    of_user[users] = activity_thirds(train, users)
-    sizes = np.bincount(of_user[users], minlength=3)
-    return _parts(ACTIVITY, sizes, of_user[np.asarray(held_out.users)], held_out, ranks, cutoffs)
+    thirds = np.zeros(held_out.num_users, np.int64)
+    thirds[users] = activity_thirds(train, users)
+    sizes = np.bincount(thirds[users], minlength=3)
+    return _parts(ACTIVITY, sizes, thirds[np.asarray(held_out.users)], held_out, ranks, cutoffs)
 
 
 def character(lists: chex.Array, train: Interactions, users: chex.Array | None = None) -> Character:
-    """What lists are like: how much of the catalogue they show, how evenly, and how popular it is.
+    """Returns the character of lists: how much of the catalogue they show, how evenly, and how popular it is.
 
     Source: average recommendation popularity and popularity lift after Abdollahpouri et al., "Managing Popularity Bias
     in Recommender Systems with Personalized Re-ranking", FLAIRS'19, and "The Connection Between Popularity Bias,
     Calibration, and Fairness in Recommendation", RecSys'20; the lift is here a ratio.
 
     Args:
-      lists: `[n, k]` integers in [-1, num_items), the -1s behind the items.
-      train: whose counts are popularity.
-      users: `[n]`, whose each list is; all users in their order if None.
+      lists: `[n, k]` integers in [-1, num_items), the -1s after the items.
+      train: the interactions whose counts are popularity.
+      users: `[n]`, the user of each list; all users in their order if None.
 
     Raises:
-      ValueError: what are no lists, or of other users.
+      ValueError: if lists have another shape or type, or another number than users.
 
     >>> train = Interactions.from_pairs([0, 0, 1], [0, 1, 0], 2, 4)
     >>> found = character(np.array([[2, 0], [1, 2]]), train)
-    >>> found.coverage, found.popularity, found.of_history
+    >>> found.coverage, found.popularity, found.history_popularity
     (0.75, 0.75, 1.75)
     """
     rows = _check(lists, train.num_items)
     users = np.arange(train.num_users) if users is None else np.asarray(users)
     if users.shape != (len(rows),):
-        raise ValueError(f"users: expected one a list, [{len(rows)}], got {list(users.shape)}")
+        raise ValueError(f"users: expected one per list, [{len(rows)}], got {list(users.shape)}")
     counts = _counts(train)
     shown = np.bincount(rows[rows >= 0], minlength=train.num_items)
     lengths = (rows >= 0).sum(1)
-    of_lists = np.where(rows >= 0, counts[np.maximum(rows, 0)], 0).sum(1) / np.maximum(lengths, 1)
+    in_lists = np.where(rows >= 0, counts[np.maximum(rows, 0)], 0).sum(1) / np.maximum(lengths, 1)
     degrees = np.diff(np.asarray(train.offsets))
     sums = np.bincount(np.asarray(train.users), counts[np.asarray(train.items)], minlength=train.num_users)
-    of_histories = (sums / np.maximum(degrees, 1))[users]
+    in_histories = (sums / np.maximum(degrees, 1))[users]
     counted = (lengths > 0) & (degrees[users] > 0)
     mean = lambda values: float(values[counted].mean()) if counted.any() else 0.0
-    popularity, history, catalogue = mean(of_lists), mean(of_histories), len(train) / max(1, train.num_items)
+    popularity, history, catalogue = mean(in_lists), mean(in_histories), len(train) / max(1, train.num_items)
     times = lambda level: popularity / level if level else None
     return Character(
         k=rows.shape[1],
         coverage=float(np.mean(shown > 0)),
         gini=gini(shown),
         popularity=popularity,
-        of_history=history,
-        of_catalogue=catalogue,
+        history_popularity=history,
+        catalogue_popularity=catalogue,
         above_history=times(history),
         above_catalogue=times(catalogue),
     )
 
 
 def gini(counts: chex.Array) -> float:
-    r"""The Gini coefficient of `[n]` numbers of at least 0.
+    r"""Returns the Gini coefficient of `[n]` nonnegative numbers.
 
     .. math:: \frac{1}{n \sum x} \sum_{i=1}^{n} (2 i - n - 1) x_i
 
-    of x in ascending order: 0 where all are equal, 1 - 1 / n where one has all; 0 where none has any.
+    for x in ascending order: 0 if all are equal, also if all are 0; 1 - 1 / n if one is positive.
 
     >>> gini(np.array([1, 1, 1])), gini(np.array([0, 0, 5, 0]))
     (0.0, 0.75)
@@ -218,11 +215,11 @@ def gini(counts: chex.Array) -> float:
 
 
 def likeness(first: chex.Array, second: chex.Array, *, p: float = PERSISTENCE) -> Likeness:
-    """How much the lists of two models are alike, of the same users in one order: teacher and student, say.
+    """Returns the similarity of the lists of two models for the same users, such as teacher and student.
 
-    Args, raises: see `htd_jax.studies.overlaps.rank_biased_overlap`.
+    See `htd_jax.studies.overlaps.rank_biased_overlap`.
     """
-    mean: Callable[[np.ndarray], float] = lambda values: float(values.mean()) if len(values) else 0.0
+    mean = lambda values: float(values.mean()) if len(values) else 0.0
     return Likeness(mean(overlap(first, second)), mean(rank_biased_overlap(first, second, p=p)), p)
 
 
@@ -233,20 +230,20 @@ def _parts(
     held_out: Interactions,
     ranks: chex.Array,
     cutoffs: Iterable[int],
-) -> list[Part]:
-    """The metrics of each third of the pairs, `third` `[n]` being that of each."""
+) -> list[Third]:
+    """Returns the metrics of each third; `third` `[n]` is that of each pair."""
     cutoffs, users = tuple(cutoffs), np.asarray(held_out.users)
     found = []
     for number, name in enumerate(names):
         own = third == number
         metrics = metrics_of_pairs(held_out.users, ranks, own, held_out.num_users, cutoffs)
         plain = jax.tree.map(float, metrics)
-        found.append(Part(name, int(sizes[number]), len(np.unique(users[own])), int(own.sum()), plain))
+        found.append(Third(name, int(sizes[number]), len(np.unique(users[own])), int(own.sum()), plain))
     return found
 
 
 def _counts(train: Interactions) -> np.ndarray:
-    """How many training pairs each item has: `[num_items]`."""
+    """Returns the number of training pairs of each item: `[num_items]`."""
     return np.bincount(np.asarray(train.items), minlength=train.num_items)
 
 

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from htd_jax.studies import charts, comparison
-from htd_jax.studies.plan import Plan, Row, student_of
-from htd_jax.studies.report import Chart, Part, Report, Table, Values, of_seeds
+from htd_jax.studies.plan import Plan, Row, plain_student
+from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, mean_and_band
 
-QUESTION = "How small may a student be, and which method suits which size?"
+QUESTION = "How small can a student be, and which method suits which size?"
 
-# Of the teacher's width, as in the paper.
+# Shares of the teacher's width, as in the paper.
 SHARES = (0.05, 0.1, 0.5, 1.0)
 
 
 def widths(shares: Sequence[float], teacher_dim: int) -> tuple[int, ...]:
-    """The students' widths, each once, the narrowest first.
+    """Returns the students' different widths, ascending.
 
     >>> widths((0.05, 0.1, 1.0), 200)
     (10, 20, 200)
@@ -23,64 +23,52 @@ def widths(shares: Sequence[float], teacher_dim: int) -> tuple[int, ...]:
 
 
 def table(plan: Plan, every: Sequence[Row]) -> Table:
-    """A row a method, a column a width."""
-    metric, width = plan.metrics[0], plan.config.filled().what.teacher_dim
+    """Returns a table with a row per method and a column per width."""
+    metric, width = plan.metrics[0], plan.spec.settings.teacher_dim
     assert width
-    names = list(dict.fromkeys(row.name for row in every if row.dim and not row.beside))
-    made: list[tuple[str | Values, ...]] = []
-    for name in names:
-        of = {row.dim: row for row in every if row.name == name and not row.beside}
-        made.append((name, *(Values(tuple(of[dim].values(metric))) if dim in of else "" for dim in plan.student_dims)))
+    students = [row for row in every if row.dim and not row.second_model]
+    lines: list[tuple[Cell, ...]] = []
+    for name in dict.fromkeys(row.name for row in students):
+        cells = {row.dim: row.cell(metric) for row in students if row.name == name}
+        lines.append((name, *(cells.get(dim, "") for dim in plan.student_dims)))
     head = ("", *(f"{dim} ({dim / width:.0%})" for dim in plan.student_dims))
-    return Table(
-        "capacity", f"Test {metric} by the student's width, and its share of the teacher's {width}", head, tuple(made)
-    )
+    title = f"Test {metric} by the student's width, and its share of the teacher's {width}"
+    return Table("capacity", title, head, tuple(lines))
 
 
 def answer(plan: Plan, every: Sequence[Row]) -> str:
-    """Which method is ahead at which width."""
+    """Returns the best method of every width."""
     metric = plan.metrics[0]
-    ahead = {}
+    sentences = []
     for dim in plan.student_dims:
-        ran = [row for row in every if row.dim == dim and row.test and row.is_helped]
-        if ran:
-            ahead[dim] = max(ran, key=lambda row: row.mean(metric))
-    if not ahead:
-        return "Nothing has been run to its end."
-    told = [
-        f"{row.name.removeprefix('+ ')} is ahead at {dim} dimensions ({row.mean(metric):.4f})"
-        for dim, row in ahead.items()
-    ]
-    taught = f"; the teacher has {every[0].mean(metric):.4f}." if every[0].test else "."
-    return "; ".join(told) + taught + plan.caveat
+        distilled = [row for row in every if row.dim == dim and row.is_distilled]
+        if distilled:
+            best = max(distilled, key=lambda row: row.mean(metric))
+            sentences.append(f"{best.short_name} is ahead at {dim} dimensions ({best.mean(metric):.4f})")
+    if not sentences:
+        return UNFINISHED
+    teacher = f"; the teacher has {every[0].mean(metric):.4f}." if every[0].test else "."
+    return "; ".join(sentences) + teacher + plan.caveat
 
 
 def report(plan: Plan, every: Sequence[Row], seen: Any = None) -> Report:
-    """Recall against width, the gap closed against width, and both as tables."""
+    """Returns charts and tables of the metric and of the gap closed, by width."""
     metric, teacher = plan.metrics[0], every[0]
-    recall, gaps = [], []
-    for row in every:
-        if row.dim is None or row.beside or not row.test:
-            continue
-        recall.append({"name": row.name, "x": row.dim, **of_seeds(row.values(metric))})
-        student = student_of(row, every)
-        if student and row.is_helped and (closed := row.closed(student, teacher, metric)):
-            gaps.append({"name": row.name, "x": row.dim, **of_seeds(closed)})
-    drawn = []
-    if recall:
+    points, gaps = [], []
+    for row in filter(lambda row: row.is_student, every):
+        points.append(row.point(metric, x=row.dim))
+        student = plain_student(row, every)
+        if student and row.is_distilled and (closed := row.closed(student, teacher, metric)):
+            gaps.append({"name": row.name, "x": row.dim, **mean_and_band(closed)})
+    x, drawn = "dimensions of the student", []
+    if points:
         level = teacher.mean(metric) if teacher.test else None
-        spec = charts.lines(recall, x="dimensions of the student", y=f"test {metric}", log=True, reference=level)
-        drawn.append(
-            Chart(
-                "capacity",
-                "Recall by width",
-                spec,
-                "The dashed line is the teacher; bands are a standard deviation over seeds.",
-            )
-        )
+        spec = charts.lines(points, x=x, y=f"test {metric}", log=True, reference=level)
+        note = "The dashed line is the teacher; bands are a standard deviation over seeds."
+        drawn.append(Chart("capacity", "Recall by width", spec, note))
     if gaps:
-        spec = charts.lines(gaps, x="dimensions of the student", y="share of the gap closed", log=True)
+        spec = charts.lines(gaps, x=x, y="share of the gap closed", log=True)
         drawn.append(Chart("gap", "Share of the gap between student and teacher that is closed", spec))
     parts: list[Part] = [*drawn, table(plan, every), comparison.table(plan, every), *comparison.failed(every)]
-    title = f"Students of every size on {plan.config.filled().what.dataset}"
+    title = f"Students of every size on {plan.dataset_name}"
     return Report("capacity", title, QUESTION, answer(plan, every), parts)

@@ -1,4 +1,4 @@
-"""Charts of studies, as Vega-Lite: each with units on its axes, and its figures under the pointer."""
+"""Charts of studies in Vega-Lite, with units on their axes and figures in tooltips."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ Records = Sequence[Mapping[str, Any]]
 
 WIDTH, HEIGHT = "container", 320
 
-# More lines than these have no bands, which would hide one another.
+# The largest number of lines that are drawn with bands.
 MOST_BANDS = 4
 
 
@@ -31,8 +31,8 @@ def _axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> di
     return {"field": field, "title": title, "type": kind, **more}
 
 
-def _shown(fields: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Under the pointer; figures with four digits."""
+def _tooltip(fields: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Returns a tooltip of fields by title; figures have four digits."""
     return [
         {"field": field, "title": title, **({"format": ".4f"} if field in ("mean", "low", "high", "value") else {})}
         for field, title in fields.items()
@@ -40,10 +40,16 @@ def _shown(fields: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def bars(data: Records, *, value: str, levels: Records = (), height: int = 24) -> dict[str, Any]:
-    """A bar a `name`, of `mean` with an error from `low` to `high`; a line across for each of `levels`, of `name` and
-    `mean`."""
+    """Returns a bar chart.
+
+    Args:
+      data: a record per bar: `name`, `mean`, and an error bar from `low` to `high`.
+      value: the title of the axis.
+      levels: records `name`, `mean` of dashed lines across.
+      height: the height of a bar in pixels.
+    """
     where = _axis("name", "", "nominal", sort=None, axis={"labelLimit": 220})
-    tip = _shown({"name": "", "mean": value, "low": "less a deviation", "high": "and one more"})
+    tip = _tooltip({"name": "", "mean": value, "low": "mean - sd", "high": "mean + sd"})
     layers: list[dict[str, Any]] = [
         {
             "mark": {"type": "bar", "height": {"band": 0.7}, "color": "#0072b2"},
@@ -62,18 +68,18 @@ def bars(data: Records, *, value: str, levels: Records = (), height: int = 24) -
         rule = {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 2}
         names = [level["name"] for level in levels]
         colours = {"domain": names, "range": ["#8a8a8a", "#d55e00"][-len(names) :]}
-        of = {"x": _axis("mean", value), "color": _axis("name", "", "nominal", scale=colours)}
+        level = {"x": _axis("mean", value), "color": _axis("name", "", "nominal", scale=colours)}
         chart["layer"].append(
-            {"data": given, "mark": rule, "encoding": {**of, "tooltip": _shown({"name": "", "mean": value})}}
+            {"data": given, "mark": rule, "encoding": {**level, "tooltip": _tooltip({"name": "", "mean": value})}}
         )
     return chart
 
 
 def grouped(data: Records, *, value: str, order: Sequence[str] = ()) -> dict[str, Any]:
-    """For each `part`, in the `order` that is said, a bar a `name`, of `mean` with an error from `low` to `high`."""
+    """Returns a bar chart, see `bars`, whose records are grouped by `part`, in the given order."""
     place = {"x": _axis("part", "", "nominal", sort=list(order) or None, axis={"labelAngle": 0})}
     place["xOffset"] = {"field": "name", "sort": None}
-    tip = _shown({"part": "", "name": "", "mean": value, "low": "less a deviation", "high": "and one more"})
+    tip = _tooltip({"part": "", "name": "", "mean": value, "low": "mean - sd", "high": "mean + sd"})
     colour = _axis("name", "", "nominal", sort=None)
     bar = {"mark": "bar", "encoding": {**place, "y": _axis("mean", value), "color": colour, "tooltip": tip}}
     error = {"mark": "rule", "encoding": {**place, "y": _axis("low", value), "y2": {"field": "high"}}}
@@ -90,14 +96,15 @@ def lines(
     joined: bool = True,
     reference: float | None = None,
 ) -> dict[str, Any]:
-    """A line a `name` through (`x`, `mean`), with a band from `low` to `high`.
+    """Returns a line chart.
 
     Args:
-      x, y: titles of the axes, with units.
-      log: whether the first is logarithmic.
-      points: whether each figure has a mark.
-      joined: whether there are lines at all; without, there is no band.
-      reference: a height that is marked.
+      data: a record per point: the `name` of its line, `x`, `mean`, and a band from `low` to `high`.
+      x, y: the titles of the axes, with units.
+      log: whether the x axis is logarithmic.
+      points: whether points are marked.
+      joined: whether lines and bands are drawn.
+      reference: the height of a dashed line across.
     """
     scale_x = {"type": "log"} if log else {"zero": min(record["x"] for record in data) == 0}
     marks = {} if log else {"tickMinStep": 1 if x == "epoch" else 0}
@@ -108,26 +115,26 @@ def lines(
     tip = [
         {"field": "name", "title": ""},
         {"field": "x", "title": x},
-        *_shown({"mean": y, "low": "less a deviation", "high": "and one more"}),
+        *_tooltip({"mean": y, "low": "mean - sd", "high": "mean + sd"}),
     ]
     if any("what" in record for record in data):
         tip.insert(1, {"field": "what", "title": "what"})
     scale = {"zero": False}
     layers: list[dict[str, Any]] = []
     if joined and len({record["name"] for record in data}) <= MOST_BANDS:
-        of_band = {
+        band = {
             "x": across,
             "y": _axis("low", y, scale=scale),
             "y2": {"field": "high"},
             "color": colour,
         }
-        layers.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": of_band})
-    of_line = {"x": across, "y": _axis("mean", y, scale=scale), "color": colour}
+        layers.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": band})
+    line = {"x": across, "y": _axis("mean", y, scale=scale), "color": colour}
     if joined:
-        layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": of_line})
+        layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": line})
     size = 55 if points else 120
     seen = {"type": "point", "filled": True, "size": size, "opacity": 1 if points else 0}
-    layers.append({"mark": seen, "encoding": {**of_line, "tooltip": tip}})
+    layers.append({"mark": seen, "encoding": {**line, "tooltip": tip}})
     if reference is not None:
         rule = {"mark": {"type": "rule", "strokeDash": [5, 4]}, "encoding": {"y": {"datum": reference}}}
         layers.append(rule)
@@ -135,7 +142,7 @@ def lines(
 
 
 def scatter(data: Records, *, x: str, y: str, facet: str | None = None) -> dict[str, Any]:
-    """Points (`x`, `y`), coloured by `group`; side by side for each value of `facet`, each on axes of its own."""
+    """Returns points (`x`, `y`) coloured by `group`, in a panel with its own axes per value of `facet`."""
     encoding: dict[str, Any] = {
         "x": _axis("x", x, axis={"ticks": False, "labels": False, "grid": False}, scale={"zero": False}),
         "y": _axis("y", y, axis={"ticks": False, "labels": False, "grid": False}, scale={"zero": False}),
@@ -152,7 +159,7 @@ def scatter(data: Records, *, x: str, y: str, facet: str | None = None) -> dict[
 
 
 def heat(matrices: Mapping[str, np.ndarray], *, value: str, of: str) -> dict[str, Any]:
-    """Square matrices side by side, one scale of colours; `of` is what rows and columns are."""
+    """Returns square matrices side by side on one scale of colours; `of` says what rows and columns are."""
     data = [
         {"matrix": name, "row": i, "column": j, "value": round(float(x), 4)}
         for name, matrix in matrices.items()
@@ -163,7 +170,7 @@ def heat(matrices: Mapping[str, np.ndarray], *, value: str, of: str) -> dict[str
         "x": _axis("column", of, "ordinal", **axis),
         "y": _axis("row", of, "ordinal", **axis),
         "color": _axis("value", value, legend={"orient": "bottom", "gradientLength": 200}),
-        "tooltip": [{"field": "row"}, {"field": "column"}, *_shown({"value": value})],
+        "tooltip": [{"field": "row"}, {"field": "column"}, *_tooltip({"value": value})],
     }
     spec = {"mark": "rect", "encoding": encoding, "width": 230, "height": 230}
     return _side_by_side({"values": data}, "matrix", spec, "shared")

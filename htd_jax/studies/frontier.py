@@ -1,4 +1,4 @@
-"""The frontier: what a byte a row buys, for students of every kind and for the teacher's own rows in fewer bytes."""
+"""The frontier: recall per byte, for students of every kind and for the teacher's own rows compressed."""
 
 import dataclasses
 import importlib
@@ -14,35 +14,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.data import Dataset
-from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import BPRSettings, ModelOf
 from htd_jax.ops.precision import for_bytes, row_bytes, to_precision
-from htd_jax.pipeline import Experiment, Fitted, hash_of, write_json
+from htd_jax.pipeline import (
+    NO_METHOD,
+    STUDENT,
+    TEACHER,
+    Experiment,
+    Fitted,
+    PhaseRequest,
+    hash_of,
+    resolve,
+    silent,
+    write_json,
+)
 from htd_jax.serving import Rows, best_items
 from htd_jax.serving.topk import concatenate
 from htd_jax.settings import as_json
 from htd_jax.studies import charts
-from htd_jax.studies.report import Chart, Part, Report, Table, Values, of_seeds
-from htd_jax.training import Training
+from htd_jax.studies.report import Cell, Chart, Part, Report, Table, Values, mean_and_band
 
-# Bytes of a row, unless it is said.
+# The default bytes per row.
 SIZES = (5, 10, 20, 50, 100)
 
-# What stands beside each other: students, and the teacher's rows afterwards.
+# Kinds of models: students, and the teacher's rows compressed.
 KINDS = ("best", "htd", "ftd", "svd", "als", "rounded", "pq", "opq")
 
-# Of float32, so that few bytes are few numbers.
+# The widths of float32 students.
 WIDTHS = (5, 10, 20)
 
-# Of product codes, a byte each; a table with fewer rows has none.
+# Centroids of a product code, one byte each; a table with fewer rows has no code.
 CENTROIDS = 256
 
-# Lists whose time is measured: of all users, so long.
+# The length of the lists whose time is measured.
 K = 50
-
-COLOURS = ("#0072b2", "#d55e00", "#e69f00", "#999999", "#cc79a7", "#009e73", "#56b4e9", "#000000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +57,12 @@ class Point:
     """A model of the frontier.
 
     Attributes:
-      kind: of `KINDS`, or `teacher`.
-      what: its name for people: `40 int4`.
-      size: bytes of a row, scale and all.
-      seed: of it and of its teacher.
-      test, valid: metrics.
-      milliseconds: to rank all users' `K` best.
+      kind: one of `KINDS`, or `teacher`.
+      what: width and precision, as shown to people: `40 int4`.
+      size: the bytes per row, scale included.
+      seed: the seed of the model and its teacher.
+      test, valid: the metrics.
+      milliseconds: the time to rank every user's `K` best items.
     """
 
     kind: str
@@ -68,237 +75,202 @@ class Point:
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Raises UserError for a kind that there is not, or that lacks its library."""
+    """Raises UserError if a kind is unknown, or lacks its library."""
     for kind in kinds:
         if kind not in KINDS:
-            raise UserError(f"--kinds: unknown value {kind!r}; known: {', '.join(KINDS)}")
+            raise UserError(f"`kinds` has an unknown value {kind!r} (known: {', '.join(KINDS)})")
         if kind in ("pq", "opq") and importlib.util.find_spec("faiss") is None:
-            raise UserError(f"--kinds: {kind} needs faiss: pip install faiss-cpu; or leave it out of --kinds")
+            raise UserError(f"`kinds` {kind} needs faiss: pip install faiss-cpu; or leave it out")
 
 
-def points(
-    data: Dataset,
-    evaluation: Evaluation,
-    runs: Path,
-    *,
-    seeds: Sequence[int] = (0,),
-    sizes: Sequence[int] = SIZES,
-    kinds: Sequence[str] = KINDS,
-    told: Callable[[str], None] = lambda line: None,
-) -> Iterator[Point]:
-    """Every model, the ials teacher of each seed first; what was trained in `runs` before is found there."""
-    for seed in seeds:
-        experiment = Experiment(data, Training(), evaluation.filled(), seed)
-        yield from _of_seed(experiment, runs, sizes, kinds, told)
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """The models of a frontier, and where they are kept.
 
+    Attributes:
+      data: the data set.
+      evaluation: how models are evaluated.
+      runs: the folder in which trained models are kept and found.
+      sizes: the bytes per row.
+      kinds: the kinds of models.
+      log: a callback, called with a line before each model.
+    """
 
-def _of_seed(
-    experiment: Experiment, runs: Path, sizes: Sequence[int], kinds: Sequence[str], told: Callable[[str], None]
-) -> Iterator[Point]:
-    phase = _Phase(experiment, runs, told)
-    teacher = phase("teacher", "ials")
-    tables = teacher.representations()
-    width = tables.users.shape[1]
+    data: Dataset
+    evaluation: Evaluation
+    runs: Path
+    sizes: Sequence[int] = SIZES
+    kinds: Sequence[str] = KINDS
+    log: Callable[[str], None] = lambda line: None
 
-    def point(kind: str, what: str, size: float, rows: Any, metrics: Any) -> Point:
-        test, valid = metrics
-        return Point(kind, what, size, experiment.seed, test, valid, _rank_time(*rows))
+    def points(self, seeds: Sequence[int] = (0,)) -> Iterator[Point]:
+        """Yields every model, the iALS teacher of each seed first."""
+        experiment = Experiment(self.data, self.evaluation.resolve())
+        for seed in seeds:
+            yield from self._points(experiment, seed)
 
-    whole = tuple(map(Rows, tables))
-    yield point("teacher", f"{width} float32", 4 * width, whole, _metrics(teacher))
-    for size in sizes if "best" in kinds else ():
-        dim, precision = for_bytes(size, width)
-        student = phase("best", "bpr", dim, teacher, precision)
-        yield point("best", f"{dim} {precision}", row_bytes(dim, precision), _rows(student), _metrics(student))
-    for kind in ("best", "htd", "ftd", "svd", "als"):
-        for dim in WIDTHS if kind in kinds else ():
-            student = phase("als", "ials", dim) if kind == "als" else phase(kind, "bpr", dim, teacher)
-            named = "best, float32" if kind == "best" else kind
-            yield point(named, f"{dim} float32", 4 * dim, _rows(student), _metrics(student))
-    afterwards = [("rounded", precision, row_bytes(width, precision)) for precision in ("int8", "int4")]
-    afterwards += [(kind, f"{size} codes", size) for kind in ("pq", "opq") for size in sizes if size <= width]
-    made_of = {"data": experiment.fingerprint, "evaluation": as_json(experiment.evaluation), "of": hash_of(tables)}
-    for kind, what, size in afterwards:
-        if kind in kinds and kind in ("pq", "opq") and min(map(len, tables)) < CENTROIDS:
-            told(f"{kind}, {what}: left out, fewer rows than its {CENTROIDS} centroids")
-        elif kind in kinds:
-            told(f"{kind}, {what}")
-            named = f"{experiment.data.name}-{kind}-{what.replace(' ', '-')}-seed{experiment.seed}.json"
-            if found := _kept(runs / named, made_of):
-                yield found
+    def _points(self, experiment: Experiment, seed: int) -> Iterator[Point]:
+        def trained(kind: str, what: str, size: float, model: Fitted) -> Point:
+            served = model.retriever()
+            test, valid = model.chosen["test"], model.chosen["valid"]
+            return Point(kind, what, size, seed, test, valid, _rank_time(served.users, served.items))
+
+        def train(name: str, dim: int, precision: str = "float32") -> Fitted:
+            return self._train(experiment, name, seed, teacher, dim, precision)
+
+        teacher = self._train(experiment, TEACHER, seed)
+        tables = teacher.representations()
+        width = tables.users.shape[1]
+        yield trained(TEACHER, f"{width} float32", 4 * width, teacher)
+        for size in self.sizes if "best" in self.kinds else ():
+            dim, precision = for_bytes(size, width)
+            yield trained("best", f"{dim} {precision}", row_bytes(dim, precision), train("best", dim, precision))
+        for kind in ("best", "htd", "ftd", "svd", "als"):
+            for dim in WIDTHS if kind in self.kinds else ():
+                title = "best, float32" if kind == "best" else kind
+                yield trained(title, f"{dim} float32", 4 * dim, train(kind, dim))
+        compressed = [("rounded", precision, row_bytes(width, precision)) for precision in ("int8", "int4")]
+        compressed += [(kind, f"{size} codes", size) for kind in ("pq", "opq") for size in self.sizes if size <= width]
+        made_from = {"data": experiment.fingerprint, "evaluation": as_json(experiment.evaluation), "of": hash_of(tables)}
+        for kind, what, size in compressed:
+            if kind not in self.kinds:
                 continue
-            rows = [_afterwards(kind, what, size, np.asarray(table)) for table in tables]
-            users, items = (one.floats() for one in rows)
-            metrics = experiment.evaluate(
-                ModelOf(BPRSettings(), users.shape[1]), {"params": {"users": users, "items": items}}
-            )
-            parts = tuple({n: float(x) for n, x in metrics[part].items()} for part in ("test", "valid"))
-            made = point(kind, what, size, rows, parts)
-            write_json(runs / named, {**made_of, "point": dataclasses.asdict(made)})
-            yield made
+            if kind in ("pq", "opq") and min(map(len, tables)) < CENTROIDS:
+                self.log(f"{kind}, {what}: left out, fewer rows than its {CENTROIDS} centroids")
+                continue
+            self.log(f"{kind}, {what}")
+            path = self.runs / f"{self.data.name}-{kind}-{what.replace(' ', '-')}-seed{seed}.json"
+            point = _read_point(path, made_from)
+            if point is None:
+                users, items = (_compress(kind, what, size, np.asarray(table)) for table in tables)
+                variables = {"params": {"users": users.floats(), "items": items.floats()}}
+                metrics = experiment.evaluate(ModelOf(BPRSettings(), users.dim), variables)
+                test, valid = ({n: float(x) for n, x in metrics[part].items()} for part in ("test", "valid"))
+                point = Point(kind, what, size, seed, test, valid, _rank_time(users, items))
+                write_json(path, {**made_from, "point": dataclasses.asdict(point)})
+            yield point
+
+    def _train(
+        self,
+        experiment: Experiment,
+        name: str,
+        seed: int,
+        teacher: Fitted | None = None,
+        dim: int | None = None,
+        precision: str = "float32",
+    ) -> Fitted:
+        self.log(" ".join(str(x) for x in (name, dim or "", precision) if x))
+        alone = name in (TEACHER, "als")
+        request = PhaseRequest(
+            role=TEACHER if name == TEACHER else STUDENT,
+            model="ials" if alone else "bpr",
+            dim=dim,
+            method=NO_METHOD if alone else name,
+            precision=precision,
+            seed=seed,
+            evaluation=self.evaluation,
+        )
+        parts = (self.data.name, name, str(dim or ""), precision, f"seed{seed}")
+        return experiment.train(
+            resolve(request, self.data.split),
+            None if alone else teacher,
+            folder=self.runs / "-".join(part for part in parts if part),
+            progress=silent,
+        )
 
 
-def _kept(path: Path, made_of: dict[str, Any]) -> Point | None:
-    """A point that was written before, if it was made of the same."""
+def _read_point(path: Path, made_from: dict[str, Any]) -> Point | None:
+    """Returns the point in a file, if it was made from the same."""
     try:
         found = json.loads(path.read_text())
         point = Point(**found.pop("point"))
-        return point if found == made_of else None
+        return point if found == made_from else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Phase:
-    """Trains, or finds what was trained."""
-
-    experiment: Experiment
-    runs: Path
-    told: Callable[[str], None]
-
-    def __call__(
-        self, name: str, model: str, dim: int | None = None, teacher: Fitted | None = None, precision: str = "float32"
-    ) -> Fitted:
-        self.told(" ".join(str(x) for x in (name, dim or "", precision) if x))
-        parts = (self.experiment.data.name, name, str(dim or ""), precision, f"seed{self.experiment.seed}")
-        helps: dict[str, Any] = {}
-        if teacher is not None:
-            helps = {"teacher": teacher.teacher(), "teacher_settings": teacher.settings}
-            helps["methods"] = {name: METHODS[name]()}
-        folder = self.runs / "-".join(part for part in parts if part)
-        return self.experiment.phase(
-            name if teacher or name == "teacher" else "student",
-            model,
-            dim,
-            **helps,
-            precision=precision,
-            folder=folder,
-            progress=False,
-        )
-
-
-def _metrics(fitted: Fitted) -> tuple[dict[str, float], dict[str, float]]:
-    return fitted.chosen["test"], fitted.chosen["valid"]
-
-
-def _rows(fitted: Fitted) -> tuple[Rows, Rows]:
-    served = fitted.retriever()
-    return served.users, served.items
-
-
-def _afterwards(kind: str, precision: str, size: int, table: np.ndarray) -> Rows:
-    """A table of the teacher in so many bytes a row; of product codes, what they stand for."""
+def _compress(kind: str, precision: str, size: int, table: np.ndarray) -> Rows:
+    """Returns a table of the teacher in `size` bytes per row; of product codes, the decoded rows."""
     if kind == "rounded":
         return to_precision(jnp.asarray(table), precision)
-    faiss: Any = importlib.import_module("faiss")  # of those who want it
-    table = np.ascontiguousarray(np.pad(table, ((0, 0), (0, -table.shape[1] % size))), np.float32)
-    turn = faiss.OPQMatrix(table.shape[1], size) if kind == "opq" else None
-    if turn is not None:
-        turn.train(table)
-        table = turn.apply(table)
+    faiss: Any = importlib.import_module("faiss")  # optional
+    width = table.shape[1]
+    table = np.ascontiguousarray(np.pad(table, ((0, 0), (0, -width % size))), np.float32)
+    rotation = faiss.OPQMatrix(table.shape[1], size) if kind == "opq" else None
+    if rotation is not None:
+        rotation.train(table)
+        table = rotation.apply(table)
     codes = faiss.ProductQuantizer(table.shape[1], size, 8)
-    codes.cp.min_points_per_centroid = 1  # no warning a codebook
+    codes.cp.min_points_per_centroid = 1  # else it warns once per codebook
     codes.train(table)
-    stands_for = codes.decode(codes.compute_codes(table))
-    return Rows(jnp.asarray(stands_for if turn is None else turn.reverse_transform(stands_for)))
+    decoded = codes.decode(codes.compute_codes(table))
+    return Rows(jnp.asarray(decoded if rotation is None else rotation.reverse_transform(decoded)))
 
 
 def _rank_time(users: Rows, items: Rows) -> float:
-    """Milliseconds, the better of two, once it is compiled."""
-    found = []
+    """Returns the milliseconds to rank all users, the better of two runs after compilation."""
+    times = []
     for _ in range(3):
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         concatenate(best_items(users, items, K), K)
-        found.append(1e3 * (time.perf_counter() - begun))
-    return min(found[1:])
+        times.append(1e3 * (time.perf_counter() - begin))
+    return min(times[1:])
 
 
-QUESTION = "What does a byte a row buy?"
+QUESTION = "What does a byte per row buy?"
 
 
-def table(found: Sequence[Point], metrics: Sequence[str]) -> Table:
-    """A row a model, the smallest first."""
-    made: list[tuple[str | Values, ...]] = []
-    for (size, kind, what), own in grouped(found):
+def table(points: Sequence[Point], metrics: Sequence[str]) -> Table:
+    """Returns a table with a row per model, the smallest first."""
+    lines: list[tuple[Cell, ...]] = []
+    for (size, kind, what), own in grouped(points):
         figures = [Values(tuple(point.test[metric] for point in own)) for metric in metrics]
-        milliseconds = f"{statistics.mean(point.milliseconds for point in own):.0f}"
-        made.append((f"{size:g}", kind, what, *figures, milliseconds))
-    return Table("frontier", "Every model", ("bytes a row", "", "", *metrics, "ms to rank all"), tuple(made))
+        lines.append((f"{size:g}", kind, what, *figures, f"{statistics.mean(point.milliseconds for point in own):.0f}"))
+    return Table("frontier", "Every model", ("bytes per row", "", "", *metrics, "ms to rank all"), tuple(lines))
 
 
-def report(found: Sequence[Point], metrics: Sequence[str], dataset: str) -> Report:
-    """Recall against bytes, recall against the time to rank, and the table."""
+def report(points: Sequence[Point], metrics: Sequence[str], dataset: str) -> Report:
+    """Returns charts of the metric by bytes and by the time to rank, and the table."""
     metric = metrics[0]
     data: list[dict[str, Any]] = [
         {"name": kind, "what": what, "x": size, "ms": statistics.mean(point.milliseconds for point in own)}
-        | of_seeds([point.test[metric] for point in own])
-        for (size, kind, what), own in grouped(found)
+        | mean_and_band([point.test[metric] for point in own])
+        for (size, kind, what), own in grouped(points)
     ]
-    models, teachers = ([x for x in data if (x["name"] == "teacher") == is_it] for is_it in (False, True))
+    models, teachers = ([x for x in data if (x["name"] == TEACHER) == is_teacher] for is_teacher in (False, True))
     parts: list[Part] = []
     level = teachers[0]["mean"] if teachers else None
     if models:
-        spec = charts.lines(models, x="bytes a row", y=f"test {metric}", log=True, reference=level)
+        spec = charts.lines(models, x="bytes per row", y=f"test {metric}", log=True, reference=level)
         note = "The dashed line is the teacher, uncompressed; bands are a standard deviation over seeds."
-        parts.append(Chart("bytes", f"{metric} by bytes a row", spec, note))
+        parts.append(Chart("bytes", f"{metric} by bytes per row", spec, note))
         timed = [{**x, "x": x["ms"]} for x in models]
-        label = f"ms to find every user's {K} best"
-        spec = charts.lines(timed, x=label, y=f"test {metric}", reference=level, joined=False)
+        spec = charts.lines(
+            timed, x=f"ms to find every user's {K} best", y=f"test {metric}", reference=level, joined=False
+        )
         parts.append(Chart("time", f"{metric} by the time to rank", spec))
     title = f"The best recall that a byte can buy, on {dataset}"
-    return Report("frontier", title, QUESTION, _answer(models, teachers), [*parts, table(found, metrics)])
+    answer = _answer(models, teachers)
+    return Report("frontier", title, QUESTION, answer, [*parts, table(points, metrics)], picture=("bytes", "time"))
 
 
 def _answer(models: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]) -> str:
-    """From how many bytes on a model keeps so much of the teacher."""
-    told: dict[str, str] = {}
+    """Returns how many bytes keep which share of the teacher's recall."""
+    shares: dict[str, str] = {}
     for share in (0.9, 0.95) if teachers else ():
         enough = [x for x in models if x["mean"] >= share * teachers[0]["mean"]]
         if enough:
             least = min(enough, key=lambda x: (x["x"], -x["mean"]))
-            told[f"{least['x']:g} bytes ({least['name']}, {least['what']})"] = f"{share:.0%}"
-    size = f"; the teacher has {teachers[0]['x']:g}." if teachers else "."
-    if not told:
+            shares[f"{least['x']:g} bytes ({least['name']}, {least['what']})"] = f"{share:.0%}"
+    if not shares:
         return "No model keeps nine tenths of the teacher's recall."
-    return "; ".join(f"{share} of the teacher's recall takes {what}" for what, share in told.items()) + size
+    kept = "; ".join(f"{share} of the teacher's recall takes {what}" for what, share in shares.items())
+    return f"{kept}; the teacher has {teachers[0]['x']:g}."
 
 
-def grouped(found: Sequence[Point]) -> list[tuple[tuple[float, str, str], list[Point]]]:
-    """The points of all seeds together, by bytes, kind and name."""
+def grouped(points: Sequence[Point]) -> list[tuple[tuple[float, str, str], list[Point]]]:
+    """Returns the points of all seeds together, by bytes, kind and name."""
     groups: dict[tuple[float, str, str], list[Point]] = {}
-    for point in found:
+    for point in points:
         groups.setdefault((point.size, point.kind, point.what), []).append(point)
     return sorted(groups.items(), key=lambda group: group[0])
-
-
-def draw(found: Sequence[Point], metric: str, figure: Any) -> None:
-    """Recall against bytes, and against the time to rank; a line a kind."""
-    panels = figure.subplots(1, 2, sharey=True)
-    kinds = [kind for kind in dict.fromkeys(point.kind for point in found) if kind != "teacher"]
-    teacher = [point for point in found if point.kind == "teacher"]
-    level = statistics.mean(point.test[metric] for point in teacher)
-    for panel, of, label in (
-        (panels[0], lambda point: point.size, "bytes a row"),
-        (panels[1], lambda point: point.milliseconds, f"ms to find every user's {K} best"),
-    ):
-        for kind, colour in zip(kinds, COLOURS):
-            own = [points for (_, its, _), points in grouped(found) if its == kind]
-            x = [statistics.mean(map(of, points)) for points in own]
-            y = [statistics.mean(point.test[metric] for point in points) for points in own]
-            order = np.argsort(x)
-            # Times are too close to one another for a line to mean anything.
-            width = 0.0 if panel is panels[1] else 2.2 if kind == "best" else 1.2
-            style: Any = {"marker": "o", "markersize": 5 if kind == "best" else 4, "linewidth": width}
-            panel.plot(np.array(x)[order], np.array(y)[order], color=colour, label=kind, **style)
-        panel.axhline(level, color="#555555", linewidth=1, linestyle="--", label=f"teacher, {teacher[0].size:g} bytes")
-        panel.set(xlabel=label)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.3)
-    sizes = [point.size for point in found]
-    ticks = [m * 10**e for e in range(5) for m in (1, 2, 5) if min(sizes) <= m * 10**e <= max(sizes)]
-    panels[0].set_xscale("log")
-    panels[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    panels[0].set_xticks([], minor=True)
-    panels[0].set_ylabel(f"test {metric}")
-    panels[1].set_xlim(left=0)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)

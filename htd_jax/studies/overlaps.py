@@ -1,28 +1,28 @@
-"""How much of two lists is the same."""
+"""The overlap of lists."""
 
 from collections.abc import Iterator
 
 import chex
 import numpy as np
 
-# Pairs of places that are compared at once.
+# The number of pairs of places that are compared at once.
 PLACES = 2**22
 
-# Of `rank_biased_overlap`: of the weight of a list of any length, the first ten places have 86%.
+# The default p of `rank_biased_overlap`, under which the first ten places have 86% of the weight.
 PERSISTENCE = 0.9
 
 
 def overlap(first: chex.Array, second: chex.Array) -> np.ndarray:
-    """The share of a list that stands in the other one too, at any place.
+    """Returns the share of common items of two lists, at any place.
 
     Args:
-      first, second: `[n, k]` integers, rows of different items, -1 where a list has no more.
+      first, second: `[n, k]` integers, rows of different items, -1 after the end of a list.
 
     Returns:
-      `[n]` float64 in [0, 1]: the number of common items / the length of the longer list; 1 where both have none.
+      `[n]` float64 in [0, 1]: the number of common items / the length of the longer list; 1 if both are empty.
 
     Raises:
-      ValueError: no integers, unlike shapes, or an item that stands twice in a list.
+      ValueError: if they are not integers of one shape, or a list has an item twice.
 
     >>> overlap(np.array([[1, 2], [3, -1]]), np.array([[2, 5], [4, -1]])).tolist()
     [0.5, 0.0]
@@ -34,27 +34,27 @@ def overlap(first: chex.Array, second: chex.Array) -> np.ndarray:
 
 
 def rank_biased_overlap(first: chex.Array, second: chex.Array, *, p: float = PERSISTENCE) -> np.ndarray:
-    r"""The overlap of two rankings of which only the tops are known, agreement further up counting more: RBO_EXT.
+    r"""Returns RBO_EXT, the overlap of two rankings of which the tops are known; agreement near the top counts more.
 
-    With X_d how many items the first d places of both have in common, and s <= l the lengths of the two lists:
+    With X_d the number of common items of the first d places, and s <= l the lengths of the two lists:
 
     .. math:: \frac{1 - p}{p} \Big(\sum_{d=1}^{l} \frac{X_d}{d} p^d + \sum_{d=s+1}^{l} \frac{X_s (d - s)}{s d} p^d\Big)
        + \Big(\frac{X_l - X_s}{l} + \frac{X_s}{s}\Big) p^l
 
-    Beyond what is known the agreement is taken to go on as it was: that is the extrapolated form, equation 32; of lists
-    of one length equation 30. Identical lists have 1 whatever their length, disjoint ones 0.
+    This extrapolates the agreement beyond the known places: equation 32, or 30 for lists of one length. Identical lists
+    have 1 whatever their length, disjoint ones 0.
 
     Source: Webber, Moffat and Zobel, "A Similarity Measure for Indefinite Rankings", TOIS 28(4), 2010.
 
     Args:
-      first, second: `[n, k]` integers, rows of different items, the best first, -1 where a list has no more.
-      p: in (0, 1), how likely a reader goes on by a place.
+      first, second: `[n, k]` integers, rows of different items, the best first, -1 after the end of a list.
+      p: the persistence in (0, 1), the probability that a reader looks at the next place.
 
     Returns:
-      `[n]` float64 in [0, 1]; 0 where one list has nothing, 1 where neither has.
+      `[n]` float64 in [0, 1]; 0 if one list is empty, 1 if both are.
 
     Raises:
-      ValueError: see `overlap`; p out of range, or an item behind a -1.
+      ValueError: see `overlap`; also if p is out of range, or an item follows a -1.
 
     >>> rank_biased_overlap(np.array([[1, 2, 3]]), np.array([[2, 1, 4]])).round(4).tolist()
     [0.63]
@@ -64,12 +64,12 @@ def rank_biased_overlap(first: chex.Array, second: chex.Array, *, p: float = PER
     a, b = _check(first, second)
     for lists in (a, b):
         if ((lists[:, :-1] < 0) & (lists[:, 1:] >= 0)).any():
-            raise ValueError("lists: an item stands behind a -1")
+            raise ValueError("lists: an item follows a -1")
     k = a.shape[1]
     if not k:
         return np.ones(len(a))
     depth = np.arange(1, 1 + k)
-    later = np.maximum(depth[:, None], depth[None])  # at which depth a common item is known to be one
+    later = np.maximum(depth[:, None], depth[None])  # the depth from which on an item is common
     found = np.empty(len(a))
     for at, same in _same(a, b):
         enters = np.where(same, later, 0).reshape(len(same), -1)
@@ -79,10 +79,10 @@ def rank_biased_overlap(first: chex.Array, second: chex.Array, *, p: float = PER
     return found
 
 
-def _extrapolated(common: np.ndarray, of_first: np.ndarray, of_second: np.ndarray, p: float) -> np.ndarray:
-    """RBO_EXT from X_d `[n, k]`, d from 1, and the lengths `[n]` of both lists."""
+def _extrapolated(common: np.ndarray, first: np.ndarray, second: np.ndarray, p: float) -> np.ndarray:
+    """Returns RBO_EXT from X_d `[n, k]`, d from 1, and the lengths `[n]` of both lists."""
     depth = np.arange(1, 1 + common.shape[1])
-    short, long = (f(of_first, of_second)[:, None] for f in (np.minimum, np.maximum))
+    short, long = (f(first, second)[:, None] for f in (np.minimum, np.maximum))
     at = lambda d: np.take_along_axis(common, np.maximum(d - 1, 0), axis=1)
     some = np.maximum(short, 1)
     agreement = common / depth + np.where(depth > short, at(short) * (depth - short) / (some * depth), 0)
@@ -93,7 +93,7 @@ def _extrapolated(common: np.ndarray, of_first: np.ndarray, of_second: np.ndarra
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some rows at a time, `[rows, k, k]` bool: which places of one list hold what which of the other."""
+    """Yields rows in blocks, and `[rows, k, k]` bool: whether a place of one list has the item of a place of the other."""
     width = max(1, PLACES // max(1, a.shape[1] * b.shape[1]))
     for first in range(0, len(a), width):
         at = slice(first, first + width)
@@ -108,5 +108,5 @@ def _check(first: chex.Array, second: chex.Array) -> tuple[np.ndarray, np.ndarra
     for lists in (a, b):
         ordered = np.sort(lists, axis=1)
         if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
-            raise ValueError("lists: an item stands twice in a list")
+            raise ValueError("lists: a list has an item twice")
     return a, b

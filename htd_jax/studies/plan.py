@@ -1,7 +1,8 @@
-"""A plan: variants of a run, at every size, over seeds, beside plain student and teacher; and what they came to."""
+"""Plans: variants of a run at several widths and seeds, next to the plain student and the teacher; and their results."""
 
+import contextlib
 import dataclasses
-import json
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,87 +10,108 @@ from typing import Any
 
 import numpy as np
 
-from htd_jax.distillers import METHODS
+from htd_jax.data import Dataset
+from htd_jax.errors import UserError
 from htd_jax.evaluation import make_user_evaluator
-from htd_jax.pipeline import NO_METHOD, Config, Experiment, is_made_by, open_teacher
-from htd_jax.serving import Opened, open_run
-from htd_jax.settings import override
-from htd_jax.studies.report import of_seeds
+from htd_jax.pipeline import (
+    NO_METHOD,
+    STUDENT,
+    TEACHER,
+    Experiment,
+    Fitted,
+    RunFolder,
+    RunRequest,
+    RunSpec,
+    open_run,
+    open_teacher,
+    resolve_run,
+)
+from htd_jax.settings import override, flag_words
+from htd_jax.studies.report import Values, mean_and_band
 from htd_jax.studies.runs import Job, Outcome, execute
 from htd_jax.studies.variants import PLAIN, Variant
-from htd_jax.training import Training
 from htd_jax.writing import whole
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What is run.
+    """The runs of a study.
 
     Attributes:
-      config: what all runs have in common; its method, student's width and seed are put in.
-      flags: the same, as flags of `htd-jax train`.
-      variants: what is told from the plain student, which is always run.
+      request: what all runs have in common; method, student width and seed are filled in.
+      flags: the same as flags of `htd-jax train`.
+      dataset: the data.
+      variants: the methods to compare with the plain student, which is always trained.
       student_dims: the students' widths.
+      seeds: the seeds.
     """
 
-    config: Config
+    request: RunRequest
     flags: tuple[str, ...]
+    dataset: Dataset
     variants: tuple[Variant, ...]
     student_dims: tuple[int, ...]
     seeds: tuple[int, ...]
 
     def stages(self) -> list[list[Job]]:
-        """Every run. Those of a stage need what the stage before has trained: teachers; plain students; then the rest.
+        """Returns every run: teachers; plain students; the others. A stage needs what the one before has trained.
 
         Raises:
-          UserError: one of them cannot be.
+          UserError: if a run is invalid.
         """
         first, *others = self.student_dims
         teachers = [self.job(PLAIN, first, seed) for seed in self.seeds]
         plain = [self.job(PLAIN, dim, seed) for dim in others for seed in self.seeds]
-        helped = [
+        distilled = [
             self.job(variant, dim, seed)
             for seed in self.seeds
             for dim in self.student_dims
             for variant in self.variants
         ]
-        once = lambda jobs: list({job.folder: job for job in jobs}.values())
-        return [once(stage) for stage in (teachers, plain, helped) if stage]
+        unique = lambda jobs: list({job.folder: job for job in jobs}.values())
+        return [unique(stage) for stage in (teachers, plain, distilled) if stage]
 
     def job(self, variant: Variant, dim: int, seed: int) -> Job:
-        """One of the runs. A plain student's has the teacher too, trained there or found in the plain run of another
-        width; it is given to the students that are helped."""
-        given = self.config.places.teacher
-        if not given and variant.method != NO_METHOD:
-            given = (self.job(PLAIN, dim, seed).folder,)
-        varied = variant.of(self.config)
-        config = dataclasses.replace(
-            varied,
-            what=override(varied.what, student_dim=dim, seed=seed),
-            places=override(self.config.places, teacher=given),
-        ).filled()
-        words = (*self.flags, *variant.flags(), "--student-dim", str(dim), "--seed", str(seed))
-        if given and not self.config.places.teacher:
-            words += ("--teacher", str(given[0]))
-        if not variant.is_usual:
-            folder = config.folder.with_name(f"{config.folder.name}-{variant.suffix()}")
-            config = dataclasses.replace(config, places=override(config.places, run=folder))
-            words += ("--run", str(folder))
-        return Job(config, words)
+        """Returns a run. That of a plain student has the teacher, which other variants are given."""
+        teacher = self.request.paths.teacher
+        request = variant.apply(self.request)
+        words = [*self.flags, *variant.flags(), *flag_words("student_dim", dim), *flag_words("seed", seed)]
+        if not teacher and variant.method != NO_METHOD:
+            teacher = (self.job(PLAIN, dim, seed).folder,)
+            words += flag_words("teacher", teacher)
+        request = dataclasses.replace(
+            request,
+            settings=override(request.settings, student_dim=dim, seed=seed),
+            paths=override(request.paths, teacher=teacher),
+        )
+        spec = resolve_run(request, self.dataset)
+        if variant.changes:
+            spec = dataclasses.replace(spec, folder=spec.folder.with_name(f"{spec.folder.name}-{variant.suffix()}"))
+            words += flag_words("run", spec.folder)
+        return Job(spec, tuple(words))
 
     def job_of(self, row: "Row", seed: int) -> Job:
-        """The run that a row's model of this seed is of."""
+        """Returns the run of a row's model."""
         return self.job(row.variant, row.dim or self.student_dims[0], seed)
+
+    @functools.cached_property
+    def spec(self) -> RunSpec:
+        """The run of the plain student, of the first width and seed."""
+        return self.job(PLAIN, self.student_dims[0], self.seeds[0]).spec
+
+    @property
+    def dataset_name(self) -> str:
+        return self.spec.settings.dataset
 
     @property
     def caveat(self) -> str:
-        """What is to be said of an answer that one seed gives."""
-        return " One seed does not tell what is chance." if len(self.seeds) == 1 else ""
+        """The caveat of an answer that rests on one seed."""
+        return " One seed does not show what is due to chance." if len(self.seeds) == 1 else ""
 
     @property
     def metrics(self) -> tuple[str, str]:
-        """Those that are shown, recall first."""
-        largest = max(self.config.filled().evaluation.cutoffs)
+        """The metrics shown, recall first."""
+        largest = max(self.spec.evaluation.cutoffs)
         return f"recall@{largest}", f"ndcg@{largest}"
 
 
@@ -101,18 +123,26 @@ def carry_out(
     started: Callable[[Job], None] = lambda job: None,
     ended: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Makes every run that is not there yet. One that fails is passed over, with what needs it.
+    """Executes every run that is not finished. A failed run is skipped, with the runs that need it.
 
     Args:
-      data: the fingerprint of what they are trained on.
+      plan: the runs.
+      data: the fingerprint of the data.
+      at_once: the number of runs at once.
+      started: a callback, called when a run starts.
+      ended: a callback, called when a run ends.
 
     Raises:
-      UserError: a run that cannot be, before any is begun.
+      UserError: if a run is invalid, before any starts.
     """
-    stages = plan.stages()
-    finished = lambda job: is_made_by(job.config, data) and results_of(job) is not None
+
+    def finished(job: Job) -> bool:
+        identity = {**job.spec.identity, "data": data}
+        is_same = RunFolder(job.folder).is_of(identity, given_teacher=job.spec.teacher is None)
+        return is_same and results_of(job) is not None
+
     outcomes = []
-    for stage in stages:
+    for stage in plan.stages():
         for outcome in execute(stage, finished=finished, at_once=at_once, started=started):
             outcomes.append(outcome)
             ended(outcome)
@@ -120,33 +150,31 @@ def carry_out(
 
 
 def results_of(job: Job) -> dict[str, Any] | None:
-    """What the run came to, if it has ended."""
-    try:
-        found: dict[str, Any] = json.loads((job.folder / "results.json").read_text())
-        return found if found["phases"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """Returns the results of a run; None if it has not ended."""
+    with contextlib.suppress(UserError):
+        return RunFolder(job.folder).read_results()
+    return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """What one model came to, by seed.
+    """The results of one model by seed.
 
     Attributes:
-      variant: of the run.
-      phase: of it: `teacher`, `student`, a method.
+      variant: the variant of its run.
+      phase: the phase: `teacher`, `student`, or the method.
       dim: the students' width; None for the teacher.
-      beside: whether it is the teacher that learned beside the student.
-      test: metrics by seed.
-      seconds: of an epoch, by seed; none where nothing is trained.
-      memory: the most bytes, by seed.
-      errors: of the seeds that failed.
+      second_model: whether it is the second model that the method trains with the student.
+      test: the test metrics.
+      seconds: the seconds per epoch; none where nothing is trained.
+      memory: the peak memory in bytes.
+      errors: the errors of failed seeds.
     """
 
     variant: Variant
     phase: str
     dim: int | None
-    beside: bool = False
+    second_model: bool = False
     test: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
     seconds: dict[int, float] = dataclasses.field(default_factory=dict)
     memory: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -154,38 +182,61 @@ class Row:
 
     @property
     def name(self) -> str:
-        """For people."""
-        if self.beside:
-            return "the teacher that learned beside it"
-        return self.phase if self.phase in ("teacher", "student") else self.variant.name
+        """The name shown to people."""
+        if self.second_model:
+            return f"second model of {self.short_name}"
+        return self.phase if self.phase in (TEACHER, STUDENT) else self.variant.name
 
     @property
-    def is_helped(self) -> bool:
-        return self.phase not in ("teacher", "student") and not self.beside
+    def short_name(self) -> str:
+        """The name without the plus sign."""
+        return (self.variant.name if self.second_model else self.name).removeprefix("+ ")
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is a student, plain or distilled, that has results."""
+        return self.dim is not None and not self.second_model and bool(self.test)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it is a distilled student that has results."""
+        return self.is_student and self.phase != STUDENT
 
     def values(self, metric: str) -> list[float]:
+        """Returns a metric of every seed."""
         return [test[metric] for test in self.test.values()]
 
+    def cell(self, metric: str) -> Values:
+        """Returns a metric as a cell of a table."""
+        return Values(tuple(self.values(metric)))
+
+    def point(self, metric: str, **more: Any) -> dict[str, Any]:
+        """Returns a metric as a record of a chart."""
+        return {"name": self.name, **more, **mean_and_band(self.values(metric))}
+
     def mean(self, metric: str) -> float:
+        """Returns the mean over seeds."""
         return statistics.mean(self.values(metric))
 
     def deviation(self, metric: str) -> float:
-        """The sample standard deviation over seeds; 0 of a single one."""
+        """Returns the sample standard deviation over seeds; 0 for a single one."""
         values = self.values(metric)
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     def above(self, other: "Row", metric: str) -> list[float]:
-        """By how much, in the seeds that both have."""
+        """Returns the differences from another row in the seeds that both have."""
         return [self.test[seed][metric] - other.test[seed][metric] for seed in self.test if seed in other.test]
 
     def is_above(self, other: "Row", metric: str) -> bool:
-        """Whether the mean is above the other's by more than twice the larger standard deviation of the two."""
+        """Returns whether the mean exceeds the other's by more than twice the larger of their standard deviations."""
         difference = self.mean(metric) - other.mean(metric)
         return difference > 2 * max(self.deviation(metric), other.deviation(metric))
 
     def closed(self, student: "Row", teacher: "Row", metric: str) -> list[float]:
-        """The share of the gap to the teacher that is closed, by seed; none if a seed has no gap, since the mean of the
-        others would not go with the means of all."""
+        """Returns the share of the gap to the teacher that is closed, by seed.
+
+        It is empty if a seed has no gap, because a mean over the others would not match the means over all seeds.
+        """
         seeds = [seed for seed in self.test if seed in student.test and seed in teacher.test]
         gaps = [teacher.test[seed][metric] - student.test[seed][metric] for seed in seeds]
         if any(gap <= 0 for gap in gaps):
@@ -194,99 +245,88 @@ class Row:
 
 
 def rows(plan: Plan, outcomes: Sequence[Outcome]) -> list[Row]:
-    """Teacher, and at every width the plain student and each variant."""
+    """Returns the results of the teacher, and at every width of the plain student and each variant."""
     failed = {outcome.job.folder: outcome.error for outcome in outcomes if outcome.error}
 
-    def row(variant: Variant, phase: str, dim: int, beside: bool = False) -> Row:
-        found = Row(variant, phase, None if phase == "teacher" else dim, beside)
+    def row(variant: Variant, phase: str, dim: int, second_model: bool = False) -> Row:
+        found = Row(variant, phase, None if phase == TEACHER else dim, second_model)
         for seed in plan.seeds:
             job = plan.job(variant, dim, seed)
             if job.folder in failed:
                 found.errors[seed] = failed[job.folder] or ""
             elif results := results_of(job):
                 entry = results["phases"][phase]
-                final = entry["final"]["beside"] if beside else entry["final"]
+                final = entry["final"].get("second_model") if second_model else entry["final"]
+                if not final:
+                    continue
                 found.test[seed] = final["test"]
-                if entry["epochs"] and not beside:
+                if entry["epochs"] and not second_model:
                     found.seconds[seed] = entry["seconds_per_epoch"]
-                if entry.get("peak_memory") and not beside:
+                if entry.get("peak_memory") and not second_model:
                     found.memory[seed] = entry["peak_memory"]
         return found
 
-    made = [row(PLAIN, "teacher", plan.student_dims[0])]
+    made = [row(PLAIN, TEACHER, plan.student_dims[0])]
     for dim in plan.student_dims:
-        made.append(row(PLAIN, "student", dim))
+        made.append(row(PLAIN, STUDENT, dim))
         for variant in plan.variants:
             made.append(row(variant, variant.method, dim))
-            if any(getattr(METHODS[name], "warm", False) for name in variant.method.split("+")):
-                made.append(row(variant, variant.method, dim, beside=True))
+            if (second := row(variant, variant.method, dim, second_model=True)).test:
+                made.append(second)
     return made
 
 
-def student_of(row: Row, every: Sequence[Row]) -> Row | None:
-    """The plain student of its width, if it has one and has been run."""
-    return next((r for r in every if r.dim == row.dim and r.phase == "student" and r.test), None)
+def plain_student(row: Row, every: Sequence[Row]) -> Row | None:
+    """Returns the plain student of a row's width, if it has results."""
+    return next((r for r in every if r.dim == row.dim and r.phase == STUDENT and r.test), None)
 
 
 def curves(plan: Plan, every: Sequence[Row]) -> list[dict[str, Any]]:
-    """How every row learned: records of `name`, `dim`, epoch `x`, and mean, `low` and `high` over its seeds."""
+    """Returns the learning curves: records of `name`, `dim`, epoch `x`, and mean, `low` and `high` over seeds."""
     metric = plan.metrics[0]
     found = []
     for row in every:
-        of_epoch: dict[int, list[float]] = {}
-        for seed in row.test:
-            job = plan.job_of(row, seed)
-            for line in _lines(job):
-                if line["phase"] == row.phase and line["terms"] and not row.beside:
-                    of_epoch.setdefault(line["epoch"], []).append(line["test"][metric])
-        for epoch, values in sorted(of_epoch.items()):
+        by_epoch: dict[int, list[float]] = {}
+        for seed in () if row.second_model else row.test:
+            for line in RunFolder(plan.job_of(row, seed).folder).read_metrics():
+                if line["phase"] == row.phase and line["terms"]:
+                    by_epoch.setdefault(line["epoch"], []).append(line["test"][metric])
+        for epoch, values in sorted(by_epoch.items()):
             if len(values) == len(row.test):
-                found.append({"name": row.name, "dim": row.dim, "x": epoch, **of_seeds(values)})
+                found.append({"name": row.name, "dim": row.dim, "x": epoch, **mean_and_band(values)})
     return found
 
 
-def _lines(job: Job) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return []
-
-
-def opened(plan: Plan, row: Row, seed: int) -> Opened:
-    """The model of a row, for one of its seeds.
+def open_row(plan: Plan, row: Row, seed: int) -> Fitted:
+    """Returns the trained model of a row for one of its seeds.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: if it cannot be read.
     """
     job = plan.job_of(row, seed)
-    if row.phase != "teacher" or not plan.config.places.teacher:
-        return open_run(job.folder, row.phase)
-    student = open_run(job.folder, "student")  # of a run that was given its teacher
-    experiment = Experiment(student.dataset, Training(), student.evaluation, seed)
-    given = open_teacher(job.config, experiment)
-    return dataclasses.replace(student, phase="teacher", make_model=given.make_model, variables=given.variables)
+    if row.phase == TEACHER and plan.request.paths.teacher:
+        return open_teacher(plan.request.paths, job.spec, Experiment(plan.dataset, job.spec.evaluation))
+    return open_run(job.folder, row.phase)
 
 
-def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> dict[Row, dict[int, np.ndarray]]:
-    """A metric of each user in test, of every student, by row and seed: `[users]`, of the same users everywhere.
+def metric_by_user(plan: Plan, every: Sequence[Row], log: Callable[[str], None]) -> dict[Row, dict[int, np.ndarray]]:
+    """Returns the first metric of each user in test, `[users]`, of every student by row and seed, the same users for all.
 
-    What was found before is kept in the runs' folders.
+    Run folders keep what is computed.
     """
     metric, evaluate = plan.metrics[0], None
     found: dict[Row, dict[int, np.ndarray]] = {}
     for row in every:
-        for seed in row.test:
-            if row.beside or row.phase == "teacher":
-                continue
-            folder = plan.job_of(row, seed).folder
-            path = folder / f"users-{row.phase}.npz"
+        for seed in row.test if row.is_student else ():
+            folder = RunFolder(plan.job_of(row, seed).folder)
+            path = folder.user_metrics(row.phase)
             values = _kept_users(path, metric, row.test[seed][metric])
             if values is None:
-                told(f"reading each user's {metric}: {row.name}, {row.dim} dimensions, seed {seed}")
-                model = open_run(folder, row.phase)
-                if evaluate is None:  # compiled once a width: all runs are of one split
-                    how: Any = {"cutoffs": model.evaluation.cutoffs, "protocol": model.evaluation.make()}
-                    evaluate = make_user_evaluator(model.dataset.split, **how)
+                log(f"reading each user's {metric}: {row.name}, {row.dim} dimensions, seed {seed}")
+                model, evaluation = folder.open(row.phase), plan.spec.evaluation
+                if evaluate is None:  # compiled once per width: all runs have the same split
+                    split = plan.dataset.split
+                    evaluate = make_user_evaluator(split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
                 values = evaluate(model.make_model, model.variables)["test"].values[metric]
                 with whole(path) as partial, partial.open("wb") as file:
                     np.savez(file, **{metric: values})  # type: ignore[arg-type]
@@ -295,7 +335,7 @@ def users_of(plan: Plan, every: Sequence[Row], told: Callable[[str], None]) -> d
 
 
 def _kept_users(path: Path, metric: str, mean: float) -> np.ndarray | None:
-    """What was kept, if it is of the model that the run came to."""
+    """Returns the values in a file, if they are of the model with this mean."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             values: np.ndarray = kept[metric]

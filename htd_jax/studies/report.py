@@ -1,4 +1,4 @@
-"""What a study says: a question, an answer, tables, charts; as Markdown, CSV, and one page that needs no network."""
+"""Reports of studies: a question, an answer, tables and charts, as Markdown, CSV, images, and one self-contained page."""
 
 import csv
 import dataclasses
@@ -13,15 +13,34 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from htd_jax.studies.spread import spread
-
-# Of the charts' language, see vl_convert.
+# The version of Vega-Lite in which charts are written, see vl_convert.
 VEGA_LITE = "6.4"
+
+# The answer of a study none of whose runs has ended.
+UNFINISHED = "No run has finished."
+
+
+def spread(values: Sequence[float | None], form: str = ".4f") -> str:
+    """Returns mean ± sample standard deviation of the values that are not None; empty if all are.
+
+    >>> spread([0.25, 0.27, None]), spread([0.5], ".0%"), spread([])
+    ('0.2600 ± 0.0141', '50%', '')
+    """
+    known = [value for value in values if value is not None]
+    deviation = f" ± {statistics.stdev(known):{form.removeprefix('+')}}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):{form}}{deviation}" if known else ""
+
+
+def mean_and_band(values: Sequence[float]) -> dict[str, float]:
+    """Returns the `mean` of values, and the ends `low` and `high` of one standard deviation around it, for a chart."""
+    mean = statistics.mean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": mean, "low": mean - deviation, "high": mean + deviation}
 
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """A figure of several seeds: shown as mean ± sample standard deviation."""
+    """A figure by seed, shown as mean ± sample standard deviation in the format `form`, followed by `mark`."""
 
     values: tuple[float, ...]
     form: str = ".4f"
@@ -36,7 +55,7 @@ Cell = str | Values
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Attributes: `name`, of its file; `head`, and `rows` of as many cells; `note`, under it."""
+    """A table: the `name` of its file, its title, head and rows, and a `note` under it."""
 
     name: str
     title: str
@@ -45,12 +64,13 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
+        """Returns the table as Markdown."""
         line = lambda cells: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
         text = "\n".join([line(self.head), "|---" * len(self.head) + "|", *map(line, self.rows)])
         return text + (f"\n\n{self.note}" if self.note else "") + "\n"
 
     def csv(self) -> str:
-        """A column of means and one of deviations where there are several seeds; numbers in full."""
+        """Returns the table as CSV; a column of `Values` becomes two, means and standard deviations."""
         several = [any(isinstance(row[n], Values) for row in self.rows) for n in range(len(self.head))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -71,7 +91,7 @@ def _numbers(cell: Cell) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Attributes: `name`, of its file; `spec`, Vega-Lite, its data within; `note`, under it."""
+    """A chart: the `name` of its file, its title, its `spec` in Vega-Lite, data included, and a `note` under it."""
 
     name: str
     title: str
@@ -84,7 +104,15 @@ Part = Table | Chart | str
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Attributes: `name` of the study; `parts` in their order, strings are paragraphs; `foot`, of what it was made."""
+    """A report.
+
+    Attributes:
+      name: the study's name, with which all its files begin.
+      title, question, answer: its head.
+      parts: tables, charts and paragraphs, in order.
+      foot: facts about its making, by name.
+      picture: the names of the charts in `<name>.png`.
+    """
 
     name: str
     title: str
@@ -92,6 +120,7 @@ class Report:
     answer: str
     parts: Sequence[Part]
     foot: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    picture: tuple[str, ...] = ()
 
     @property
     def tables(self) -> list[Table]:
@@ -102,7 +131,7 @@ class Report:
         return [part for part in self.parts if isinstance(part, Chart)]
 
     def markdown(self) -> str:
-        """Without the charts."""
+        """Returns the report as Markdown, without charts."""
         shown = [
             part if isinstance(part, str) else f"**{part.title}**\n\n{part.markdown()}"
             for part in self.parts
@@ -112,26 +141,36 @@ class Report:
 
 
 def can_draw() -> bool:
-    """Whether the library that draws is there; it is no part of a plain installation."""
+    """Returns whether `vl_convert`, which draws charts, is installed; it is optional."""
     return importlib.util.find_spec("vl_convert") is not None
 
 
 def svg(chart: Chart) -> str:
-    """The chart as a picture, for paper."""
+    """Returns a chart as an SVG image on white."""
     import vl_convert
 
-    on_paper = {**theme(dark=False), "background": "#ffffff"}
-    drawn: str = vl_convert.vegalite_to_svg(_sized(chart.spec, 640), vl_version=VEGA_LITE, config=on_paper)
-    return drawn
+    image: str = vl_convert.vegalite_to_svg(_sized(chart.spec, 640), vl_version=VEGA_LITE, config=_on_paper())
+    return image
+
+
+def png(charts: Sequence[Chart]) -> bytes:
+    """Returns charts side by side as a PNG image on white."""
+    import vl_convert
+
+    panels = [{k: x for k, x in _sized(chart.spec, 380).items() if k != "autosize"} for chart in charts]
+    titled = [{**panel, "title": chart.title} for panel, chart in zip(panels, charts)]
+    spec = {"hconcat": titled, "resolve": {"scale": {"x": "independent"}}}
+    image: bytes = vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, config=_on_paper(), scale=2)
+    return image
 
 
 def page(report: Report) -> str:
-    """The report as one HTML file: nothing is fetched."""
+    """Returns the report as one HTML file that loads nothing from elsewhere."""
     import vl_convert
 
     template = string.Template(importlib.resources.files(__package__).joinpath("report.html").read_text())
     specs = {chart.name: chart.spec for chart in report.charts}
-    # In a script, "</" would end it.
+    # "</" would end the script.
     as_script = lambda value: json.dumps(value, allow_nan=False).replace("</", "<\\/")
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     return template.substitute(
@@ -172,16 +211,20 @@ def _is_figure(cell: Cell) -> bool:
 
 
 def _sized(spec: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """With a width in place of the page's."""
+    """Returns a chart with a width of its own in place of the page's."""
     return {**spec, "width": width} if spec.get("width") == "container" else dict(spec)
 
 
-# Okabe and Ito's eight colours, which are told apart by everyone; https://jfly.uni-koeln.de/color/.
+def _on_paper() -> dict[str, Any]:
+    return {**theme(dark=False), "background": "#ffffff"}
+
+
+# Okabe and Ito's eight colours, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 
 
 def theme(*, dark: bool) -> dict[str, Any]:
-    """Colours and type of the charts."""
+    """Returns the colours and fonts of charts."""
     ink, faint, grid = ("#e8e6e3", "#a8a5a0", "#3a3c40") if dark else ("#1c1d1f", "#5c5f63", "#e2e2df")
     colours = [ink if colour == "#000000" else colour for colour in PALETTE]
     axis = {"labelColor": faint, "titleColor": ink, "gridColor": grid, "domainColor": faint, "tickColor": faint}
@@ -204,10 +247,3 @@ def theme(*, dark: bool) -> dict[str, Any]:
         "rule": {"color": faint},
         "range": {"category": colours, "heatmap": {"scheme": "cividis"}, "ramp": {"scheme": "cividis"}},
     }
-
-
-def of_seeds(values: Sequence[float]) -> dict[str, float]:
-    """Mean, and where its band ends, for a chart."""
-    mean = statistics.mean(values)
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": mean, "low": mean - deviation, "high": mean + deviation}

@@ -1,4 +1,4 @@
-"""Runs, each in a process of its own: one that fails takes no other down, and one that is finished is not repeated."""
+"""The execution of runs, each in its own process: a failure stops no other run, and a finished run is not repeated."""
 
 import contextlib
 import dataclasses
@@ -10,37 +10,33 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import htd_jax
-from htd_jax.pipeline import Config
+from htd_jax.pipeline import RunSpec
 
-# How often the processes are looked after, in seconds.
+# Seconds between looks at the processes.
 POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run.
+    """A run to execute.
 
     Attributes:
-      config: what it is, with every default in place.
-      arguments: the same, as flags of `htd-jax train`.
+      spec: the run.
+      arguments: the same as flags of `htd-jax train`.
     """
 
-    config: Config
+    spec: RunSpec
     arguments: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
-        return self.config.folder
+        """The run folder."""
+        return self.spec.folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
-
-    Attributes:
-      seconds: it took; 0 if it was finished before.
-      error: the last line that it wrote, if it failed.
-    """
+    """The outcome of a job: its duration, 0 if it was finished before; and its last line of output if it failed."""
 
     job: Job
     seconds: float
@@ -54,16 +50,16 @@ def execute(
     at_once: int = 1,
     started: Callable[[Job], None] = lambda job: None,
 ) -> Iterator[Outcome]:
-    """Runs every job, and gives what became of each as soon as it has ended.
+    """Executes jobs, and yields the outcome of each as soon as it ends.
 
-    What a run prints goes to a file beside its folder, see `log_of`. With several at once, each has its share of the
-    processor's cores for itself, so that their times can be compared. If the caller stops, so do they, at their last
-    checkpoints.
+    The output of a run goes to a file next to its folder, see `log_path`. Several at once have separate processor
+    cores, so that their times can be compared. If the caller stops, they stop at their last checkpoints.
 
     Args:
-      finished: whether a job need not be run; asked when its turn has come.
-      at_once: how many processes.
-      started: told of each that is begun.
+      jobs: the runs, in order.
+      finished: whether a job needs no run; called when its turn comes.
+      at_once: the number of processes.
+      started: a callback, called when a process starts.
     """
     waiting, running = list(jobs), dict[int, tuple[Job, float, "subprocess.Popen[bytes]"]]()
     shares = _shares(at_once)
@@ -77,10 +73,10 @@ def execute(
                         continue
                     started(job)
                     running[share] = (job, time.monotonic(), _start(job, shares[share]))
-            for share, (job, begun, process) in list(running.items()):
+            for share, (job, begin, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[share]
-                    yield Outcome(job, time.monotonic() - begun, _error(job, process.returncode))
+                    yield Outcome(job, time.monotonic() - begin, _error(job, process.returncode))
             time.sleep(POLL_SECONDS if running else 0)
     finally:
         for _, _, process in running.values():
@@ -89,16 +85,16 @@ def execute(
             process.wait()
 
 
-def log_of(job: Job) -> Path:
-    """What the run printed; beside its folder, which belongs to the run."""
+def log_path(job: Job) -> Path:
+    """Returns the file of a run's output; it is next to the run folder, which belongs to the run."""
     return job.folder.with_name(job.folder.name + ".log")
 
 
 def _start(job: Job, cores: set[int]) -> "subprocess.Popen[bytes]":
-    here = str(Path(htd_jax.__file__).parent.parent)  # a plain checkout will do, installed or not
+    here = str(Path(htd_jax.__file__).parent.parent)  # also works in a checkout that is not installed
     paths = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH")) if part)
     command = [sys.executable, "-m", "htd_jax", "train", *job.arguments]
-    with _on(cores), log_of(job).open("wb") as log:
+    with _pinned(cores), log_path(job).open("wb") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths}
         )
@@ -108,14 +104,14 @@ def _error(job: Job, status: int) -> str | None:
     if status == 0:
         return None
     with contextlib.suppress(OSError):
-        lines = log_of(job).read_text(errors="replace").strip().splitlines()
+        lines = log_path(job).read_text(errors="replace").strip().splitlines()
         if lines:
             return lines[-1].removeprefix("error: ")
     return f"exit status {status}"
 
 
 def _shares(number: int) -> list[set[int]]:
-    """The cores that this process may use, dealt out; none are named where they cannot be."""
+    """Returns this process's cores divided among jobs; empty sets where a platform cannot assign them."""
     if not hasattr(os, "sched_getaffinity") or number == 1:
         return [set() for _ in range(number)]
     cores = sorted(os.sched_getaffinity(0))
@@ -123,8 +119,8 @@ def _shares(number: int) -> list[set[int]]:
 
 
 @contextlib.contextmanager
-def _on(cores: set[int]) -> Iterator[None]:
-    """What is started inside may use these cores; all that there are, if none is named."""
+def _pinned(cores: set[int]) -> Iterator[None]:
+    """Restricts processes started inside to these cores; an empty set restricts nothing."""
     if not cores:
         yield
         return

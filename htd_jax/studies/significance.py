@@ -1,4 +1,4 @@
-"""Whether one method is above another, or chance: over seeds, over users, and among many comparisons."""
+"""Significance tests between methods: over seeds, over users, and corrected for many comparisons."""
 
 import dataclasses
 import statistics
@@ -9,31 +9,31 @@ import chex
 import numpy as np
 from scipy import stats
 
-# Sign flips of a test over users; where all of them are no more, each is taken once.
+# The number of sign flips of a test over users; a test with no more flips in all uses each once.
 RESAMPLES = 10_000
 
-# Numbers of a batch of flips: 8 MiB.
+# The number of signs in a batch: 8 MiB.
 NUMBERS = 2**20
 
-# By method and seed, a metric of each user `[users]`, the same users everywhere.
+# A metric of each user `[users]` by method and seed, with the same users everywhere.
 Values = Mapping[str, Mapping[int, chex.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Test:
-    """One method against another, in one metric.
+    """A test of one method against another in one metric.
 
     Attributes:
       name, other: the methods.
-      seeds: those that both have.
-      difference: of their means over users, its mean over seeds.
-      over_seeds: p of `seeds_test`; None of one seed.
-      over_users: p of `users_test`, one a seed.
-      over_seeds_corrected, over_users_corrected: the same among all methods that are tested against the student, or
-        against the best other, a seed at a time; see `corrected`.
+      seeds: the seeds that both have.
+      difference: the difference of their means over users, averaged over seeds.
+      over_seeds: the p-value of `seeds_test`; None for one seed.
+      over_users: the p-value of `users_test` per seed.
+      over_seeds_corrected, over_users_corrected: the same corrected for all methods that are tested against the
+        student, or against the best other, per seed; see `corrected`.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not one of pytest's
 
     name: str
     other: str
@@ -47,11 +47,7 @@ class Test:
 
 @dataclasses.dataclass(frozen=True)
 class Tests:
-    """Every method against the plain student, and against the best of the others.
-
-    Attributes:
-      against_student, against_best: a `Test` a method, in the order in which they were given.
-    """
+    """Tests of every method, in the given order, against the plain student and against the best other method."""
 
     __test__ = False
 
@@ -60,16 +56,16 @@ class Tests:
 
 
 def seeds_test(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The two-sided p of the paired t-test: were the means over seeds equal, so large a difference would come so often.
+    """Returns the two-sided p-value of the paired t-test over seeds.
 
     Args:
-      first, second: a metric of two methods, one a seed, of the same seeds in one order.
+      first, second: a metric of two methods by seed, for the same seeds in one order.
 
     Returns:
-      p in [0, 1]; 1 of values that are all equal, None of fewer than two seeds.
+      p in [0, 1]; 1 if all values are equal, None for fewer than two seeds.
 
     Raises:
-      ValueError: unlike lengths, or a value that is no finite number.
+      ValueError: if lengths differ, or a value is not finite.
 
     >>> print(f"{seeds_test([0.31, 0.32, 0.33], [0.30, 0.30, 0.30]):.4f}")
     0.0742
@@ -80,47 +76,46 @@ def seeds_test(first: Sequence[float], second: Sequence[float]) -> float | None:
     if np.array_equal(a, b):
         return 1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # differences that are all alike: no spread to divide by
+        warnings.simplefilter("ignore", RuntimeWarning)  # all differences are equal: their deviation is 0
         return float(stats.ttest_rel(a, b).pvalue)
 
 
 def users_test(first: chex.Array, second: chex.Array, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
-    """The two-sided p of the paired randomisation test over users: what each has of the two methods is exchanged or
-    not, at random, and so large a difference of the means comes so often.
+    """Returns the two-sided p-value of the paired randomisation test over users, whose values for the two methods are
+    exchanged at random.
 
-    An exchange changes the sign of a user's difference. One of zero has none, so such users are left out, which changes
-    nothing of p and is most of them where a metric is 0 or 1. Where all flips of the others are at most `resamples`
-    they are taken, each once, and p is exact; else flips are drawn, some at a time.
+    An exchange flips the sign of a user's difference. Users without a difference are left out, which does not change p.
+    If there are at most `resamples` combinations of flips, each is used once and p is exact; else flips are sampled.
 
     Source: Smucker et al., "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation",
     CIKM'07.
 
     Args:
       first, second: `[users]`, a metric of each user.
-      resamples: at least 1.
-      seed: of the flips.
+      resamples: the number of sampled flips, at least 1.
+      seed: the seed of the flips.
 
     Returns:
-      p in (0, 1]; 1 where no user differs.
+      p in (0, 1]; 1 if no user differs.
 
     Raises:
-      ValueError: unlike lengths, or a value that is no finite number.
+      ValueError: if lengths differ, or a value is not finite.
 
-    >>> users_test(np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 0.0, 0.0, 0.0]))  # of 8 flips the two that are whole
+    >>> users_test(np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 0.0, 0.0, 0.0]))  # 2 of 8 flips
     0.25
     """
     a, b = _pair(first, second)
     differences = a - b
     differences = differences[differences != 0]
     size = len(differences)
-    if size < 2:  # one difference is as large either way
+    if size < 2:  # one difference is as large with either sign
         return 1.0
     if 2**size <= resamples:
         total = lambda x, axis: np.sum(x, axis=axis)
         how = {"permutation_type": "samples", "vectorized": True, "n_resamples": resamples}
         return float(stats.permutation_test((differences,), total, **how).pvalue)
     rng = np.random.default_rng(seed)
-    # The samples are the signs, so that a statistic is one product: SciPy's own flips take fifty times as long.
+    # Sampled signs make the statistic one product; SciPy's own flips take fifty times as long.
     flips = lambda size: 2.0 * rng.integers(2, size=size, dtype=np.int8) - 1
     total = lambda signs, axis: signs @ differences
     how = {"vectorized": True, "n_resamples": resamples, "batch": max(1, NUMBERS // size)}
@@ -128,23 +123,23 @@ def users_test(first: chex.Array, second: chex.Array, *, resamples: int = RESAMP
 
 
 def corrected(ps: Sequence[float | None]) -> list[float | None]:
-    """What p are once many are looked at: of those at most q, a share of q at most is chance, in the mean.
+    """Returns p-values corrected for many tests: among those at most q, an expected share of at most q is false.
 
     Source: Benjamini and Hochberg, "Controlling the False Discovery Rate", J. R. Stat. Soc. B, 1995.
 
     Args:
-      ps: in [0, 1]; None where there is no test, which counts as none.
+      ps: p-values in [0, 1]; None is not counted as a test.
 
     Raises:
-      ValueError: one outside [0, 1], or that is no number.
+      ValueError: if one is not in [0, 1].
 
     >>> corrected([0.01, None, 0.5, 0.02])
     [0.03, None, 0.5, 0.03]
     """
-    there = [p for p in ps if p is not None]
-    if not there:
+    known = [p for p in ps if p is not None]
+    if not known:
         return list(ps)
-    found = iter(_corrected(there))
+    found = iter(_corrected(known))
     return [None if p is None else next(found) for p in ps]
 
 
@@ -154,20 +149,19 @@ def _corrected(ps: Sequence[float]) -> list[float]:
 
 
 def compare_users(values: Values, *, student: str = "student", resamples: int = RESAMPLES, seed: int = 0) -> Tests:
-    """Every method against the plain student, and against the best of the other methods.
+    """Tests every method against the plain student, and against the other method with the largest mean.
 
     Args:
-      values: by method and seed `[users]` floats, a metric of each user, of the same users in one order, see
-        `htd_jax.evaluation.make_user_evaluator`; the plain student's under its name. Best is who has the largest mean
-        over users and seeds.
-      student: its name.
+      values: `[users]` floats by method and seed, a metric of each user, for the same users in one order, see
+        `htd_jax.evaluation.make_user_evaluator`.
+      student: the name of the plain student among the methods.
       resamples, seed: see `users_test`.
 
     Raises:
-      ValueError: no student, two methods that have no seed in common, other users, or a value that is no finite number.
+      ValueError: if the student is missing, two methods have no common seed, users differ, or a value is not finite.
     """
     if student not in values:
-        raise ValueError(f"values: no {student!r} to test against; there is {', '.join(values)}")
+        raise ValueError(f"values: no {student!r} to test against (known: {', '.join(values)})")
     methods = [name for name in values if name != student]
     means = {name: statistics.mean(map(_mean, values[name].values())) for name in methods}
 
@@ -197,17 +191,17 @@ def _test(values: Values, name: str, other: str, resamples: int, seed: int) -> T
 
 
 def _all_corrected(tests: tuple[Test, ...]) -> tuple[Test, ...]:
-    """Each p among those of all methods: over seeds, and over the users of each seed."""
+    """Returns the tests with p-values corrected for the number of methods, over seeds and over the users of a seed."""
     over_seeds = corrected([test.over_seeds for test in tests])
-    of_seed = {}
+    by_seed = {}
     for seed in {seed for test in tests for seed in test.seeds}:
         at = {test.name: test.over_users[test.seeds.index(seed)] for test in tests if seed in test.seeds}
-        of_seed[seed] = dict(zip(at, _corrected(list(at.values()))))
+        by_seed[seed] = dict(zip(at, _corrected(list(at.values()))))
     return tuple(
         dataclasses.replace(
             test,
             over_seeds_corrected=p,
-            over_users_corrected=tuple(of_seed[seed][test.name] for seed in test.seeds),
+            over_users_corrected=tuple(by_seed[seed][test.name] for seed in test.seeds),
         )
         for test, p in zip(tests, over_seeds)
     )
@@ -222,5 +216,5 @@ def _pair(first: chex.Array | Sequence[float], second: chex.Array | Sequence[flo
     if a.ndim != 1 or a.shape != b.shape:
         raise ValueError(f"values: expected two columns of one length, got {list(a.shape)} and {list(b.shape)}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("values: one is no finite number")
+        raise ValueError("values: one is not finite")
     return a, b

@@ -1,4 +1,4 @@
-"""Whether a student keeps its teacher's relations: cosines of entities, neighbours, prototypes of groups, tags."""
+"""The relations of a teacher that a student keeps: cosines of entities, neighbours, prototypes of groups, tags."""
 
 import dataclasses
 from typing import Any
@@ -10,9 +10,9 @@ import numpy as np
 from scipy import sparse
 
 from htd_jax.data import Tags
-from htd_jax.distillers import Representations
 from htd_jax.distillers.grouping import kmeans_groups
 from htd_jax.losses.checks import check_floats, check_ints
+from htd_jax.models import Representations
 from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import group_directions, unit_rows
@@ -20,28 +20,27 @@ from htd_jax.serving import Rows, best_items
 from htd_jax.serving.topk import Hidden, concatenate
 from htd_jax.studies.overlaps import overlap
 
-# Groups a side, as HTD has.
+# The default groups per side, as in HTD.
 GROUPS = 30
 
-# Neighbours of an entity, and items that are looked through for those with a tag in common.
+# The neighbours of an entity, and the items retrieved by tags.
 NEIGHBOURS, RETRIEVED = 10, 100
 
-# Entities that are looked at one by one, in pairs and for their neighbours; of more, so many are drawn.
+# The largest number of entities whose errors and neighbours are computed; of more, so many are sampled.
 SAMPLE = 2**14
 
-# Pairs that are held at once, 4 bytes each.
+# The number of pairs in memory at once, 4 bytes each.
 PAIRS = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How a student's cosines of pairs go with its teacher's.
+    """The agreement of a student's cosines of pairs with its teacher's.
 
     Attributes:
-      pairs: how many, each once.
-      correlation: Pearson's, in [-1, 1]; None where either has the same cosine for every pair, or there are under two.
-      error: the mean of |cos(t_a, t_b) - cos(s_a, s_b)|, in [0, 2], of a sample's pairs where there is one; None of no
-        pair.
+      pairs: the number of pairs, each counted once.
+      correlation: Pearson's, in [-1, 1]; None if all cosines of one side are equal, or for fewer than two pairs.
+      error: the mean of |cos(t_a, t_b) - cos(s_a, s_b)|, in [0, 2], over the pairs of a sample; None for no pair.
     """
 
     pairs: int
@@ -51,13 +50,13 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class GroupLevel:
-    """The relations of groups, through their prototypes: the means of their entities.
+    """The relations of groups through their prototypes, the means of their entities.
 
     Attributes:
-      groups: the numbers of those that have an entity, ascending: k of them.
-      sizes: `[k]`, how many entities each has.
-      teacher, student: `[k, k]`, cosines of prototypes.
-      agreement: of the two, over pairs of different groups.
+      groups: the k groups that have an entity, ascending.
+      sizes: `[k]`, the number of entities of each.
+      teacher, student: `[k, k]`, the cosines of prototypes.
+      agreement: the agreement of the two, over pairs of different groups.
     """
 
     groups: tuple[int, ...]
@@ -69,11 +68,11 @@ class GroupLevel:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What a student keeps of its teacher's relations among some entities.
+    """The relations among some entities that a student keeps.
 
     Attributes:
-      within, across: the entity level, of pairs of one group and of two.
-      neighbours: the mean share of an entity's nearest neighbours that it has in both; of no entity 0.
+      within, across: the entity level, for pairs within a group and across groups.
+      neighbours: the mean share of an entity's nearest neighbours that are the same in both; 0 for no entities.
       groups: the group level.
     """
 
@@ -93,37 +92,29 @@ def relations(
     neighbours: int = NEIGHBOURS,
     sample: int = SAMPLE,
 ) -> dict[str, Kept]:
-    """What a student keeps of its teacher's relations among users, among items, and among both together.
+    """Returns the relations that a student keeps among `users`, among `items`, and among `both` together.
 
     Args:
       teacher, student: tables of the same users and items, of any widths.
-      groups: of every user `[num_users]` and every item `[num_items]`, integers in [0, num_groups); by k-means of the
-        teacher's directions if None, see `kmeans_groups`. Together, users and items have groups of their own.
-      num_groups: K, groups a side.
-      seed: of k-means and of the sample.
+      groups: the group of every user `[num_users]` and item `[num_items]`, integers in [0, num_groups); by k-means of
+        the teacher's directions if None, see `kmeans_groups`. Users and items never share a group.
+      num_groups: K, the groups per side.
+      seed: the seed of k-means and of the sample.
       neighbours, sample: see `kept`.
-
-    Returns:
-      By name: `users`, `items`, `both`.
 
     Raises:
       AssertionError, ValueError: see `kept`.
     """
     if groups is None:
         groups = kmeans_groups(seed, teacher.users, teacher.items, num_groups)
-    of_users, of_items = (np.asarray(its) for its in groups)
-    how: dict[str, Any] = {"seed": seed, "neighbours": neighbours, "sample": sample}
-    together_of = lambda tables: jnp.concatenate([jnp.asarray(table) for table in tables])
+    users, items = map(np.asarray, groups)
+    options: dict[str, Any] = {"seed": seed, "neighbours": neighbours, "sample": sample}
+    join = lambda tables: jnp.concatenate([jnp.asarray(table) for table in tables])
+    both = np.concatenate([users, num_groups + items])
     return {
-        "users": kept(teacher.users, student.users, of_users, num_groups=num_groups, **how),
-        "items": kept(teacher.items, student.items, of_items, num_groups=num_groups, **how),
-        "both": kept(
-            together_of(teacher),
-            together_of(student),
-            np.concatenate([of_users, num_groups + of_items]),
-            num_groups=2 * num_groups,
-            **how,
-        ),
+        "users": kept(teacher.users, student.users, users, num_groups=num_groups, **options),
+        "items": kept(teacher.items, student.items, items, num_groups=num_groups, **options),
+        "both": kept(join(teacher), join(student), both, num_groups=2 * num_groups, **options),
     }
 
 
@@ -137,23 +128,24 @@ def kept(
     sample: int = SAMPLE,
     seed: int = 0,
 ) -> Kept:
-    """What a student keeps of its teacher's relations among n entities.
+    """Returns the relations among n entities that a student keeps.
 
     Args:
       teacher: `[n, d_t]` floats; a row of zeros has a cosine of 0 with every other.
       student: `[n, d_s]` floats.
       groups: `[n]` integers in [0, num_groups).
-      num_groups: some may be empty.
-      neighbours: how many, see `neighbour_overlap`.
-      sample: if there are more entities, so many are drawn from `seed`, each set as likely: errors are of the pairs
-        among them, and neighbours, looked for among all entities, are theirs. Correlations and groups are of all.
+      num_groups: the number of groups, which may be empty.
+      neighbours: the number of neighbours, see `neighbour_overlap`.
+      sample: the largest number of entities whose errors, among each other, and neighbours, among all, are computed;
+        of more, so many are sampled from `seed`. Correlations and groups are over all.
+      seed: the seed of the sample.
 
     Raises:
-      AssertionError: an argument of a wrong rank, shape or dtype.
-      ValueError: groups out of range, or a number under 1.
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+      ValueError: if a group is out of range, or a number is less than 1.
     """
     within, across = entity_level(teacher, student, groups, num_groups=num_groups, sample=sample, seed=seed)
-    shared = neighbour_overlap(teacher, student, neighbours, of=_sample(len(teacher), sample, seed))
+    shared = neighbour_overlap(teacher, student, neighbours, rows=_sample(len(teacher), sample, seed))
     level = group_level(teacher, student, groups, num_groups=num_groups)
     return Kept(within, across, float(shared.mean()) if len(shared) else 0.0, level)
 
@@ -167,17 +159,12 @@ def entity_level(
     sample: int = SAMPLE,
     seed: int = 0,
 ) -> tuple[Agreement, Agreement]:
-    r"""The cosines of pairs of one group, and those of pairs of two.
+    r"""Returns the agreement of cosines of pairs within a group, and across groups, see `kept`.
 
-    Correlations are of all n (n - 1) / 2 pairs, in float64, without one of them being made: with T and S the rows of
-    length one, the sums over pairs of t_ab, t_ab^2, t_ab s_ab come from :math:`|T^\top 1|^2`, :math:`|T^\top T|^2`,
-    :math:`|T^\top S|^2`; of pairs within groups group by group; O(n d^2) operations. The error has no such form: it is
-    of the pairs of `sample` entities at most, a block of rows at a time.
-
-    Args, raises: see `kept`.
-
-    Returns:
-      Within groups, and across.
+    Correlations are over all n (n - 1) / 2 pairs, in float64 and O(n d^2) operations, without computing any pair: with T
+    and S the rows of length one, the sums over pairs of t_ab, t_ab^2, t_ab s_ab follow from :math:`|T^\top 1|^2`,
+    :math:`|T^\top T|^2`, :math:`|T^\top S|^2`, for pairs within groups group by group. The error has no such form; it
+    is over the pairs of at most `sample` entities.
 
     >>> teacher = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     >>> entity_level(teacher, 2 * teacher, jnp.array([0, 0, 1]), num_groups=2)[1]
@@ -197,13 +184,11 @@ def entity_level(
 
 
 def neighbour_overlap(
-    teacher: chex.Array, student: chex.Array, k: int = NEIGHBOURS, *, of: np.ndarray | None = None
+    teacher: chex.Array, student: chex.Array, k: int = NEIGHBOURS, *, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """The share of an entity's k nearest others, by cosine, that are its nearest for both: `[m]` float64 in [0, 1].
+    """Returns the share of an entity's k nearest others by cosine that are the same in both: `[m]` float64 in [0, 1].
 
-    Equally near ones stand in the order of rows. Of k others or fewer all are the nearest.
-
-    Args, raises: see `kept`; `k` is at least 1, and `of` the rows `[m]` whose it is, all if None.
+    The entities are those of `rows` `[m]`, all if None. Ties are broken by row. See `kept`.
 
     >>> teacher = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     >>> neighbour_overlap(teacher, jnp.array([[1.0], [1.0], [-1.0]]), 1).tolist()
@@ -212,24 +197,22 @@ def neighbour_overlap(
     t, s, _ = _check(teacher, student, None, 1)
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
-    return overlap(*(nearest(x, min(k, max(1, len(x) - 1)), of=of) for x in (t, s)))
+    return overlap(*(nearest(x, min(k, max(1, len(x) - 1)), rows=rows) for x in (t, s)))
 
 
-def nearest(table: chex.Array, k: int, *, of: np.ndarray | None = None) -> np.ndarray:
-    """The k nearest other rows, of `[n, d]` by cosine, of the rows `of` `[m]`, all if None, the nearest first: `[m, k]`
-    int32, -1 for none."""
+def nearest(table: chex.Array, k: int, *, rows: np.ndarray | None = None) -> np.ndarray:
+    """Returns the k rows of a table `[n, d]` that are nearest by cosine to each of `rows` `[m]`, itself excluded: `[m, k]`
+    int32, the nearest first, -1 for none."""
     size = len(table)
     if not size:
         return np.zeros((0, k), np.int32)
     unit = Rows(unit_rows(jnp.asarray(table, jnp.float32)))
     itself = Hidden(np.arange(size + 1), np.arange(size, dtype=np.int32))
-    return concatenate(best_items(unit, unit, k, rows=of, hidden=itself), k).rows
+    return concatenate(best_items(unit, unit, k, rows=rows, hidden=itself), k).rows
 
 
 def group_level(teacher: chex.Array, student: chex.Array, groups: chex.Array, *, num_groups: int) -> GroupLevel:
-    """The cosines of the groups' prototypes, of the teacher and of the student.
-
-    Args, raises: see `kept`. A group of no entity is left out.
+    """Returns the cosines of the groups' prototypes in teacher and student, without empty groups, see `kept`.
 
     >>> teacher = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> group_level(teacher, -teacher, jnp.array([2, 0]), num_groups=3).student
@@ -243,26 +226,23 @@ def group_level(teacher: chex.Array, student: chex.Array, groups: chex.Array, *,
         prototypes = np.asarray(group_directions(x, jnp.asarray(groups, jnp.int32), num_groups), np.float64)
         return prototypes[present] @ prototypes[present].T
 
-    of_teacher, of_student = cosines(t), cosines(s)
-    pairs = np.triu_indices(len(present), 1)
-    a, b = of_teacher[pairs], of_student[pairs]
+    matrices = cosines(t), cosines(s)
+    a, b = (matrix[np.triu_indices(len(present), 1)] for matrix in matrices)
     moments = np.array([len(a), a.sum(), b.sum(), a @ a, b @ b, a @ b])
     agreement = Agreement(len(a), _correlation(moments), float(np.abs(a - b).mean()) if len(a) else None)
-    plain = lambda matrix: tuple(map(tuple, matrix.tolist()))
-    return GroupLevel(
-        tuple(present.tolist()), tuple(sizes[present].tolist()), plain(of_teacher), plain(of_student), agreement
-    )
+    plain = [tuple(map(tuple, matrix.tolist())) for matrix in matrices]
+    return GroupLevel(tuple(present.tolist()), tuple(sizes[present].tolist()), *plain, agreement)
 
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
-    """How well an item finds those that share a tag with it.
+    """The retrieval of items that share a tag.
 
     Attributes:
       precision: the mean average precision at k, in [0, 1].
-      by_chance: what a random order would have, in the mean: the share of an item's others that share a tag with it.
-      items: of how many items, those that share a tag with another.
-      k: items that are retrieved.
+      by_chance: the expected precision of a random order: the share of other items that share a tag, on average.
+      items: the number of items that share a tag with another.
+      k: the number of retrieved items.
     """
 
     precision: float
@@ -272,21 +252,20 @@ class Retrieval:
 
 
 def tag_retrieval(items: chex.Array, tags: Tags, k: int = RETRIEVED) -> Retrieval:
-    """The mean average precision with which items find, as their nearest by cosine, those that share a tag with them.
+    """Returns the mean average precision of an item's k nearest by cosine, where those that share a tag are relevant.
 
-    Of an item a, its k nearest are taken among all other items, whether these have tags or not. Those that have at
-    least one tag in common with a are hits, at the ranks r_1 < r_2 < ...; R is how many such items there are at all.
-    Then AP@k is the sum of j / r_j over the hits, divided by min(R, k): 1 where all of the first min(R, k) are hits.
-    The mean is over the items with R > 0.
+    The k nearest are among all other items, with tags or without; those with a tag in common are hits, at ranks
+    r_1 < r_2 < ..., out of R. AP@k is the sum of j / r_j over the hits, divided by min(R, k); the mean is over the items
+    with R > 0.
 
     Args:
       items: `[num_items, d]` floats.
-      tags: of the same items.
-      k: at least 1.
+      tags: the tags of the same items.
+      k: the number of items, at least 1.
 
     Raises:
-      AssertionError: `items` is no table, or of another number of items.
-      ValueError: k under 1.
+      AssertionError: if `items` is not a table of this many items.
+      ValueError: if k is less than 1.
 
     >>> tags = Tags.from_pairs(np.array([0, 1, 2]), np.array([0, 0, 1]), 3, 2)
     >>> tag_retrieval(jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.5]]), tags).precision
@@ -315,7 +294,7 @@ def tag_retrieval(items: chex.Array, tags: Tags, k: int = RETRIEVED) -> Retrieva
 
 
 def _sample(size: int, most: int, seed: int) -> np.ndarray:
-    """All rows `[size]`, or `most` of them, ascending."""
+    """Returns all rows `[size]`, or `most` of them, ascending."""
     if most < 1:
         raise ValueError(f"sample: expected at least 1, got {most}")
     if size <= most:
@@ -324,60 +303,57 @@ def _sample(size: int, most: int, seed: int) -> np.ndarray:
 
 
 def _moments(t: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """How many pairs of different rows there are, each once, and their sums of t, s, t^2, s^2 and t s, which are inner
-    products of rows `[m, d]`: the sums over all ordered pairs, less those of a row with itself, halved."""
-    of_t, of_s = (np.einsum("ad,ad->a", x, x) for x in (t, s))
+    """Returns the number of pairs of different rows `[m, d]`, and the sums over pairs of t, s, t^2, s^2 and t s, their
+    inner products: the sums over all ordered pairs, less those of a row with itself, halved."""
+    norms_t, norms_s = (np.einsum("ad,ad->a", x, x) for x in (t, s))
     sums_t, sums_s = t.sum(0), s.sum(0)
     ordered = [
         len(t) ** 2 - len(t),
-        sums_t @ sums_t - of_t.sum(),
-        sums_s @ sums_s - of_s.sum(),
-        np.sum((t.T @ t) ** 2) - of_t @ of_t,
-        np.sum((s.T @ s) ** 2) - of_s @ of_s,
-        np.sum((t.T @ s) ** 2) - of_t @ of_s,
+        sums_t @ sums_t - norms_t.sum(),
+        sums_s @ sums_s - norms_s.sum(),
+        np.sum((t.T @ t) ** 2) - norms_t @ norms_t,
+        np.sum((s.T @ s) ** 2) - norms_s @ norms_s,
+        np.sum((t.T @ s) ** 2) - norms_t @ norms_s,
     ]
     return np.array(ordered, np.float64) / 2
 
 
 def _correlation(moments: np.ndarray) -> float | None:
-    """Pearson's, from the number and the sums of x, y, x^2, y^2 and x y."""
+    """Returns Pearson's correlation from the number and the sums of x, y, x^2, y^2 and x y."""
     count, x, y, xx, yy, xy = moments.tolist()
     if count < 2:
         return None
-    of_x, of_y = xx - x * x / count, yy - y * y / count
-    # Rows of length one are so up to a rounding of float32, and so is a cosine that is the same everywhere.
-    least = 1e-12
-    if of_x <= least * count or of_y <= least * count:
+    spread_x, spread_y = xx - x * x / count, yy - y * y / count
+    if min(spread_x, spread_y) <= 1e-12 * count:  # all equal, but for float32's rounding
         return None
-    return float(np.clip((xy - x * y / count) / np.sqrt(of_x * of_y), -1, 1))
+    return float(np.clip((xy - x * y / count) / np.sqrt(spread_x * spread_y), -1, 1))
 
 
 def _mean_errors(t: jax.Array, s: jax.Array, groups: jax.Array) -> tuple[float | None, float | None]:
-    """The mean of |t_ab - s_ab| over pairs of different rows, of one group and of two; None of none."""
+    """Returns the mean of |t_ab - s_ab| over pairs of different rows, within a group and across; None for no pairs."""
     size = len(groups)
     if not size:
         return None, None
-    sums = _error_sums(t, s, groups)
-    of_one, of_any = (np.asarray(x, np.float64).sum() for x in sums)
+    in_group, in_all = (np.asarray(x, np.float64).sum() for x in _error_sums(t, s, groups))
     members = np.bincount(np.asarray(groups))
     within = int(members @ members) - size
     mean = lambda total, count: float(total / count) if count else None
-    return mean(of_one, within), mean(of_any - of_one, size * size - size - within)
+    return mean(in_group, within), mean(in_all - in_group, size * size - size - within)
 
 
 @jax.jit
 def _error_sums(t: jax.Array, s: jax.Array, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each row `[n]`, the sum of its errors with the others of its group, and with all others."""
+    """Returns each row's sum `[n]` of errors with the others of its group, and with all others."""
     t, s = unit_rows(t), unit_rows(s)
     others = jnp.arange(len(t))
 
-    def of_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def row_sums(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         error = jnp.abs(dot(t[rows], t.T) - dot(s[rows], s.T))
         error = jnp.where(rows[:, None] == others[None], 0, error)
         own = groups[rows][:, None] == groups[None]
         return jnp.sum(jnp.where(own, error, 0), axis=1), jnp.sum(error, axis=1)
 
-    sums: tuple[jax.Array, jax.Array] = map_rows(of_rows, len(t), PAIRS // len(t))
+    sums: tuple[jax.Array, jax.Array] = map_rows(row_sums, len(t), PAIRS // len(t))
     return sums
 
 

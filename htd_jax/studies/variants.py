@@ -1,83 +1,73 @@
-"""What a study varies: a method, with some settings other than usual."""
+"""Variants: what a study changes from run to run."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from htd_jax.distillers import METHODS
-from htd_jax.pipeline import NO_METHOD, Config, describe
-from htd_jax.settings import flag_name, override, typed
+from htd_jax.pipeline import NO_METHOD, RunRequest, label
+from htd_jax.settings import flag_name, override, flag_words
 
-Values = Mapping[str, Any]
+Changes = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A run of a study, but for its seed and width.
+    """A method, with some settings changed.
 
     Attributes:
-      method: by its name; `none` for the plain student.
-      own: settings of the method's parts, by part and name: `{"htd": {"groups": 10}}`.
-      training, what: others of `Training` and of `What`.
-      part: of the study that it belongs to: `K`.
-      label: its name for people within that; the method's if empty.
-      value: where it stands on an axis, if it has a place there.
+      method: its name; `none` for the plain student.
+      components: changed settings of the method's parts, by part: `{"htd": {"groups": 10}}`.
+      training: changed fields of `Training`.
+      settings: changed fields of `RunSettings`.
+      part: the group of variants that it belongs to in tables, such as the setting that is varied.
+      label: the name shown to people; the method's if empty.
+      value: the position on the axis of a chart, if it has one.
     """
 
     method: str
-    own: Mapping[str, Values] = dataclasses.field(default_factory=dict)
-    training: Values = dataclasses.field(default_factory=dict)
-    what: Values = dataclasses.field(default_factory=dict)
+    components: Mapping[str, Changes] = dataclasses.field(default_factory=dict)
+    training: Changes = dataclasses.field(default_factory=dict)
+    settings: Changes = dataclasses.field(default_factory=dict)
     part: str = ""
     label: str = ""
     value: float | None = None
 
     @property
     def name(self) -> str:
-        """For people."""
-        return self.label or title(self.method)
+        """The name shown to people, as in a row of a table: `+ HTD`."""
+        return self.label or ("student" if self.method == NO_METHOD else label(self.method).removeprefix("student "))
 
     @property
-    def is_usual(self) -> bool:
-        """Whether nothing but the method is varied."""
-        return not (self.own or self.training or self.what)
+    def changes(self) -> dict[str, Any]:
+        """The changed settings by the names of their flags: `{"htd.groups": 10}`."""
+        parts = {f"{part}.{name}": value for part, own in self.components.items() for name, value in own.items()}
+        return {name.replace("_", "-"): value for name, value in {**parts, **self.training, **self.settings}.items()}
 
     def flags(self) -> tuple[str, ...]:
-        """What `htd-jax train` is told."""
-        words = [word for name, value in self._given() for word in typed(name, value)]
-        return ("--method", self.method, *words)
+        """Returns the method and its changes as flags of `htd-jax train`."""
+        return tuple(word for name, value in {"method": self.method, **self.changes}.items() for word in flag_words(name, value))
 
     def suffix(self) -> str:
-        """What tells its run folder from that of its method as usual: `htd.groups=10`."""
-        return "-".join(f"{name}={value}" for name, value in self._given())
+        """Returns the end of the run folder's name, which tells it from the method's own: `htd.groups=10`."""
+        return "-".join(f"{name}={value}" for name, value in self.changes.items())
 
-    def _given(self) -> list[tuple[str, Any]]:
-        of = [*((f"{part}.", values) for part, values in self.own.items()), ("", self.training), ("", self.what)]
-        return [(prefix + name.replace("_", "-"), value) for prefix, values in of for name, value in values.items()]
-
-    def of(self, config: Config) -> Config:
-        """`config` with this method and these settings; its folder is not that of the method as usual.
+    def apply(self, request: RunRequest) -> RunRequest:
+        """Returns `request` with this method and these settings.
 
         Raises:
-          TypeError: a setting that there is not.
+          TypeError: if a setting is unknown.
         """
-        own = dict(config.own)
+        components = dict(request.components)
         for name in self.method.split("+"):
-            if values := self.own.get(flag_name(name)):
-                own[flag_name(name)] = override(own.get(flag_name(name)) or METHODS[name](), **values)
+            if changes := self.components.get(flag_name(name)):
+                components[flag_name(name)] = override(request.component(METHODS, name), **changes)
         return dataclasses.replace(
-            config,
-            what=override(config.what, method=self.method, **self.what),
-            training=override(config.training, **self.training),
-            own=own,
+            request,
+            settings=override(request.settings, method=self.method, **self.settings),
+            training=override(request.training, **self.training),
+            components=components,
         )
 
 
 PLAIN = Variant(NO_METHOD)
-
-
-def title(name: str) -> str:
-    """A method's name for people, as a row has it: `+ HTD`."""
-    if name == NO_METHOD:
-        return "student"
-    return describe(name).removeprefix("student ")

@@ -74,13 +74,14 @@ class TrainingSpec:
 
 
 def resolve_training(
-    training: Training, train: Interactions, *, epochs: int, defaults: Mapping[str, Any]
+    training: Training, train: Interactions | None, *, epochs: int, defaults: Mapping[str, Any]
 ) -> TrainingSpec:
     """Returns training settings with every default filled in: as set, else as the method's, else as the loss's.
 
     Args:
       training: the settings as requested.
-      train: the training interactions; they decide the softmax's epochs and sampled items.
+      train: the training interactions, whose number decides the softmax's epochs and sampled items; none are sampled
+        and the least epochs are returned if None.
       epochs: the default number of epochs of the model's own loss.
       defaults: the method's defaults by field, which apply to the method's loss only.
 
@@ -95,13 +96,13 @@ def resolve_training(
     }
     loss = chosen.setdefault("loss", "own")
     if loss == "softmax":
-        chosen.setdefault("sampled_items", SAMPLED if train.num_items > MANY_ITEMS else 0)
+        chosen.setdefault("sampled_items", SAMPLED if train is not None and train.num_items > MANY_ITEMS else 0)
     elif chosen.get("sampled_items"):
         raise UserError("`sampled_items` needs the softmax loss; set `loss` to softmax")
     sampled = loss == "softmax" and chosen["sampled_items"]
     by_loss = {**DEFAULTS[loss], **(SAMPLED_SOFTMAX if sampled else {})}
     chosen = {"epochs": epochs, "sampled_items": None, "patience": None, **by_loss, **chosen}
-    if loss == "softmax" and training.epochs is None:
+    if loss == "softmax" and training.epochs is None and train is not None:
         units = len(train) if sampled else train.num_users
         steps = -(-units // chosen["batch_size"])
         chosen["epochs"] = max(chosen["epochs"], -(-LEAST_STEPS // steps))
