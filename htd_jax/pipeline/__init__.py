@@ -7,11 +7,13 @@ from htd_jax.pipeline.progress import Callback, MakeCallback, no_callback, progr
 from htd_jax.pipeline.request import Paths, RunRequest, RunSettings, RunSpec, resolve_run, run_name
 from htd_jax.pipeline.run import RunResult, prepare_run, run, run_identity, train_phases
 from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_phases, open_run, write_json
-from htd_jax.pipeline.spec import NO_METHOD, PhaseRequest, PhaseSpec, label, resolve
+from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
 from htd_jax.pipeline.teachers import open_teacher, read_teacher
 
 __all__ = [
     "NO_METHOD",
+    "STUDENT",
+    "TEACHER",
     "Callback",
     "Experiment",
     "Fitted",
