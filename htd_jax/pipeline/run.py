@@ -178,7 +178,7 @@ def load_data(config: Config) -> Dataset:
         return data.read_log(config.data_file, config.reading)
     if config.places.split_file:
         return data.load_dataset(config.places.split_file, config.what.dataset)
-    return Dataset.of_split(config.source.load(config.places.data_dir), config.what.dataset)
+    return Dataset.from_split(config.source.load(config.places.data_dir), config.what.dataset)
 
 
 def summarise(config: Config, phases: dict[str, Fitted]) -> dict[str, Any]:
