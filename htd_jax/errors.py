@@ -1,7 +1,11 @@
 """The error for input that a user can correct."""
 
+import contextlib
+import errno
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -25,12 +29,46 @@ def as_flags(message: str) -> str:
 
 
 def shown(text: str | os.PathLike[str]) -> str:
-    """A path, or what another program said, as it can stand in a message: on one line, and printable anywhere.
+    """Returns a path, or another program's message, on one line and printable anywhere.
 
-    A path may hold line breaks, and bytes that are no UTF-8, which Python keeps as lone surrogates that no terminal
-    takes: these are written as escapes.
+    Paths may hold line breaks, and bytes that are not UTF-8, which Python keeps as lone surrogates that terminals
+    reject. Both are written as escapes.
 
     >>> print(shown("caf\\udce9/two\\nlines"))
     caf\\udce9/two\\nlines
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))
+
+
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error's message, shortened and printable; its type if it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shown(lines[0][:160].rstrip(". "))
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turns errors of reading a file into a `UserError`.
+
+    Args:
+      path: the file, for the message.
+      what: the expected content with its article, for the message: `a split`.
+
+    Raises:
+      UserError: if the file cannot be opened or is damaged. Any exception counts as damage, since the bytes of a
+        damaged file can mean anything to a parser; a `UserError` passes unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{shown(path)}: is a folder, not a file") from None
+    except MemoryError:
+        raise UserError(f"{shown(path)}: too large for the memory of this machine, or damaged") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL:  # EINVAL: a damaged offset
+            raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{shown(path)}: damaged, cut off, or not {what} ({reason(error)})") from None

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are written atomically: complete, or not at all."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not POSIX: no locks there
+except ImportError:  # not POSIX: no locks
     fcntl = None  # type: ignore[assignment]
 
 _PARTIAL = ".partial-"
@@ -16,13 +16,14 @@ _PARTIAL = ".partial-"
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file or a folder to, which then takes its place; after an error, nothing stays.
+    """Yields a temporary path next to `path` to write a file or a folder to, which then replaces `path`.
 
-    What takes the place is on the disk by then, so a power cut leaves no empty file under the name of a full one. What
-    a kill leaves there is known by `is_partial`, and removed by the next to write to `path`. One writer at a time.
+    The content is flushed to disk before it replaces `path`, so that a power cut leaves no empty file. After an error
+    the temporary path is removed; after a kill it stays, is recognised by `is_partial`, and is removed by the next
+    write to `path`. Only one writer may be active at a time.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: if it cannot be written.
     """
     partial = path.with_name(_PARTIAL + path.name)
     remove(partial)
@@ -32,20 +33,20 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         _flush_one(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # the error that led here is the one to tell
+        with contextlib.suppress(OSError):  # report the error that led here, not this one
             remove(partial)
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a kill left this file or folder half-written."""
+    """Returns whether this file or folder is temporary, and so incomplete if nothing writes to it."""
     return path.name.startswith(_PARTIAL)
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder, if it is there; of a folder that is not `is_partial`, never a part.
+    """Deletes a file or a folder if it exists. A folder is renamed first, so that no part of it stays under its name.
 
     Raises:
-      OSError: it cannot be deleted.
+      OSError: if it cannot be deleted.
     """
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
@@ -59,13 +60,13 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes that ask for the same out of a folder; a kill opens it again.
+    """Locks a folder against other processes that call this; the lock ends with the process.
 
-    Where the file system has no locks, nobody is kept out.
+    On file systems without locks, nothing is locked.
 
     Raises:
-      BlockingIOError: another process is inside.
-      OSError: the folder cannot be opened.
+      BlockingIOError: if another process holds the lock.
+      OSError: if the folder cannot be opened.
     """
     if fcntl is None:
         yield
@@ -84,7 +85,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or a folder with all that is in it, is on the disk."""
+    """Waits until a file, or a folder with all its content, is on disk."""
     if path.is_dir():
         for folder, _, names in os.walk(path):
             for name in names:
@@ -95,7 +96,7 @@ def _flush(path: Path) -> None:
 
 
 def _flush_one(path: Path) -> None:
-    if os.name != "posix":  # a folder, or a file opened to be read, can be flushed nowhere else
+    if os.name != "posix":  # elsewhere folders, and files opened for reading, cannot be flushed
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -10,6 +10,7 @@ from test_overlaps import lists_of, rbo_by_loops
 
 from htd_jax import data
 from htd_jax.data.interactions import Interactions
+from htd_jax.data.summary import gini
 from htd_jax.evaluation import make_evaluator, make_ranker
 from htd_jax.models import BPR
 from htd_jax.studies.beyond import (
@@ -17,7 +18,6 @@ from htd_jax.studies.beyond import (
     by_activity,
     by_popularity,
     character,
-    gini,
     likeness,
     popularity_thirds,
 )

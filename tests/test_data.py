@@ -68,7 +68,7 @@ def test_without_files_and_connection_one_line_says_what_to_do(tmp_path, monkeyp
         data.load("citeulike", tmp_path / "given")
     message = str(error.value)
     assert "\n" not in message
-    for part in ("given", "cache", "Train, Valid, Test", "--dataset synthetic", "raw.githubusercontent.com"):
+    for part in ("given", "cache", "Train, Valid, Test", "set `dataset` to synthetic", "raw.githubusercontent.com"):
         assert part in message
 
 
@@ -84,7 +84,9 @@ def test_a_user_without_a_home_is_told_where_to_put_the_files(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert len(data.load("synthetic").test) == 1000  # needs none
     for folder in (None, tmp_path / "given"):
-        with pytest.raises(UserError, match=r"no home folder to download to; .* --data-dir") as error:
+        with pytest.raises(
+            UserError, match=r"no home folder to download to; set `data_dir` .*`dataset` to synthetic"
+        ) as error:
             data.load("citeulike", folder)
         assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []  # and no folder named "~"
@@ -111,7 +113,7 @@ class Trap:
         (pickle.dumps({0: np.int64(3)}), "names numpy"),
         (pickle.dumps({0: 1})[:-3], "not a pickle of dicts and ints"),
         (b"", "not a pickle"),
-        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f", "not a pickle"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f", "for the memory of this machine, or damaged"),
         (pickle.dumps([1, 2]), "not a pickle of dicts and ints"),
         (pickle.dumps({0: "one"}), "not a pickle of dicts and ints"),
         (pickle.dumps({0: {"a": 1}}), "not a pickle of dicts and ints"),
@@ -175,7 +177,7 @@ def test_users_with_few_items_are_dropped_and_ids_renumbered(source, tmp_path):
     assert data.load_lists(source, tmp_path, min_interactions=5).train.num_users == 1
     with pytest.raises(UserError, match="no user of made-up has 6 items"):
         data.load_lists(source, tmp_path, min_interactions=6)
-    with pytest.raises(UserError, match="min-interactions: must be at least 3"):
+    with pytest.raises(UserError, match="`made-up.min_interactions` must be at least 3"):
         data.load_lists(source, tmp_path, min_interactions=2)
 
 
@@ -226,7 +228,7 @@ def test_tags_are_of_the_rows_of_a_data_set(tagged):
 
 
 def test_tags_of_another_data_set_are_refused(tagged):
-    with pytest.raises(UserError, match="no tags of the items of 'foursquare', only of citeulike and citeulike-t"):
+    with pytest.raises(UserError, match="items of 'foursquare' have no tags, only those of citeulike and citeulike-t"):
         data.load_tags("foursquare", tagged)
     (tagged / "tag-item.dat").write_bytes(b"1 5\n2 1\n")
     with pytest.raises(UserError, match="tag-item.dat: damaged or not the published file"):
@@ -236,7 +238,7 @@ def test_tags_of_another_data_set_are_refused(tagged):
     (tagged / "tag-item.dat").write_bytes(b"0\n")
     with pytest.raises(UserError, match="it holds no item of any tag"):
         data.read_tag_items(tagged / "tag-item.dat")
-    with pytest.raises(UserError, match="nothing.dat: cannot be read"):
+    with pytest.raises(UserError, match="nothing.dat: there is no such file"):
         data.read_tag_items(tagged / "nothing.dat")
 
 
@@ -287,7 +289,7 @@ def pairs(*rows):
     [
         ((pairs((0, 0)), pairs((0, 1)), pairs((0, 9))), r"item ids must lie in \[0, 4\)"),
         ((pairs((-1, 0)), pairs((0, 1)), pairs((0, 2))), r"user ids must lie in \[0, 2\)"),
-        ((pairs((0, 0)), pairs((0, 1)), pairs((0, 0))), "user 0 and item 0 stand in more than one"),
+        ((pairs((0, 0)), pairs((0, 1)), pairs((0, 0))), "user 0 and item 0 are in more than one"),
         ((pairs((0, 0)), pairs(), pairs((0, 2))), "the valid part holds no interaction"),
         ((pairs((0, 0)), (np.array([]), np.array([])), pairs((0, 2))), "the valid part holds no interaction"),
         ((pairs((0, 0)), (np.array([0]), np.array([1.5])), pairs((0, 2))), "item ids must be integers, not float64"),
@@ -427,7 +429,10 @@ def test_what_is_held_out_is_uniform():
 
 @pytest.mark.parametrize(
     ("choice", "reason"),
-    [({"split": "half"}, "unknown split 'half'; known splits: leave-one-out, ratio"), ({"seed": -1}, "at least 0")],
+    [
+        ({"split": "half"}, "unknown `split` 'half'; known: leave-one-out, ratio"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+    ],
 )
 def test_an_impossible_way_to_split_is_refused(choice, reason):
     with pytest.raises(UserError, match=reason):
@@ -435,7 +440,7 @@ def test_an_impossible_way_to_split_is_refused(choice, reason):
 
 
 def test_nothing_cannot_be_split():
-    with pytest.raises(UserError, match="no interaction to split"):
+    with pytest.raises(UserError, match="no interactions to split"):
         data.split_pairs(np.array([]), np.array([]))
 
 
@@ -490,7 +495,7 @@ def test_a_damaged_or_foreign_file_is_no_split(small_split, tmp_path):
         with pytest.raises(UserError, match=r"bad\.npz: ") as error:
             data.load_split(path)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"nowhere\.npz: cannot be read .No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.npz: there is no such file"):
         data.load_split(tmp_path / "nowhere.npz")
     with pytest.raises(UserError, match="cannot be written"):
         data.save_split(tmp_path / "nowhere" / "split.npz", small_split)

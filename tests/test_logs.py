@@ -90,7 +90,7 @@ def test_what_read_does_not_take():
         htd_jax.read(3)
     with pytest.raises(TypeError, match="has no setting 'colour'"):
         htd_jax.read(table(), colour="red")
-    with pytest.raises(TypeError, match="split already"):
+    with pytest.raises(TypeError, match="already split"):
         htd_jax.read(htd_jax.read(table()), split="last")
     with pytest.raises(UserError, match="as many users as items"):
         htd_jax.read(([1, 2], [3]))
@@ -110,24 +110,28 @@ PARQUET = PARQUET.getvalue().to_pybytes()
 
 REFUSED = {
     "no such file": (None, (), ["there is no such file"]),
-    "format": (("log.xyz", b"a"), (), ["its format is told by its name, which must end in one of .csv, .tsv"]),
+    "format": (("log.xyz", b"a"), (), ["unknown format; the name must end in one of .csv, .tsv"]),
     "empty": (csv(""), (), ["the file is empty"]),
-    "blank": (csv("\n\n"), (), ["the file holds nothing"]),
-    "header alone": (csv(HEADER), (), ["it holds no interaction"]),
-    "header without an end": (csv(HEADER.strip()), (), ["log.csv: it holds no interaction"]),
+    "blank": (csv("\n\n"), (), ["the file is blank"]),
+    "header alone": (csv(HEADER), (), ["it holds no interactions"]),
+    "header without an end": (csv(HEADER.strip()), (), ["log.csv: it holds no interactions"]),
     "one column for both": (csv(TEXT), ("--item-column", "user_id"), ["users and items are one column, 'user_id'"]),
     "no user column": (
         csv(TEXT.replace("user_id", "who")),
         (),
-        ["no column is called like users; it has 'who', 'item_id', 'rating', 'timestamp'; say --user-column NAME"],
+        ["no user column found (columns: 'who', 'item_id', 'rating', 'timestamp'); set --user-column"],
     ),
     "two wrong columns": (
         csv(TEXT.replace("item_id", "what")),
         ("--user-column", "whom"),
-        ["no column 'whom'; it has 'user_id', 'what'", "no column is called like items"],
+        ["no column 'whom' (columns: 'user_id', 'what'", "no item column found"],
     ),
-    "two item columns": (csv("user,item,product_id\n1,2,3\n"), (), ["'item' and 'product_id' could be the items"]),
-    "separator": (csv(TEXT.replace(",", ";")), (), ["holds no commas, but semicolons: say --separator ';'"]),
+    "two item columns": (
+        csv("user,item,product_id\n1,2,3\n"),
+        (),
+        ["'item' and 'product_id' could be the item column"],
+    ),
+    "separator": (csv(TEXT.replace(",", ";")), (), ["holds no commas, but semicolons; set --separator to ';'"]),
     "fields": (
         csv(TEXT.replace("u1,i1,", "u1,", 1)),
         (),
@@ -136,45 +140,49 @@ REFUSED = {
     "missing values": (
         csv(TEXT.replace("u1,", ",", 2).replace(",i2,", ",,", 1)),
         (),
-        ["2 of 200 rows: nothing in column 'user_id', first line 12", "nothing in column 'item_id', first line 22"],
+        ["2 of 200 rows: missing in column 'user_id', first line 12", "missing in column 'item_id', first line 22"],
     ),
     "not UTF-8": (("log.csv", LATIN), (), ["line 12 is not UTF-8 (\\xe91,i1,", "save the file as UTF-8"]),
     "UTF-16": (("log.csv", TEXT.encode("utf-16")), (), ["it is UTF-16; save it as UTF-8"]),
     "ratings of text": (
         csv(TEXT.replace(",3,", ",good,")),
         ("--min-rating", "2"),
-        ["rows: no number in column 'rating', first line", "('good'); --skip-bad-rows leaves such rows out"],
+        ["rows: not a number in column 'rating', first line", "('good'); --skip-bad-rows leaves such rows out"],
     ),
     "times of text": (
         csv(TEXT.replace(",10", ",in spring 10")),
         ("--split", "last"),
-        ["no date or number in column 'timestamp'"],
+        ["not a date or number in column 'timestamp'"],
     ),
     "a date of text": (
         csv("user,item,time\n1,2,2024-02-29T10:00:00Z\n1,3,2024-02-30\n2,3,2024-03-01\n"),
         ("--split", "last"),
-        ["1 of 3 rows: no date or number in column 'time', first line 3 ('2024-02-30')"],
+        ["1 of 3 rows: not a date or number in column 'time', first line 3 ('2024-02-30')"],
     ),
-    "no time": (csv("user,item\n1,2\n"), ("--split", "time"), ["no column is called like times"]),
+    "no time": (csv("user,item\n1,2\n"), ("--split", "time"), ["no time column found"]),
     "nothing left": (csv(TEXT), ("--min-rating", "9"), ["no interaction is left of 200 rows (200 rows rated below 9"]),
     "no core": (
         csv(TEXT),
         ("--min-per-user", "50"),
-        ["there are never 50 items a user and 1 user an item; lower --min-per-user"],
+        ["nothing is left with 50 items per user and 1 user per item; lower --min-per-user or --min-per-item"],
     ),
     "nobody to hold out": (
         csv("user,item\na,x\nb,y\n"),
         (),
-        ["nothing is left for validation and test: no user has 3 different items", "try --split ratio or time"],
+        ["nothing is left for validation and test: no user has 3 different items", "set --split to ratio or time"],
     ),
-    "gzip cut off": (("log.csv.gz", gzip.compress(TEXT.encode())[:-40]), (), ["damaged, cut off, or no gzip file"]),
-    "no gzip": (("log.csv.gz", TEXT.encode()), (), ["damaged, cut off, or no gzip file"]),
-    "zstd cut off": (("log.csv.zst", b"(\xb5/\xfd" + bytes(9)), (), ["damaged, cut off, or no zstd file"]),
-    "Parquet cut off": (("log.parquet", PARQUET[:-50]), (), ["damaged, cut off, or no Parquet file"]),
-    "JSON": (("log.jsonl", b'{"user": 1, "item": 2}\n{"user": 1'), (), ["line 2: no JSON object"]),
-    "JSON of lists": (("log.jsonl", b'{"user": 1, "item": [2]}\n'), (), ["line 1: 'item' is '[2]', no number or text"]),
-    "one file of two": (csv(TEXT), ("--valid-file", "x.csv"), ["--valid-file and --test-file: both, or neither"]),
-    "separator of two": (csv(TEXT), ("--separator", "::"), ["--separator: must be one character"]),
+    "gzip cut off": (("log.csv.gz", gzip.compress(TEXT.encode())[:-40]), (), ["damaged, cut off, or not a gzip file"]),
+    "no gzip": (("log.csv.gz", TEXT.encode()), (), ["damaged, cut off, or not a gzip file"]),
+    "zstd cut off": (("log.csv.zst", b"(\xb5/\xfd" + bytes(9)), (), ["damaged, cut off, or not a zstd file"]),
+    "Parquet cut off": (("log.parquet", PARQUET[:-50]), (), ["damaged, cut off, or not a Parquet file"]),
+    "JSON": (("log.jsonl", b'{"user": 1, "item": 2}\n{"user": 1'), (), ["line 2: not a JSON object"]),
+    "JSON of lists": (
+        ("log.jsonl", b'{"user": 1, "item": [2]}\n'),
+        (),
+        ["line 1: 'item' is '[2]', not a number or text"],
+    ),
+    "one file of two": (csv(TEXT), ("--valid-file", "x.csv"), ["set both --valid-file and --test-file, or neither"]),
+    "separator of two": (csv(TEXT), ("--separator", "::"), ["--separator must be one character"]),
 }
 
 
@@ -194,14 +202,14 @@ def test_bad_files_are_refused_in_their_owners_words_and_leave_nothing(case, tmp
 @pytest.mark.parametrize(
     ("of", "settings", "expected"),
     [
-        (scipy.sparse.eye(4), {"split": "last"}, ["--split: last needs times"]),
-        (scipy.sparse.eye(4), {"valid_file": "a.csv", "test_file": "b.csv"}, ["--split: files needs times or files"]),
-        (-scipy.sparse.eye(4), {}, ["the matrix: it holds no number above 0"]),
-        (scipy.sparse.eye(4), {"min_rating": 2}, ["the matrix: it holds no number from 2 on"]),
+        (scipy.sparse.eye(4), {"split": "last"}, ["`split` last needs times"]),
+        (scipy.sparse.eye(4), {"valid_file": "a.csv", "test_file": "b.csv"}, ["`split` files needs times or files"]),
+        (-scipy.sparse.eye(4), {}, ["the matrix holds no number above 0"]),
+        (scipy.sparse.eye(4), {"min_rating": 2}, ["the matrix holds no number of at least 2"]),
         (
             {"user": [[1], [2]], "item": [{"a": 1}, {"a": 2}]},
             {},
-            ["column 'user': user ids must be numbers or texts", "column 'item': item ids must be"],
+            ["column 'user': user ids must be numbers or strings", "column 'item': item ids must be"],
         ),
         (pd.DataFrame([[1, 2, 3]], columns=["user", "item", "user"]), {}, ["Duplicate column names", "have one name"]),
     ],
@@ -237,7 +245,7 @@ def test_the_first_meeting_counts(tmp_path):
 
 def test_users_with_few_items_are_kept_for_training(tmp_path):
     data, told = notes(TEXT + "once,i1,5,1\n", tmp_path)
-    assert "1 user with fewer than 3 items: all are kept for training, none is held out" in told
+    assert "1 user with fewer than 3 items: all items are kept for training" in told
     train, valid, test = pairs_of(data)
     assert ("once", "i1") in train and "once" not in {user for user, _ in valid | test}
 
@@ -245,18 +253,18 @@ def test_users_with_few_items_are_kept_for_training(tmp_path):
 def test_bad_rows_are_left_out_if_one_says_so(tmp_path):
     text = TEXT.replace("u1,", ",", 2).replace("u2,i2,", "u2,i2,x,", 1)
     data, told = notes(text, tmp_path, skip_bad_rows=True)
-    assert "1 line of another number of fields left out" in told
-    assert "2 of 199 rows: nothing in column 'user_id'" in told and "left out" in told
+    assert "1 line left out: another number of fields" in told
+    assert "2 of 199 rows: missing in column 'user_id'" in told and "left out" in told
     assert len(set.union(*pairs_of(data))) == len(ROWS) - 3
 
 
 def test_ids_that_look_alike_are_told_or_made_one(tmp_path):
     text = TEXT.replace("u1,", "U1,", 3).replace(",i2,", ",i2 ,", 1)
     data, told = notes(text, tmp_path)
-    assert "1 user id of white space or case alone beside another ('U1', 'u1'): kept apart" in told
-    assert "1 item id of white space or case alone beside another" in told and len(data.users) == 21
+    assert "1 user id differing from another only in case or white space ('U1', 'u1'): kept apart" in told
+    assert "1 item id differing from another only in case or white space" in told and len(data.users) == 21
     data, told = notes(text, tmp_path, clean_ids=True)
-    assert "made one" in told and set.union(*pairs_of(data)) == {row[:2] for row in ROWS}
+    assert ": merged" in told and set.union(*pairs_of(data)) == {row[:2] for row in ROWS}
 
 
 def test_numbers_are_numbers_and_007_is_not_7(tmp_path):
@@ -328,7 +336,9 @@ def test_parts_may_come_in_three_files(tmp_path):
     data = read_log(tmp_path / "train.csv", reading)
     assert pairs_of(data) == [{row[:2] for row in of(k)} for k in range(3)]
     told = "\n".join(data.notes)
-    assert "2 rows held out of users or items that are not in training: left out" in told and "1 row merged" in told
+    assert (
+        "2 rows left out of validation and test: the user or item is not in training" in told and "1 row merged" in told
+    )
 
 
 # --- ids
@@ -336,32 +346,32 @@ def test_parts_may_come_in_three_files(tmp_path):
 
 def test_ids_are_kept_in_a_file(tmp_path):
     for values in (["b", "a", "é"], [5, -3, 9]):
-        ids = Ids.of(values, "user")
+        ids = Ids.from_values(values, "user")
         htd_jax.data.write_ids(tmp_path / "ids.parquet", ids)
         assert read_ids(tmp_path / "ids.parquet", "user").values.equals(ids.values)
     whole = (tmp_path / "ids.parquet").read_bytes()
     for broken in (b"", whole[:-20], whole[: len(whole) // 2], b"PAR1" * 9):
         (tmp_path / "ids.parquet").write_bytes(broken)
-        with pytest.raises(UserError, match="damaged, or no ids"):
+        with pytest.raises(UserError, match="damaged, cut off, or not saved ids"):
             read_ids(tmp_path / "ids.parquet", "user")
-    with pytest.raises(UserError, match="ids.parquet: cannot be read"):
+    with pytest.raises(UserError, match="ids.parquet: there is no such file"):
         read_ids(tmp_path / "no" / "ids.parquet", "user")
 
 
 def test_ids_of_all_kinds():
-    ids = Ids.of(["ann", "7", "bob"], "user")
+    ids = Ids.from_values(["ann", "7", "bob"], "user")
     assert ids.find(["bob", 7, "x", None]).tolist() == [2, 1, -1, -1] and ids.rows("ann").tolist() == [0]
     assert ids.take([2, -1]).to_pylist() == ["bob", None]
-    assert Ids.of(pd.Series([3.0, 4.0]), "item").values.to_pylist() == [3, 4]
-    with pytest.raises(UserError, match="user 'x' and 1 more: not among the 3 users, which are called like 'ann'"):
+    assert Ids.from_values(pd.Series([3.0, 4.0]), "item").values.to_pylist() == [3, 4]
+    with pytest.raises(UserError, match="user 'x' and 1 more: not among the 3 users, whose ids are like 'ann'"):
         ids.rows(["x", "ann", "y"])
     for wrong, why in (
-        ([1, 1], "1 stands more than once"),
+        ([1, 1], "1 occurs more than once"),
         ([1, None], "row 1 is missing"),
-        ([[1]], "numbers or texts"),
+        ([[1]], "numbers or strings"),
     ):
         with pytest.raises(UserError, match=why):
-            Ids.of(wrong, "item")
+            Ids.from_values(wrong, "item")
 
 
 # --- runs
@@ -404,7 +414,7 @@ def test_dates_need_not_be_written_alike(tmp_path):
 
 def test_a_separator_as_a_message_writes_it_and_files_by_name(tmp_path):
     (tmp_path / "log.csv").write_text(TEXT.replace(",", "\t"))
-    with pytest.raises(UserError, match="holds no commas, but tabs: say --separator '.t'"):
+    with pytest.raises(UserError, match="holds no commas, but tabs; set `separator` to '.t'"):
         htd_jax.read(tmp_path / "log.csv")
     assert len(htd_jax.read(tmp_path / "log.csv", separator=r"\t").users) == 20
     path = str(write(tmp_path / "a.tsv"))

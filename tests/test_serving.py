@@ -157,7 +157,7 @@ def test_scores_that_are_no_products():
     split = data.make_synthetic(num_users=30, num_items=90)
     make_model = ModelOf(NeuMFSettings(), 3)
     variables = make_model(split.train).init(jax.random.key(0), jnp.arange(2), jnp.arange(2))
-    retriever = retriever_of(make_model, variables, Dataset.of_split(split))
+    retriever = retriever_of(make_model, variables, Dataset.from_split(split))
     every = np.array(make_model(split.train).apply(variables, jnp.arange(30), method="score_all"))
     for part in split:
         every[np.asarray(part.users), np.asarray(part.items)] = -np.inf
@@ -262,7 +262,7 @@ def test_newcomers_are_as_long_as_the_others():
 def made(precision: str = "float32", users: int = 40, items: int = 120) -> Retriever:
     rng = np.random.default_rng(7)
     tables = [to_precision(rng.normal(size=(n, 6)), precision) for n in (users, items)]
-    ids = Ids.of([f"u{n}" for n in range(users)], "user"), Ids.of(np.arange(items) * 10 + 5, "item")
+    ids = Ids.from_values([f"u{n}" for n in range(users)], "user"), Ids.from_values(np.arange(items) * 10 + 5, "item")
     return Retriever(*tables, *ids, pairs(rng, users, items, 400), {"dataset": "made", "metrics": {"recall@5": 0.5}})
 
 
@@ -548,9 +548,9 @@ def test_a_run_is_opened(run, tmp_path):
     assert retriever.dim == 4 and retriever.about["metrics"] == runs.results(run)["phases"]["htd"]["final"]["test"]
     copy = tmp_path / "named"
     shutil.copytree(run, copy)
-    data.write_ids(copy / "users.parquet", Ids.of([f"u{n}" for n in range(60)], "user"))
+    data.write_ids(copy / "users.parquet", Ids.from_values([f"u{n}" for n in range(60)], "user"))
     np.testing.assert_array_equal(htd_jax.load(copy).recommend("u3").rows, retriever.recommend(3).rows)
-    data.write_ids(copy / "items.parquet", Ids.of(["a"], "item"))
+    data.write_ids(copy / "items.parquet", Ids.from_values(["a"], "item"))
     with pytest.raises(UserError, match="1 ids, and split.npz has 150 items"):
         htd_jax.load(copy)
     with pytest.raises(UserError, match=r"no phase 'rrd' is trained there; there is teacher, student, htd"):

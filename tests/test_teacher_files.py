@@ -102,7 +102,7 @@ class TestTables:
         users = saved(tmp_path, "users.npy", np.zeros((4, 3), np.int64))
         items = saved(tmp_path, "items.npy", np.zeros((5, 2)))
         lines = refused(read_tables, [users, items])
-        assert len(lines) == 2 and "users.npy: holds int64, no floats" in lines[0] and "of width 2, but" in lines[1]
+        assert len(lines) == 2 and "users.npy: holds int64, not floats" in lines[0] and "has width 2, but" in lines[1]
         assert len(refused(read_tables, [tmp_path / "a.npy", tmp_path / "b.npy"])) == 2
 
     def test_numbers_that_cannot_be(self, tmp_path):
@@ -115,12 +115,12 @@ class TestTables:
     @pytest.mark.parametrize(
         "table, says",
         [
-            (np.zeros(4), "of shape [4]; expected two axes"),
-            (np.zeros((0, 3)), "empty, of shape [0, 3]"),
+            (np.zeros(4), "has shape [4]; expected two axes"),
+            (np.zeros((0, 3)), "empty, with shape [0, 3]"),
             (np.zeros((4, 3), complex), "holds complex128"),
             (np.zeros((4, 3), bool), "holds bool"),
             (np.array([[None]]), "holds Python objects, which are not read"),
-            (np.zeros(3, [("a", "f4")]), "no floats"),
+            (np.zeros(3, [("a", "f4")]), "not floats"),
         ],
     )
     def test_arrays_that_are_no_tables(self, tmp_path, table, says):
@@ -214,7 +214,7 @@ class TestTorch:
         subprocess.run([sys.executable, "-c", code, FILES / "recbole.pth"], check=True)
 
     def test_what_torch_wrote_otherwise(self):
-        assert "before 1.6; save it anew" in line_of(read_tables, [FILES / "legacy.pth"])
+        assert "before 1.6; save it again" in line_of(read_tables, [FILES / "legacy.pth"])
         assert "save its state_dict() instead" in line_of(read_tables, [FILES / "whole.pth"])
 
     @pytest.mark.parametrize("protocol", range(6))
@@ -248,7 +248,7 @@ class TestTorch:
             (dict(shape=(2**61, 3)), "past the end"),
             (dict(shape=(4, 3, 1)), "damaged"),
             (dict(key="7"), "damaged"),
-            (dict(storage="LongStorage"), "no floats"),
+            (dict(storage="LongStorage"), "not floats"),
             (dict(storage="NoStorage"), "no users' table"),
         ],
     )
@@ -288,31 +288,39 @@ class TestTorch:
 
 
 class TestRows:
-    DATA = Ids.of(["a", "b", "c", "d"], "user")
+    DATA = Ids.from_values(["a", "b", "c", "d"], "user")
 
     def test_by_id(self):
-        ids = Ids.of(["[PAD]", "d", "x", "c", "b", "a"], "user")
+        ids = Ids.from_values(["[PAD]", "d", "x", "c", "b", "a"], "user")
         table = np.arange(12.0).reshape(6, 2)
         np.testing.assert_array_equal(match_rows(table, ids, self.DATA, "user"), table[[5, 4, 3, 1]])
 
     def test_numbers_by_id_file_of_texts(self):
         table = np.arange(6.0).reshape(3, 2)
-        matched = match_rows(table, Ids.of(["[PAD]", "20", "10"], "item"), Ids.of([10, 20], "item"), "item")
+        matched = match_rows(
+            table, Ids.from_values(["[PAD]", "20", "10"], "item"), Ids.from_values([10, 20], "item"), "item"
+        )
         np.testing.assert_array_equal(matched, table[[2, 1]])
 
     def test_without_ids(self):
         table = np.arange(8.0).reshape(4, 2)
         assert match_rows(table, None, self.DATA, "user") is table
-        np.testing.assert_array_equal(match_rows(table, None, Ids.of([0, 3], "user"), "user"), table[[0, 3]])
-        assert match_rows(table, None, Ids.of([1, 2, 3, 4], "user"), "user") is table  # one of them is past the end
+        np.testing.assert_array_equal(match_rows(table, None, Ids.from_values([0, 3], "user"), "user"), table[[0, 3]])
+        assert (
+            match_rows(table, None, Ids.from_values([1, 2, 3, 4], "user"), "user") is table
+        )  # one of them is past the end
 
     def test_what_cannot_be_matched(self):
         table = np.zeros((3, 2))
         line = line_of(match_rows, table, None, self.DATA, "user")
-        assert "3 rows of users, and the data 4 users" in line and "'a'" in line and "--teacher-user-ids FILE" in line
-        line = line_of(match_rows, table, Ids.of(["a", "b", "x"], "user"), self.DATA, "user")
-        assert "2 of the data's 4 users are not among its 3 ids, 'c' for one" in line
-        assert "2 ids, but" in line_of(match_rows, table, Ids.of(["a", "b"], "user"), self.DATA, "user")
+        assert (
+            "3 rows of users, and the data 4 users" in line
+            and "'a'" in line
+            and "set `teacher_user_ids` to a file" in line
+        )
+        line = line_of(match_rows, table, Ids.from_values(["a", "b", "x"], "user"), self.DATA, "user")
+        assert "2 of the data's 4 users are not among its 3 ids, for example 'c'" in line
+        assert "2 ids, but" in line_of(match_rows, table, Ids.from_values(["a", "b"], "user"), self.DATA, "user")
 
     @pytest.mark.parametrize(
         "name, data",
@@ -333,7 +341,7 @@ class TestRows:
         for values in ([3, 1, 2], ["b", "a"]):
             np.save(tmp_path / "ids.npy", values)
             assert read_id_file(tmp_path / "ids.npy", "user").values.to_pylist() == values
-            write_ids(tmp_path / "users.parquet", Ids.of(values, "user"))
+            write_ids(tmp_path / "users.parquet", Ids.from_values(values, "user"))
             assert read_id_file(tmp_path / "users.parquet", "user").values.to_pylist() == values
         pq.write_table(pa.table({"row": [2, 0, 1], "id": [30, 10, 20]}), tmp_path / "shuffled.parquet")
         assert read_id_file(tmp_path / "shuffled.parquet", "user").values.to_pylist() == [10, 20, 30]
@@ -343,11 +351,11 @@ class TestRows:
         [
             ("ids.txt", b"", "no id"),
             ("ids.txt", b"a\n\nb\n", "line 2 is empty"),
-            ("ids.txt", b"a\na\n", "'a' stands more than once"),
+            ("ids.txt", b"a\na\n", "'a' occurs more than once"),
             ("ids.txt", b"\xff\n", "not UTF-8"),
             ("ids.csv", b"", "empty"),
             ("ids.csv", b"id\n", "no id"),
-            ("ids.csv", b"a,b\n1,2\n", "no single column of user ids among 'a', 'b'"),
+            ("ids.csv", b"a,b\n1,2\n", "no single user id column found (columns: 'a', 'b')"),
             ("ids.parquet", b"PAR1", "ids.parquet"),
             ("ids.npy", b"", "ids.npy"),
         ],
@@ -405,7 +413,7 @@ class TestLists:
 
     def test_another_separator(self, tmp_path):
         text = ROWS.replace(",", ";")
-        assert "holds no commas, but semicolons: say --separator ';'" in refused(read, tmp_path, text)[0]
+        assert "holds no commas, but semicolons; set `separator` to ';'" in refused(read, tmp_path, text)[0]
         assert read(tmp_path, text, separator=";").scores.tolist() == [1.5, 2.5, 1.0]
         assert read(tmp_path, text, "l.dat", separator=";").users.to_pylist() == ["007", "007", "8"]
 
@@ -414,14 +422,14 @@ class TestLists:
         [
             ("", ["the file is empty"]),
             ("user,item\n", ["no row"]),
-            ("a,b\n1,2\n", ["no column is called like users; it has 'a', 'b'", "like items"]),
-            ("user,item,user\n1,2,3\n", ["columns 'user' and 'user' could be the users"]),
+            ("a,b\n1,2\n", ["no user column found (columns: 'a', 'b')", "no item column found"]),
+            ("user,item,user\n1,2,3\n", ["columns 'user' and 'user' could be the user column"]),
             ("user,item\n1,2\n1,2,3\n", ["line 3 has 3 fields ('1,2,3'), the first 2"]),
             ("user,item,score\n,2,1\n1,,2\n1,3,\n1,4,nan\n1,5,1e39\n1,6,good\n",
-             ["1 row without a user, line 2", "1 row without an item, line 3", "1 row without a score, line 4",
-              "3 scores not finite or no number, 'nan' in line 5"]),
-            ("user,item,rank\na,x,1\na,y,1\nb,x,1\n", ["1 user has one rank twice, user 'a' rank 1 in line 3"]),
-            ("user,item,rank\na,x,1.5\n", ["1 rank no whole number, '1.5' in line 2"]),
+             ["1 row without a user, the first in line 2", "1 row without an item, the first in line 3",
+              "1 row without a score, the first in line 4", "3 scores not a finite number, the first 'nan' in line 5"]),
+            ("user,item,rank\na,x,1\na,y,1\nb,x,1\n", ["1 user has a rank twice, for example user 'a'"]),
+            ("user,item,rank\na,x,1.5\n", ["1 rank not a whole number, the first '1.5' in line 2"]),
             (b"user,item\n\xff,1\n", ["line 2 is not UTF-8"]),
         ],
     )  # fmt: skip
@@ -450,7 +458,7 @@ class TestLists:
         (tmp_path / "l.csv.gz").write_bytes(cut)
         assert "cut off" in line_of(read_lists, tmp_path / "l.csv.gz")
 
-    USERS, ITEMS = Ids.of(["a", "b", "c"], "user"), Ids.of(["x", "y", "z"], "item")
+    USERS, ITEMS = Ids.from_values(["a", "b", "c"], "user"), Ids.from_values(["x", "y", "z"], "item")
 
     @pytest.mark.parametrize(
         "more, expected",
@@ -465,7 +473,7 @@ class TestLists:
         found = to_lists(lists, self.USERS, self.ITEMS)
         assert found.items.dtype == np.int32 and found.items.tolist() == expected
         assert (found.scores is None) == ("scores" not in more)
-        assert any("1 of the data's 3 users have no list, 'c'" in note for note in found.notes)
+        assert any("1 of the data's 3 users have no list, for example 'c'" in note for note in found.notes)
         assert any("1 rows repeat a user's item" in note for note in found.notes)
         if found.scores is not None:
             assert found.scores.tolist() == [[3, 1, 1], [2, 0, 0], [0, 0, 0]]
@@ -475,7 +483,9 @@ class TestLists:
         found = to_lists(lists, self.USERS, self.ITEMS)
         assert found.items.tolist() == [[0, 2], [-1, -1], [-1, -1]]
         notes = " ".join(found.notes)
-        assert "1 of 2 users are not in the data and were left out, 'q'" in notes and "1 of 4 items" in notes
+        assert (
+            "1 of 2 users are not in the data and were left out, for example 'q'" in notes and "1 of 4 items" in notes
+        )
         nobody = RankedLists(pa.array([1, 2]), pa.array(["x", "y"]))
         assert "none of its 2 users is among the data's 3" in line_of(to_lists, nobody, self.USERS, self.ITEMS)
         apart = RankedLists(pa.array(["a", "q"]), pa.array(["w", "x"]))
@@ -485,7 +495,7 @@ class TestLists:
         lists = RankedLists(pa.array(list("aaab")), pa.array(list("zyxz")))
         found = to_lists(lists, self.USERS, self.ITEMS, longest=2)
         assert found.items.tolist() == [[2, 1], [2, -1], [-1, -1]]
-        assert "1 rows past the place 2 of a list were left out" in " ".join(found.notes)
+        assert "1 rows past place 2 of a list were left out" in " ".join(found.notes)
 
     def test_against_plain_python(self, rng):
         n = 400

@@ -1,6 +1,6 @@
-"""Data sets as `Split` values, by name, and what is sampled from them.
+"""Data sets: reading, splitting, and sampling batches.
 
-A data set is one file: its settings, with a method `load(data_dir) -> Split`, which a line here makes known.
+A named data set is one file: its settings, with a method `load(data_dir) -> Split`, and one line in SOURCES.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ register = SOURCES.register
 
 
 def load(name: str, data_dir: Path | None = None, **settings: Any) -> Split:
-    """The data set called `name`.
+    """Returns a named data set.
 
     Args:
       name: one of `SOURCES`.
-      data_dir: the folder that its files are looked for in first.
-      settings: the data set's own, see its class: `data.load("citeulike-t", split="ratio")`.
+      data_dir: the folder that is searched first for its files.
+      settings: settings of its class: `data.load("citeulike-t", split="ratio")`.
 
     Raises:
-      UserError: an unknown name, a value that cannot be, or a file that cannot be had or read.
-      TypeError: a setting that the data set does not have.
+      UserError: if the name is unknown, a setting is invalid, or a file is not found or cannot be read.
+      TypeError: if a setting is unknown.
     """
     source = override(SOURCES[name](), **settings)
     check(source, f"{name}.")
@@ -51,18 +51,18 @@ def load(name: str, data_dir: Path | None = None, **settings: Any) -> Split:
 
 
 def read(source: Any, **settings: Any) -> Dataset:
-    """Whatever holds interactions, as a data set.
+    """Reads interactions from any source as a data set.
 
     Args:
-      source: a `Dataset`, which is given back; a `Split`; a data set's name, see `load`; the path of a file, see
-        `read_log`; a table (pandas, polars, pyarrow); a SciPy sparse matrix `[users, items]`; or a pair of columns
+      source: a `Dataset`, which is returned unchanged; a `Split`; a data set's name, see `load`; the path of a file,
+        see `read_log`; a table (pandas, polars, pyarrow); a SciPy sparse matrix `[users, items]`; or a pair of columns
         (users, items).
-      settings: any of `Reading`, how columns are found, filtered and split: `user_column="who", split="last"`; of a
-        data set with a name, its own.
+      settings: settings of `Reading`, which finds, filters and splits columns: `user_column="who", split="last"`; for a
+        named data set, its own settings.
 
     Raises:
-      UserError: what is wrong with it, a line each.
-      TypeError: a setting that there is not, or something else than the above.
+      UserError: if the source is invalid, with a line per problem.
+      TypeError: if a setting is unknown, or the source is none of the above.
 
     >>> import htd_jax
     >>> users, items = ["ann", "ann", "ann", "bob", "bob"], ["tea", "jam", "bun", "tea", "rye"]
@@ -72,10 +72,10 @@ def read(source: Any, **settings: Any) -> Dataset:
     """
     if isinstance(source, Dataset | Split):
         if settings:
-            raise TypeError(f"a {type(source).__name__} is split already: {next(iter(settings))} changes nothing")
-        return source if isinstance(source, Dataset) else Dataset.of_split(source)
+            raise TypeError(f"a {type(source).__name__} is already split: {next(iter(settings))} has no effect")
+        return source if isinstance(source, Dataset) else Dataset.from_split(source)
     if isinstance(source, str) and not is_path(source):
-        return Dataset.of_split(load(source, **settings), source)
+        return Dataset.from_split(load(source, **settings), source)
     for part in ("valid_file", "test_file"):
         if isinstance(settings.get(part), str):
             settings[part] = Path(settings[part])
@@ -95,7 +95,7 @@ def read(source: Any, **settings: Any) -> Dataset:
 
 
 def fingerprint(data: Dataset | Split) -> str:
-    """A short hash of the contents, ids too: two runs with the same one have seen the same data."""
+    """Returns a short hash of the contents, including ids: equal data have equal fingerprints."""
     split = data.split if isinstance(data, Dataset) else data
     digest = hashlib.sha256()
     for part in split:

@@ -1,4 +1,4 @@
-"""The CiteULike split that the topology distillation paper was measured on: 5,219 users, 25,181 items."""
+"""The CiteULike split of the topology distillation paper: 5,219 users, 25,181 items."""
 
 import dataclasses
 import pickle
@@ -10,7 +10,7 @@ import numpy as np
 from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split, make_split
 from htd_jax.data.source import Source
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, shown
 
 PUBLISHED = Published(
     "citeulike",
@@ -33,13 +33,13 @@ class CiteULike(Source):
 
 
 def load_citeulike(data_dir: Path | None = None) -> Split:
-    """The published split: train on all but two items a user, one held out for validation and one for test.
+    """Returns the published split: one item per user is held out for validation, one for test.
 
     Args:
-      data_dir: where the three files are looked for first, see `find_files`.
+      data_dir: the folder that is searched first for the three files, see `find_files`.
 
     Raises:
-      UserError: a file that cannot be had, or that is not the published one.
+      UserError: if a file is not found, or is not the published one.
     """
     train, valid, test = (read_numbers(path) for path in find_citeulike(data_dir))
     pairs = lambda held_out: (np.array(list(held_out)), np.array(list(held_out.values())))
@@ -51,12 +51,12 @@ def load_citeulike(data_dir: Path | None = None) -> Split:
 
 
 def find_citeulike(data_dir: Path | None) -> list[Path]:
-    """The paths of Train, Valid and Test, see `find_files`."""
+    """Returns the paths of Train, Valid and Test, see `find_files`."""
     return find_files(PUBLISHED, data_dir)
 
 
 class _Numbers(pickle.Unpickler):
-    """Builds containers and numbers; whatever names a class or a function is refused, unread."""
+    """Unpickler of containers and numbers, which imports no class and no function."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -66,23 +66,21 @@ class _Numbers(pickle.Unpickler):
 
 
 def read_numbers(path: Path) -> dict[int, Any]:
-    """A pickled dict of ints, or of dicts of ints.
+    """Reads a pickled dict of ints, or of dicts of ints.
 
     Raises:
-      UserError: the file is damaged, or holds anything else.
+      UserError: if the file is damaged, or holds anything else.
     """
 
-    def whole(table: Any, depth: int) -> bool:
+    def is_numbers(table: Any, depth: int) -> bool:
         return type(table) is dict and all(
-            type(key) is int and (type(value) is int or (depth > 1 and whole(value, depth - 1)))
+            type(key) is int and (type(value) is int or (depth > 1 and is_numbers(value, depth - 1)))
             for key, value in table.items()
         )
 
-    try:
+    with reading(path, "a pickle of dicts and ints"):
         with open(path, "rb") as file:
             table: dict[int, Any] = _Numbers(file).load()
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise UserError(f"{shown(path)}: not a pickle of dicts and ints ({shown(str(error))})") from None
-    if not table or not whole(table, 2):
-        raise UserError(f"{shown(path)}: not a pickle of dicts and ints")
+        if not table or not is_numbers(table, 2):
+            raise UserError(f"{shown(path)}: not a pickle of dicts and ints")
     return table

@@ -1,6 +1,7 @@
-"""Columns of a file or of a table in memory, whatever its format, and what is wrong with it in its owner's words."""
+"""Columns of a file in any format, or of a table in memory, with errors in the terms of the file."""
 
 import contextlib
+import csv
 import dataclasses
 import gzip
 import io
@@ -8,116 +9,67 @@ import itertools
 import json
 import re
 import sys
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, shown
 
-# What a file is, by the end of its name; `.gz` or `.zst` may follow.
+# The format of a file, by its suffix, which `.gz` or `.zst` may follow.
 FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".tab": "csv",
-    ".inter": "csv",
-    ".txt": "csv",
-    ".dat": "csv",
-    ".data": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".inter", ".txt", ".dat", ".data"), "csv"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
 }
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+CONTENT = {"csv": "a text file", "parquet": "a Parquet file", "json": "a JSON file"}
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".inter": "\t"}
 NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
 
-# What columns are usually called, in small letters and without what stands between words.
+# Usual names of columns, in lower case and without separators between words.
 USUAL = {
-    "user": [
-        "user",
-        "userid",
-        "useridx",
-        "users",
-        "uid",
-        "customer",
-        "customerid",
-        "visitor",
-        "visitorid",
-        "reviewer",
-        "reviewerid",
-        "member",
-        "memberid",
-        "account",
-        "accountid",
-        "person",
-        "personid",
-        "session",
-        "sessionid",
-    ],
-    "item": [
-        "item",
-        "itemid",
-        "itemidx",
-        "items",
-        "iid",
-        "product",
-        "productid",
-        "movie",
-        "movieid",
-        "track",
-        "trackid",
-        "article",
-        "articleid",
-        "song",
-        "songid",
-        "artist",
-        "artistid",
-        "book",
-        "bookid",
-        "business",
-        "businessid",
-        "asin",
-        "parentasin",
-        "sku",
-        "isbn",
-    ],
-    "time": ["timestamp", "time", "ts", "datetime", "date", "eventtime", "createdat", "unixreviewtime"],
-    "rating": ["rating", "ratings", "stars", "score", "overall", "preference"],
-    "score": ["score", "scores", "rating", "prediction", "pred", "relevance"],
-    "rank": ["rank", "ranking", "position", "pos"],
+    role: names.split()
+    for role, names in {
+        "user": "user userid useridx users uid customer customerid visitor visitorid reviewer reviewerid member "
+        "memberid account accountid person personid session sessionid",
+        "item": "item itemid itemidx items iid product productid movie movieid track trackid article articleid song "
+        "songid artist artistid book bookid business businessid asin parentasin sku isbn",
+        "time": "timestamp time ts datetime date eventtime createdat unixreviewtime",
+        "rating": "rating ratings stars score overall preference",
+        "score": "score scores rating prediction pred relevance",
+        "rank": "rank ranking position pos",
+    }.items()
 }
 
-# How much of a file is read at once, and how long a line of a JSON file can be.
+# Bytes that are read at once, and so the longest line of a JSON file.
 BLOCK = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Columns as they were found.
+    """Columns of a file or a table.
 
     Attributes:
-      of: each by its role (`user`, `time`, ...); of a text file, strings as they stand there.
+      by_role: columns by their roles (`user`, `time`, ...); the columns of a text file are strings.
       names: each one's name in the source.
-      place: says where row r is: `line 7`.
-      skipped: how many lines were left out, since they had other numbers of fields than the first.
+      place: returns the place of row r in the source: `line 7`.
+      skipped: number of lines that were left out because their number of fields differs from the first line's.
     """
 
-    of: dict[str, pa.ChunkedArray]
+    by_role: dict[str, pa.ChunkedArray]
     names: dict[str, str]
     place: Callable[[int], str]
     skipped: int = 0
 
 
-# From the names of all columns, to those wanted by their roles.
+# Maps the names of all columns to those of the wanted ones, by role.
 Choose = Callable[[Sequence[str]], dict[str, str]]
 
 
@@ -129,104 +81,113 @@ def pick(
     optional: Collection[str] = (),
     advice: Callable[[str], str] = lambda role: "",
 ) -> dict[str, str]:
-    """The names of columns by their roles: those that were given, else those that are usual.
+    """Returns the names of columns by their roles: the given names, or the usual ones.
 
     Args:
-      names: of all columns.
-      wanted: by role the name that was given, or None.
-      source: for messages.
-      optional: roles that may be missing, if no name was given.
-      advice: what to do about a role whose column was not found, or not the only one.
+      names: names of all columns.
+      wanted: by role the given name, or None.
+      source: name of the source, for messages.
+      optional: roles that may be missing, unless a name is given.
+      advice: returns what to do about a role without a column, or with several.
 
     Raises:
-      UserError: every role that has no column, or could have several.
+      UserError: if a role has no column, or could have several; a line per role.
     """
-    there = f"it has {', '.join(map(repr, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
+    existing = f"columns: {', '.join(map(repr, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
     chosen: dict[str, str] = {}
     problems = []
     for role, name in wanted.items():
-        found = [n for n in names if (n == name if name else _plain(n) in USUAL[role])]
-        if len(found) == 1:
-            chosen[role] = found[0]
-        elif name and not found:
-            problems.append(f"{source}: no column {name!r}; {there}")
+        matches = [n for n in names if (n == name if name else _plain(n) in USUAL[role])]
+        if len(matches) == 1:
+            chosen[role] = matches[0]
+        elif name and not matches:
+            problems.append(f"{source}: no column {name!r} ({existing})")
         elif role in optional:
             continue
-        elif not found:
-            problems.append(f"{source}: no column is called like {role}s; {there}{advice(role)}")
+        elif not matches:
+            problems.append(f"{source}: no {role} column found ({existing}){advice(role)}")
         else:
-            several = " and ".join(map(repr, found))
-            problems.append(f"{source}: columns {several} could be the {role}s{advice(role)}")
+            several = " and ".join(map(repr, matches))
+            problems.append(f"{source}: columns {several} could be the {role} column{advice(role)}")
     if not problems and "user" in chosen and chosen["user"] == chosen.get("item"):
-        problems.append(f"{source}: users and items are one column, {chosen['user']!r}; name one each")
+        problems.append(f"{source}: users and items are one column, {chosen['user']!r}; choose one for each")
     if problems:
         raise UserError(*problems)
     return chosen
 
 
 def read_id_column(path: Path, kind: str) -> tuple[pa.Array, Callable[[int], str]]:
-    """Ids in a file as they stand there, null for an empty line or field, and where each is.
+    """Reads the ids in a file: the column, null for an empty line or field, and a function from rows to their places.
 
     Args:
-      path: a table with a column called `id` or like the users (or items), or with one column alone; or a text of any
-        other name, an id a line.
+      path: a table with a single column, or with one named `id` or like the users (or items); or a text file with any
+        other suffix, one id per line.
       kind: `user` or `item`.
 
     Raises:
-      UserError: a file that cannot be read, or that has no such column.
+      UserError: if the file cannot be read, or has no such column.
     """
     suffix, _ = _suffixes(path)
-    if suffix not in ("", ".txt", ".dat", ".data"):
+    if suffix in ("", ".txt", ".dat", ".data"):
+        with _reading(path, "a text file"):
+            lines = [line.decode().strip().removeprefix("\ufeff") for line in _lines(path)]
+        while lines and not lines[-1]:
+            lines.pop()
+        return pa.array([line or None for line in lines], pa.string()), lambda row: f"line {row + 1}"
 
-        def choose(names: Sequence[str]) -> dict[str, str]:
-            known = [name for name in names if _plain(name) in ("id", *USUAL[kind])]
-            if len(names) != 1 and len(known) != 1:
-                held = ", ".join(map(repr, names[:12])) or "none"
-                raise UserError(f"{shown(path)}: no single column of {kind} ids among {held}; call it 'id'")
-            row = {"row": "row"} if sorted(names) == ["id", "row"] else {}  # as a run keeps them
-            return {kind: known[0] if known else names[0], **row}
+    def choose(names: Sequence[str]) -> dict[str, str]:
+        known = [name for name in names if _plain(name) in ("id", *USUAL[kind])]
+        if len(names) != 1 and len(known) != 1:
+            existing = ", ".join(map(repr, names[:12])) or "none"
+            raise UserError(f"{shown(path)}: no single {kind} id column found (columns: {existing}); name it 'id'")
+        row = {"row": "row"} if sorted(names) == ["id", "row"] else {}  # as `write_ids` writes them
+        return {kind: known[0] if known else names[0], **row}
 
-        found = read_file(path, choose)
-        column = found.of[kind]
-        column = (
-            column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-        ).combine_chunks()
-        if "row" in found.of:
-            try:
-                rows = found.of["row"].cast(pa.int64()).to_numpy()
-            except pa.ArrowException:
-                rows = np.zeros(0)
-            if not np.array_equal(np.sort(rows), np.arange(len(column))):
-                raise UserError(f"{shown(path)}: its column 'row' does not number the rows from 0")
-            column = column.take(pa.array(np.argsort(rows)))
-        return column, found.place
+    columns = read_file(path, choose)
+    column = undictionary(columns.by_role[kind]).combine_chunks()
+    if "row" in columns.by_role:
+        try:
+            rows = columns.by_role["row"].cast(pa.int64()).to_numpy()
+        except pa.ArrowException:
+            rows = np.zeros(0)
+        if not np.array_equal(np.sort(rows), np.arange(len(column))):
+            raise UserError(f"{shown(path)}: its column 'row' does not number the rows from 0")
+        column = column.take(pa.array(np.argsort(rows)))
+    return column, columns.place
+
+
+def undictionary(column: Any) -> Any:
+    """Decodes a dictionary-encoded column."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Converts a column to `[n]` float64, and returns where it is not a finite number, or missing: `[n]` bool."""
+    column = undictionary(column)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
     try:
-        _check_there(path)
-        lines = [line.decode().strip() for line in _lines(path)]
-    except UnicodeDecodeError:
-        raise UserError(_not_utf8(path)) from None
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise UserError(
-            f"{shown(path)}: cannot be read ({getattr(error, 'strerror', None) or _reason(error)})"
-        ) from None
-    lines = [line.removeprefix("\ufeff") for line in lines]
-    while lines and not lines[-1]:
-        lines.pop()
-    return pa.array([line or None for line in lines], pa.string()), lambda row: f"line {row + 1}"
+        numbers = column.cast(pa.float64(), safe=False)
+    except pa.ArrowException:
+        texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        valid = pc.match_substring_regex(texts, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+        numbers = pc.if_else(valid, texts, None).cast(pa.float64())
+    values = pc.fill_null(numbers, np.nan).to_numpy()
+    return values, ~np.isfinite(values)
 
 
 def is_path(name: str) -> bool:
-    """Whether a data set's name is the path of a file."""
+    """Returns whether a data set's name is the path of a file."""
     return "/" in name or "\\" in name or bool(_suffixes(Path(name))[0]) or Path(name).is_file()
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file is one of lines and fields, by its name."""
+    """Returns whether a file is text with separated fields, by its name."""
     return FORMATS.get(_suffixes(path)[0]) == "csv"
 
 
 def stem(path: Path) -> str:
-    """A file's name without its format."""
+    """Returns a file's name without its suffixes."""
     suffix, compressed = _suffixes(path)
     name = path.name.removesuffix(compressed)
     return name[: len(name) - len(suffix)]
@@ -235,46 +196,42 @@ def stem(path: Path) -> str:
 def read_file(
     path: Path, choose: Choose, *, separator: str | None = None, header: bool = True, skip_bad_rows: bool = False
 ) -> Columns:
-    """Columns of a CSV, TSV, Parquet or JSON lines file, or of RecBole's `.inter`; by gzip or zstd if so named.
+    """Reads columns of a CSV, TSV, Parquet, JSON lines or RecBole `.inter` file; `.gz` and `.zst` are decompressed.
 
     Args:
-      path: the file; its format follows from its name.
+      path: the file; its suffix tells its format.
       choose: picks columns by their names.
-      separator: of a text file; that of its format if None, which of `.txt` and `.dat` is looked up in the first line.
-      header: whether the first line of a text file holds names; else columns are called `1`, `2`, and so on.
-      skip_bad_rows: lines of other numbers of fields than the first are left out, not refused.
+      separator: separator of a text file; the format's own if None, which is detected in the first line of `.txt` and
+        `.dat` files.
+      header: whether the first line of a text file holds names; otherwise columns are named `1`, `2`, and so on.
+      skip_bad_rows: whether to leave out lines whose number of fields differs from the first line's.
 
     Raises:
-      UserError: a file that cannot be read, that is damaged or of no known format, or whose lines are not alike.
+      UserError: if the file cannot be read, is damaged or has no known format, or lines differ in their number of
+        fields.
     """
     suffix, compressed = _suffixes(path)
     if not suffix:
         known = ", ".join(FORMATS)
-        raise UserError(
-            f"{shown(path)}: its format is told by its name, which must end in one of {known} (+ .gz, .zst)"
-        )
-    try:
-        _check_there(path)
+        raise UserError(f"{shown(path)}: unknown format; the name must end in one of {known} (+ .gz, .zst)")
+    kind = FORMATS[suffix]
+    with _reading(path, f"a {COMPRESSED[compressed.lower()]} file" if compressed else CONTENT[kind]):
         if path.stat().st_size == 0:
             raise UserError(f"{shown(path)}: the file is empty")
-        if FORMATS[suffix] == "csv":
+        if kind == "csv":
             return _read_text(path, suffix, choose, separator, header, skip_bad_rows)
-        if FORMATS[suffix] == "json":
+        if kind == "json":
             return _read_json(path, choose)
         if compressed:
             raise UserError(f"{shown(path)}: Parquet is compressed inside; decompress the file, and name it .parquet")
         return _read_parquet(path, choose)
-    except UnicodeDecodeError:
-        raise UserError(_not_utf8(path)) from None
-    except (pa.ArrowException, OSError, EOFError, MemoryError, RuntimeError, zlib.error) as error:
-        raise UserError(_damaged(path, error)) from None
 
 
 def from_table(table: Any, choose: Choose) -> Columns:
-    """Columns of a table in memory: pandas, polars, pyarrow, or whatever speaks Arrow.
+    """Returns columns of a table in memory: pandas, polars, pyarrow, or any that supports Arrow.
 
     Raises:
-      UserError: a column of mixed types.
+      UserError: if a column has mixed types, or two have one name.
     """
     try:
         arrow = pa.table(table)
@@ -282,19 +239,12 @@ def from_table(table: Any, choose: Choose) -> Columns:
         why = shown("; ".join(map(str, error.args)) or type(error).__name__)[:160].rstrip(". ")
         raise UserError(f"the table cannot be read ({why}); a column must be of one type and have one name") from None
     names = choose(arrow.column_names)
-    of = {role: arrow[arrow.column_names.index(name)] for role, name in names.items()}
-    return Columns(of, names, lambda row: f"row {row}")
-
-
-def _check_there(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"{shown(path)}: there is no such file")
-    if path.is_dir():
-        raise UserError(f"{shown(path)}: is a folder, not a file")
+    by_role = {role: arrow[arrow.column_names.index(name)] for role, name in names.items()}
+    return Columns(by_role, names, lambda row: f"row {row}")
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """The part of the name that tells the format, lower-case, and the one that tells the compression as it stands."""
+    """The suffix of the format, in lower case, and that of the compression, as written; empty if unknown."""
     name, compressed = path.name, ""
     if path.suffix.lower() in COMPRESSED:
         name, compressed = name[: -len(path.suffix)], path.suffix
@@ -302,8 +252,19 @@ def _suffixes(path: Path) -> tuple[str, str]:
     return (suffix if suffix in FORMATS else "", compressed)
 
 
+@contextlib.contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """`errors.reading`, which also names the line that is not UTF-8."""
+    with reading(path, what):
+        open(path, "rb").close()  # a missing file or a folder is reported by its own error
+        try:
+            yield
+        except UnicodeDecodeError:
+            raise UserError(_not_utf8(path)) from None
+
+
 def _open(path: Path) -> BinaryIO:
-    """The bytes of a file, decompressed."""
+    """Opens a file, decompressed."""
     compression = COMPRESSED.get(path.suffix.lower())
     if compression == "gzip":
         return gzip.open(path)  # type: ignore[return-value]
@@ -315,26 +276,32 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from file
 
 
+def _find_separator(path: Path, suffix: str, first: str, separator: str | None, header: bool) -> str:
+    """Returns the separator of a text file with the given first line."""
+    if separator is None:
+        present = [s for s in NAMES if s in first]
+        separator = SEPARATORS.get(suffix) or (present[0] if present else ",")
+        if separator not in first and present and not (present == [" "] and header):
+            raise UserError(
+                f"{shown(path)}: the first line ({_short(first)}) holds no {NAMES[separator]}, but "
+                f"{NAMES[present[0]]}; set `separator` to {present[0]!r}"
+            )
+    elif separator == r"\t":  # as typed in a shell
+        separator = "\t"
+    elif len(separator) != 1 or not separator.isascii():
+        way = "; with ':' and `header` off, columns 1, 3, 5, ... are those between '::'" * (separator == "::")
+        raise UserError(f"`separator` must be one character, not {separator!r}{way}")
+    return separator
+
+
 def _read_text(
     path: Path, suffix: str, choose: Choose, separator: str | None, header: bool, skip_bad_rows: bool
 ) -> Columns:
     number, line = next(_numbered(path), (0, b""))
     if not number:
-        raise UserError(f"{shown(path)}: the file holds nothing")
+        raise UserError(f"{shown(path)}: the file is blank")
     first = line.removeprefix(b"\xef\xbb\xbf").decode().rstrip("\r\n")
-    if separator is None:
-        found = [s for s in NAMES if s in first]
-        separator = SEPARATORS.get(suffix) or (found[0] if found else ",")
-        if separator not in first and found and not (found == [" "] and header):
-            raise UserError(
-                f"{shown(path)}: the first line ({_short(first)}) holds no {NAMES[separator]}, but "
-                f"{NAMES[found[0]]}: say --separator {found[0]!r}"
-            )
-    elif separator == r"\t":  # as a shell gives it
-        separator = "\t"
-    elif len(separator) != 1 or not separator.isascii():
-        way = ": with : and --no-header, columns 1, 3, 5, ... are those between ::" if separator == "::" else ""
-        raise UserError(f"--separator: must be one character, not {separator!r}{way}")
+    separator = _find_separator(path, suffix, first, separator, header)
     fields = _fields(first, separator)
     names = [name.strip() for name in fields] if header else [str(i) for i in range(1, len(fields) + 1)]
     if suffix == ".inter":
@@ -343,7 +310,7 @@ def _read_text(
     if header and next(itertools.islice(_numbered(path), 1, None), None) is None:
         return Columns({role: pa.chunked_array([], pa.string()) for role in chosen}, chosen, lambda row: "line 1")
     at = {role: names.index(name) for role, name in chosen.items()}
-    called = [f"{i}" for i in range(len(names))]  # names may stand twice
+    unique = [f"{i}" for i in range(len(names))]  # names may repeat
     skipped = 0
 
     def skip(row: Any) -> str:
@@ -358,16 +325,16 @@ def _read_text(
                 pa.csv.ReadOptions(
                     use_threads=threads,
                     block_size=BLOCK,
-                    column_names=called,
+                    column_names=unique,
                     skip_rows=number if header else number - 1,
                 ),
                 pa.csv.ParseOptions(delimiter=separator, invalid_row_handler=skip if skip_bad_rows else None),
                 pa.csv.ConvertOptions(
                     column_types={
-                        called[i]: pa.dictionary(pa.int32(), pa.string()) if role in ("user", "item") else pa.string()
+                        unique[i]: pa.dictionary(pa.int32(), pa.string()) if role in ("user", "item") else pa.string()
                         for role, i in at.items()
                     },
-                    include_columns=[called[i] for i in dict.fromkeys(at.values())],
+                    include_columns=[unique[i] for i in dict.fromkeys(at.values())],
                     null_values=[""],
                     strings_can_be_null=True,
                 ),
@@ -383,7 +350,7 @@ def _read_text(
         if "columns, got" not in str(error):
             raise
         try:
-            read(False)  # in one thread it knows where
+            read(False)  # single-threaded, the error names the row
         except pa.ArrowInvalid as where:
             row = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", str(where), re.DOTALL)
             if row is None:
@@ -391,7 +358,7 @@ def _read_text(
             number_at, expected, got, text = row.groups()
             raise UserError(
                 f"{shown(path)}: line {number_at} has {got} field{'s' * (got != '1')} ({_short(text.strip())}), the "
-                f"first {expected}; --skip-bad-rows leaves such lines out"
+                f"first {expected}; `skip_bad_rows` leaves such lines out"
             ) from None
         raise
 
@@ -400,7 +367,7 @@ def _read_text(
             return f"row {row + 1} of those read"
         return f"line {_line_of(path, row + header)}"
 
-    return Columns({role: table[called[i]] for role, i in at.items()}, chosen, place, skipped)
+    return Columns({role: table[unique[i]] for role, i in at.items()}, chosen, place, skipped)
 
 
 def _read_parquet(path: Path, choose: Choose) -> Columns:
@@ -411,12 +378,11 @@ def _read_parquet(path: Path, choose: Choose) -> Columns:
     with pq.ParquetFile(path, read_dictionary=texts) as file:
         table = file.read(columns=list(dict.fromkeys(names.values())))
         table.validate(full=True)
-    of = {role: table[name] for role, name in names.items()}
-    return Columns(of, names, lambda row: f"row {row + 1}")
+    return Columns({role: table[name] for role, name in names.items()}, names, lambda row: f"row {row + 1}")
 
 
 def _read_json(path: Path, choose: Choose) -> Columns:
-    """By pyarrow where every line holds values of one kind; else line by line, which also finds the line at fault."""
+    """Reads with pyarrow if every column has one type; otherwise line by line, which also finds the invalid line."""
     entry = _object(path, *next(_numbered(path), (1, b"")))
     names = choose(list(entry))
     example = {name: value for name, value in entry.items() if name in names.values()}
@@ -439,19 +405,19 @@ def _read_json(path: Path, choose: Choose) -> Columns:
             value = entry.get(name)
             if isinstance(value, (dict, list, bool)):
                 raise UserError(
-                    f"{shown(path)}: line {number}: {name!r} is {_short(json.dumps(value))}, no number or text"
+                    f"{shown(path)}: line {number}: {name!r} is {_short(json.dumps(value))}, not a number or text"
                 )
             column.append(value)
-    of = {role: pa.chunked_array([_mixed(values[name])]) for role, name in names.items()}
-    return Columns(of, names, place)
+    return Columns({role: pa.chunked_array([_mixed(values[name])]) for role, name in names.items()}, names, place)
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields lines that are not blank, with their numbers from 1."""
     return ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
 
 
 def _line_of(path: Path, row: int) -> int:
-    """The number of the row-th line, from 0, that is not empty."""
+    """The number of the row-th line, from 0, that is not blank."""
     return next(itertools.islice(_numbered(path), row, None), (row + 1, b""))[0]
 
 
@@ -464,12 +430,12 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
         entry = None
     if not isinstance(entry, dict):
         text = _short(line.decode(errors="replace"))
-        raise UserError(f"{shown(path)}: line {number}: no JSON object ({text}); a line is one {{...}}")
+        raise UserError(f"{shown(path)}: line {number}: not a JSON object ({text}); each line must be one {{...}}")
     return entry
 
 
 def _mixed(values: list[Any]) -> pa.Array:
-    """Numbers where all are; else texts."""
+    """Converts values to numbers if all are numbers, else to strings."""
     if any(isinstance(value, str) for value in values):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     try:
@@ -479,14 +445,12 @@ def _mixed(values: list[Any]) -> pa.Array:
 
 
 def _plain(name: str) -> str:
-    """Without RecBole's type behind a colon."""
+    """Normalises a column's name, without RecBole's type behind a colon."""
     return "".join(c for c in name.partition(":")[0].lower() if c.isalnum())
 
 
 def _fields(line: str, separator: str) -> list[str]:
-    """The fields of one line, quoted ones as they are meant."""
-    import csv
-
+    """Splits a line, respecting quotes."""
     try:
         return next(csv.reader([line], delimiter=separator), [])
     except csv.Error:
@@ -495,7 +459,7 @@ def _fields(line: str, separator: str) -> list[str]:
 
 @contextlib.contextmanager
 def _no_tracebacks() -> Iterator[None]:
-    """A line that is left out and is no UTF-8 raises where nobody can catch it."""
+    """Hides the error of a skipped line that is not UTF-8, which is raised where it cannot be caught."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda raised: None
     try:
         yield
@@ -504,7 +468,8 @@ def _no_tracebacks() -> Iterator[None]:
 
 
 def _not_utf8(path: Path) -> str:
-    try:
+    """Returns a message with the first line that is not UTF-8."""
+    with contextlib.suppress(Exception):
         for number, line in enumerate(_lines(path), 1):
             try:
                 line.decode()
@@ -513,23 +478,7 @@ def _not_utf8(path: Path) -> str:
                     return f"{shown(path)}: it is UTF-16; save it as UTF-8"
                 text = line[max(0, error.start - 15) : error.end + 15].decode("ascii", "backslashreplace").strip()
                 return f"{shown(path)}: line {number} is not UTF-8 ({shown(text)}); save the file as UTF-8"
-    except (OSError, EOFError, pa.ArrowException, zlib.error):
-        pass
     return f"{shown(path)}: it is not UTF-8; save it as UTF-8"
-
-
-def _damaged(path: Path, error: BaseException) -> str:
-    suffix, compressed = _suffixes(path)
-    if isinstance(error, OSError) and error.errno and error.strerror:
-        return f"{shown(path)}: cannot be read ({error.strerror})"
-    what = {"gzip": "gzip file", "zstd": "zstd file"}.get(COMPRESSED.get(compressed.lower(), ""))
-    what = what or {"parquet": "Parquet file", "json": "JSON file", "csv": "text file"}[FORMATS[suffix]]
-    return f"{shown(path)}: damaged, cut off, or no {what} ({_reason(error)})"
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return shown(lines[0][:160].rstrip(". "))
 
 
 def _short(text: str) -> str:

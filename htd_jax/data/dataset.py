@@ -1,4 +1,4 @@
-"""A data set: who has seen what in three parts, and what its users and items are called outside."""
+"""A data set: interactions in three parts, and the ids of its users and items."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from htd_jax.data.interactions import Interactions, Split
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-    """What rows are called outside: row r of users (or of items) is `values[r]`.
+    """The ids of rows: row r of users (or of items) has the id `values[r]`.
 
     Attributes:
-      values: `[n]` int64 or string, each different.
-      kind: what they are of, `user` or `item`, for messages.
+      values: `[n]` int64 or string, distinct.
+      kind: `user` or `item`, for messages.
     """
 
     values: pa.Array
@@ -29,15 +29,15 @@ class Ids:
 
     @classmethod
     def numbers(cls, size: int, kind: str) -> "Ids":
-        """Of rows that are called by their numbers."""
+        """Returns ids that are row numbers."""
         return cls(pa.array(np.arange(size)), kind)
 
     @classmethod
-    def of(cls, values: Any, kind: str) -> "Ids":
-        """Of a column, an array or a list, in its order.
+    def from_values(cls, values: Any, kind: str) -> "Ids":
+        """Converts a column, an array or a list, in its order.
 
         Raises:
-          UserError: one is missing, stands twice, or is neither a number nor a text.
+          UserError: if an id is missing, occurs twice, or is neither a number nor a string.
         """
         column = as_column(values, kind)
         if column.null_count:
@@ -45,18 +45,18 @@ class Ids:
         if len(pc.unique(column)) < len(column):
             counts = pc.value_counts(column)
             twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
-            raise UserError(f"{kind} ids: {twice!r} stands more than once")
+            raise UserError(f"{kind} ids: {twice!r} occurs more than once")
         return cls(column, kind)
 
     @property
     def numbered(self) -> bool:
-        """Whether rows are called by their numbers."""
+        """Whether ids are row numbers."""
         if not pa.types.is_integer(self.values.type):
             return False
         return np.array_equal(self.values.to_numpy(), np.arange(len(self)))
 
     def find(self, ids: Any) -> np.ndarray:
-        """The rows `[m]` int64 of ids `[m]`, -1 where there is none; `"7"` and 7 are one id."""
+        """Returns the rows `[m]` int64 of ids `[m]`, -1 for unknown ids; `"7"` and 7 are one id."""
         column = as_column(ids, self.kind)
         if column.type != self.values.type:
             column = _as_type(column, self.values.type)
@@ -64,10 +64,10 @@ class Ids:
         return pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def rows(self, ids: Any) -> np.ndarray:
-        """The rows `[m]` int64 of ids `[m]`.
+        """Returns the rows `[m]` int64 of ids `[m]`.
 
         Raises:
-          UserError: an id that there is not.
+          UserError: if an id is unknown.
         """
         rows = self.find(ids)
         if (rows < 0).any():
@@ -75,13 +75,13 @@ class Ids:
             number = int((rows < 0).sum())
             others = f" and {number - 1} more" if number > 1 else ""
             raise UserError(
-                f"{self.kind} {unknown!r}{others}: not among the {len(self)} {self.kind}s, which are called like "
+                f"{self.kind} {unknown!r}{others}: not among the {len(self)} {self.kind}s, whose ids are like "
                 f"{self.values[0].as_py()!r}"
             )
         return rows
 
     def take(self, rows: Any) -> pa.Array:
-        """What rows `[m]` are called; a row below 0 is nobody's, and its id is null."""
+        """Returns the ids of rows `[m]`, null for rows below 0."""
         rows = np.asarray(rows).ravel()
         return self.values.take(pa.array(rows, mask=rows < 0))
 
@@ -91,14 +91,14 @@ class Ids:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Interactions in three parts, and what users and items are called.
+    """Interactions in three parts, and the ids of users and items.
 
     Attributes:
       split: train, valid and test over rows.
-      users, items: what the rows are called.
-      name: for people, and for the run's folder.
-      notes: what a person should know of how it was read, a line each.
-      span: the first and the last moment, in the log's own measure, dates in seconds since 1970; None if unknown.
+      users, items: the ids of the rows.
+      name: name for output, and for the run's folder.
+      notes: remarks on how it was read, a line each.
+      span: first and last time, in the log's own unit, dates in seconds since 1970; None if unknown.
     """
 
     split: Split
@@ -109,8 +109,8 @@ class Dataset:
     span: tuple[float, float] | None = None
 
     @classmethod
-    def of_split(cls, split: Split, name: str = "data") -> "Dataset":
-        """A split whose users and items are called by their numbers."""
+    def from_split(cls, split: Split, name: str = "data") -> "Dataset":
+        """Returns a split's data set, in which ids are row numbers."""
         return cls(split, Ids.numbers(split.train.num_users, "user"), Ids.numbers(split.train.num_items, "item"), name)
 
     @property
@@ -127,10 +127,10 @@ class Dataset:
 
 
 def as_column(values: Any, kind: str) -> pa.Array:
-    """`[n]` ids of any kind as int64 where they are whole numbers, else as strings.
+    """Converts `[n]` ids of any kind to int64 if all are whole numbers, else to strings.
 
     Raises:
-      UserError: what is no column of ids.
+      UserError: if it is not a column of ids.
     """
     if isinstance(values, pa.ChunkedArray):
         column = values.combine_chunks()
@@ -145,7 +145,7 @@ def as_column(values: Any, kind: str) -> pa.Array:
             column = pa.array(values if hasattr(values, "__arrow_c_array__") else _plain(values), from_pandas=True)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             try:
-                column = pa.array([None if x is None else str(x) for x in values])  # numbers and texts in one column
+                column = pa.array([None if x is None else str(x) for x in values])  # a column of numbers and strings
             except TypeError:
                 raise UserError(f"{kind} ids must be one column, which this {type(values).__name__} is not") from None
     if isinstance(column, pa.ChunkedArray):
@@ -154,10 +154,10 @@ def as_column(values: Any, kind: str) -> pa.Array:
 
 
 def write_ids(path: Path, ids: Ids) -> None:
-    """A Parquet file of two columns: `row` and `id`.
+    """Writes a Parquet file with the columns `row` and `id`.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: if it cannot be written.
     """
     table = pa.table({"row": pa.array(np.arange(len(ids))), "id": ids.values})
     with whole(path) as partial:
@@ -165,22 +165,21 @@ def write_ids(path: Path, ids: Ids) -> None:
 
 
 def read_ids(path: Path, kind: str) -> Ids:
-    """What `write_ids` wrote.
+    """Reads ids that `write_ids` wrote.
 
     Raises:
-      UserError: the file cannot be read, is damaged, or holds something else.
+      UserError: if the file cannot be read, is damaged, or holds something else.
     """
-    try:
+    with reading(path, "saved ids"):
         table = pq.read_table(path, columns=["row", "id"], partitioning=None)
         table.validate(full=True)
         rows = table["row"].to_numpy()
         if not np.array_equal(rows, np.arange(len(rows))):
-            raise ValueError
-        return Ids.of(table["id"], kind)
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
-    except (pa.ArrowException, ValueError, KeyError, UserError):
-        raise UserError(f"{shown(path)}: damaged, or no ids that this program saved") from None
+            raise ValueError("its rows are not numbered from 0")
+        try:
+            return Ids.from_values(table["id"], kind)
+        except UserError as error:
+            raise UserError(f"{shown(path)}: {error}") from None
 
 
 def _plain(values: Any) -> Any:
@@ -188,31 +187,31 @@ def _plain(values: Any) -> Any:
 
 
 def _normal(column: pa.Array, kind: str) -> pa.Array:
-    of = column.type
-    if pa.types.is_dictionary(of):
+    given = column.type
+    if pa.types.is_dictionary(given):
         return _normal(column.dictionary_decode(), kind)
-    if pa.types.is_integer(of) and not pa.types.is_uint64(of):
+    if pa.types.is_integer(given) and not pa.types.is_uint64(given):
         return column.cast(pa.int64())
     try:
-        if pa.types.is_uint64(of) or pa.types.is_floating(of):
-            return column.cast(pa.int64())  # refused where a number is not whole, or too large
+        if pa.types.is_uint64(given) or pa.types.is_floating(given):
+            return column.cast(pa.int64())  # fails if a number is not whole, or too large
     except pa.ArrowInvalid:
         pass
-    if pa.types.is_nested(of):
-        raise UserError(f"{kind} ids must be numbers or texts, not {of}")
+    if pa.types.is_nested(given):
+        raise UserError(f"{kind} ids must be numbers or strings, not {given}")
     try:
         return column.cast(pa.string())
     except pa.ArrowException:
-        raise UserError(f"{kind} ids must be numbers or texts, not {of}") from None
+        raise UserError(f"{kind} ids must be numbers or strings, not {given}") from None
 
 
-def _as_type(column: pa.Array, of: pa.DataType) -> pa.Array:
-    if pa.types.is_string(of):
-        return column.cast(of)
+def _as_type(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    if pa.types.is_string(type_):
+        return column.cast(type_)
     numbers = []
     for text in column.to_pylist():
         try:
             numbers.append(None if text is None or str(int(text)) != text else int(text))
         except ValueError:
             numbers.append(None)
-    return pa.array([x if x is not None and abs(x) < 2**63 else None for x in numbers], of)
+    return pa.array([x if x is not None and abs(x) < 2**63 else None for x in numbers], type_)

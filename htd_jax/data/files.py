@@ -1,15 +1,15 @@
-"""Published files: found on this machine or downloaded, and read only if they are the published ones, byte for byte."""
+"""Published files: found on this machine or downloaded, and verified by their hashes."""
 
 import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, shown
 
 
 class Published(NamedTuple):
-    """The files of one data set: its name, the URL of the folder they lie in, and each file's sha256."""
+    """The files of a published data set: its name, the URL of their folder, and each file's sha256."""
 
     name: str
     url: str
@@ -17,13 +17,13 @@ class Published(NamedTuple):
 
 
 def find_files(published: Published, data_dir: Path | None) -> list[Path]:
-    """The paths of the files, in the order of `published.sha256`.
+    """Returns the paths of the files, in the order of `published.sha256`.
 
-    They are looked for in `data_dir`, in `$HTD_DATA_DIR/<name>`, and in the user's cache folder; else they are
-    downloaded into the cache. Their hashes are checked before anything is read.
+    Searches `data_dir`, `$HTD_DATA_DIR/<name>` and the user's cache folder, and downloads into the cache what is
+    missing. Checks all hashes.
 
     Raises:
-      UserError: a file that cannot be had, or that is not the published one.
+      UserError: if a file is neither found nor downloaded, or is not the published one.
     """
     names = ", ".join(published.sha256)
     cache = root / published.name if (root := user_cache()) else None
@@ -32,7 +32,7 @@ def find_files(published: Published, data_dir: Path | None) -> list[Path]:
         folders.append(Path(given) / published.name)
     for folder in [*folders, cache] if cache else folders:
         paths = [folder / name for name in published.sha256]
-        present = [path.name for path in paths if os.path.isfile(path)]  # false where it cannot be seen
+        present = [path.name for path in paths if os.path.isfile(path)]  # False also if it may not be accessed
         if len(present) == len(paths):
             for path in paths:
                 _check_hash(path, published.sha256[path.name])
@@ -43,14 +43,14 @@ def find_files(published: Published, data_dir: Path | None) -> list[Path]:
     if cache is None:
         tried = "".join(f"in {shown(folder)}, " for folder in folders)
         raise UserError(
-            f"{published.name}: no {names} {tried}and no home folder to download to; name the folder that holds "
-            "them with --data-dir, or use --dataset synthetic, which needs no file"
+            f"{published.name}: no {names} {tried}and no home folder to download to; set `data_dir` to the folder "
+            "that holds them, or `dataset` to synthetic, which needs no file"
         )
     return [_download(published, name, cache, folders) for name in published.sha256]
 
 
 def user_cache() -> Path | None:
-    """This program's folder in the user's cache, None for a user without a home: `~` is then no place but a name."""
+    """Returns this program's cache folder; None for a user without a home, for whom `~` is not expanded."""
     import platformdirs
 
     try:
@@ -61,14 +61,12 @@ def user_cache() -> Path | None:
 
 
 def _check_hash(path: Path, expected: str) -> None:
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-    if found != expected:
+    with reading(path, "a file"):
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    if actual != expected:
         raise UserError(
-            f"{shown(path)}: damaged or not the published file (sha256 {found[:12]}..., expected "
-            f"{expected[:12]}...); delete it to have it downloaded again"
+            f"{shown(path)}: damaged or not the published file (sha256 {actual[:12]}..., expected "
+            f"{expected[:12]}...); delete it to download it again"
         )
 
 
@@ -80,11 +78,11 @@ def _download(published: Published, name: str, cache: Path, folders: list[Path])
         pooch.get_logger().setLevel("ERROR")
         return Path(pooch.retrieve(url, published.sha256[name], name, cache, progressbar=True))
     except ValueError:
-        raise UserError(f"{url}: what was downloaded is not the published file (its sha256 differs)") from None
-    except OSError as error:  # a failed request is one too
+        raise UserError(f"{url}: the download is not the published file (its sha256 differs)") from None
+    except OSError as error:  # includes failed requests
         tried = ", ".join(map(shown, [*folders, cache]))
         reason = f"{shown(cache)}: {error.strerror}" if error.strerror else f"{type(error).__name__} at {url}"
         raise UserError(
             f"{published.name}: no {name} in {tried}, and no download ({reason}); put "
-            f"{', '.join(published.sha256)} into {shown(cache)}, or use --dataset synthetic, which needs no file"
+            f"{', '.join(published.sha256)} into {shown(cache)}, or set `dataset` to synthetic, which needs no file"
         ) from None

@@ -1,4 +1,4 @@
-"""A data set in a run's folder: `split.npz`, and `users.parquet` and `items.parquet`, what their rows are called."""
+"""A data set in a folder: `split.npz`, and the ids of its rows in `users.parquet` and `items.parquet`."""
 
 import dataclasses
 from pathlib import Path
@@ -11,10 +11,10 @@ SPLIT = "split.npz"
 
 
 def save_dataset(folder: Path, dataset: Dataset) -> None:
-    """Writes the three files, unless they are there: the split comes last, so where it is the others are too.
+    """Writes the three files, unless they exist. The split is written last: if it exists, so do the others.
 
     Raises:
-      OSError, UserError: they cannot be written.
+      OSError, UserError: if a file cannot be written.
     """
     if (folder / SPLIT).exists():
         return
@@ -24,17 +24,17 @@ def save_dataset(folder: Path, dataset: Dataset) -> None:
 
 
 def load_dataset(path: Path, name: str) -> Dataset:
-    """A split in a file, and what the files beside it say of ids; without these, rows are called by their numbers.
+    """Reads a split, and the ids in the files next to it; without these, ids are row numbers.
 
     Raises:
-      UserError: a file that cannot be read, is damaged, or does not fit the others.
+      UserError: if a file cannot be read, is damaged, or does not match the others.
     """
-    dataset = Dataset.of_split(load_split(path), name)
+    dataset = Dataset.from_split(load_split(path), name)
     files = {ids.kind: path.parent / f"{ids.kind}s.parquet" for ids in (dataset.users, dataset.items)}
     if not all(file.is_file() for file in files.values()):
         return dataset
     users, items = (read_ids(file, kind) for kind, file in files.items())
-    for found, size in ((users, len(dataset.users)), (items, len(dataset.items))):
-        if len(found) != size:
-            raise UserError(f"{shown(files[found.kind])}: {len(found)} ids, and {path.name} has {size} {found.kind}s")
+    for ids, size in ((users, len(dataset.users)), (items, len(dataset.items))):
+        if len(ids) != size:
+            raise UserError(f"{shown(files[ids.kind])}: {len(ids)} ids, and {path.name} has {size} {ids.kind}s")
     return dataclasses.replace(dataset, users=users, items=items)

@@ -1,4 +1,4 @@
-"""Who has seen what, as arrays on the device."""
+"""Interactions of users with items, as arrays on the device."""
 
 from typing import Any, NamedTuple
 
@@ -12,20 +12,20 @@ from htd_jax.errors import UserError
 
 Pairs = tuple[ArrayLike, ArrayLike]
 
-# Users or items: an id is an int32.
+# The largest number of users or items: an id is an int32.
 MOST = 2**31 - 1
 
 
 @struct.dataclass
 class Interactions:
-    """Pairs (user, item), each once, in the order of users and, within a user, of items.
+    """Distinct pairs (user, item), sorted by user and then by item.
 
     Attributes:
       users: `[n]` int32.
       items: `[n]` int32.
       offsets: `[num_users + 1]` int32; user u's pairs are those from `offsets[u]` to `offsets[u + 1]`.
-      num_users, num_items: how many there are, with or without a pair.
-      max_degree: the most pairs of one user.
+      num_users, num_items: counts, including users and items without a pair.
+      max_degree: the largest number of pairs of a user.
     """
 
     users: jax.Array
@@ -40,11 +40,11 @@ class Interactions:
         """Sorts `[n]` users and `[n]` items, see `as_pairs`, and drops repeated pairs.
 
         Raises:
-          UserError: what are no pairs, an id outside [0, num_users) or [0, num_items); 2^31 users or items, or more.
+          UserError: see `as_pairs`; or if there are 2^31 users or items, or more.
         """
         for name, size in (("user", num_users), ("item", num_items)):
             if size > MOST:
-                raise UserError(f"{size} {name}s are more than the {MOST} that there can be")
+                raise UserError(f"{size} {name}s are too many; at most {MOST} are supported")
         users, items = as_pairs(users, items, num_users, num_items)
         pairs = np.sort(users * num_items + items)
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
@@ -60,7 +60,7 @@ class Interactions:
         )
 
     def transposed(self) -> "Interactions":
-        """The same pairs with users and items exchanged, on the device; its `max_degree` is no less than the most."""
+        """Returns the pairs with users and items exchanged, on the device; `max_degree` becomes an upper bound."""
         order = jnp.argsort(self.items, stable=True)
         return Interactions(
             users=self.items[order],
@@ -78,21 +78,22 @@ class Interactions:
 def as_pairs(
     users: ArrayLike, items: ArrayLike, num_users: int = MOST, num_items: int = MOST
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`[n]` users and `[n]` items as int64: the values of columns, arrays or lists in their order, never by labels.
+    """Converts `[n]` users and `[n]` items to int64. Columns are read in their order, whatever their labels.
 
     Raises:
-      UserError: unlike lengths, more than one axis, or ids that are no integers from 0 or not below their number.
+      UserError: if lengths differ, an array has more than one axis, or ids are not integers from 0 and below their
+        number.
     """
-    found_users, found_items = _ids("user", users, num_users), _ids("item", items, num_items)
-    if len(found_users) != len(found_items):
-        raise UserError(f"pairs need as many users as items, not {len(found_users)} and {len(found_items)}")
-    return found_users, found_items
+    columns = _ids("user", users, num_users), _ids("item", items, num_items)
+    if len(columns[0]) != len(columns[1]):
+        raise UserError(f"pairs need as many users as items, not {len(columns[0])} and {len(columns[1])}")
+    return columns
 
 
 def _ids(name: str, given: Any, size: int) -> np.ndarray:
     try:
         ids = np.asarray(given)
-    except (ValueError, TypeError, OverflowError):  # rows of unlike lengths, above all
+    except (ValueError, TypeError, OverflowError):  # mostly rows of unequal lengths
         raise UserError(
             f"{name} ids must be one column of integers, which this {type(given).__name__} is not"
         ) from None
@@ -101,7 +102,7 @@ def _ids(name: str, given: Any, size: int) -> np.ndarray:
     if not len(ids):
         return np.zeros(0, np.int64)
     if ids.dtype == object and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in ids):
-        ids = np.array(ids.tolist())  # as tables keep integers of which some were missing
+        ids = np.array(ids.tolist())  # the type of integer columns that once had missing values
     if np.ma.is_masked(given) or (ids.dtype.kind == "f" and np.isnan(ids).any()):
         raise UserError(f"{name} ids must be integers, and some are missing; leave those rows out")
     if ids.dtype.kind not in "iu":
@@ -113,7 +114,7 @@ def _ids(name: str, given: Any, size: int) -> np.ndarray:
 
 
 class Split(NamedTuple):
-    """One data set in three disjoint parts over the same users and items."""
+    """Three disjoint parts of a data set over the same users and items."""
 
     train: Interactions
     valid: Interactions
@@ -127,11 +128,10 @@ def make_split(
     num_users: int,
     num_items: int,
 ) -> Split:
-    """A `Split` from (users, items) pairs of each part, see `as_pairs`.
+    """Returns a `Split` from pairs (users, items) of each part, see `as_pairs`.
 
     Raises:
-      UserError: what are no pairs, an id out of range, a pair in two parts, an empty part, or a user who has seen
-        every item.
+      UserError: see `as_pairs`; or if a pair is in two parts, a part is empty, or a user has seen every item.
     """
     parts = {"train": train, "valid": valid, "test": test}
     if wrong := [name for name, part in parts.items() if not isinstance(part, (tuple, list)) or len(part) != 2]:
@@ -139,11 +139,11 @@ def make_split(
     split = Split(*(Interactions.from_pairs(*part, num_users, num_items) for part in parts.values()))
     if empty := [name for name, part in zip(Split._fields, split) if not len(part)]:
         raise UserError(f"the {empty[0]} part holds no interaction")
-    codes_of = lambda part: np.asarray(part.users, np.int64) * num_items + np.asarray(part.items)
-    codes = np.sort(np.concatenate([codes_of(part) for part in split]), kind="stable")  # merges what is in order
+    encode = lambda part: np.asarray(part.users, np.int64) * num_items + np.asarray(part.items)
+    codes = np.sort(np.concatenate([encode(part) for part in split]), kind="stable")  # merges sorted parts
     if len(twice := codes[1:][np.diff(codes) == 0]):
         user, item = divmod(int(twice[0]), num_items)
-        raise UserError(f"user {user} and item {item} stand in more than one of train, valid and test")
+        raise UserError(f"user {user} and item {item} are in more than one of train, valid and test")
     if split.train.max_degree >= num_items:
         raise UserError(f"a user has all {num_items} items in train, which leaves none to sample as a negative")
     return split

@@ -1,4 +1,4 @@
-"""Data sets published as one file `users.dat`, a line for every user: a count, then that many item ids."""
+"""Data sets published as one file `users.dat` with one line per user: a count, then that many item ids."""
 
 import dataclasses
 from pathlib import Path
@@ -11,11 +11,11 @@ from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split
 from htd_jax.data.source import Source
 from htd_jax.data.splits import split_pairs
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, shown
 
 
 class UserLists(NamedTuple):
-    """A published `users.dat`, and the fewest items with which a user is usually kept."""
+    """A published `users.dat`, and the default minimum of items per user."""
 
     published: Published
     min_interactions: int
@@ -48,42 +48,41 @@ def load_lists(
     split: str = "leave-one-out",
     split_seed: int = 0,
 ) -> Split:
-    """The data set of one `users.dat`: users with few items dropped, ids renumbered from 0, split at random.
+    """Reads a `users.dat`: drops users with few items, renumbers ids from 0, and splits at random.
 
     Args:
-      source: which.
-      data_dir: where the file is looked for first, see `find_files`.
-      min_interactions: users with fewer different items are dropped; the source's own number if None.
+      source: the data set.
+      data_dir: the folder that is searched first, see `find_files`.
+      min_interactions: users with fewer distinct items are dropped; the source's default if None.
       split, split_seed: see `split_pairs`.
 
     Raises:
-      UserError: a file that cannot be had or read, a choice that cannot be, or one that leaves nobody.
+      UserError: if the file is not found or cannot be read, a setting is invalid, or no user is left.
     """
+    setting = f"`{source.published.name}.min_interactions`"
     least = source.min_interactions if min_interactions is None else min_interactions
     if least < 3:
-        raise UserError(f"--min-interactions: must be at least 3, one each for train, valid and test, not {least}")
+        raise UserError(f"{setting} must be at least 3, one each for train, valid and test, not {least}")
     (path,) = find_files(source.published, data_dir)
     users, items = read_users_dat(path)
     kept = (np.bincount(users) >= least)[users]
     if not kept.any():
-        raise UserError(f"--min-interactions: no user of {source.published.name} has {least} items")
+        raise UserError(f"{setting} must be lower: no user of {source.published.name} has {least} items")
     users, items = (np.unique(ids[kept], return_inverse=True)[1] for ids in (users, items))
     return split_pairs(users, items, split=split, seed=split_seed)
 
 
-def read_users_dat(path: Path, of: str = "user") -> tuple[np.ndarray, np.ndarray]:
-    """The different pairs (line from 0, item) in the file: `[n]` users in ascending order, and `[n]` items.
+def read_users_dat(path: Path, owner: str = "user") -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distinct pairs (line from 0, item) in the file: `[n]` users in ascending order, and `[n]` items.
 
     Args:
-      of: what a line is of, for messages.
+      owner: what a line stands for, for messages.
 
     Raises:
-      UserError: a file that cannot be read, or a line that is not a count and that many ids.
+      UserError: if the file cannot be read, or a line is not a count and that many ids.
     """
-    try:
+    with reading(path, "a text file"):
         lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -95,20 +94,20 @@ def read_users_dat(path: Path, of: str = "user") -> tuple[np.ndarray, np.ndarray
             raise UserError(f"{shown(path)}: line {number}: {says}")
         rows.append(np.unique(np.array(words[1:], np.int64)))
     if not any(map(len, rows)):
-        raise UserError(f"{shown(path)}: it holds no item of any {of}")
+        raise UserError(f"{shown(path)}: it holds no item of any {owner}")
     return np.repeat(np.arange(len(rows)), [len(row) for row in rows]), np.concatenate(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class CiteULikeT(Source):
-    """Users of CiteULike and the articles in their libraries, split here."""
+    """Users of CiteULike and the articles in their libraries, split by this package."""
 
     min_interactions: Annotated[int, Ge(3)] = CITEULIKE_T.min_interactions
-    """Users with fewer are dropped."""
+    """Drops users with fewer distinct items."""
     split: Literal["leave-one-out", "ratio"] = "leave-one-out"
-    """What is held out for each of validation and test: one item a user, or a fifth of its items."""
+    """Holds out for each of validation and test one item per user, or a fifth of each user's items."""
     split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
-    """Of the split. The runs of one comparison share it, whatever their --seed."""
+    """Seed of the split. It is independent of the run's seed, so that runs are compared on one split."""
 
     def load(self, data_dir: Path | None = None) -> Split:
         return load_lists(CITEULIKE_T, data_dir, **dataclasses.asdict(self))
@@ -116,10 +115,10 @@ class CiteULikeT(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Foursquare(CiteULikeT):
-    """Users of Foursquare and the places they have been to, split here."""
+    """Users of Foursquare and the places they visited, split by this package."""
 
     min_interactions: Annotated[int, Ge(3)] = FOURSQUARE.min_interactions
-    """Users with fewer are dropped."""
+    """Drops users with fewer distinct items."""
 
     def load(self, data_dir: Path | None = None) -> Split:
         return load_lists(FOURSQUARE, data_dir, **dataclasses.asdict(self))

@@ -1,4 +1,4 @@
-"""A teacher's lists from a file: rows of a user, an item and, if they are known, a score or a rank."""
+"""A teacher's ranked lists from a file: rows of a user, an item and, optionally, a score or a rank."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,26 +6,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from htd_jax.data.columns import pick, read_file
+from htd_jax.data.columns import as_numbers, pick, read_file, undictionary
 from htd_jax.data.dataset import Ids, as_column
 from htd_jax.errors import UserError, shown
 
 NEEDED = ("user", "item")
 
-# Places of a list that count: methods read some hundreds.
+# The largest length of a list; methods read some hundreds of items.
 LONGEST = 1000
 
 
 class RankedLists(NamedTuple):
-    """Rows of lists, in the order of their file.
+    """Rows of ranked lists, in the order of their file.
 
     Attributes:
       users, items: `[n]` ids, int64 or string.
-      scores: `[n]` float64, the larger the better, or None.
-      ranks: `[n]` int64, the smaller the better, or None.
-      name: of the file, for messages.
+      scores: `[n]` float64, larger is better, or None.
+      ranks: `[n]` int64, smaller is better, or None.
+      name: name of the file, for messages.
     """
 
     users: pa.Array
@@ -35,13 +34,13 @@ class RankedLists(NamedTuple):
     name: str = "lists"
 
 
-class ListsOf(NamedTuple):
-    """Lists over the rows of a data set.
+class RowLists(NamedTuple):
+    """Ranked lists over the rows of a data set.
 
     Attributes:
-      items: `[num_users, k]` int32, each user's items, the best first, -1 where it has fewer.
-      scores: `[num_users, k]` float32, 0 where there is no item, or None.
-      notes: what a person should know of what was left out, a line each.
+      items: `[num_users, k]` int32, each user's items, the best first, -1 past the end.
+      scores: `[num_users, k]` float32, 0 past the end, or None.
+      notes: remarks on what was left out, a line each.
     """
 
     items: np.ndarray
@@ -58,31 +57,30 @@ def read_lists(
     rank_column: str | None = None,
     separator: str | None = None,
 ) -> RankedLists:
-    """The lists in a file, of any format that `read_file` takes.
+    """Reads ranked lists from a file in any format of `read_file`.
 
-    Columns are found by their usual names (`user_id`, `itemId`, `score`, `rank`), or named. Text stays text: `007` is
-    not 7.
+    Columns are found by their usual names (`user_id`, `itemId`, `score`, `rank`), or by the given ones. Strings stay as
+    they are: `007` is not 7.
 
     Raises:
-      UserError: a file that cannot be read, is damaged or empty; a missing column; rows that lack an id, a score or a
-        rank; scores that are not finite; ranks that are not whole, or two of one user that are equal. A line for each.
+      UserError: if the file cannot be read, is damaged or empty; a column, an id, a score or a rank is missing; a score
+        is not finite; a rank is not a whole number; or two ranks of a user are equal. A line per problem.
     """
     path = Path(path)
     named = {"user": user_column, "item": item_column, "score": score_column, "rank": rank_column}
-    found = read_file(
-        path, lambda names: pick(names, named, shown(path), optional=("score", "rank")), separator=separator
-    )
-    if not len(found.of["user"]):
+    choose = lambda names: pick(names, named, shown(path), optional=("score", "rank"))
+    source = read_file(path, choose, separator=separator)
+    if not len(source.by_role["user"]):
         raise UserError(f"{shown(path)}: it holds no row")
     problems: list[str] = []
     columns: dict[str, Any] = {}
-    for role, column in found.of.items():
-        values = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    for role, column in source.by_role.items():
+        values = undictionary(column)
         missing = values.is_null().to_numpy()
         if missing.any():
             problems.append(
-                f"{shown(path)}: {_count(missing, 'row')} without {'an' if role == 'item' else 'a'} {role}, "
-                f"{found.place(int(np.argmax(missing)))} for one"
+                f"{shown(path)}: {_count(missing, 'row')} without {'an' if role == 'item' else 'a'} {role}, the first "
+                f"in {source.place(int(np.argmax(missing)))}"
             )
         if role in NEEDED:
             try:
@@ -90,108 +88,86 @@ def read_lists(
             except UserError as error:
                 problems.append(f"{shown(path)}: {error}")
             continue
-        numbers, wrong, what = _numbers(values.combine_chunks(), role)
+        numbers, wrong = as_numbers(values)
+        if role == "score":
+            wrong |= np.abs(numbers) > np.finfo(np.float32).max
+        else:
+            wrong |= ~((np.abs(numbers) < 2**53) & (numbers == np.round(numbers)))
+            numbers = np.where(wrong, 0, numbers).astype(np.int64)
         wrong &= ~missing
         if wrong.any():
             at = int(np.argmax(wrong))
             example = shown(str(values[at].as_py())[:40])
-            problems.append(f"{shown(path)}: {_count(wrong, role)} {what}, {example!r} in {found.place(at)} for one")
+            what = "not a finite number" if role == "score" else "not a whole number"
+            problems.append(f"{shown(path)}: {_count(wrong, role)} {what}, the first {example!r} in {source.place(at)}")
         columns[role] = numbers
     if not problems and "rank" in columns:
-        problems += _equal_ranks(path, columns, found.place)
+        problems += _equal_ranks(path, columns, source.place)
     if problems:
         raise UserError(*problems)
     return RankedLists(columns["user"], columns["item"], columns.get("score"), columns.get("rank"), shown(path))
 
 
-def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONGEST) -> ListsOf:
-    """Lists over the rows of a data set: by rank if there is one, else by score, the highest first, else as they stand.
+def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONGEST) -> RowLists:
+    """Returns lists over the rows of a data set, sorted by rank, or by descending score, or as in the file.
 
-    Equal scores stay in the order of rows. Of a user's rows of one item the best is kept.
+    Equal scores stay in the order of rows. If a user's item repeats, the best is kept.
 
     Args:
-      users, items: of the data set.
-      longest: what is past so many places of a list is left out, as it is held in as many places for every user.
+      users, items: the ids of the data set.
+      longest: lists are cut to this length, as all users' lists are padded to the longest.
 
     Raises:
-      UserError: none of the users, or none of the items, is in the data.
+      UserError: if none of the users, or none of the items, is in the data.
     """
-    found, notes = [], []
+    rows, notes = [], []
     for ids, column in ((users, ranked.users), (items, ranked.items)):
-        coded = column.dictionary_encode()
-        of_values = ids.find(coded.dictionary)
-        unknown = int((of_values < 0).sum())
-        if unknown == len(of_values):
-            example = coded.dictionary[0].as_py() if unknown else None
+        encoded = column.dictionary_encode()
+        row_of_value = ids.find(encoded.dictionary)
+        unknown = int((row_of_value < 0).sum())
+        if unknown == len(row_of_value):
+            example = encoded.dictionary[0].as_py() if unknown else None
             raise UserError(
-                f"{ranked.name}: none of its {unknown} {ids.kind}s is among the data's {len(ids)}: they are called "
-                f"like {example!r}, and the data's like {ids.values[0].as_py()!r}"
+                f"{ranked.name}: none of its {unknown} {ids.kind}s is among the data's {len(ids)}: its ids are like "
+                f"{example!r}, the data's like {ids.values[0].as_py()!r}"
             )
         if unknown:
-            example = coded.dictionary[int(np.argmax(of_values < 0))].as_py()
+            example = encoded.dictionary[int(np.argmax(row_of_value < 0))].as_py()
             notes.append(
-                f"{ranked.name}: {unknown} of {len(of_values)} {ids.kind}s are not in the data and were left out, "
-                f"{example!r} for one"
+                f"{ranked.name}: {unknown} of {len(row_of_value)} {ids.kind}s are not in the data and were left out, "
+                f"for example {example!r}"
             )
-        found.append(of_values[coded.indices.to_numpy()])
-    of_users, of_items = found
-    kept = np.flatnonzero((of_users >= 0) & (of_items >= 0))
+        rows.append(row_of_value[encoded.indices.to_numpy()])
+    kept = np.flatnonzero((rows[0] >= 0) & (rows[1] >= 0))
     if not len(kept):
         raise UserError(f"{ranked.name}: no row has both a user and an item of the data")
-    of_users, of_items = of_users[kept], of_items[kept]
-    if ranked.ranks is not None:
-        order = np.lexsort((ranked.ranks[kept], of_users))
-    elif ranked.scores is not None:
-        order = np.lexsort((-ranked.scores[kept], of_users))
-    else:
-        order = np.argsort(of_users, kind="stable")
-    of_users, of_items, kept = of_users[order], of_items[order], kept[order]
-    _, first = np.unique(of_users * len(items) + of_items, return_index=True)
-    if twice := len(of_users) - len(first):
-        notes.append(f"{ranked.name}: {twice} rows repeat a user's item; the best of each was kept")
-    first.sort()
-    of_users, of_items, kept = of_users[first], of_items[first], kept[first]
-    degree = np.bincount(of_users, minlength=len(users))
+    worse = ranked.ranks if ranked.ranks is not None else None if ranked.scores is None else -ranked.scores
+    kept = kept[np.lexsort((rows[0][kept],) if worse is None else (worse[kept], rows[0][kept]))]
+    _, first = np.unique(rows[0][kept] * len(items) + rows[1][kept], return_index=True)
+    if repeated := len(kept) - len(first):
+        notes.append(f"{ranked.name}: {repeated} rows repeat a user's item; the best of each was kept")
+    kept = kept[np.sort(first)]
+    owner = rows[0][kept]
+    degree = np.bincount(owner, minlength=len(users))
     if without := int((degree == 0).sum()):
         example = users.values[int(np.argmin(degree))].as_py()
-        notes.append(f"{ranked.name}: {without} of the data's {len(users)} users have no list, {example!r} for one")
-    place = np.arange(len(of_users)) - (np.cumsum(degree) - degree)[of_users]
-    if cut := int((place >= longest).sum()):
-        notes.append(f"{ranked.name}: {cut} rows past the place {longest} of a list were left out")
-        near = place < longest
-        of_users, of_items, kept, place = of_users[near], of_items[near], kept[near], place[near]
+        notes.append(f"{ranked.name}: {without} of the data's {len(users)} users have no list, for example {example!r}")
+    place = np.arange(len(kept)) - (np.cumsum(degree) - degree)[owner]
+    near = place < longest
+    if cut := int((~near).sum()):
+        notes.append(f"{ranked.name}: {cut} rows past place {longest} of a list were left out")
+    kept, owner, place = kept[near], owner[near], place[near]
     lists = np.full((len(users), min(int(degree.max()), longest)), -1, np.int32)
-    lists[of_users, place] = of_items
+    lists[owner, place] = rows[1][kept]
     scores = None
     if ranked.scores is not None:
         scores = np.zeros(lists.shape, np.float32)
-        scores[of_users, place] = ranked.scores[kept]
-    return ListsOf(lists, scores, tuple(notes))
-
-
-def _numbers(values: pa.Array, role: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """The numbers of a column of scores or ranks, which of them are none that can be, and what is wrong with these."""
-    try:
-        column = pc.cast(values, pa.float64(), safe=False)
-    except pa.ArrowException:
-        column = pa.array([_number(x) for x in values.to_pylist()], pa.float64())
-    numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
-    if role == "score":
-        wrong = ~(np.abs(numbers) <= np.finfo(np.float32).max)
-        return numbers, wrong, "not finite or no number"
-    wrong = ~((np.abs(numbers) < 2**53) & (numbers == np.round(numbers)))
-    return np.where(wrong, 0, numbers).astype(np.int64), wrong, "no whole number"
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value) if value is not None else 0.0
-    except (ValueError, TypeError, OverflowError):
-        return float("nan")
+        scores[owner, place] = ranked.scores[kept]
+    return RowLists(lists, scores, tuple(notes))
 
 
 def _equal_ranks(path: Path, columns: dict[str, Any], place: Callable[[int], str]) -> list[str]:
-    """What is wrong with ranks: a user has two different items of one."""
+    """Returns the problem of a user who has two items with one rank, if there is one."""
     users, items = (columns[role].dictionary_encode().indices.to_numpy().astype(np.int64) for role in NEEDED)
     ranks = columns["rank"]
     order = np.lexsort((items, ranks, users))
@@ -202,8 +178,8 @@ def _equal_ranks(path: Path, columns: dict[str, Any], place: Callable[[int], str
     at = int(np.argmax(equal)) + 1
     many = len(np.unique(users[1:][equal]))
     return [
-        f"{shown(path)}: {many} user{'s have' if many > 1 else ' has'} one rank twice, user "
-        f"{columns['user'][int(order[at])].as_py()!r} rank {ranks[at]} in {place(int(order[at]))} for one"
+        f"{shown(path)}: {many} user{'s have' if many > 1 else ' has'} a rank twice, for example user "
+        f"{columns['user'][int(order[at])].as_py()!r} rank {ranks[at]} in {place(int(order[at]))}"
     ]
 
 

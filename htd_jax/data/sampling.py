@@ -1,4 +1,4 @@
-"""Everything random about a batch, on the device and inside the compiled epoch."""
+"""Random sampling of batches, on the device and inside the compiled epoch."""
 
 import math
 from collections.abc import Callable
@@ -9,20 +9,22 @@ import jax.numpy as jnp
 
 from htd_jax.data.interactions import Interactions
 
+# Rounds of the Feistel network.
 ROUNDS = 8
-# Items that `seen_mask` marks of every user at once.
+
+# Items per user that `seen_mask` marks at once.
 TURN = 64
 
 
 def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
-    """A pseudo-random order of `size` numbers, computed instead of sorted: O(size), and exact on every device.
+    """Returns a pseudo-random permutation, computed without sorting: O(size), and the same on every device.
 
     A generalised Feistel network: x in [0, a b) is the pair (x // b, x % b), and each round adds to one half, modulo
-    its size, a keyed hash of the other. Every round is a bijection, so the whole is one. The few results from `size`
-    to a b are sent through again until they fall below `size` ("cycle walking"), which keeps it a bijection.
+    its size, a keyed hash of the other. Every round is a bijection, so the network is one. The few results from `size`
+    to a b are passed through it again until they fall below `size` ("cycle walking"), which keeps it a bijection.
 
-    Of a handful of numbers not all orders are equally likely (of 5, by up to a quarter; a number's place, 3%), and
-    where size = a b with both odd, no odd permutation is made. Of some dozens, places are uniform as tests see it.
+    For very small sizes the permutations are not equally likely (for 5, by up to a quarter; a number's place, 3%), and
+    if size = a b with both odd, odd permutations never occur. From some dozens on, places pass tests of uniformity.
 
     Source: Luby and Rackoff, SIAM J. Comput. 1988; for shuffling, Mitchell et al., ACM TOPC 2022.
 
@@ -53,18 +55,17 @@ def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
 
 
 def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
-    """One item for each pair of `train`, uniform over the items that the pair's user has not seen.
+    """Samples one item for each pair of `train`, uniformly over the items that the pair's user has not seen.
 
-    Dealt like cards, packs of all the items each in a new order, so that every item is drawn almost equally often, as
-    every positive is; independent draws would give each item a number of its own, by the law of Poisson. A pair that
-    is dealt what its user has seen, s of m items, draws again among the unseen, which leaves every one of these as
-    likely as any other: 1/m + s/m 1/(m - s) = 1/(m - s).
-
-    The second draw is no rejection either, see `nth_unseen`. O(n log(max_degree) + m), no table.
+    Items are dealt like cards, from shuffled packs of all items, so that every item is sampled almost equally often, as
+    every positive is; with independent samples the counts would follow a Poisson law. If a pair is dealt one of the s
+    of m items that its user has seen, it samples again among the unseen, which keeps these equally likely:
+    1/m + s/m 1/(m - s) = 1/(m - s). The second sample needs no rejection, see `nth_unseen`. O(n log(max_degree) + m),
+    without a table.
 
     Args:
       key: a JAX random key.
-      train: no user of which has seen every item.
+      train: interactions in which no user has seen every item.
 
     Returns:
       `[n]` int32, in the order of `train`.
@@ -79,15 +80,15 @@ def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
 
 
 def nth_unseen(train: Interactions, users: jax.Array, r: jax.Array) -> jax.Array:
-    """The r-th, from 0, of the items that a user has not seen, in the order of items.
+    """Returns the r-th item, from 0, among those that a user has not seen, in the order of items.
 
-    Of a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items before it, so the r-th unseen item is r plus
-    the number of j with s_j - j <= r, found by bisection: O(log(max_degree)) each, no table.
+    In a user's sorted items s_0 < s_1 < ..., s_j has s_j - j unseen items before it, so the r-th unseen item is r plus
+    the number of j with s_j - j <= r. Bisection takes O(log(max_degree)) each, without a table.
 
     Args:
-      train: who has seen what.
+      train: seen pairs.
       users: integers that broadcast with `r`.
-      r: integers from 0, under the number of items that the user has not seen.
+      r: integers from 0, below the number of items that the user has not seen.
 
     Returns:
       int32 of the shape of both.
@@ -96,30 +97,30 @@ def nth_unseen(train: Interactions, users: jax.Array, r: jax.Array) -> jax.Array
 
 
 def seen_before(train: Interactions, users: jax.Array, items: jax.Array) -> jax.Array:
-    """How many of a user's seen items come before an item, by bisection.
+    """Returns the number of a user's seen items before an item, by bisection.
 
     Args:
-      train: who has seen what.
+      train: seen pairs.
       users: integers that broadcast with `items`.
       items: integers.
 
     Returns:
-      int32 of the shape of both; an unseen item is the r-th unseen one with r the item less this.
+      int32 of the broadcast shape. An unseen item minus this is its rank among the unseen items, see `nth_unseen`.
     """
     return _count_leading(train, users, items, lambda item, j: item < items)
 
 
 def was_seen(train: Interactions, users: jax.Array, items: jax.Array) -> jax.Array:
-    """Whether each user has seen each item, of integers that broadcast: bool of the shape of both."""
+    """Returns whether each user has seen each item, for integers that broadcast: bool of the broadcast shape."""
     at = train.offsets[users] + seen_before(train, users, items)
     return (at < train.offsets[users + 1]) & (train.items[jnp.minimum(at, len(train) - 1)] == items)
 
 
 def seen_mask(train: Interactions, users: jax.Array) -> jax.Array:
-    """Which items each of the users `[n]` has seen: `[n, num_items]` bool.
+    """Returns which items each of the users `[n]` has seen: `[n, num_items]` bool.
 
-    Some of each user's items at a time, as often as the one with the most of them needs: of users who are drawn, few
-    have nearly as many as the one who has the most of all.
+    Marks TURN items of each user at a time, until the largest degree among these users is reached: that of a sample is
+    mostly far below `max_degree`.
     """
     start, stop = train.offsets[users][:, None], train.offsets[users + 1][:, None]
     most, rows, turn = jnp.max(stop - start, initial=0), jnp.arange(len(users))[:, None], jnp.arange(TURN)[None, :]
@@ -135,11 +136,11 @@ def seen_mask(train: Interactions, users: jax.Array) -> jax.Array:
 
 
 def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """The different values among `ids`, in a static shape.
+    """Returns the distinct values among `ids`, in a static shape.
 
     Args:
       ids: `[n]` integers in [0, size).
-      where: `[n]` bool; masked ids do not count.
+      where: `[n]` bool; masked ids are ignored.
       size: static.
 
     Returns:
@@ -155,8 +156,8 @@ def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, ja
 def _count_leading(
     train: Interactions, users: jax.Array, like: jax.Array, holds: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> jax.Array:
-    """How many of each user's items `holds(item, j)` is true of, true of the first ones only, in the shape that `users`
-    and `like` have together."""
+    """Counts each user's items for which `holds(item, j)`, which must be true for leading items only. The shape is that
+    of `users` and `like`, broadcast."""
     start, stop = train.offsets[users], train.offsets[users + 1]
     shape = jnp.broadcast_shapes(users.shape, like.shape)
     low, high = jnp.zeros(shape, jnp.int32), jnp.broadcast_to(stop - start, shape)  # the count lies in [low, high]
@@ -168,7 +169,7 @@ def _count_leading(
 
 
 def _hash(x: jax.Array, key: jax.Array) -> jax.Array:
-    """A well-mixed uint32 of each uint32 (the finaliser of MurmurHash3, keyed)."""
+    """Hashes each uint32 to a uint32 (the finaliser of MurmurHash3, keyed)."""
     x = x ^ key
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

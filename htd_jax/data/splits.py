@@ -1,4 +1,4 @@
-"""Splits: drawn from a seed, and kept in a file."""
+"""Splits: sampled from a seed, saved to a file, and loaded."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from htd_jax.data.interactions import Split, as_pairs, make_split
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
 
-# How many of a user's d items each of valid and test gets, of a share. At least one stays in train, whatever d is.
+# The number of a user's items in each of valid and test, given its degree and a share. At least one stays in train.
 SPLITS = {
     "leave-one-out": lambda degree, share: (degree >= 3).astype(int),
     "ratio": lambda degree, share: np.minimum((degree * share + 0.5).astype(int), np.maximum(degree - 1, 0) // 2),
 }
 
-# What `deal` answers with.
+# The parts that `deal` returns.
 TRAIN, VALID, TEST = 0, 1, 2
 
 
@@ -23,22 +23,22 @@ def split_pairs(users: ArrayLike, items: ArrayLike, *, split: str = "leave-one-o
     """Deals every user's items at random to train, valid and test.
 
     Args:
-      users: `[n]` integers from 0: an array, a list, or a column of a DataFrame, whose labels do not count.
-      items: `[n]` integers from 0; no pair (user, item) stands twice.
-      split: `"leave-one-out"`, one item a user in valid and one in test, or `"ratio"`, a fifth (rounded) in each. Of a
-        user with less than three items all are in train.
-      seed: any integer of at least 0. The same one gives the same split.
+      users: `[n]` integers from 0: an array, a list, or a column of a DataFrame, whose labels are ignored.
+      items: `[n]` integers from 0; every pair (user, item) is distinct.
+      split: `"leave-one-out"`, one item per user in valid and one in test, or `"ratio"`, a fifth (rounded) in each. All
+        items of a user with less than three are in train.
+      seed: an integer of at least 0.
 
     Raises:
-      UserError: what are no pairs, an unknown split, a seed below 0, or a split that cannot be, see `make_split`.
+      UserError: see `as_pairs` and `make_split`; or if the split is unknown or the seed below 0.
     """
     if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
+        raise UserError(f"unknown `split` {split!r}; known: {', '.join(SPLITS)}")
     if seed < 0:
-        raise UserError(f"--split-seed: must be at least 0, not {seed}")
+        raise UserError(f"`seed` must be at least 0, not {seed}")
     users, items = as_pairs(users, items)
     if not len(users):
-        raise UserError("there is no interaction to split")
+        raise UserError("there are no interactions to split")
     parts = deal(users, split, seed=seed)
     train, valid, test = ((users[parts == p], items[parts == p]) for p in (TRAIN, VALID, TEST))
     return make_split(train, valid, test, num_users=int(users.max()) + 1, num_items=int(items.max()) + 1)
@@ -47,14 +47,14 @@ def split_pairs(users: ArrayLike, items: ArrayLike, *, split: str = "leave-one-o
 def deal(
     users: np.ndarray, split: str, *, seed: int = 0, share: float = 0.2, times: np.ndarray | None = None
 ) -> np.ndarray:
-    """Which part every interaction goes to.
+    """Returns the part of every interaction.
 
     Args:
-      users: `[n]` integers from 0, whose each is.
+      users: `[n]` integers from 0.
       split: one of `SPLITS`; `last`, a user's last item in test and the one before in valid; or `time`, the last
-        `share` of all interactions in test and as many before them in valid; what happened at one time stays together.
-      seed: of what is at random; of equal times too.
-      share: of each of valid and test, for `ratio` and `time`; at most .45.
+        `share` of all interactions in test and as many before them in valid, where equal times stay together.
+      seed: seed of random choices, including the order of equal times.
+      share: share of each of valid and test, for `ratio` and `time`; at most 0.45.
       times: `[n]` floats, for `last` and `time`.
 
     Returns:
@@ -76,10 +76,10 @@ def deal(
 
 
 def save_split(path: Path, split: Split) -> None:
-    """Writes `split` to an .npz file, whole or not at all: `sizes` (users, items), and `[n, 2]` pairs of each part.
+    """Writes `split` to an .npz file atomically: `sizes` (users, items), and `[n, 2]` pairs of each part.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: if the file cannot be written.
     """
     pairs = {name: np.stack([part.users, part.items], 1) for name, part in zip(split._fields, split)}
     pairs["sizes"] = np.array([split.train.num_users, split.train.num_items])
@@ -91,23 +91,20 @@ def save_split(path: Path, split: Split) -> None:
 
 
 def load_split(path: Path) -> Split:
-    """The split that `save_split` wrote.
+    """Reads a split that `save_split` wrote.
 
     Raises:
-      UserError: the file cannot be read, is damaged, or holds something else.
+      UserError: if the file cannot be read, is damaged, or holds something else.
     """
-    try:
+    with reading(path, "a saved split"):
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             sizes, *parts = (arrays[name] for name in ("sizes", *Split._fields))
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # a damaged archive raises whatever its bytes happen to mean
-        raise UserError(f"{shown(path)}: damaged, or no split that this program saved") from None
-    sound = all(array.dtype.kind == "i" for array in (sizes, *parts)) and sizes.shape == (2,)
-    if not sound or not all(part.ndim == 2 and part.shape[1] == 2 for part in parts):
-        raise UserError(f"{shown(path)}: damaged, or no split that this program saved")
-    try:
+        if sizes.shape != (2,) or any(array.dtype.kind != "i" for array in (sizes, *parts)):
+            raise ValueError("its arrays are of other types")
+        if any(part.ndim != 2 or part.shape[1] != 2 for part in parts):
+            raise ValueError("its arrays are of other shapes")
         train, valid, test = ((part[:, 0], part[:, 1]) for part in parts)
-        return make_split(train, valid, test, *sizes.tolist())
-    except (UserError, MemoryError, ValueError) as error:
-        raise UserError(f"{shown(path)}: {error}") from None
+        try:
+            return make_split(train, valid, test, *sizes.tolist())
+        except UserError as error:
+            raise UserError(f"{shown(path)}: {error}") from None

@@ -1,4 +1,4 @@
-"""A data set made on the spot, for a first run with nothing to download."""
+"""A synthetic data set, for a first run without a download."""
 
 import dataclasses
 from pathlib import Path
@@ -13,14 +13,14 @@ from htd_jax.data.source import Source
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic(Source):
-    """Planted preferences, made on the spot, leave-one-out. The same in every run, whatever its --seed."""
+    """Synthetic data with planted preferences, split leave-one-out; independent of the run's seed."""
 
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
-    """Of the data."""
+    """Seed of the data."""
     users: Annotated[int, Ge(1)] = 1000
-    """How many."""
+    """Number of users."""
     items: Annotated[int, Ge(100)] = 1500
-    """How many."""
+    """Number of items."""
 
     def load(self, data_dir: Path | None = None) -> Split:
         return make_synthetic(self.seed, num_users=self.users, num_items=self.items)
@@ -35,17 +35,16 @@ def make_synthetic(
     groups_per_user: int = 3,
     mean_degree: int = 15,
 ) -> Split:
-    """Users and items in planted preference groups, popularity with a long tail; leave-one-out.
+    """Returns users and items in planted preference groups with long-tailed popularity, split leave-one-out.
 
-    Every item belongs to one group and has a popularity that falls as a power of its rank (exponent 0.8). A user
-    likes a few groups to different degrees (Dirichlet) and draws items without replacement: a group by liking, an
-    item in it by popularity; one draw in ten ignores the groups. The degrees are geometric, five at least. One item
-    a user is held out for validation and one for test, at random. With more groups than a small student has
-    dimensions, and a few observations a user, a wide model recovers more of the groups than a narrow one; nothing
-    of distillation enters.
+    Every item belongs to one group, and its popularity falls as a power of its rank (exponent 0.8). A user likes a few
+    groups to different degrees (Dirichlet) and samples items without replacement: a group by liking, then an item in it
+    by popularity; one sample in ten ignores the groups. Degrees are geometric and at least five. One item per user is
+    held out for validation and one for test, at random. There are more groups than a small student has dimensions, and
+    few observations per user, so a wide model recovers more of the groups than a narrow one.
 
     Args:
-      seed: any integer of at least 0.
+      seed: an integer of at least 0.
       num_users, num_items, num_groups, groups_per_user, mean_degree: sizes.
 
     Returns:
@@ -60,7 +59,7 @@ def make_synthetic(
         liking = np.zeros(num_groups)
         liking[rng.choice(num_groups, groups_per_user, replace=False)] = rng.dirichlet(np.ones(groups_per_user))
         appeal = popularity * (0.9 * num_groups * liking[group_of_item] + 0.1)
-        # The `degree` largest of log weight plus Gumbel noise: a draw without replacement.
+        # The `degree` largest of log weight plus Gumbel noise: sampling without replacement.
         with np.errstate(divide="ignore"):
             items = np.argsort(np.log(appeal) + rng.gumbel(size=num_items))[-degree:]
         rng.shuffle(items)

@@ -1,13 +1,12 @@
-"""The tensors of a PyTorch checkpoint, read without PyTorch and without running anything that stands in the file.
+"""The tensors of a PyTorch checkpoint, read without PyTorch and without running code from the file.
 
 `torch.save` writes a zip archive: `data.pkl`, a pickle of the object with a reference for every storage, and each
 storage's bytes as `data/<key>` (torch/serialization.py, since version 1.6). A pickle is a program for a small stack
-machine, and a general unpickler calls whatever the file names. Here no name of the file is ever looked up: the opcodes
-are walked one by one, containers, numbers and texts are made, the few names of which tensors consist are known by
-heart, and all else, a configuration object or a function, becomes one inert value.
+machine, and a general unpickler calls what the file names. This reader imports no name from the file: it interprets the
+opcodes itself, builds containers, numbers and strings, recognises the few names that make up tensors, and replaces all
+other objects, such as configurations and functions, by one inert value.
 """
 
-import errno
 import math
 import pickletools
 import zipfile
@@ -18,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, reason, shown
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
 
-# The storages' names, and what their numbers are.
+# The dtypes of storages, by name.
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -38,18 +37,18 @@ STORAGES = {
     "ComplexDoubleStorage": np.dtype(np.complex128),
 }
 
-# What torch wrote before the zip archive begins like this: a pickle of its magic number.
+# The start of files from before the zip archive: a pickle of a magic number.
 LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
-# The pickle holds no numbers of tensors: those of large checkpoints are some hundred kilobytes.
+# The largest pickle. It holds no tensor data: even large checkpoints need some hundred kilobytes.
 MOST_PICKLE = 2**24
 
-# Containers in containers in which tensors are looked for; checkpoints have three.
+# The largest depth of nested containers that is searched; checkpoints have three levels.
 DEPTH = 8
 
 
 class Tensor(NamedTuple):
-    """Where a tensor's numbers are: of the storage `key`, from `offset`, `strides` numbers apart on each axis."""
+    """Location of a tensor: in storage `key` from `offset` on, with `strides` in numbers per axis."""
 
     key: str
     dtype: np.dtype
@@ -59,57 +58,47 @@ class Tensor(NamedTuple):
 
 
 class Checkpoint:
-    """A file that `torch.save` wrote.
+    """A file written by `torch.save`.
 
     Attributes:
-      tensors: those in dicts, lists and tuples, by the path to them joined with dots: `state_dict.users.weight`.
+      tensors: the tensors in dicts, lists and tuples, by their path joined with dots: `state_dict.users.weight`.
 
     Raises:
-      UserError: a file that cannot be read, is damaged, is of another format, or has a pickle that is no such file's.
+      UserError: if the file cannot be read, is damaged, or has another format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with reading(path, "a torch checkpoint"):
             with open(path, "rb") as file:
                 start = file.read(64)
                 file.seek(0, 2)
                 self._size = file.tell()
             if LEGACY in start:
                 raise UserError(
-                    f"{shown(path)}: in the format that torch wrote before 1.6; save it anew with a current torch: "
+                    f"{shown(path)}: in the format of torch before 1.6; save it again with a current torch: "
                     "torch.save(torch.load(path), path)"
                 )
             if not start.startswith(b"PK"):
-                raise UserError(f"{shown(path)}: no checkpoint of torch, which is a zip archive")
+                raise UserError(f"{shown(path)}: not a torch checkpoint, which is a zip archive")
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
                 pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
                 if len(pickles) != 1:
-                    raise UserError(f"{shown(path)}: no checkpoint of torch: a zip archive without a data.pkl in it")
+                    raise UserError(f"{shown(path)}: not a torch checkpoint: the zip archive holds no data.pkl")
                 self._root = pickles[0].removesuffix("data.pkl")
                 program = self._member(archive, "data.pkl", MOST_PICKLE)
                 order = self._member(archive, "byteorder", 16) if self._root + "byteorder" in names else b"little"
-        except UserError:
-            raise
-        except OSError as error:
-            why = None if error.errno == errno.EINVAL else error.strerror  # a place before the file's start
-            raise UserError(f"{shown(path)}: cannot be read ({why or 'damaged or cut off'})") from None
-        except Exception as error:  # a damaged archive raises whatever its bytes happen to mean
-            raise UserError(f"{shown(path)}: damaged, no whole zip archive ({_said(error)})") from None
-        if order not in (b"little", b"big"):
-            raise UserError(f"{shown(path)}: damaged: its byte order is neither little nor big")
-        self._order: Literal["<", ">"] = "<" if order == b"little" else ">"
-        try:
+            if order not in (b"little", b"big"):
+                raise ValueError("its byte order is neither little nor big")
+            self._order: Literal["<", ">"] = "<" if order == b"little" else ">"
             self.tensors = dict(_tensors(_run(program)))
-        except Exception as error:  # and so does a damaged pickle
-            raise UserError(f"{shown(path)}: damaged, or no checkpoint of torch ({_said(error)})") from None
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, as a view of its storage.
+        """Returns a tensor, as a view of its storage.
 
         Raises:
-          UserError: its storage is missing or damaged, or the tensor does not lie in it.
+          UserError: if its storage is missing or damaged, or the tensor reaches beyond it.
         """
         tensor = self.tensors[name]
         at = f"{shown(self.path)}: {shown(name)}"
@@ -123,11 +112,11 @@ class Checkpoint:
         except MemoryError:
             raise UserError(f"{at}: too large for the memory of this machine") from None
         except Exception as error:
-            raise UserError(f"{at}: damaged ({_said(error)})") from None
+            raise UserError(f"{at}: damaged ({reason(error)})") from None
         if len(data) % tensor.dtype.itemsize:
-            raise UserError(f"{at}: damaged: its storage holds no whole number of {tensor.dtype}")
+            raise UserError(f"{at}: damaged: its storage is not a whole number of {tensor.dtype}")
         numbers = np.frombuffer(data, np.uint8).view(self._stored(tensor.dtype))
-        # A stride of 0 repeats numbers: a few bytes would make a table of any size.
+        # A stride of 0 repeats numbers: a few bytes could become a table of any size.
         if count and (last >= len(numbers) or count > len(numbers)):
             raise UserError(f"{at}: damaged: it reaches past the end of its storage")
         numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False).view(tensor.dtype)
@@ -137,27 +126,27 @@ class Checkpoint:
         return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
 
     def _stored(self, dtype: np.dtype) -> np.dtype:
-        """What is read, of the file's byte order; numpy knows none for bfloat16."""
+        """The dtype in the file's byte order; numpy supports none for bfloat16."""
         plain = np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
         return plain.newbyteorder(self._order)
 
     def _member(self, archive: zipfile.ZipFile, name: str, most: int) -> bytes:
         info = archive.getinfo(self._root + name)
         if info.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{shown(self.path)}: compressed, as torch does not write it; save it anew with torch")
+            raise UserError(f"{shown(self.path)}: compressed, which torch does not do; save it again with torch")
         if info.file_size > min(most, self._size):
-            raise ValueError(f"{name} is said to be of {info.file_size} bytes")
+            raise ValueError(f"{name} claims to have {info.file_size} bytes")
         return archive.read(info)
 
 
 class _Inert:
-    """Whatever is not needed: it has no state, and nothing can be done with it."""
+    """Stands for objects that are not needed."""
 
     __slots__ = ()
 
 
 class _Name(NamedTuple):
-    """What the file calls by name, and nobody looks up."""
+    """A name in the file, which is not imported."""
 
     module: str
     name: str
@@ -169,7 +158,7 @@ class _Mark:
 
 INERT, MARK = _Inert(), _Mark()
 
-# Opcodes that push what they carry, and those that push an empty container.
+# Opcodes that push their argument, and opcodes that push a constant.
 _CARRIES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -181,17 +170,17 @@ _KEYS = (str, int, float, bytes, type(None))
 
 
 def _run(program: bytes) -> Any:
-    """What a pickle makes of containers, numbers and texts, with a `Tensor` for each tensor and `INERT` for the rest.
+    """Runs a pickle: returns its containers, numbers and strings, with a `Tensor` per tensor and `INERT` for the rest.
 
     Raises:
-      Exception: of any kind, for a program that is none.
+      Exception: of any type, if the program is invalid.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
     def popped(count: int) -> list[Any]:
         if count > len(stack) or any(x is MARK for x in stack[-count:]):
-            raise ValueError("a pickle that takes more than there is")
+            raise ValueError("its pickle pops more than it pushed")
         taken = stack[-count:]
         del stack[-count:]
         return taken
@@ -203,7 +192,7 @@ def _run(program: bytes) -> Any:
         return taken
 
     def fill(target: Any, pairs: list[Any]) -> None:
-        if type(target) is dict:  # a key of another kind is never a table's, and hashing it may run deep
+        if type(target) is dict:  # other keys never lead to tables, and may recurse when hashed
             target.update((key, value) for key, value in zip(pairs[::2], pairs[1::2]) if isinstance(key, _KEYS))
 
     def extend(target: Any, values: list[Any]) -> None:
@@ -276,12 +265,12 @@ def _run(program: bytes) -> Any:
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"a pickle with {name}, which torch does not write")
-    raise ValueError("a pickle without an end")
+            raise ValueError(f"its pickle holds {name}, which torch does not write")
+    raise ValueError("its pickle has no end")
 
 
 def _called(what: Any, arguments: Any) -> Any:
-    """What comes of a call that the file asks for: a tensor, an empty or a filled dict, or nothing that matters."""
+    """Returns the result of a call in the pickle: a tensor, a dict, or `INERT`."""
     if type(what) is not _Name or type(arguments) is not tuple:
         return INERT
     if what == ("collections", "OrderedDict"):
@@ -295,10 +284,10 @@ def _called(what: Any, arguments: Any) -> Any:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Any:
-    """A `Tensor`, `INERT` for one of numbers that are not known here.
+    """Returns a `Tensor`; `INERT` if its dtype is unknown.
 
     Raises:
-      ValueError: what no tensor is.
+      ValueError: if it is not a tensor.
     """
     whole = lambda x: type(x) is int and 0 <= x < 2**62
     kind, key = storage[1][1:3]
@@ -307,13 +296,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Any:
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides) or len(shape) > 64:
         raise ValueError("a tensor without a shape")
     if not (whole(offset) and all(map(whole, shape + strides))):
-        raise ValueError("a tensor whose shape, strides or offset are no numbers from 0")
+        raise ValueError("a tensor with an invalid shape, strides or offset")
     dtype = STORAGES.get(kind.name)
     return INERT if kind.module != "torch" or dtype is None else Tensor(key, dtype, offset, shape, strides)
 
 
 def _tensors(top: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in containers in containers, by their path; a container that stands in several places, once."""
+    """Yields the tensors in nested containers, with their paths; a container that occurs repeatedly, only once."""
     seen: set[int] = set()
     waiting: list[tuple[tuple[Any, ...], Any]] = [((), top)]
     while waiting:
@@ -324,7 +313,3 @@ def _tensors(top: Any) -> Iterator[tuple[str, Tensor]]:
             seen.add(id(value))
             parts = list(value.items() if type(value) is dict else enumerate(value))
             waiting += [((*path, key), part) for key, part in parts[::-1]]
-
-
-def _said(error: Exception) -> str:
-    return shown(f"{type(error).__name__}: {error}".rstrip(": "))[:100]

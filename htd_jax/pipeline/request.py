@@ -141,7 +141,7 @@ class RunRequest:
             return data.load_dataset(self.paths.split_file, self.paths.split_file.stem)
         source = self.component(SOURCES, name)
         check(source, f"{flag_name(name)}.")
-        return Dataset.of_split(source.load(self.paths.data_dir), name)
+        return Dataset.from_split(source.load(self.paths.data_dir), name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from htd_jax.data import Interactions
+from htd_jax.data.summary import gini
 from htd_jax.evaluation import CUTOFFS, metrics_of_pairs
 from htd_jax.studies.overlaps import PERSISTENCE, overlap, rank_biased_overlap
 
@@ -196,22 +197,6 @@ def character(lists: chex.Array, train: Interactions, users: chex.Array | None =
         above_history=times(history),
         above_catalogue=times(catalogue),
     )
-
-
-def gini(counts: chex.Array) -> float:
-    r"""Returns the Gini coefficient of `[n]` nonnegative numbers.
-
-    .. math:: \frac{1}{n \sum x} \sum_{i=1}^{n} (2 i - n - 1) x_i
-
-    for x in ascending order: 0 if all are equal, also if all are 0; 1 - 1 / n if one is positive.
-
-    >>> gini(np.array([1, 1, 1])), gini(np.array([0, 0, 5, 0]))
-    (0.0, 0.75)
-    """
-    x = np.sort(np.asarray(counts, np.float64))
-    if not x.sum():
-        return 0.0
-    return float((2 * np.arange(1, 1 + len(x)) - len(x) - 1) @ x / (len(x) * x.sum()))
 
 
 def likeness(first: chex.Array, second: chex.Array, *, p: float = PERSISTENCE) -> Likeness:
