@@ -42,35 +42,41 @@ def softmax(x):
     return powers / powers.sum()
 
 
-def definition(scores, guide, temperature, where, items_where):
+def definition(scores, guide, temperature, where):
     """Returns the loss in float64, a row at a time, and its gradient by the scores."""
     value, gradient = 0.0, np.zeros(scores.shape)
-    for u in np.flatnonzero(where):
-        there = np.flatnonzero(items_where[u])
-        if len(there):
-            s, p = scores[u, there] / temperature, softmax(guide[u, there] / temperature)
+    for u, items in enumerate(map(np.flatnonzero, where)):
+        if len(items):
+            s, p = scores[u, items] / temperature, softmax(guide[u, items] / temperature)
             value += p @ (s.max() + np.log(np.exp(s - s.max()).sum()) - s)
-            gradient[u, there] = (softmax(s) - p) / temperature
+            gradient[u, items] = (softmax(s) - p) / temperature
     return value, gradient
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
 def test_the_loss_is_its_definition_at_any_scores(rng, scale):
     scores, guide = scale * rng.normal(size=(2, 9, 5))
-    where, there = rng.random(9) < 0.7, rng.random((9, 5)) < 0.6
-    where[:2], there[0], there[1] = True, False, [1, 0, 0, 0, 0]
-    expected = definition(scores, guide, 0.1, where, there)
-    of = lambda s, g: preference_loss(s, g, temperature=0.1, where=jnp.asarray(where), items_where=jnp.asarray(there))
-    both = jax.jit(jax.value_and_grad(of, argnums=(0, 1)))
+    where = (rng.random(9) < 0.7)[:, None] & (rng.random((9, 5)) < 0.6)
+    where[0], where[1] = False, [1, 0, 0, 0, 0]
+    expected = definition(scores, guide, 0.1, where)
+    loss = lambda s, g: preference_loss(s, g, temperature=0.1, where=jnp.asarray(where))
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     for junk in (0.0, np.nan, np.inf, -np.inf):
-        scores[~(there & where[:, None])] = guide[~(there & where[:, None])] = junk
+        scores[~where] = guide[~where] = junk
         value, (by_scores, by_guide) = both(*(jnp.asarray(x, jnp.float32) for x in (scores, guide)))
         assert not by_guide.any()
         np.testing.assert_allclose(value, expected[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(by_scores, expected[1], rtol=1e-4, atol=1e-4)
 
 
-def test_halves_are_added_up_in_float32():
+def test_a_mask_of_rows_masks_their_items(rng):
+    scores, guide = jnp.asarray(rng.normal(size=(2, 9, 5)), jnp.float32)
+    where = jnp.asarray(rng.random(9) < 0.7)
+    expected = preference_loss(scores, guide, where=jnp.broadcast_to(where[:, None], (9, 5)))
+    assert preference_loss(scores, guide, where=where) == expected
+
+
+def test_halves_are_summed_in_float32():
     x = jnp.ones((3000, 2), jnp.float16)
     np.testing.assert_allclose(preference_loss(x, x), 3000 * np.log(2), rtol=1e-5)
     assert preference_loss(x[:0], x[:0]) == 0
@@ -83,7 +89,7 @@ def test_what_the_loss_refuses():
         (lambda: preference_loss(x, x[:1]), "guide"),
         (lambda: preference_loss(x, x.astype(jnp.bfloat16)), "guide"),
         (lambda: preference_loss(x, x, where=jnp.ones(3, bool)), "where"),
-        (lambda: preference_loss(x, x, items_where=jnp.ones(2, bool)), "items_where"),
+        (lambda: preference_loss(x, x, where=jnp.ones((2, 2), bool)), "where"),
     ):
         with pytest.raises(AssertionError, match=name):
             refused()
@@ -148,7 +154,7 @@ def test_the_term_is_that_of_the_experts_outputs_and_trains_them_alone(small_spl
     projected = project(params, rows(tables[1]), rows(tables[0]), heat, jax.random.split(key)[1])
     products = lambda of: np.einsum("ud,uqd->uq", of[0], np.reshape(of[1], (4, 3, -1)))
     scores = products(projected), products(rows(tables[1]))
-    expected, _ = definition(*scores, 0.1, np.asarray(where[:4]), items >= 0)
+    expected, _ = definition(*scores, 0.1, np.asarray(where[:4])[:, None] & (items >= 0))
     np.testing.assert_allclose(value, expected * 5 / 3, rtol=1e-4)
     assert all(not table.any() for table in by_student)
     assert all(np.isfinite(x).all() and x.any() for x in jax.tree.leaves(by_params))

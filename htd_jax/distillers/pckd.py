@@ -33,8 +33,7 @@ class PCKD(Method):
     pool: Annotated[int, Ge(2)] = 100
     """The number of the teacher's best unseen items of a user from which these items are sampled."""
     rank_temperature: Annotated[float, Gt(0)] = 10.0
-    """The temperature of the sampling: the item of rank r is sampled with a probability proportional to
-    exp(-r / temperature)."""
+    """The item of rank r is sampled with a probability proportional to exp(-r / this)."""
     temperature: Annotated[float, Gt(0)] = 0.1
     """T, the temperature of the softmax over scores that defines preferences."""
     users: Annotated[int, Ge(1)] = 16
@@ -105,7 +104,8 @@ def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
             jnp.sum(user_rows[:, None] * item_rows.reshape(*items.shape, -1), axis=2)
             for user_rows, item_rows in (student, projected)
         )
-        value = preference_loss(after, before, where=where, items_where=items >= 0, temperature=settings.temperature)
+        counted = where[:, None] & (items >= 0)
+        value = preference_loss(after, before, where=counted, temperature=settings.temperature)
         return value * all_triples.sum() / jnp.maximum(where.sum(), 1)
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
