@@ -20,8 +20,8 @@ USERS, ITEMS, PAIRS, BATCH = 1500, 2500, 4000, 1024
 TEACHER_DIM, STUDENT_DIM = 200, 20
 
 # Each method with 30 groups or experts, and the products of a step. HTD: 2 for the prototypes of student and teacher, 3
-# for the group level's cosines and their gradient, 3 per side for the positive pairs (7 in all for all pairs), 4 for the
-# two gates and their gradients, and 25 for the assignment, of which a step takes 13 (dense) or 12 (routed).
+# for the group level's cosines and their gradient, 3 per side for the positive pairs (7 in total for all pairs), 4 for
+# the two gates and their gradients, and 25 for the assignment, of which a step takes 13 (dense) or 12 (routed).
 METHODS = {
     "ftd": (distillers.ftd, 2),
     "htd": (distillers.htd, 40),
