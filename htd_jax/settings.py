@@ -122,7 +122,7 @@ def flag_words(name: str, value: Any) -> list[str]:
 
 
 def check(settings: Settings, prefix: str = "") -> None:
-    """Checks every field against the limits in its type.
+    """Checks every field against the limits in its type, and those of settings in a field.
 
     Args:
       settings: a dataclass.
@@ -133,7 +133,13 @@ def check(settings: Settings, prefix: str = "") -> None:
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
-        if problem := _problem(getattr(settings, field.name), hints[field.name]):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            check(value, prefix)
+        elif isinstance(value, Mapping):
+            for name, part in value.items():
+                check(part, f"{prefix}{name}.")
+        elif problem := _problem(value, hints[field.name]):
             raise UserError(f"`{prefix}{field.name}` {problem}")
 
 

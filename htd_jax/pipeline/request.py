@@ -26,7 +26,7 @@ from htd_jax.pipeline.spec import (
     find_methods,
     resolve,
 )
-from htd_jax.settings import Settings, as_json, check, flag_name, override
+from htd_jax.settings import Settings, as_json, check, flag_name
 from htd_jax.training import Training
 
 
@@ -132,8 +132,6 @@ class RunRequest:
         Raises:
           UserError: if it is unknown or cannot be read.
         """
-        check(self.settings)
-        check(self.paths)
         if self.data_file:
             return data.read_log(self.data_file, self.reading.filled())
         name = self.settings.dataset
@@ -152,6 +150,7 @@ class RunSpec:
       settings: what is trained, with every default filled in.
       evaluation: how every phase is evaluated.
       folder: the run folder.
+      runs: the folder of run folders.
       teacher: the teacher's phase; None if a trained teacher is given.
       student: the plain student's phase.
       distilled: the distilled student's phase; None without a method.
@@ -161,6 +160,7 @@ class RunSpec:
     settings: RunSettings
     evaluation: EvaluationSpec
     folder: Path
+    runs: Path
     teacher: PhaseSpec | None
     student: PhaseSpec
     distilled: PhaseSpec | None
@@ -168,7 +168,7 @@ class RunSpec:
 
     def with_teacher_dim(self, dim: int) -> "RunSpec":
         """Returns the run with the width of a given teacher."""
-        settings = override(self.settings, teacher_dim=dim)
+        settings = dataclasses.replace(self.settings, teacher_dim=dim)
         return dataclasses.replace(self, settings=settings, identity={**self.identity, "teacher_dim": dim})
 
 
@@ -179,8 +179,7 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
       UserError: if a value is invalid, or two do not go together.
     """
     settings, paths, split = request.settings, request.paths, dataset.split
-    check(settings)
-    check(paths)
+    check(request)
     methods = request.methods
     default_teacher = next((method.teacher_model for method in methods.values() if method.teacher_model), None)
     teacher_model = settings.teacher_model or (None if paths.teacher else default_teacher)
@@ -204,11 +203,11 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
         dim, precision = sized
     plain = request.training  # for phases without a method, to which its defaults do not apply
     if methods and plain.loss is None:
-        plain = override(plain, sampled_items=None)
+        plain = dataclasses.replace(plain, sampled_items=None)
     teacher = None
     if not paths.teacher:
         own_loss = teacher_settings.closed_form and not model.closed_form
-        training = override(plain, loss=None, sampled_items=None) if own_loss else plain
+        training = dataclasses.replace(plain, loss=None, sampled_items=None) if own_loss else plain
         teacher = phase(TEACHER, model=teacher_settings, dim=teacher_dim, training=training)
     student_request: dict[str, Any] = {"model": model, "dim": dim, "precision": precision or "float32"}
     start: Start = settings.student_init
@@ -218,7 +217,7 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
         start = "student" if any(method.warm_start for method in methods.values()) else start
         distilled = phase(STUDENT, **student_request, method=methods, start=start)
     assert student.dim is not None  # of a model with settings
-    settings = override(
+    settings = dataclasses.replace(
         settings,
         dataset=_name(request),
         teacher_model=None if teacher_model == settings.model and not default_teacher else teacher_model,
@@ -231,6 +230,7 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
         settings=settings,
         evaluation=student.evaluation,
         folder=paths.run or paths.runs / run_name(settings, student.evaluation),
+        runs=paths.runs,
         teacher=teacher,
         student=student,
         distilled=distilled,

@@ -35,69 +35,75 @@ class RunResult:
 
 
 def run(
-    request: RunRequest, *, progress: ProgressLine = progress_line, callback: MakeCallback = no_callback
+    spec: RunSpec,
+    experiment: Experiment,
+    teacher: Fitted | None = None,
+    *,
+    progress: ProgressLine = progress_line,
+    callback: MakeCallback = no_callback,
 ) -> RunResult:
     """Trains the phases of a run that are not yet trained, and writes its run folder, see `RunFolder`.
 
     Args:
-      request: the run.
+      spec: the run, from `prepare_run`.
+      experiment: the data and evaluation that its phases share.
+      teacher: the teacher, if it is given.
       progress: the progress line.
       callback: makes the callback of each phase.
 
     Raises:
-      UserError: if a value is invalid, or the folder holds something else; then nothing is written.
+      UserError: if the folder holds something else; then nothing is written.
     """
-    with numerics():
-        spec, experiment, teacher = prepare_run(request)
-        folder = RunFolder(spec.folder)
-        identity = run_identity(spec, experiment, teacher)
-        folder.check(identity)
-        with claimed(folder.path):
-            folder.begin(identity, experiment.data)
-            records: dict[str, list[dict[str, Any]]] = {TEACHER: teacher.records} if teacher else {}
+    folder = RunFolder(spec.folder)
+    identity = run_identity(spec, experiment, teacher)
+    folder.check(identity)
+    with numerics(), claimed(folder.path):
+        folder.begin(identity, experiment.data)
+        records: dict[str, list[dict[str, Any]]] = {TEACHER: teacher.records} if teacher else {}
 
-            def train(phase: PhaseSpec, *teachers: Fitted, **options: Any) -> Fitted:
-                with callback(spec, phase.name) as called:
+        def train(phase: PhaseSpec, *teachers: Fitted, **options: Any) -> Fitted:
+            with callback(spec, phase.name) as called:
 
-                    def on_epoch(news: Progress) -> None:
-                        if news.records and news.records[-1]["epoch"] == news.epoch:
-                            folder.write_metrics({**records, phase.name: news.records})
-                        called.on_epoch(news)
+                def on_epoch(news: Progress) -> None:
+                    if news.records and news.records[-1]["epoch"] == news.epoch:
+                        folder.write_metrics({**records, phase.name: news.records})
+                    called.on_epoch(news)
 
-                    fitted = experiment.train(
-                        phase,
-                        *teachers,
-                        **options,
-                        folder=folder.checkpoints(phase.name),
-                        runs=request.paths.runs,
-                        progress=progress,
-                        title=label(phase.name),
-                        on_epoch=on_epoch,
-                    )
-                    called.on_end(fitted)
-                records[phase.name] = fitted.records
-                return fitted
+                fitted = experiment.train(
+                    phase,
+                    *teachers,
+                    **options,
+                    folder=folder.checkpoints(phase.name),
+                    runs=spec.runs,
+                    progress=progress,
+                    title=label(phase.name),
+                    on_epoch=on_epoch,
+                )
+                called.on_end(fitted)
+            records[phase.name] = fitted.records
+            return fitted
 
-            phases = train_phases(spec, teacher, train)
-            results = summarise(spec, phases)
-            folder.write_metrics(records)
-            folder.write_results(results)
-            return RunResult(spec, phases, results)
+        phases = train_phases(spec, teacher, train)
+        results = summarise(spec, phases)
+        folder.write_metrics(records)
+        folder.write_results(results)
+        return RunResult(spec, phases, results)
 
 
 def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment, Fitted | None]:
     """Returns a run before anything is trained: its phases, what they share, and the teacher if one is given.
 
     Raises:
-      UserError: if a value is invalid.
+      UserError: if a value is invalid, or a file cannot be read.
     """
-    dataset = request.load_dataset()
-    for note in dataset.notes:
-        print(f"note: {note}")
-    spec = resolve_run(request, dataset)
-    experiment = Experiment(dataset, spec.evaluation)
-    _ = experiment.evaluate  # refuses a protocol that is impossible on this split before anything is written
-    teacher = open_teacher(request.paths, spec, experiment) if request.paths.teacher else None
+    with numerics():
+        data = request.load_dataset()
+        for note in data.notes:
+            print(f"note: {note}")
+        spec = resolve_run(request, data)
+        experiment = Experiment(data, spec.evaluation)
+        _ = experiment.evaluate  # refuses a protocol that is impossible on this split before anything is written
+        teacher = open_teacher(request.paths, spec, experiment) if request.paths.teacher else None
     if teacher and (dim := teacher.settings["model"]["dim"]):
         spec = spec.with_teacher_dim(dim)
     student_dim, teacher_dim = spec.settings.student_dim, spec.settings.teacher_dim
