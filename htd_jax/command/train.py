@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from htd_jax.command.flags import parse_request
 from htd_jax.command.report import draw_curves, print_table
 from htd_jax.command.tensorboard import choose_callback
-from htd_jax.pipeline import prepare_run, run
+from htd_jax.pipeline import numerics, open_teacher, prepare_run, run
 
 
 def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
@@ -15,7 +15,10 @@ def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
     request = parse_request(arguments, prog=prog, description=__doc__ or "")
     callback = choose_callback(request.paths)
     use_devices()
-    result = run(*prepare_run(request), callback=callback)
+    with numerics():
+        spec, experiment = prepare_run(request)
+        teacher = open_teacher(request.paths, spec, experiment)
+        result = run(spec, experiment, teacher, callback=callback)
     print_table(result)
     draw_curves(result)
     print(f"run folder: {result.spec.folder}")

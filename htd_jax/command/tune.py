@@ -9,7 +9,7 @@ from annotated_types import Ge
 from htd_jax.command.flags import parse_known, parse_request
 from htd_jax.command.tensorboard import note_ignored
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Fitted, claimed, numerics, prepare_run
+from htd_jax.pipeline import Fitted, claimed, numerics, open_teacher, prepare_run
 from htd_jax.settings import check
 from htd_jax.studies import tune as study
 from htd_jax.studies.tune import Trial, Tuning
@@ -51,7 +51,8 @@ def tune(arguments: Sequence[str], prog: str) -> None:
     use_devices()
     runs = request.paths.runs
     with numerics():
-        spec, experiment, given = prepare_run(request)
+        spec, experiment = prepare_run(request)
+        given = open_teacher(request.paths, spec, experiment)
         with claimed(runs, "study", "runs"):
             tuning = Tuning(spec, experiment, given, space, runs)
             plain: dict[str, float] = {}

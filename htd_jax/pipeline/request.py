@@ -9,7 +9,6 @@ from annotated_types import Ge, Interval
 
 from htd_jax import data
 from htd_jax.data import SOURCES, Dataset, Reading, is_path
-from htd_jax.data.columns import stem
 from htd_jax.distillers import METHODS, Method
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, EvaluationSpec
@@ -127,18 +126,18 @@ class RunRequest:
         return {name: self.component(METHODS, name) for name in find_methods(self.settings.method)}
 
     def load_dataset(self) -> Dataset:
-        """Reads the data set.
+        """Checks the request, and reads its data set.
 
         Raises:
-          UserError: if it is unknown or cannot be read.
+          UserError: if a value is out of its limits, or the data set is unknown or cannot be read.
         """
+        check(self)
         if self.data_file:
             return data.read_log(self.data_file, self.reading.filled())
         name = self.settings.dataset
         if self.paths.split_file:
             return data.load_dataset(self.paths.split_file, self.paths.split_file.stem)
         source = self.component(SOURCES, name)
-        check(source, f"{flag_name(name)}.")
         return Dataset.from_split(source.load(self.paths.data_dir), name)
 
 
@@ -166,11 +165,6 @@ class RunSpec:
     distilled: PhaseSpec | None
     identity: Mapping[str, Any]
 
-    def with_teacher_dim(self, dim: int) -> "RunSpec":
-        """Returns the run with the width of a given teacher."""
-        settings = dataclasses.replace(self.settings, teacher_dim=dim)
-        return dataclasses.replace(self, settings=settings, identity={**self.identity, "teacher_dim": dim})
-
 
 def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     """Returns the phases of a run.
@@ -179,7 +173,6 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
       UserError: if a value is invalid, or two do not go together.
     """
     settings, paths, split = request.settings, request.paths, dataset.split
-    check(request)
     methods = request.methods
     default_teacher = next((method.teacher_model for method in methods.values() if method.teacher_model), None)
     teacher_model = settings.teacher_model or (None if paths.teacher else default_teacher)
@@ -219,7 +212,7 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     assert student.dim is not None  # of a model with settings
     settings = dataclasses.replace(
         settings,
-        dataset=_name(request),
+        dataset=dataset.name,
         teacher_model=None if teacher_model == settings.model and not default_teacher else teacher_model,
         teacher_dim=teacher_dim,
         student_dim=student.dim,
@@ -247,20 +240,14 @@ def run_name(settings: RunSettings, evaluation: EvaluationSpec) -> str:
     return "-".join(part for part in name if part not in ("", "bpr", "full"))
 
 
-def _name(request: RunRequest) -> str:
-    if request.paths.split_file:
-        return request.paths.split_file.stem
-    return stem(request.data_file) if request.data_file else request.settings.dataset
-
-
 def _identity(request: RunRequest, settings: RunSettings, phases: list[PhaseSpec]) -> dict[str, Any]:
     """Returns the choices of a run as JSON: of training, what all phases agree on, else what was requested."""
+    components = _components(request, settings)
     training = as_json(request.training)
     for name in training:
         values = [getattr(spec.training, name) for spec in phases if spec.training.epochs]
         if values and all(value == values[0] for value in values):
             training[name] = values[0]
-    components = _components(request, settings)
     if request.data_file:
         reading = as_json(request.reading.filled())
         components["reading"] = {name: x for name, x in reading.items() if name not in ("valid_file", "test_file")}

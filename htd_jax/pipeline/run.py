@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from htd_jax.pipeline.experiment import Experiment, hash_of, numerics
+from htd_jax.pipeline.experiment import Experiment, hash_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import MakeCallback, ProgressLine, no_callback, progress_line
 from htd_jax.pipeline.request import RunRequest, RunSpec, resolve_run
 from htd_jax.pipeline.run_folder import RunFolder, claimed
 from htd_jax.pipeline.spec import STUDENT, TEACHER, PhaseSpec, label
-from htd_jax.pipeline.teachers import open_teacher
 from htd_jax.training import Progress, best_record
 
 
@@ -47,7 +46,7 @@ def run(
     Args:
       spec: the run, from `prepare_run`.
       experiment: the data and evaluation that its phases share.
-      teacher: the teacher, if it is given.
+      teacher: the given teacher, from `open_teacher`, if there is one.
       progress: the progress line.
       callback: makes the callback of each phase.
 
@@ -56,8 +55,10 @@ def run(
     """
     folder = RunFolder(spec.folder)
     identity = run_identity(spec, experiment, teacher)
+    if identity["student_dim"] > identity["teacher_dim"]:
+        print(f"note: the student ({identity['student_dim']}) is wider than its teacher ({identity['teacher_dim']})")
     folder.check(identity)
-    with numerics(), claimed(folder.path):
+    with claimed(folder.path):
         folder.begin(identity, experiment.data)
         records: dict[str, list[dict[str, Any]]] = {TEACHER: teacher.records} if teacher else {}
 
@@ -90,26 +91,19 @@ def run(
         return RunResult(spec, phases, results)
 
 
-def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment, Fitted | None]:
-    """Returns a run before anything is trained: its phases, what they share, and the teacher if one is given.
+def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment]:
+    """Reads the data of a run, and returns its phases and what they share; nothing is trained or written.
 
     Raises:
       UserError: if a value is invalid, or a file cannot be read.
     """
-    with numerics():
-        data = request.load_dataset()
-        for note in data.notes:
-            print(f"note: {note}")
-        spec = resolve_run(request, data)
-        experiment = Experiment(data, spec.evaluation)
-        _ = experiment.evaluate  # refuses a protocol that is impossible on this split before anything is written
-        teacher = open_teacher(request.paths, spec, experiment) if request.paths.teacher else None
-    if teacher and (dim := teacher.settings["model"]["dim"]):
-        spec = spec.with_teacher_dim(dim)
-    student_dim, teacher_dim = spec.settings.student_dim, spec.settings.teacher_dim
-    if student_dim and teacher_dim and student_dim > teacher_dim:
-        print(f"note: the student ({student_dim}) is wider than its teacher ({teacher_dim})")
-    return spec, experiment, teacher
+    data = request.load_dataset()
+    for note in data.notes:
+        print(f"note: {note}")
+    spec = resolve_run(request, data)
+    experiment = Experiment(data, spec.evaluation)
+    _ = experiment.evaluate  # refuses a protocol that is impossible on this split
+    return spec, experiment
 
 
 def train_phases(
@@ -134,9 +128,12 @@ def train_phases(
 
 
 def run_identity(spec: RunSpec, experiment: Experiment, teacher: Fitted | None) -> dict[str, Any]:
-    """Returns what `config.json` holds."""
-    given = hash_of(teacher.teacher()) if teacher else None
-    return {**spec.identity, "data": experiment.fingerprint, "teacher": given}
+    """Returns what `config.json` holds; the width of a given teacher replaces the requested one."""
+    identity = {**spec.identity, "data": experiment.fingerprint, "teacher": None}
+    if teacher:
+        identity["teacher"] = hash_of(teacher.teacher())
+        identity["teacher_dim"] = teacher.settings["model"]["dim"] or identity["teacher_dim"]
+    return identity
 
 
 def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:

@@ -22,13 +22,15 @@ from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import choose
 
 
-def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted:
-    """Returns the teacher that `paths.teacher` names: a run folder, tables, or lists.
+def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted | None:
+    """Returns the teacher that `paths.teacher` names: a run folder, tables, or lists; None if it names none.
 
     Raises:
       UserError: if it is missing, cannot be read, is not of this data, or lacks what the run needs.
     """
     files, ids = paths.teacher, [paths.teacher_user_ids, paths.teacher_item_ids]
+    if not files:
+        return None
     if len(files) == 1 and (files[0].is_dir() or not files[0].suffix):
         if any(ids):
             raise UserError("`teacher_user_ids` is for tables; a run folder knows its rows")

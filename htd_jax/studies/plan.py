@@ -304,8 +304,10 @@ def open_row(plan: Plan, row: Row, seed: int) -> Fitted:
       UserError: if it cannot be read.
     """
     job = plan.job_of(row, seed)
-    if row.phase == TEACHER and plan.request.paths.teacher:
-        return open_teacher(plan.request.paths, job.spec, Experiment(plan.dataset, job.spec.evaluation))
+    if row.phase == TEACHER:
+        experiment = Experiment(plan.dataset, job.spec.evaluation)
+        if given := open_teacher(plan.request.paths, job.spec, experiment):
+            return given
     return open_run(job.folder, row.phase)
 
 
