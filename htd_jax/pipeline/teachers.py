@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from htd_jax.data import Dataset, read
 from htd_jax.data.ranked import read_lists, to_lists
 from htd_jax.data.tables import TABLES, TORCH, match_rows, read_id_file, read_tables
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, as_flags, shown
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, listed, popularity
 from htd_jax.pipeline.experiment import FORMAT, Experiment, hash_of
 from htd_jax.pipeline.fitted import Fitted
@@ -39,7 +39,7 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
         return fitted
     teacher, notes = _read(files, experiment.data, *ids)
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {as_flags(note)}")
     fitted = given_teacher(teacher, spec, experiment)
     _check_needs(teacher, spec, experiment)
     metric = experiment.evaluation.metric
@@ -47,11 +47,9 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     value, bar = fitted.chosen["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
     if value <= float(bar) < 1:  # where popularity finds all, nothing can be better
         named = ", ".join(shown(path) for path in files)
-        rows = ": are its rows those of this data? See --teacher-user-ids, --teacher-item-ids"
-        print(
-            f"note: {named} ranks no better than popularity (validation {metric} {value:.4f}, popularity "
-            f"{float(bar):.4f}){rows if teacher.representations is not None else ''}"
-        )
+        rows = ": are its rows those of this data? Set `teacher_user_ids` and `teacher_item_ids`"
+        note = f"{named} ranks no better than popularity (validation {metric} {value:.4f}, popularity {float(bar):.4f})"
+        print(f"note: {note}{as_flags(rows) if teacher.representations is not None else ''}")
     return fitted
 
 
@@ -92,7 +90,7 @@ def _read(
     unordered_torch = paths[0].suffix.lower() in TORCH and None in ids.values()
     note = (
         f"{shown(paths[0])}: row r is read as that of the r-th id; if a program numbered them in another order, as "
-        "RecBole does, give its order with --teacher-user-ids and --teacher-item-ids"
+        "RecBole does, give its order with `teacher_user_ids` and `teacher_item_ids`"
     )
     return Teacher.of(Representations(*map(jnp.asarray, rows))), (note,) if unordered_torch else ()
 
