@@ -430,7 +430,7 @@ def _damage(folder: Path, what: str) -> None:
         ('htd_jax.json:precision="int8"', "says int8"),
         ('htd_jax.json:precision="int2"', "damaged"),
         ("htd_jax.json:about=3", "damaged"),
-        ("htd_jax.json:gone", "neither an exported model"),
+        ("htd_jax.json:gone", "not an exported model"),
     ],
 )
 def test_a_damaged_folder_is_told_in_a_line(tmp_path, damage, message):
@@ -702,8 +702,8 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, [*of_run, "--user", "1", "--user=2"], "--user: name all ids after one --user"),
         (recommend, [*of_run, "--seen", "train", "--keep-seen"], "does not go with --keep-seen"),
         (recommend, ["--model", here, "--seen", "train"], "does not know the training part"),
-        (recommend, ["--model", here], "neither an exported model"),
-        (recommend, ["--model", run], "a run folder, not an exported model; pass it as --run"),
+        (recommend, ["--model", here], "not an exported model"),
+        (recommend, ["--model", run], "not an exported model (no htd_jax.json); pass a run folder as --run"),
         (recommend, ["--model", here / "no"], "there is no such folder"),
         (recommend, [*of_run, "--to", here / "lists.txt"], "written as .csv or .parquet"),
         (recommend, [*of_run, "--to", here / "no" / "lists.csv"], "there is no folder"),

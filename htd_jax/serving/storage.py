@@ -121,9 +121,7 @@ def read_export(folder: Path) -> Export:
     if not folder.is_dir():
         raise UserError(f"{shown(folder)}: there is no such folder")
     if not is_export(folder):
-        if (folder / "config.json").is_file():
-            raise UserError(f"{shown(folder)}: a run folder, not an exported model; pass it as `run`")
-        raise UserError(f"{shown(folder)}: neither an exported model (no {NAME}) nor a run folder (no config.json)")
+        raise UserError(f"{shown(folder)}: not an exported model (no {NAME}); pass a run folder as `run`")
     head = _read_header(folder / NAME)
     users, items = _read_tables(folder / "tables.safetensors", head)
     ids = []
