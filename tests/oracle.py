@@ -1,4 +1,4 @@
-"""Every loss from its definition, in float64 NumPy: the whole matrix of pairs, expert by expert."""
+"""Every loss by its definition, in float64 NumPy: with the whole matrix of pairs, expert by expert."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def entity_level(student, teacher, groups, where, pairs):
 
 
 def group_level(student, teacher, groups, where, level, prototypes=None):
-    """`prototypes`, from `prototypes_of`, stand for the student's where they are constants."""
+    """Returns the group level; `prototypes` are the student's where they are constants, see `prototypes_of`."""
     student, teacher, groups = student[where], teacher[where], groups[where]
     student_prototypes = prototypes_of(student, groups) if prototypes is None else prototypes
     teacher_prototypes = prototypes_of(teacher, groups)
@@ -60,7 +60,7 @@ def assignment(student, teacher, mixture, experts, where):
 
 
 def ranks(scores, hidden, targets):
-    """Rank of each (user, item) of `targets`: one plus the visible items that score at least as much."""
+    """Returns the rank of each (user, item) of `targets`: one plus the visible items that score at least as much."""
     result = []
     for user, item in targets:
         others = [j for j in range(scores.shape[1]) if j != item and j not in hidden[user]]
@@ -69,5 +69,5 @@ def ranks(scores, hidden, targets):
 
 
 def slope(function, x, direction, step=1e-6):
-    """The derivative of `function` at `x` along `direction`, both dicts or arrays, by central differences."""
+    """Returns the derivative of `function` at the array `x` along `direction`, by central differences."""
     return (function(x + step * direction) - function(x - step * direction)) / (2 * step)

@@ -394,7 +394,7 @@ def test_the_assignment_of_htd_is_the_routed_mixture_of_its_sides(entities):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"levels": "all"}, ValueError, "levels.*unknown value 'all'"),
+        ({"levels": "all"}, ValueError, "`levels` must be one of both, entity, group, not 'all'"),
         ({"groups": (GIVEN[0], GIVEN[1] + 1)}, ValueError, r"groups of items: expected integers in \[0, 3\)"),
         ({"groups": (GIVEN[0] - 1, GIVEN[1])}, ValueError, "groups of users"),
         ({"groups": (GIVEN[0].astype(float), GIVEN[1])}, AssertionError, "groups of users"),
