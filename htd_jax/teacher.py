@@ -64,6 +64,12 @@ class Teacher:
         raise TypeError(f"expected a Teacher, its Representations or its Lists, not {type(teacher).__name__}")
 
     @property
+    def inner_product(self) -> bool:
+        """Whether it has representations, and no scores but their products."""
+        scorer = getattr(self.scores, "func", None)
+        return self.representations is not None and (self.scores is None or scorer is _products)
+
+    @property
     def dim(self) -> int:
         """The width of the representations, 0 if there are none."""
         return self.representations.users.shape[1] if self.representations else 0
@@ -101,7 +107,7 @@ class Teacher:
         scorer = getattr(self.scores, "func", None)
         if isinstance(scorer, ScoreAll):
             return scorer.make_model, self.scores.args[0]  # type: ignore[union-attr]
-        if self.representations is None or (self.scores is not None and scorer is not _products):
+        if self.representations is None or not self.inner_product:
             raise UserError("a teacher that learns must be a model, or representations whose products are its scores")
         return ModelOf(BPRSettings(), self.dim), {"params": self.representations._asdict()}
 
@@ -133,9 +139,7 @@ class Teacher:
         Computed by blocks of users; for these items alone if scores are products of representations.
         """
         assert self.scores is not None, "a teacher without scores"
-        scores, tables, num_users = self.scores, self.representations, len(items)
-        if getattr(scores, "func", None) is not _products:
-            tables = None
+        scores, tables, num_users = self.scores, self.representations if self.inner_product else None, len(items)
 
         def score_block(users: jax.Array) -> jax.Array:
             own = jnp.maximum(items[users], 0)

@@ -169,8 +169,8 @@ class Experiment:
                     f"`start` is a student of {start.settings['model']}, and this one is of {spec.describe_model()}"
                 )
             return start.variables
-        if teacher is None or teacher.representations is None:
-            raise UserError("the svd start needs a teacher's representations")
+        if teacher is None or not teacher.inner_product:
+            raise UserError("svd needs a teacher whose scores are products of its representations")
         teacher.check(self.data.train)
         assert spec.dim is not None
         users, items = svd_factors(*teacher.representations, spec.dim)

@@ -209,6 +209,12 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     if methods:
         start = "student" if any(method.warm_start for method in methods.values()) else start
         distilled = phase(STUDENT, **student_request, method=methods, start=start)
+    if (
+        teacher
+        and not teacher_settings.module.inner_product
+        and "svd" in (student.start, distilled and distilled.start)
+    ):
+        raise UserError("svd needs a teacher whose scores are inner products, such as bpr; set `teacher_model`")
     assert student.dim is not None  # of a model with settings
     settings = dataclasses.replace(
         settings,

@@ -35,7 +35,7 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
         if any(ids):
             raise UserError("`teacher_user_ids` is for tables; a run folder knows its rows")
         fitted = _trained_teacher(files[0], spec, experiment)
-        _check_needs(fitted.teacher(), spec, experiment, is_product=fitted.inner_product)
+        _check_needs(fitted.teacher(), spec, experiment)
         return fitted
     teacher, notes = _read(files, experiment.data, *ids)
     for note in notes:
@@ -125,18 +125,15 @@ def given_teacher(teacher: Teacher, spec: RunSpec, experiment: Experiment) -> Fi
     return fitted
 
 
-def _check_needs(teacher: Teacher, spec: RunSpec, experiment: Experiment, *, is_product: bool = True) -> None:
+def _check_needs(teacher: Teacher, spec: RunSpec, experiment: Experiment) -> None:
     """Refuses a teacher that a method or a start cannot use, before anything is trained.
 
     Raises:
       UserError: if it lacks something.
     """
     phases = [phase for phase in (spec.student, spec.distilled) if phase]
-    if any(phase.start == "svd" for phase in phases):
-        if teacher.representations is None:
-            raise UserError("`teacher`: svd needs a teacher's representations, and this one has lists only")
-        if not is_product:
-            raise UserError("`teacher`: svd needs a teacher whose scores are inner products")
+    if any(phase.start == "svd" for phase in phases) and not teacher.inner_product:
+        raise UserError("`teacher`: svd needs a teacher whose scores are products of its representations")
     for phase in phases:
         for name, method in phase.methods:
             try:
