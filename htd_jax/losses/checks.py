@@ -5,6 +5,8 @@ program; its message begins with the argument's name. A check of an array return
 float32, since sums in a shorter format lose their terms.
 """
 
+from typing import TypeAlias
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ __all__ = [
     "keep_rows",
 ]
 
-Where = chex.Array | None
+Where: TypeAlias = chex.Array | None
 
 
 def check_floats(name: str, value: chex.Array, *shape: int | None) -> jax.Array:
