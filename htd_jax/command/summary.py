@@ -18,6 +18,7 @@ from htd_jax import data
 from htd_jax.command.flags import parse
 from htd_jax.command.report import save_picture
 from htd_jax.data import Dataset, Reading, Summary
+from htd_jax.errors import as_flags
 
 
 @dataclasses.dataclass
@@ -36,7 +37,7 @@ def summary(arguments: Sequence[str], prog: str = "htd-jax summary") -> None:
     named = not data.is_path(options.dataset)
     dataset = data.read(options.dataset) if named else data.read_log(Path(options.dataset), options.reading)
     for note in dataset.notes:
-        print(f"note: {note}")
+        print(f"note: {as_flags(note)}")
     counts = data.summarise(dataset)
     print_summary(dataset, counts)
     path = options.picture or Path(f"{dataset.name}-summary.png")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from htd_jax.errors import as_flags
 from htd_jax.pipeline.experiment import Experiment, hash_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import MakeCallback, ProgressLine, no_callback, progress_line
@@ -99,7 +100,7 @@ def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment]:
     """
     data = request.load_dataset()
     for note in data.notes:
-        print(f"note: {note}")
+        print(f"note: {as_flags(note)}")
     spec = resolve_run(request, data)
     experiment = Experiment(data, spec.evaluation)
     _ = experiment.evaluate  # refuses a protocol that is impossible on this split
