@@ -45,7 +45,7 @@ def test_every_entry_stands_in_a_row_once(problem, monkeypatch):
     monkeypatch.setattr(als, "ENTRIES", 40)
     owners, others, weights, *_ = problem
     found = []
-    for rows in als.in_rows(owners, others, weights, 40):
+    for rows in als.pad_rows(owners, others, weights, 40):
         blocks, _, width = rows.others.shape
         degrees = np.asarray((rows.weights > 0).sum(2))
         assert width == 4 or (degrees[np.asarray(rows.ids) < 40] > width // 2).all()
@@ -64,7 +64,7 @@ def test_rows_are_those_of_the_normal_equations(problem, entries, few, monkeypat
     monkeypatch.setattr(als, "ENTRIES", entries)  # in many blocks, and in one
     monkeypatch.setattr(als, "FEW", few)
     owners, others, weights, table, penalties = problem
-    rows = als.in_rows(owners, others, weights, 40)
+    rows = als.pad_rows(owners, others, weights, 40)
     start = np.random.default_rng(1).normal(size=(40, DIM)).astype(np.float32)
     best, left = jax.jit(als.solve_rows)(rows, table, penalties, start)
     np.testing.assert_allclose(best, solved(problem), rtol=2e-5, atol=2e-6)
@@ -79,7 +79,7 @@ def test_rows_are_those_of_the_normal_equations(problem, entries, few, monkeypat
 def test_some_steps_come_closer(problem, monkeypatch):
     monkeypatch.setattr(als, "FEW", 0)
     owners, others, weights, table, penalties = problem
-    rows = als.in_rows(owners, others, weights, 40)
+    rows = als.pad_rows(owners, others, weights, 40)
     of = lambda steps: np.asarray(als.solve_rows(rows, table, penalties, jnp.ones((40, DIM)), steps)[0])
     away = [np.abs(of(steps) - solved(problem)).max() for steps in (1, 2, 4, DIM + 2)]
     assert all(b < a for a, b in itertools.pairwise(away)) and away[-1] < 1e-4
@@ -88,7 +88,7 @@ def test_some_steps_come_closer(problem, monkeypatch):
 def test_rows_that_start_at_the_best_stay_there(problem, monkeypatch):
     monkeypatch.setattr(als, "FEW", 0)
     owners, others, weights, table, penalties = problem
-    rows, best = als.in_rows(owners, others, weights, 40), solved(problem).astype(np.float32)
+    rows, best = als.pad_rows(owners, others, weights, 40), solved(problem).astype(np.float32)
     np.testing.assert_allclose(als.solve_rows(rows, table, penalties, best, 3)[0], best, rtol=1e-4, atol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_rows_that_start_at_the_best_stay_there(problem, monkeypatch):
 def test_a_table_of_zeros_gives_zeros(problem, few, monkeypatch):
     monkeypatch.setattr(als, "FEW", few)
     owners, others, weights, _, penalties = problem
-    rows = als.in_rows(owners, others, weights, 40)
+    rows = als.pad_rows(owners, others, weights, 40)
     for steps in (0, 3):
         best, _ = als.solve_rows(rows, jnp.zeros((50, DIM)), penalties, jnp.ones((40, DIM)), steps)
         np.testing.assert_allclose(best, 0, atol=1e-6)
@@ -129,9 +129,9 @@ def test_every_sweep_lowers_the_objective_to_where_nothing_pulls(data, steps, fr
     left = [record["terms"]["loss"] for record in model.records]
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(left)) and left[-1] < 0.9 * left[0]
     settings = IALSSettings(**of_model)
-    known = settings.solver().prepare(data.train, None)
+    context = settings.solver().prepare(data.train, None)
     users, items = (np.asarray(table, np.float64) for table in model.representations())
-    of = lambda users, items: objective(users, items, data.train, 10.0, known.penalties)
+    of = lambda users, items: objective(users, items, data.train, 10.0, context.penalties)
     np.testing.assert_allclose(left[-1], of(users, items), rtol=1e-5)
     rng = np.random.default_rng(0)
     for _ in range(20):  # in no direction is there anything lower
@@ -139,12 +139,12 @@ def test_every_sweep_lowers_the_objective_to_where_nothing_pulls(data, steps, fr
         assert of(users + away[0], items + away[1]) > of(users, items)
 
 
-def test_penalties_are_lambda_in_the_mean_and_like_confidences(data):
-    known = IALSSettings(alpha=5.0, regularization=3.0, frequency=0.5).solver().prepare(data.train, None)
+def test_penalties_average_to_lambda_and_grow_with_confidences(data):
+    context = IALSSettings(alpha=5.0, regularization=3.0, frequency=0.5).solver().prepare(data.train, None)
     degrees = np.bincount(data.train.users, minlength=80)
-    np.testing.assert_allclose(np.mean(known.penalties[0]), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(np.mean(context.penalties[0]), 3.0, rtol=1e-5)
     like = np.sqrt(150 + 4.0 * degrees)
-    np.testing.assert_allclose(known.penalties[0] / known.penalties[0][0], like / like[0], rtol=1e-5)
+    np.testing.assert_allclose(context.penalties[0] / context.penalties[0][0], like / like[0], rtol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_folder_too(data, tmp_path):

@@ -1,5 +1,6 @@
 """Every base model against its definition in float64 NumPy, and each of its methods against the others."""
 
+import dataclasses
 import functools
 
 import chex
@@ -12,7 +13,9 @@ import pytest
 
 from htd_jax import losses
 from htd_jax.data import Interactions
-from htd_jax.models import BPR, LightGCN, NeuMF, Recommender, lightgcn, make_graph
+from htd_jax.errors import UserError
+from htd_jax.models import BPR, InnerProduct, LightGCN, ModelOf, ModelSettings, NeuMF, Recommender, lightgcn, make_graph
+from htd_jax.ops import neighbours
 
 USERS, ITEMS, DIM = 13, 29, 6
 
@@ -141,6 +144,52 @@ def test_ids_of_different_ranks_are_refused(model, rng):
             model.apply(variables, jnp.zeros(3, int), jnp.zeros((3, 2), int), method="score")
 
 
+# --- precision
+
+
+class Shifted(InnerProduct):
+    """A model from outside that declares no precision of its own."""
+
+    dim: int
+    shift: float = 0.5
+
+    def setup(self):
+        table = lambda name, rows: self.shift + self.param(name, nn.initializers.normal(1), (rows, self.dim))
+        self.keep(table("users", self.num_users), table("items", self.num_items))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedSettings(ModelSettings):
+    module = Shifted
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceSettings(ModelSettings):
+    module = Distance
+
+    def build(self, train, dim):
+        return Distance(train.num_users, train.num_items)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_every_inner_product_model_takes_a_precision(graph, rng, precision):
+    plain, small = ModelOf(ShiftedSettings(), DIM)(graph), ModelOf(ShiftedSettings(), DIM, precision)(graph)
+    assert (plain.precision, small.precision, small.shift) == ("float32", precision, 0.5)
+    variables = init(plain, rng)
+    tables = small.apply(variables, method="rows")
+    assert {rows.precision for rows in tables} == {precision}
+    users, items = (np.asarray(rows.floats()) for rows in tables)
+    found = small.apply(variables, jnp.arange(USERS), method="score_all")
+    np.testing.assert_allclose(found, users @ items.T, rtol=1e-5, atol=1e-4)
+    assert (np.asarray(found) != np.asarray(plain.apply(variables, jnp.arange(USERS), method="score_all"))).any()
+
+
+def test_any_other_model_takes_float32_alone(graph):
+    assert ModelOf(DistanceSettings(), DIM)(graph) == Distance(USERS, ITEMS)
+    with pytest.raises(UserError, match="`precision` must be float32: scores of Distance are not inner products"):
+        ModelOf(DistanceSettings(), DIM, "int8")(graph)
+
+
 # --- NeuMF
 
 
@@ -206,7 +255,7 @@ def operator(graph, layers):
 # width: a row a pair, rows that are full and short, a row an entity
 @pytest.mark.parametrize(("layers", "width"), [(0, 8), (1, 3), (2, 1), (2, 64), (3, 3), (3, 8)])
 def test_propagate_is_the_dense_product_and_so_is_its_gradient(graph, rng, monkeypatch, layers, width):
-    monkeypatch.setattr(lightgcn, "WIDTH", width)
+    monkeypatch.setattr(neighbours, "WIDTH", width)
     x, cotangent = rng.normal(size=(2, USERS + ITEMS, DIM))
     tables = lambda x: (jnp.asarray(x[:USERS], jnp.float32), jnp.asarray(x[USERS:], jnp.float32))
     expected = operator(graph, layers)

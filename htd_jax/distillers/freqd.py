@@ -16,7 +16,7 @@ from htd_jax.distillers.base import Distiller, EpochStart, Method, Params, Shape
 from htd_jax.distillers.layers import init_dense, init_sides
 from htd_jax.losses import cosine_hint_loss, hint_loss
 from htd_jax.models import Representations
-from htd_jax.models.lightgcn import Neighbours, add_weighted, neighbours
+from htd_jax.ops.neighbours import Neighbours, add_weighted, neighbours
 from htd_jax.ops.products import rows_dot
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher

@@ -16,6 +16,7 @@ import numpy as np
 from htd_jax.data import Interactions, Split
 from htd_jax.errors import UserError
 from htd_jax.models import Recommender
+from htd_jax.ops.platforms import by_backend
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ ACCELERATOR = Sizes(scores=2**27, pairs=2**20, targets=2**12)
 
 
 def sizes() -> Sizes:
-    return PROCESSOR if jax.default_backend() == "cpu" else ACCELERATOR
+    return by_backend(PROCESSOR, ACCELERATOR)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Base models: Flax modules with the methods `represent`, `score`, `score_all` and `loss`, see `Recommender`.
 
-A model is one file: the module, and its settings, which a line here makes known.
+A model is one file: its module and its settings, which a line here registers; `register` does the same from outside.
 """
 
 from htd_jax.models.base import (

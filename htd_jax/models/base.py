@@ -1,4 +1,4 @@
-"""What every base model has in common."""
+"""The interface of a base model: its Flax module, its settings, and its solver."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,48 +18,46 @@ from htd_jax.ops.products import dot
 
 
 class Recommender(nn.Module):
-    """A base model: `represent`, `score` and `loss` are its own, and `score_all` where there is a faster one.
+    """A base model. A subclass implements `represent`, `score` and `loss`, and `score_all` where a faster form exists.
 
-    Tables, and what is computed from all of them, are made in `setup`: methods called on one bound module,
-    `nn.apply(lambda model: (model.loss(...), model.represent(...)), model)(variables)`, share them. Called through
-    `apply`, like every Flax module: `model.apply(variables, users, method="score_all")`.
+    Tables, and what is computed from whole tables, are made in `setup`: methods called on one bound module,
+    `nn.apply(lambda model: (model.loss(...), model.represent(...)), model)(variables)`, share them. A single method is
+    called as in every Flax module: `model.apply(variables, users, method="score_all")`.
 
     Attributes:
-      num_users, num_items: how many there are.
+      num_users, num_items: sizes of the tables.
+      inner_product: True if a pair's score is the inner product of its two representations.
     """
 
-    # Whether a pair's score is the product of its two representations.
     inner_product: ClassVar[bool] = False
-    # Whether its parameters are the tables of its representations, `{"users": ..., "items": ...}`.
-    params_are_tables: ClassVar[bool] = False
 
     num_users: int
     num_items: int
 
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
-        """Representations `[n, width]` of the users `[n]` and `[m, width]` of the items `[m]`."""
+        """Returns the representations `[n, width]` of the users `[n]` and `[m, width]` of the items `[m]`."""
         raise NotImplementedError
 
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
-        """Scores of the pairs (user, item) of two integer arrays that broadcast: `[n]` with `[n]`, or `[n, 1]` with
-        `[1, m]` or `[n, m]`."""
+        """Returns the scores of pairs (user, item), from two integer arrays that broadcast: `[n]` with `[n]`, or
+        `[n, 1]` with `[1, m]` or `[n, m]`."""
         raise NotImplementedError
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
-        """The loss that the model trains with, summed over triples `[n]` (user, seen item, unseen item).
+        """Returns the model's own training loss, summed over triples `[n]` (user, seen item, unseen item).
 
-        `where`, `[n]` bool: a masked triple changes nothing.
+        `where` `[n]` bool: a masked triple contributes nothing to the loss or its gradient.
         """
         raise NotImplementedError
 
     def score_all(self, users: chex.Array) -> jax.Array:
-        """Scores `[n, num_items]` of every item for the users `[n]`, one user at a time."""
+        """Returns the scores `[n, num_items]` of every item for the users `[n]`, one user at a time."""
         chex.assert_rank(users, 1)
         items = jnp.arange(self.num_items)
         return jax.lax.map(lambda user: self.score(user[None], items), users)
 
     def score_users(self, items: chex.Array) -> jax.Array:
-        """Scores `[n, num_users]` that every user gives to the items `[n]`, all at once."""
+        """Returns the scores `[n, num_users]` of the items `[n]` for every user, all at once."""
         chex.assert_rank(items, 1)
         return self.score(jnp.arange(self.num_users)[:, None], items[None, :]).T
 
@@ -68,22 +66,22 @@ class Recommender(nn.Module):
 
 
 def with_tables(model: Recommender) -> Recommender:
-    """The bound module with its tables made here, once, and not in every turn of a loop that asks for them."""
+    """Returns the bound module with its tables made, so that a loop that uses them does not make them in every turn."""
     nothing = jnp.zeros(1, jnp.int32)
     model.score(nothing, nothing)
     return model
 
 
-# A module for the interactions that it is trained on: its sizes, and LightGCN's graph, are theirs.
+# Returns the module for the training interactions, which decide its sizes and LightGCN's graph.
 MakeModel = Callable[[Interactions], Recommender]
 
 
 class Labels(NamedTuple):
-    """Pairs that nobody has seen, to be learned as if they had been.
+    """Unseen pairs to train on as if they had been seen.
 
     Attributes:
-      users, items: `[n]` integers; a pair stands once.
-      weights: `[n]` floats over 0, how much a pair counts beside a seen one.
+      users, items: `[n]` integers; no pair occurs twice.
+      weights: `[n]` floats over 0, the weight of a pair relative to a seen one.
     """
 
     users: np.ndarray
@@ -92,11 +90,11 @@ class Labels(NamedTuple):
 
 
 class Solver(NamedTuple):
-    """How a model is trained that is solved for: in sweeps, each of which lowers one objective.
+    """The training of a closed-form model: sweeps, each of which lowers one objective.
 
     Attributes:
-      prepare: of the training interactions, and of `Labels` or None, on the host; once.
-      sweep: (variables, what was prepared) -> (variables, the objective under them); jitted.
+      prepare: (training interactions, `Labels` or None) -> context; called once, on the host.
+      sweep: (variables, context) -> (variables, the objective under them); jitted.
     """
 
     prepare: Callable[[Interactions, Labels | None], Any]
@@ -126,8 +124,9 @@ class ModelSettings:
             cls.label = cls.__name__.removesuffix("Settings")
 
     def build(self, train: Interactions, dim: int) -> Recommender:
-        """Returns the module of width `dim` for these interactions."""
-        raise NotImplementedError
+        """Returns the module of width `dim` for these interactions; by default `module(num_users, num_items, dim)`."""
+        make: Callable[..., Recommender] = self.module
+        return make(train.num_users, train.num_items, dim)
 
     def solver(self) -> Solver:
         """Returns the solver of a model that is fitted in closed form."""
@@ -136,7 +135,15 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ModelOf:
-    """A `MakeModel` that is a value: equal settings and widths are equal, so what is compiled for one serves both."""
+    """A `MakeModel` from a model's settings.
+
+    Unlike a lambda it compares by value: what is compiled for one serves every equal one.
+
+    Attributes:
+      settings: of the model.
+      dim: the width of its representations.
+      precision: of its tables, see `htd_jax.ops.precision`; anything but float32 needs an `inner_product` model.
+    """
 
     settings: ModelSettings
     dim: int
@@ -152,48 +159,48 @@ class ModelOf:
 
 
 class InnerProduct(Recommender):
-    """A pair's score is the product of two representations, trained with BPR (Rendle et al., UAI'09).
+    """A base model whose scores are inner products of representations, trained with BPR (Rendle et al., UAI'09).
 
-    `setup` of a subclass makes them, `[num_users, dim]` and `[num_items, dim]`, and gives them to `keep`. A subclass
-    may have `precision` among its fields: under float32, scores are those of what the trained numbers are rounded to.
+    `setup` of a subclass makes the tables `[num_users, dim]` and `[num_items, dim]` and passes them to `keep`.
 
     Attributes:
-      precision: of its rows, see `htd_jax.ops.precision`.
+      precision: of the tables, see `htd_jax.ops.precision`; scores are those of the rounded tables. Keyword only.
     """
 
     inner_product: ClassVar[bool] = True
-    precision = "float32"
+
+    precision: str = dataclasses.field(default="float32", kw_only=True)
 
     def keep(self, users: jax.Array, items: jax.Array) -> None:
-        """Makes them its tables, `self.users` and `self.items`, in its precision."""
+        """Makes these the model's tables, `self.users` and `self.items`, in its precision."""
         self.trained = users, items
         self.users, self.items = rounded(users, self.precision), rounded(items, self.precision)
 
     def rows(self) -> tuple[Rows, Rows]:
-        """Its tables, as they are kept."""
+        """Returns the tables of users and items, encoded in the model's precision."""
         users, items = self.trained
         return encoded(users, self.precision), encoded(items, self.precision)
 
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
-        """Representations `[n, dim]` of the users `[n]` and `[m, dim]` of the items `[m]`."""
+        """Returns the representations `[n, dim]` of the users `[n]` and `[m, dim]` of the items `[m]`."""
         chex.assert_rank([users, items], 1)
         return self.users[users], self.items[items]
 
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
-        """Scores of the pairs (user, item) of two integer arrays that broadcast, see `Recommender`."""
+        """Returns the scores of pairs (user, item), from two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
         return jnp.sum(self.users[users] * self.items[items], axis=-1)
 
     def score_all(self, users: chex.Array) -> jax.Array:
-        """Scores `[n, num_items]` of every item for the users `[n]`, in full float32 on every backend."""
+        """Returns the scores `[n, num_items]` of every item for the users `[n]`, in float32 on every backend."""
         chex.assert_rank(users, 1)
         return dot(self.users[users], self.items.T)
 
     def score_users(self, items: chex.Array) -> jax.Array:
-        """Scores `[n, num_users]` that every user gives to the items `[n]`, in full float32 on every backend."""
+        """Returns the scores `[n, num_users]` of the items `[n]` for every user, in float32 on every backend."""
         chex.assert_rank(items, 1)
         return dot(self.items[items], self.users.T)
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
-        """`bpr_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
+        """Returns `bpr_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
         return bpr_loss(self.score(users, positives), self.score(users, negatives), where=where)

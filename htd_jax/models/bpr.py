@@ -5,17 +5,13 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from htd_jax.data import Interactions
 from htd_jax.models.base import InnerProduct, ModelSettings, Recommender
 
 
 class BPR(InnerProduct):
-    """A vector of its own for every user and item (Rendle et al., UAI'09). Tables start at N(0, 0.01^2)."""
-
-    params_are_tables: ClassVar[bool] = True
+    """A trained vector for every user and item (Rendle et al., UAI'09). Tables start at N(0, 0.01^2)."""
 
     dim: int
-    precision: str = "float32"
 
     def setup(self) -> None:
         normal = nn.initializers.normal(0.01)
@@ -26,10 +22,7 @@ class BPR(InnerProduct):
 
 @dataclasses.dataclass(frozen=True)
 class BPRSettings(ModelSettings):
-    """Matrix factorisation (Rendle et al., UAI'09)."""
+    """Settings of matrix factorisation trained with BPR (Rendle et al., UAI'09)."""
 
     module: ClassVar[type[Recommender]] = BPR
     label: ClassVar[str] = "BPR"
-
-    def build(self, train: Interactions, dim: int) -> BPR:
-        return BPR(train.num_users, train.num_items, dim)

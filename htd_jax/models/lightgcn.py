@@ -1,4 +1,4 @@
-"""Vectors that are averaged over the graph of interactions, trained with BPR."""
+"""LightGCN: vectors averaged over the graph of interactions, trained with BPR."""
 
 import dataclasses
 import functools
@@ -12,50 +12,33 @@ from annotated_types import Ge
 
 from htd_jax.data import Interactions
 from htd_jax.models.base import InnerProduct, ModelSettings, Recommender
-
-# Neighbours a row. Rows of one length are summed in one loop over all of them, on every core and without a scatter: at
-# 200 dimensions twice as fast as to add up one interaction after the other.
-WIDTH = 8
+from htd_jax.ops.neighbours import Neighbours, add_weighted, neighbours
 
 Tables = tuple[jax.Array, jax.Array]
 
 
-class Neighbours(NamedTuple):
-    """The neighbours of n entities, in rows of `WIDTH`, the last of an entity filled up with weights of zero.
-
-    Attributes:
-      ids, weights: `[n + m, WIDTH]`; row a is entity a's first. Who has more neighbours has further rows, from n on.
-      owners: `[m]` int32, whose the further rows are, in ascending order; n where they are nobody's.
-    """
-
-    ids: jax.Array
-    weights: jax.Array
-    owners: jax.Array
-
-
 class Graph(NamedTuple):
-    """Who has seen what, from either side: the matrix that `propagate` multiplies by."""
+    """The matrix that `propagate` multiplies by: the items of every user, and the users of every item."""
 
-    of_users: Neighbours
-    of_items: Neighbours
+    users: Neighbours
+    items: Neighbours
 
 
 class LightGCN(InnerProduct):
     """A vector for every user and item, averaged with those of its neighbours near and far (He et al., SIGIR'20).
 
     Only the tables before `propagate` are parameters. They start at N(0, 0.1^2), as the authors' do: a mean over
-    neighbours is shorter than what it averages.
+    neighbours is shorter than the vectors it averages.
 
     Attributes:
       graph: `make_graph` of the training interactions.
-      dim: of the tables.
-      layers: how often neighbours are averaged.
+      dim: the width of the tables.
+      layers: steps along the edges, at least 0.
     """
 
     graph: Graph
     dim: int
     layers: int = 1
-    precision: str = "float32"
 
     def setup(self) -> None:
         normal = nn.initializers.normal(0.1)
@@ -66,10 +49,11 @@ class LightGCN(InnerProduct):
 
 @dataclasses.dataclass(frozen=True)
 class LightGCNSettings(ModelSettings):
-    """Vectors averaged along the graph (He et al., SIGIR'20)."""
+    """Settings of LightGCN, vectors averaged along the graph of interactions (He et al., SIGIR'20)."""
 
     layers: Annotated[int, Ge(0)] = 1
-    """How often neighbours are averaged. The published figures were measured with one."""
+    """Number of LightGCN's averaging steps over neighbours; the published figures were measured with one, the
+    default."""
 
     module: ClassVar[type[Recommender]] = LightGCN
     label: ClassVar[str] = "LightGCN"
@@ -79,9 +63,9 @@ class LightGCNSettings(ModelSettings):
 
 
 def make_graph(train: Interactions) -> Graph:
-    """The graph of the interactions, an edge between u and i weighing 1 / sqrt(deg(u) deg(i)).
+    """Returns the graph of the interactions, in which the edge (u, i) has the weight 1 / sqrt(deg(u) deg(i)).
 
-    Worth making once for many steps: it sorts the interactions by item.
+    It sorts the interactions by item, so make it once for many steps.
     """
     users, items = train.users, train.items
     degrees = jnp.diff(train.offsets), jnp.zeros(train.num_items, jnp.int32).at[items].add(1)
@@ -93,27 +77,15 @@ def make_graph(train: Interactions) -> Graph:
     )
 
 
-def neighbours(owners: jax.Array, ids: jax.Array, weights: jax.Array, degrees: jax.Array) -> Neighbours:
-    """Rows of the edges, given in ascending order of owners, of whom each has as many as `degrees` says."""
-    count, size = len(degrees), len(ids)
-    before = lambda sizes: (jnp.cumsum(sizes) - sizes)[owners]
-    position = jnp.arange(size) - before(degrees)  # of a neighbour among its owner's
-    further = jnp.maximum((degrees - 1) // WIDTH, 0)  # rows of an entity beside its first: size // WIDTH at most in all
-    row = jnp.where(position < WIDTH, owners, count + before(further) + position // WIDTH - 1)
-    rows = count + size // WIDTH
-    place = lambda what: jnp.zeros((rows, WIDTH), what.dtype).at[row, position % WIDTH].set(what)
-    return Neighbours(place(ids), place(weights), jnp.full(rows, count, jnp.int32).at[row].set(owners)[count:])
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def propagate(tables: Tables, graph: Graph, layers: int) -> Tables:
-    r"""The mean of the tables over 0, 1, ..., `layers` steps along the edges.
+    r"""Returns the mean of the tables over 0, 1, ..., `layers` steps along the edges.
 
     .. math:: \frac{1}{L + 1} \sum_{l=0}^{L} (D^{-1/2} A D^{-1/2})^l E
 
-    A is the symmetric matrix of who has seen what, without self-loops, D its row sums; who has no neighbours gets zeros
-    from them. The map is linear and symmetric, so its transpose, which is the backward pass, is itself. Time is
-    O(layers * (pairs + users + items) * dim), and beside tables a row for every `WIDTH` pairs is held.
+    A is the symmetric adjacency matrix of users and items, without self-loops, and D its row sums; a node without
+    neighbours receives zeros. The map is linear and symmetric, so its transpose, which is the backward pass, is itself.
+    Time is O(layers * (pairs + users + items) * dim); memory besides the tables is a row for every `WIDTH` pairs.
 
     Args:
       tables: users `[num_users, dim]` and items `[num_items, dim]`.
@@ -124,7 +96,7 @@ def propagate(tables: Tables, graph: Graph, layers: int) -> Tables:
       Tables of the same shapes.
 
     Raises:
-      AssertionError: tables of other sizes than the graph's.
+      AssertionError: if the tables' sizes differ from the graph's.
     """
     chex.assert_shape(tables, [(len(side.ids) - len(side.owners), None) for side in graph])
     total = tables
@@ -143,13 +115,4 @@ propagate.defvjp(
 def add_neighbours(onto: Tables, tables: Tables, graph: Graph) -> Tables:
     """Adds to every user's row the weighted sum of its items' rows in `tables`, to every item's that of its users'."""
     users, items = tables
-    return add_weighted(onto[0], items, graph.of_users), add_weighted(onto[1], users, graph.of_items)
-
-
-def add_weighted(onto: jax.Array, table: jax.Array, side: Neighbours) -> jax.Array:
-    """Adds to every row of `onto` `[n, d]` the weighted sum of its neighbours' rows in `table` `[m, d]`."""
-    count = len(onto)
-    of_rows = lambda ids, weights: sum(table[i] * w[:, None] for i, w in zip(ids.T, weights.T))
-    first = onto + of_rows(side.ids[:count], side.weights[:count])
-    further = of_rows(side.ids[count:], side.weights[count:])
-    return first.at[side.owners].add(further, mode="drop", indices_are_sorted=True)
+    return add_weighted(onto[0], items, graph.users), add_weighted(onto[1], users, graph.items)

@@ -1,5 +1,4 @@
-"""What there is of a teacher that left nothing but lists, and of one that knows nothing but what is popular: rankings
-to compare with, which an evaluator takes like any model's. Neither is trained."""
+"""Models without training: rankings from given lists, and from popularity, to evaluate like any model."""
 
 import dataclasses
 from typing import Any
@@ -14,10 +13,10 @@ from htd_jax.models.bpr import BPRSettings
 
 
 class Listed(Recommender):
-    """Every user's list of items: the item at position p of `length` scores `length - p`, any other item 0.
+    """A list of items for every user: the item at position p of `length` scores `length - p`, any other item 0.
 
-    Its variables are `{"params": {"items": [num_users, length] int32}}`, -1 for none. An item that stands twice in a
-    list has the score of its better place. It represents nothing, and learns nothing.
+    Its variables are `{"params": {"items": [num_users, length] int32}}`, -1 for none. An item that occurs twice in a
+    list has the score of its better position. It has no representations and no loss.
 
     Attributes:
       length: of the lists.
@@ -30,19 +29,19 @@ class Listed(Recommender):
         self.items = self.param("items", empty, (self.num_users, self.length))
 
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
-        """Scores of the pairs (user, item) of two integer arrays that broadcast, see `Recommender`."""
+        """Returns the scores of pairs (user, item), from two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
         here = self.items[users] == jnp.asarray(items)[..., None]
-        return jnp.max(jnp.where(here, self._worth(), 0.0), axis=-1, initial=0.0)
+        return jnp.max(jnp.where(here, self._scores(), 0.0), axis=-1, initial=0.0)
 
     def score_all(self, users: chex.Array) -> jax.Array:
-        """Scores `[n, num_items]` of every item for the users `[n]`."""
+        """Returns the scores `[n, num_items]` of every item for the users `[n]`."""
         chex.assert_rank(users, 1)
         lists = self.items[users]
         at = jnp.where(lists < 0, self.num_items, lists)
         rows = jnp.arange(len(users))[:, None]
         scores = jnp.zeros((len(users), self.num_items))
-        return scores.at[rows, at].max(jnp.broadcast_to(self._worth(), at.shape), mode="drop")
+        return scores.at[rows, at].max(jnp.broadcast_to(self._scores(), at.shape), mode="drop")
 
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
         raise NotImplementedError("lists have no representations")
@@ -50,13 +49,13 @@ class Listed(Recommender):
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
         raise NotImplementedError("lists are not trained")
 
-    def _worth(self) -> jax.Array:
+    def _scores(self) -> jax.Array:
         return self.length - jnp.arange(self.length, dtype=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class ListedOf:
-    """A `MakeModel` that is a value: lists of one length are of one model."""
+    """A `MakeModel` of `Listed`; it compares by value, like `ModelOf`."""
 
     length: int
 
@@ -65,7 +64,7 @@ class ListedOf:
 
 
 def listed(items: chex.Array) -> tuple[MakeModel, dict[str, Any]]:
-    """A model of lists `[num_users, k]` int32, -1 for none, and its variables.
+    """Returns a model of lists `[num_users, k]` int32, -1 for none, and its variables.
 
     >>> import htd_jax
     >>> from htd_jax.evaluation import make_evaluator
@@ -80,7 +79,7 @@ def listed(items: chex.Array) -> tuple[MakeModel, dict[str, Any]]:
 
 
 def popularity(train: Interactions) -> tuple[MakeModel, dict[str, Any]]:
-    """A model for which every user likes an item as much as there are users in `train` who have seen it."""
+    """Returns a model that scores an item by the number of users who have seen it in `train`, and its variables."""
     counts = jnp.bincount(train.items, length=train.num_items).astype(jnp.float32)
     tables = {"users": jnp.ones((train.num_users, 1)), "items": counts[:, None]}
     return ModelOf(BPRSettings(), 1), {"params": tables}

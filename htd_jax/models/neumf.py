@@ -1,4 +1,4 @@
-"""A product of vectors and a small network side by side, trained with binary cross-entropy."""
+"""NeuMF: an inner product and a small network, trained with binary cross-entropy."""
 
 import dataclasses
 import itertools
@@ -15,24 +15,24 @@ from htd_jax.losses import bce_loss
 from htd_jax.models.base import ModelSettings, Recommender
 from htd_jax.ops.products import dot
 
-# How many units of the tower `score_all` holds at once: as many as a cache does.
+# Units of the tower that `score_all` holds at a time: they fit in a cache.
 UNITS = 2**20
 
 
 class NeuMF(Recommender):
-    r"""Neural matrix factorisation (He et al., WWW'17): a pair's score is the logit of its having been seen.
+    r"""Neural matrix factorisation (He et al., WWW'17): a pair's score is the logit of its being seen.
 
     .. math:: x_{ui} = w^T [p_u \odot q_i;\ f([r_u; s_i])] + b
 
-    f is a tower of layers with ReLU, each half as wide as what it takes. Users have rows p and r, items q and s, kept
-    side by side: a table's first `dim` columns are the product's ("GMF"), its last `dim` the tower's ("MLP"). Tables
-    start at N(0, 0.01^2), kernels at Glorot's uniform distribution, biases at zero.
+    f is a tower of layers with ReLU, each half as wide as its input. Users have vectors p and r, items q and s, in one
+    row each: a table's first `dim` columns are the product's ("GMF"), its last `dim` the tower's ("MLP"). Tables start
+    at N(0, 0.01^2), kernels at Glorot's uniform distribution, biases at zero.
 
-    The tower's first layer is a sum of a user's part and an item's, so that where every user is scored with many items
-    an item's part is computed once.
+    The tower's first layer is the sum of a user's part and an item's, so that scoring many users with many items
+    computes an item's part once.
 
     Attributes:
-      dim: of each of the four vectors; a representation is twice as wide.
+      dim: the width of each of the four vectors; a representation is twice as wide.
       layers: hidden layers of the tower, at least 1.
     """
 
@@ -51,40 +51,40 @@ class NeuMF(Recommender):
         ]
         self.user_kernel, self.item_kernel = jnp.split(first, 2)
         self.product_weights, self.tower_weights = jnp.split(output[:, 0], [self.dim])
-        self.of_all_items = self._of_items(self.items)  # under jit, only where they are asked for
+        self.all_item_parts = self._item_parts(self.items)  # under jit, computed only where they are used
 
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
-        """Representations `[n, 2 dim]` of the users `[n]` and `[m, 2 dim]` of the items `[m]`."""
+        """Returns the representations `[n, 2 dim]` of the users `[n]` and `[m, 2 dim]` of the items `[m]`."""
         chex.assert_rank([users, items], 1)
         return self.users[users], self.items[items]
 
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
-        """Logits of the pairs (user, item) of two integer arrays that broadcast, see `Recommender`."""
+        """Returns the logits of pairs (user, item), from two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
         if items.ndim < 2:
-            return self._logits(self._of_users(users), self._of_items(self.items[items]))
-        product, first = self.of_all_items
-        return self._logits(self._of_users(users), (product[items], first[items]))
+            return self._logits(self._user_parts(users), self._item_parts(self.items[items]))
+        product, first = self.all_item_parts
+        return self._logits(self._user_parts(users), (product[items], first[items]))
 
     def score_all(self, users: chex.Array) -> jax.Array:
-        """Logits `[n, num_items]` of every item for the users `[n]`, with UNITS of the tower's first layer at once."""
+        """Returns the logits `[n, num_items]` of every item for the users `[n]`, UNITS of the first layer at a time."""
         chex.assert_rank(users, 1)
-        (user_product, user_first), (item_product, item_first) = self._of_users(users), self.of_all_items
-        items_at_once = max(1, UNITS // max(1, user_first.size))
-        of_item = lambda first: self._tower(user_first + first[None, :])
-        return dot(user_product, item_product.T) + jax.lax.map(of_item, item_first, batch_size=items_at_once).T
+        (user_product, user_first), (item_product, item_first) = self._user_parts(users), self.all_item_parts
+        batch_size = max(1, UNITS // max(1, user_first.size))
+        score_item = lambda first: self._tower(user_first + first[None, :])
+        return dot(user_product, item_product.T) + jax.lax.map(score_item, item_first, batch_size=batch_size).T
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
-        """`bce_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
+        """Returns `bce_loss`, summed over triples `[n]` (user, seen item, unseen item)."""
         return bce_loss(self.score(users, positives), self.score(users, negatives), where=where)
 
-    def _of_users(self, users: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the product and the tower's first layer take of users `[...]`: `[..., dim]` each."""
+    def _user_parts(self, users: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The parts of the product and of the tower's first layer that depend on users `[...]`: `[..., dim]` each."""
         product, tower = jnp.split(self.users[users], 2, axis=-1)
         return product * _last(self.product_weights, product), _affine(tower, self.user_kernel, self.bias)
 
-    def _of_items(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The same of items, from their rows `[..., 2 dim]`."""
+    def _item_parts(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The parts that depend on items, from their rows `[..., 2 dim]`: `[..., dim]` each."""
         product, tower = jnp.split(rows, 2, axis=-1)
         return product, dot(tower, self.item_kernel)
 
@@ -92,7 +92,7 @@ class NeuMF(Recommender):
         return jnp.sum(user[0] * item[0], axis=-1) + self._tower(user[1] + item[1])
 
     def _tower(self, first: jax.Array) -> jax.Array:
-        """What the tower adds to a logit, `[...]`, from the sums that its first layer takes, `[..., dim]`."""
+        """The tower's term of a logit, `[...]`, from the inputs of its first ReLU, `[..., dim]`."""
         units = jax.nn.relu(first)
         for kernel, bias in self.tower:
             units = jax.nn.relu(_affine(units, kernel, bias))
@@ -100,7 +100,7 @@ class NeuMF(Recommender):
 
 
 def _last(row: jax.Array, x: jax.Array) -> jax.Array:
-    """`row` `[d]` as it broadcasts with `x` `[..., d]`, said aloud: a program may forbid that it does so by itself."""
+    """Reshapes `row` `[d]` to the rank of `x` `[..., d]`: a program may forbid implicit rank promotion."""
     return row.reshape((1,) * (x.ndim - 1) + row.shape)
 
 
@@ -111,10 +111,10 @@ def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class NeuMFSettings(ModelSettings):
-    """A product and a small network side by side (He et al., WWW'17)."""
+    """Settings of NeuMF, an inner product and a small network (He et al., WWW'17)."""
 
     layers: Annotated[int, Ge(1)] = 1
-    """Hidden layers of the network. The published figures were measured with one."""
+    """Number of hidden layers of NeuMF's network; the published figures were measured with one, the default."""
 
     teacher_dim: ClassVar[int] = 250
     module: ClassVar[type[Recommender]] = NeuMF

@@ -1,6 +1,7 @@
 """The representations of a trained model, and its scores as a function."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,14 +21,20 @@ class Representations(NamedTuple):
 
 def represent_all(make_model: MakeModel, variables: Any, train: Interactions) -> Representations:
     """Returns the representations of every user and item under a model's variables."""
+    represented: Representations = _represent_all(make_model, variables, train)
+    return represented
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _represent_all(make_model: MakeModel, variables: Any, train: Interactions) -> Representations:
     every = jnp.arange(train.num_users), jnp.arange(train.num_items)
-    represent = jax.jit(lambda variables, train: make_model(train).apply(variables, *every, method="represent"))
-    return Representations(*represent(variables, train))
+    tables: Any = make_model(train).apply(variables, *every, method="represent")
+    return Representations(*tables)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreAll:
-    """`score_all` as a function of arrays; equal models are equal, so that what is compiled for one serves both."""
+    """`score_all` as a function of arrays; it compares by value, so that what is compiled for one serves equal ones."""
 
     make_model: MakeModel
 

@@ -1,5 +1,5 @@
-"""How the losses are computed fast: a file an operation, and in `platforms` the choice between their forms.
+"""Fast forms of the operations in `htd_jax.losses`: one file per operation; `platforms` chooses between their forms.
 
-What is computed stands in `htd_jax.losses`. An operation that has no derivative of its own here gives its gradient
-along with its value, so the loops and choices within it are never differentiated.
+Operations with a custom derivative compute the gradient along with the value, so that the loops and choices within
+them are never differentiated.
 """

@@ -7,31 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from htd_jax.ops.platforms import at_once
+from htd_jax.ops.platforms import by_backend
 from htd_jax.ops.products import dot, einsum
 
-# Entries that are worked on at once, whose rows of the other side's table are held: in a core's cache, or many.
+# Entries per block, each with its row of the other side's table in memory: on a CPU they fit in a core's cache.
 ENTRIES, MANY_ENTRIES = 2**11, 2**16
 
-# Up to so many entries, a row is found by a system of as many unknowns.
+# Up to this many entries, a row is solved by a system of as many unknowns as entries.
 FEW = 32
 
-# The narrowest block; a wider one is twice as wide as the next.
+# The smallest width; each larger one is twice the last.
 NARROWEST = 4
 
 
-# Of conjugate gradients: rows, residuals, directions, and the residuals' squared lengths.
+# State of conjugate gradients: rows, residuals, directions, and the residuals' squared lengths.
 State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 @struct.dataclass
-class Rows:
-    """Rows of like many entries, in blocks of equally many.
+class PaddedRows:
+    """Rows grouped by number of entries and padded to a common width w, in blocks of b rows.
 
     Attributes:
-      ids: `[blocks, b]` int32, which rows; as many as there are rows, for a filler.
-      others: `[blocks, b, w]` int32, the other sides of their entries.
-      weights: `[blocks, b, w]`, by how much an entry's confidence is above 1; 0 for a filler.
+      ids: `[blocks, b]` int32, the rows' numbers; the number of rows for padding.
+      others: `[blocks, b, w]` int32, the other side of each entry.
+      weights: `[blocks, b, w]`, the confidence of each entry minus 1; 0 for padding.
     """
 
     ids: jax.Array
@@ -39,79 +39,80 @@ class Rows:
     weights: jax.Array
 
 
-def in_rows(owners: np.ndarray, others: np.ndarray, weights: np.ndarray, num_rows: int) -> tuple[Rows, ...]:
-    """The entries `[n]`, sorted by owner, in rows whose widths are powers of two; a row without any is in none.
+def pad_rows(owners: np.ndarray, others: np.ndarray, weights: np.ndarray, num_rows: int) -> tuple[PaddedRows, ...]:
+    """Groups entries `[n]`, sorted by owner, into rows whose widths are powers of two.
 
-    On the host: how many there are of which width decides the shapes. At most half of a row is filled up.
+    Rows without entries are left out; at most half of a row is padding. It runs on the host, because the number of rows
+    of each width decides the shapes.
     """
     degrees = np.bincount(owners, minlength=num_rows)
     begins = np.cumsum(degrees) - degrees
     widths = np.maximum(NARROWEST, 2 ** np.ceil(np.log2(np.maximum(degrees, 1))).astype(np.int64))
     return tuple(
-        _of_width(np.flatnonzero((widths == width) & (degrees > 0)), int(width), begins, degrees, others, weights)
+        _pad_to_width(np.flatnonzero((widths == width) & (degrees > 0)), int(width), begins, degrees, others, weights)
         for width in np.unique(widths[degrees > 0])
     )
 
 
-def _of_width(
+def _pad_to_width(
     ids: np.ndarray, width: int, begins: np.ndarray, degrees: np.ndarray, others: np.ndarray, weights: np.ndarray
-) -> Rows:
-    """The rows `ids`, each of whose entries are `degrees` from `begins` on, filled up to `width`."""
-    a_block = min(max(1, at_once(ENTRIES, MANY_ENTRIES) // width), len(ids))
-    ids = np.pad(ids, (0, -len(ids) % a_block), constant_values=len(degrees))
+) -> PaddedRows:
+    """Pads the rows `ids` to `width`; the entries of row i are `begins[i]` to `begins[i] + degrees[i]`."""
+    block = min(max(1, by_backend(ENTRIES, MANY_ENTRIES) // width), len(ids))
+    ids = np.pad(ids, (0, -len(ids) % block), constant_values=len(degrees))
     begin, degree = np.append(begins, 0)[ids][:, None], np.append(degrees, 0)[ids][:, None]
     place = np.arange(width)[None, :]
-    there = place < degree
-    at = np.where(there, begin + place, 0)
-    shaped = lambda x, dtype: jnp.asarray(x.astype(dtype).reshape(-1, a_block, *x.shape[1:]))
-    return Rows(
-        shaped(ids, np.int32),
-        shaped(np.where(there, others[at], 0), np.int32),
-        shaped(np.where(there, weights[at], 0), np.float32),
+    where = place < degree
+    at = np.where(where, begin + place, 0)
+    in_blocks = lambda x, dtype: jnp.asarray(x.astype(dtype).reshape(-1, block, *x.shape[1:]))
+    return PaddedRows(
+        in_blocks(ids, np.int32),
+        in_blocks(np.where(where, others[at], 0), np.int32),
+        in_blocks(np.where(where, weights[at], 0), np.float32),
     )
 
 
 def solve_rows(
-    rows: Sequence[Rows], table: jax.Array, penalties: jax.Array, start: jax.Array, steps: int = 0
+    rows: Sequence[PaddedRows], table: jax.Array, penalties: jax.Array, start: jax.Array, steps: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    r"""The rows that are best for a table of the other side, and what is left of the sum that they lower.
+    r"""Returns the best rows for a table of the other side, and the value of the objective that they minimise.
 
     .. math:: x_u = \arg\min_x \sum_{i \in S_u} (w_{ui} + 1) (1 - x \cdot y_i)^2 + \sum_{i \notin S_u} (x \cdot y_i)^2
               + \lambda_u |x|^2
 
-    The normal equations of a row are (Y'Y + lambda + Y_S' W Y_S) x = Y_S' (W + 1) 1. What all rows have in common is
-    taken apart once, Y'Y = Q diag(e) Q': in the basis of Q it is a diagonal, D = e + lambda, and D is what the
-    conjugate gradients are preconditioned with. The rest has the rank of the row's entries, so that they end after as
-    many steps; a few come close.
+    The normal equations of a row are (Y'Y + lambda + Y_S' W Y_S) x = Y_S' (W + 1) 1. Their common part is decomposed
+    once, Y'Y = Q diag(e) Q': in the basis of Q it is the diagonal D = e + lambda, which preconditions the conjugate
+    gradients. The remainder has the rank of the row's entries, so that they converge in as many steps, and nearly in a
+    few.
 
     Source: Hu et al., ICDM'08, equations 4 and 5; conjugate gradients from the last sweep's rows, Takacs et al.,
     RecSys'11.
 
-    Cost, with m others, n rows, p entries and d dimensions: 2 d^2 (2 m + 2 n) and an eigendecomposition of d x d, and
-    4 p d a step.
+    Cost, with m others, n rows, p entries and d dimensions: 2 d^2 (2 m + 2 n) operations, an eigendecomposition of
+    d x d, and 4 p d operations per step.
 
     Args:
-      rows: see `in_rows`.
+      rows: see `pad_rows`.
       table: `[m, d]`, Y.
       penalties: `[n]`, lambda, over 0.
-      start: `[n, d]`, where the steps begin.
-      steps: of the conjugate gradients; 0: until every residual is a rounding error.
+      start: `[n, d]`, the rows before the first step.
+      steps: conjugate gradient steps; 0 iterates until every residual is a rounding error.
 
     Returns:
-      `[n, d]`, zeros for a row without entries; and the sum over rows, a scalar.
+      `[n, d]`, zeros for a row without entries; and the objective, a scalar, summed over rows.
     """
     dim = table.shape[1]
     eigenvalues, basis = jnp.linalg.eigh(dot(table.T, table))
-    eigenvalues = jnp.maximum(eigenvalues, 0)  # what is below is rounding
-    turned, begin = dot(table, basis), dot(start, basis)
-    solved, left = jnp.zeros((len(penalties), dim), table.dtype), jnp.zeros((), table.dtype)
-    for of_width in rows:
+    eigenvalues = jnp.maximum(eigenvalues, 0)  # below 0 by rounding only
+    rotated, begin = dot(table, basis), dot(start, basis)
+    solved, objective = jnp.zeros((len(penalties), dim), table.dtype), jnp.zeros((), table.dtype)
+    for group in rows:
 
-        def of_block(carry: tuple[jax.Array, jax.Array], block: Rows) -> tuple[tuple[jax.Array, jax.Array], None]:
-            solved, left = carry
-            filler = block.ids == len(penalties)
-            ids = jnp.where(filler, 0, block.ids)
-            entries = jnp.where((block.weights > 0)[..., None], turned[block.others], 0)
+        def solve(carry: tuple[jax.Array, jax.Array], block: PaddedRows) -> tuple[tuple[jax.Array, jax.Array], None]:
+            solved, objective = carry
+            padding = block.ids == len(penalties)
+            ids = jnp.where(padding, 0, block.ids)
+            entries = jnp.where((block.weights > 0)[..., None], rotated[block.others], 0)
             diagonal = eigenvalues + penalties[ids][:, None]
             if entries.shape[1] <= FEW:
                 best = _few_entries(entries, block.weights, diagonal)
@@ -119,31 +120,31 @@ def solve_rows(
                 best = _many_entries(entries, block.weights, diagonal, begin[ids], steps)
             scores = einsum("bwd,bd->bw", entries, best)
             seen = jnp.where(block.weights > 0, (block.weights + 1) * (1 - scores) ** 2 - scores**2, 0)
-            left += jnp.sum(jnp.where(filler[:, None], 0, diagonal * best**2)) + jnp.sum(seen)
-            return (solved.at[block.ids].set(best, mode="drop"), left), None
+            objective += jnp.sum(jnp.where(padding[:, None], 0, diagonal * best**2)) + jnp.sum(seen)
+            return (solved.at[block.ids].set(best, mode="drop"), objective), None
 
-        (solved, left), _ = jax.lax.scan(of_block, (solved, left), of_width)
-    return dot(solved, basis.T), left
+        (solved, objective), _ = jax.lax.scan(solve, (solved, objective), group)
+    return dot(solved, basis.T), objective
 
 
 def _few_entries(entries: jax.Array, weights: jax.Array, diagonal: jax.Array) -> jax.Array:
-    """Rows `[b, d]` of entries `[b, w, d]`, their weights `[b, w]` and D `[b, d]`, w small.
+    """Solves rows `[b, d]` from entries Z `[b, w, d]`, their weights `[b, w]` and D `[b, d]`, w small.
 
-    By a system of w unknowns a row: x = D^-1 Z' W^1/2 v with (1 + W^1/2 Z D^-1 Z' W^1/2) v = W^-1/2 (W + 1) 1.
+    By a system of w unknowns per row: x = D^-1 Z' W^1/2 v with (1 + W^1/2 Z D^-1 Z' W^1/2) v = W^-1/2 (W + 1) 1.
     """
     roots = jnp.sqrt(weights)
     scaled = entries * roots[..., None]
     system = einsum("bid,bjd->bij", scaled / diagonal[:, None, :], scaled)
     right = jnp.where(weights > 0, (weights + 1) / jnp.where(weights > 0, roots, 1), 0)
     times = lambda v: v + einsum("bij,bj->bi", system, v)
-    found = _conjugate_gradients(times, jnp.ones_like(right), right, jnp.zeros_like(right), 0)
-    return einsum("bi,bid->bd", found, scaled) / diagonal
+    v = _conjugate_gradients(times, jnp.ones_like(right), right, jnp.zeros_like(right), 0)
+    return einsum("bi,bid->bd", v, scaled) / diagonal
 
 
 def _many_entries(
     entries: jax.Array, weights: jax.Array, diagonal: jax.Array, start: jax.Array, steps: int
 ) -> jax.Array:
-    """The same by the normal equations, from `[b, d]`."""
+    """Solves the same rows by the normal equations, starting from `start` `[b, d]`."""
     scores = lambda x: einsum("bwd,bd->bw", entries, x)
     back = lambda x: einsum("bwd,bw->bd", entries, x)
     times = lambda x: diagonal * x + back(weights * scores(x))
@@ -151,30 +152,30 @@ def _many_entries(
 
 
 def _conjugate_gradients(
-    times: Callable[[jax.Array], jax.Array], like: jax.Array, right: jax.Array, start: jax.Array, steps: int
+    times: Callable[[jax.Array], jax.Array], diagonal: jax.Array, right: jax.Array, start: jax.Array, steps: int
 ) -> jax.Array:
-    """Solves systems side by side.
+    """Solves b systems of n unknowns together.
 
     Args:
-      times: of `[b, n]`, the products with the positive definite matrices.
-      like: `[b, n]`, the diagonals that are like them.
+      times: multiplies `[b, n]` by the positive definite matrices.
+      diagonal: `[b, n]`, the preconditioner.
       right, start: `[b, n]`.
-      steps: 0: until every residual is a rounding error.
+      steps: 0 iterates until every residual is a rounding error.
     """
     within = lambda x, y: jnp.sum(x * y, axis=1, keepdims=True)
     tiny = jnp.finfo(right.dtype).tiny
-    limit = jnp.finfo(right.dtype).eps ** 2 * within(right, right / like)
+    limit = jnp.finfo(right.dtype).eps ** 2 * within(right, right / diagonal)
 
     def step(carry: State) -> State:
         x, residual, direction, size = carry
         ahead = times(direction)
         length = size / jnp.maximum(within(direction, ahead), tiny)
         x, residual = x + length * direction, residual - length * ahead
-        now = within(residual, residual / like)
-        return x, residual, residual / like + now / jnp.maximum(size, tiny) * direction, now
+        now = within(residual, residual / diagonal)
+        return x, residual, residual / diagonal + now / jnp.maximum(size, tiny) * direction, now
 
     residual = right - times(start)
-    carry: State = (start, residual, residual / like, within(residual, residual / like))
+    carry: State = (start, residual, residual / diagonal, within(residual, residual / diagonal))
     if steps:
         carry = jax.lax.fori_loop(0, steps, lambda _, carry: step(carry), carry)
     else:

@@ -1,4 +1,4 @@
-"""Rows gathered into blocks of one owner each, so that products over an owner's rows become products over blocks."""
+"""Rows grouped by owner into blocks, so that products over an owner's rows become products over blocks."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ class Blocks(NamedTuple):
     """Rows in blocks.
 
     Attributes:
-      rows: `[blocks, size]` int32, the rows of each block in ascending order, n where a block has no more.
-      owner: `[blocks]` int32, whose rows they are.
-      slots: `[n, k]` int32, where the pair (row, owner) is among the `blocks * size` places; `blocks * size` where the
-        pair does not count.
-      used: a scalar, how many blocks hold a row; they come first, in the order of their owners.
+      rows: `[blocks, size]` int32, the rows of each block in ascending order, n for padding.
+      owner: `[blocks]` int32, the owner of each block's rows.
+      slots: `[n, k]` int32, the position of the pair (row, owner) among the `blocks * size`; `blocks * size` for an
+        inactive pair.
+      used: a scalar, the number of blocks that hold a row; they come first, in the order of their owners.
     """
 
     rows: jax.Array
@@ -27,25 +27,22 @@ class Blocks(NamedTuple):
 
 
 def into_blocks(active: jax.Array, sides: tuple[int, ...], size: int, most: int) -> Blocks:
-    """Blocks for the pairs (row, owner) that count.
+    """Returns blocks of the active pairs (row, owner).
 
-    Each of the s sides has k owners of its own: owner j of side i is number i k + j of all.
+    Each of the s sides has k owners: owner j of side i is number i k + j.
 
     Args:
-      active: `[n, k]` bool, which owners of its side a row has; n under 2^24.
-      sides: how many rows each side has, in the order of the rows; n in all. Static.
-      size: rows in a block.
-      most: how many blocks there may be, s k + pairs // size are enough.
-
-    Returns:
-      The blocks; of pairs beyond `most` blocks nothing.
+      active: `[n, k]` bool, the owners of its side that a row has; n under 2^24.
+      sides: the number of rows of each side, in the order of the rows; n in total. Static.
+      size: rows per block.
+      most: number of blocks, s k + pairs // size is enough; pairs beyond it are dropped.
     """
     rows, owners = active.shape
     side_of = side_of_rows(sides)
     position = running_count(active)  # from 1
     last = np.cumsum(sides)
     ends = jnp.where((last > 0)[:, None], position[np.maximum(last - 1, 0)], 0)
-    before = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])  # the sides before a row's own
+    before = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])  # in the sides before a row's side
     blocks = -(-(ends - before).ravel() // size)
     last_block = jnp.sum(jnp.where(np.tri(len(blocks), dtype=bool), blocks[None], 0), axis=1)
     base = (last_block - blocks).reshape(-1, owners) * size - before
@@ -58,20 +55,20 @@ def into_blocks(active: jax.Array, sides: tuple[int, ...], size: int, most: int)
 
 
 def to_slots(x: jax.Array, slots: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A number for each pair, `x` `[n, k]`, where the pairs are in blocks of `shape`; zeros where none is."""
+    """Scatters a number per pair, `x` `[n, k]`, to the pairs' positions in blocks of `shape`; zeros elsewhere."""
     return jnp.zeros(shape, x.dtype).ravel().at[slots].set(x, mode="drop").reshape(shape)
 
 
 def side_of_rows(sides: tuple[int, ...]) -> np.ndarray:
-    """Each row's side: `[n]`, constants."""
+    """Returns each row's side: `[n]`, constants."""
     return np.repeat(np.arange(len(sides)), sides)
 
 
 def running_count(active: jax.Array) -> jax.Array:
-    """How many of `active` `[n, k]` bool are true down to each row, itself included: `[n, k]` int32.
+    """Returns the cumulative sum of `active` `[n, k]` bool over rows: `[n, k]` int32.
 
-    Two products with triangles of ones, about 2 n^1.5 k operations, exact up to 2^24: a sum that runs in one pass is
-    log n small operations on a device, or a loop.
+    Two products with triangles of ones, about 2 n^1.5 k operations, exact up to 2^24; `jnp.cumsum` would be log n small
+    operations on a device, or a loop.
     """
     rows, owners = active.shape
     size = 1 << -(-max(rows - 1, 1).bit_length() // 2)

@@ -1,17 +1,17 @@
-"""The regression of a mixture of experts, where few of a row's weights may count: value and gradient in one.
+"""The regression of a mixture of experts with few weights in use per row: value and gradient together.
 
-Shapes: n rows in s sides, each side with K experts d_s -> h -> d_t of its own, m = d_s h + h d_t the multiplications of
-one expert for one row. A pair is a row and an expert whose weight is in use; there are between n and n K.
+Shapes: n rows in s sides, each side with its own K experts d_s -> h -> d_t; m = d_s h + h d_t are the multiplications
+of one expert for one row. A pair is a row and an expert whose weight is in use; there are between n and n K pairs.
 
-| form | operations | bytes beside arguments and gradients |
+| form | operations | bytes besides arguments and gradients |
 |---|---|---|
-| routed | 6 m a pair | O(n (d_t + K)) on a CPU; elsewhere 4 (pairs (3 d_t + 3 h) + 2 blocks m), pairs < 2 n + 128 s K |
-| dense | 6 m K a row | 256 rows' on a CPU; elsewhere 20 ROWS_TIMES_UNITS, 0.7 GB, or 20 n K h if that is less |
+| routed | 6 m per pair | CPU: O(n (d_t + K)); else 4 (pairs (3 d_t + 3 h) + 2 blocks m), pairs < 2 n + 128 s K |
+| dense | 6 m K per row | CPU: 256 rows'; else 20 ROWS_TIMES_UNITS, 0.7 GB, or 20 n K h if that is less |
 
-The dense products run nearer to a device's peak than the routed ones, whose blocks are part empty and whose weights are
-gathered. So the dense form is taken on a CPU where more than one weight in 2.8 is in use, and elsewhere where more
-than two a row are. There the routed form costs as much as 2 n + 128 s K rows of one expert, the dense one n K: they
-cross at n = 128 s K / (K - 2), 275 rows of two sides at K = 30, and at no n for two experts a side.
+The dense products run nearer to a device's peak than the routed ones, whose blocks are partly empty and whose weights
+are gathered. So the dense form is used on a CPU if more than one weight in 2.8 is in use, and elsewhere if more than
+two per row are. Elsewhere the routed form costs as much as 2 n + 128 s K rows of one expert, the dense one n K: they
+cross at n = 128 s K / (K - 2), 275 rows of two sides at K = 30, and at no n for two experts per side.
 """
 
 import functools
@@ -29,13 +29,13 @@ from htd_jax.ops.manual import alike, axes_of, vary
 from htd_jax.ops.products import dot, einsum
 from htd_jax.ops.rows import keep_rows, take_rows
 
-# On a CPU: BLOCK rows of one expert, CHUNK blocks in a lane at once. A routed product costs about ROUTING_COST times
-# its share of a dense one; the dense products take ROWS rows at once.
+# On a CPU: BLOCK rows of one expert, CHUNK blocks per lane at a time. A routed product costs about ROUTING_COST times
+# its share of a dense one; the dense products take ROWS rows at a time.
 BLOCK, CHUNK = 32, 2
 ROUTING_COST, ROWS = 2.8, 256
 
-# Elsewhere: rows in a block of one expert; routed while there are no more than PAIRS pairs a row on average, and
-# MOST_OF_A_ROW in any row; dense by LARGE_ROWS rows of a side, as many at once as have ROWS_TIMES_UNITS hidden units.
+# Elsewhere: rows per block of one expert; routed up to PAIRS pairs per row on average and MOST_OF_A_ROW in any row;
+# dense by LARGE_ROWS rows of a side, as many at a time as have ROWS_TIMES_UNITS hidden units.
 LARGE_BLOCK, PAIRS, MOST_OF_A_ROW = 128, 2, 4
 LARGE_ROWS, ROWS_TIMES_UNITS = 1024, 2**25
 
@@ -55,9 +55,9 @@ class Experts(TypedDict):
 
 
 def mixed_outputs(student: jax.Array, mixture: jax.Array, experts: Experts) -> jax.Array:
-    """The sum of all experts' outputs, weighted by the mixture: `[n, d_t]`.
+    """Returns the sum of all experts' outputs, weighted by the mixture: `[n, d_t]`.
 
-    One product over the hidden units weighted by the mixture; the K outputs themselves are never held.
+    One product over the hidden units weighted by the mixture; the K outputs themselves are never in memory.
 
     Args:
       student: `[n, d_s]` floats.
@@ -66,7 +66,7 @@ def mixed_outputs(student: jax.Array, mixture: jax.Array, experts: Experts) -> j
     """
     hidden, output = experts["hidden"], experts["output"]
     num_experts, student_dim, width = hidden["kernel"].shape
-    # Matrices throughout, all experts' units side by side: of three axes XLA on a CPU makes copies to transpose them.
+    # Matrices with all experts' units in one axis: with three axes XLA on a CPU would transpose by copying.
     kernel = jnp.swapaxes(hidden["kernel"], 0, 1).reshape(student_dim, num_experts * width)
     units = jax.nn.relu(dot(student, kernel) + hidden["bias"].reshape(1, -1))
     weighted = mixture[:, :, None] * units.reshape(-1, num_experts, width)
@@ -75,14 +75,14 @@ def mixed_outputs(student: jax.Array, mixture: jax.Array, experts: Experts) -> j
 
 
 class Regression(NamedTuple):
-    """The rows of a batch, and what they are regressed with.
+    """A batch of rows and their experts.
 
     Attributes:
       student: `[n, d_s]` floats.
       teacher: `[n, d_t]` floats, a constant.
       mixture: `[n, K]` floats.
-      experts: those of every side one after the other, `[s K, ...]`.
-      in_use: `[n, K]` bool, which weights of the mixture count; a row of none is masked, and may hold anything.
+      experts: the experts of every side, one side after the other, `[s K, ...]`.
+      in_use: `[n, K]` bool, the weights of the mixture that count; a row without any is masked, and may be anything.
       weight: `[n]` floats, a constant.
     """
 
@@ -94,31 +94,31 @@ class Regression(NamedTuple):
     weight: jax.Array
 
 
-def mixture_regression(of: Regression, sides: tuple[int, ...]) -> jax.Array:
-    """The sum over rows of `weight` |teacher - mixed outputs|^2, with no need of more than the weights `in_use`.
+def mixture_regression(batch: Regression, sides: tuple[int, ...]) -> jax.Array:
+    """Returns the sum over rows of `weight` |teacher - mixed outputs|^2, computed from the weights `in_use` alone.
 
     Differentiable in student, mixture and experts.
 
     Args:
-      of: the rows and their experts.
-      sides: how many rows each side has, one side after the other; static.
+      batch: the rows and their experts.
+      sides: the number of rows of each side, one side after the other; static.
 
     Returns:
       A scalar.
     """
-    if not len(of.student):
-        return jnp.zeros((), of.student.dtype)
-    return _regression(*alike(of), sides)
+    if not len(batch.student):
+        return jnp.zeros((), batch.student.dtype)
+    return _regression(*alike(batch), sides)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _regression(of: Regression, sides: tuple[int, ...]) -> jax.Array:
-    return _regression_and_gradients(of, sides)[0]
+def _regression(batch: Regression, sides: tuple[int, ...]) -> jax.Array:
+    return _regression_and_gradients(batch, sides)[0]
 
 
-def _regression_and_gradients(of: Regression, sides: tuple[int, ...]) -> tuple[jax.Array, Any]:
+def _regression_and_gradients(batch: Regression, sides: tuple[int, ...]) -> tuple[jax.Array, Any]:
     loss, d_student, d_mixture, d_experts = platforms.by_platform(
-        functools.partial(in_small_blocks, sides=sides), functools.partial(in_large_products, sides=sides), of
+        functools.partial(in_small_blocks, sides=sides), functools.partial(in_large_products, sides=sides), batch
     )
     return loss, (d_student, None, d_mixture, d_experts, None, None)
 
@@ -131,20 +131,20 @@ _regression.defvjp(
 Total = tuple[jax.Array, jax.Array, jax.Array, Experts]
 
 
-def in_small_blocks(of: Regression, sides: tuple[int, ...]) -> Total:
+def in_small_blocks(batch: Regression, sides: tuple[int, ...]) -> Total:
     """The form for a CPU: loss and gradients by student, mixture and experts.
 
-    Loops whose lengths are known only when they run. For a side where most weights are in use the routed loops have no
-    turn, and for another the dense one has none.
+    Loops whose lengths are known only when they run: a side with most weights in use is left to the dense loop, any
+    other to the routed ones.
     """
     starts = np.cumsum(sides)[:-1]
-    used = jnp.stack([jnp.sum(part) for part in jnp.split(of.in_use, starts)])
-    most = np.array(sides, np.float32) * of.mixture.shape[1]
+    used = jnp.stack([jnp.sum(part) for part in jnp.split(batch.in_use, starts)])
+    most = np.array(sides, np.float32) * batch.mixture.shape[1]
     crowded = (ROUTING_COST * used > most)[side_of_rows(sides)][:, None]
-    zeros = jax.tree.map(jnp.zeros_like, (of.student, of.mixture, of.experts))
-    total = vary((jnp.zeros((), of.student.dtype), *zeros), axes_of(of.student))
-    total = _add_dense(total, of._replace(in_use=of.in_use & crowded), sides)
-    return _add_routed(total, of._replace(in_use=of.in_use & ~crowded), sides)
+    zeros = jax.tree.map(jnp.zeros_like, (batch.student, batch.mixture, batch.experts))
+    total = vary((jnp.zeros((), batch.student.dtype), *zeros), axes_of(batch.student))
+    total = _add_dense(total, batch._replace(in_use=batch.in_use & crowded), sides)
+    return _add_routed(total, batch._replace(in_use=batch.in_use & ~crowded), sides)
 
 
 def _squares(
@@ -157,16 +157,16 @@ _squares_and_gradients = jax.value_and_grad(_squares, (0, 2, 3))
 
 
 def _by_side(experts: Experts, sides: tuple[int, ...]) -> Experts:
-    """`[s, K, ...]`."""
+    """Returns the experts as `[s, K, ...]`."""
     return jax.tree.map(lambda x: x.reshape(len(sides), -1, *x.shape[1:]), experts)
 
 
-def _add_dense(total: Total, of: Regression, sides: tuple[int, ...]) -> Total:
+def _add_dense(total: Total, batch: Regression, sides: tuple[int, ...]) -> Total:
     """Adds loss and gradients over all experts of every row with a weight in use, ROWS rows of a side at a time."""
-    student, teacher, mixture, experts, in_use, weight = of
+    student, teacher, mixture, experts, in_use, weight = batch
     kept = in_use.any(1)
     rows = len(kept)
-    kept_rows = jnp.sort(jnp.where(kept, jnp.arange(rows), rows))  # one side after the other still
+    kept_rows = jnp.sort(jnp.where(kept, jnp.arange(rows), rows))  # still one side after the other
     kept_rows = jnp.pad(kept_rows, (0, ROWS), constant_values=rows)
     size = jnp.stack([jnp.sum(part) for part in jnp.split(kept, np.cumsum(sides)[:-1])])
     first, blocks = jnp.cumsum(size) - size, -(-size // ROWS)
@@ -181,9 +181,9 @@ def _add_dense(total: Total, of: Regression, sides: tuple[int, ...]) -> Total:
         begin = (index - (last_block - blocks)[side]) * ROWS
         row = jax.lax.dynamic_slice_in_dim(kept_rows, first[side] + begin, ROWS)
         row = jnp.where(begin + jnp.arange(ROWS) < size[side], row, rows)
-        of_block = [take_rows(x, row) for x in (student, teacher, mixture)]
+        inputs = [take_rows(x, row) for x in (student, teacher, mixture)]
         own = jax.tree.map(lambda x: at(x, side), experts_of_side)
-        part, gradients = _squares_and_gradients(*of_block, own, take_rows(weight, row))
+        part, gradients = _squares_and_gradients(*inputs, own, take_rows(weight, row))
         plus = lambda d, some: jax.lax.dynamic_update_index_in_dim(d, at(d, side) + some, side, 0)
         return (
             loss + part,
@@ -198,7 +198,7 @@ def _add_dense(total: Total, of: Regression, sides: tuple[int, ...]) -> Total:
 
 
 class Visited(NamedTuple):
-    """Blocks `[b, size]` of rows, each by its expert: the experts' weights, what the rows put in, what comes out."""
+    """Blocks `[b, size]` of rows through their experts: the experts' weights, the inputs, and the outputs."""
 
     layers: Experts
     inputs: jax.Array
@@ -208,7 +208,7 @@ class Visited(NamedTuple):
 
 
 def _visit(student: jax.Array, experts: Experts, row: jax.Array, expert: jax.Array, weight: jax.Array) -> Visited:
-    """Of blocks' rows `[b, size]` (`n` where empty), their weights `[b, size]`, and the blocks' experts `[b]`."""
+    """Applies the blocks' experts `[b]` to their rows `[b, size]` (`n` where empty) with weights `[b, size]`."""
     layers = jax.tree.map(lambda x: x[expert], experts)
     apply = lambda layer, x: einsum("bnd,bde->bne", x, layer["kernel"]) + layer["bias"][:, None]
     inputs = take_rows(student, row)
@@ -217,46 +217,47 @@ def _visit(student: jax.Array, experts: Experts, row: jax.Array, expert: jax.Arr
 
 
 def _differentiate(visited: Visited, pull: jax.Array) -> tuple[jax.Array, jax.Array, Experts, Any]:
-    """Gradients by the blocks' inputs, weights and layers, of that by their weighted outputs; and intermediates."""
+    """Returns the gradients by the blocks' inputs, weights and layers, from the gradient `pull` by their weighted
+    outputs; and intermediate results."""
     layers, inputs, weight, hidden, output = visited
     d_weight = jnp.sum(pull * output, -1)
     d_output = weight * pull
     d_hidden = jnp.where(hidden > 0, einsum("bne,bde->bnd", d_output, layers["output"]["kernel"]), 0)
     d_inputs = einsum("bne,bde->bnd", d_hidden, layers["hidden"]["kernel"])
-    of_layer = lambda x, y: Layer(kernel=einsum("bnd,bne->bde", x, y), bias=y.sum(1))
-    d_layers = Experts(hidden=of_layer(inputs, d_hidden), output=of_layer(hidden, d_output))
+    d_layer = lambda x, y: Layer(kernel=einsum("bnd,bne->bde", x, y), bias=y.sum(1))
+    d_layers = Experts(hidden=d_layer(inputs, d_hidden), output=d_layer(hidden, d_output))
     return d_inputs, d_weight, d_layers, (d_output, d_hidden)
 
 
-def _add_routed(total: Total, of: Regression, sides: tuple[int, ...]) -> Total:
+def _add_routed(total: Total, batch: Regression, sides: tuple[int, ...]) -> Total:
     """Adds loss and gradients over the pairs in use.
 
-    The rows of a single expert, nearly all at a low temperature, are done in one visit. Blocks that hold a row of
-    several are visited twice: what is left of a row is known when all its experts have spoken.
+    Rows with a single expert, nearly all at a low temperature, take one visit. Blocks with a row of several experts are
+    visited twice, because a row's residual is known only after all its experts.
     """
-    student, teacher, mixture, experts, in_use, weight = of
+    student, teacher, mixture, experts, in_use, weight = batch
     rows, num_experts = mixture.shape
     several = in_use.sum(1) > 1
     most = len(sides) * num_experts + int(mixture.size / ROUTING_COST) // BLOCK  # an expert's last may be part empty
     most = LANES * CHUNK * -(-most // (LANES * CHUNK))
     row_of, expert_of, slots, num_blocks = into_blocks(in_use, sides, BLOCK, most)
-    # What is read of every pair lies in the order of the blocks, so that a turn of a loop takes a slice.
+    # Inputs per pair are laid out in the order of the blocks, so that a turn of a loop takes a slice.
     weight_of = to_slots(mixture, slots, row_of.shape)
     share_of, several_of = take_rows(weight, row_of), take_rows(several, row_of)
-    mixed_in = several_of.any(1)  # the blocks to be visited twice
+    mixed_in = several_of.any(1)  # the blocks to visit twice
     row_of_several = jnp.where(several_of, row_of, rows)
     twice = jnp.sort(jnp.where(mixed_in, jnp.arange(most), most))
     chunk = lambda x, index: jax.lax.dynamic_slice_in_dim(x, index * CHUNK, CHUNK)
 
-    def speak(index: jax.Array) -> Any:
+    def predict(index: jax.Array) -> Any:
         block = chunk(twice, index)
         row = row_of_several.at[block].get(mode="fill", fill_value=rows)
         visited = _visit(student, experts, row, expert_of[block], weight_of[block])
         return row, visited.weight * visited.output, visited
 
-    residual = accumulate(  # of a single expert's row: without its output
-        speak,
-        lambda residual, spoken: residual.at[spoken[0]].add(spoken[1], mode="drop"),
+    residual = accumulate(  # without the output of a row's single expert
+        predict,
+        lambda residual, predicted: residual.at[predicted[0]].add(predicted[1], mode="drop"),
         -teacher,
         -(-jnp.sum(mixed_in) // CHUNK),
     )
@@ -287,21 +288,21 @@ def _add_routed(total: Total, of: Regression, sides: tuple[int, ...]) -> Total:
     return loss, d_student, d_mixture + take_rows(d_weight_of.ravel(), slots), d_experts
 
 
-def in_large_products(of: Regression, sides: tuple[int, ...]) -> Total:
-    """The form for a GPU or TPU: loss and gradients by student, mixture and experts, in a given order of additions.
+def in_large_products(batch: Regression, sides: tuple[int, ...]) -> Total:
+    """The form for a GPU or TPU: loss and gradients by student, mixture and experts, in a fixed order of additions.
 
-    Two forms behind one choice, neither with a loop until the hidden units of all experts outgrow ROWS_TIMES_UNITS.
+    Two forms behind one condition, without loops until the hidden units of all experts exceed ROWS_TIMES_UNITS.
     """
-    used = jnp.sum(of.in_use, axis=1)
+    used = jnp.sum(batch.in_use, axis=1)
     few = (jnp.sum(used) <= PAIRS * len(used)) & (jnp.max(used) <= MOST_OF_A_ROW)
-    axes = axes_of(of.student)
-    forms = (lambda of, form=form: vary(form(of, sides), axes) for form in (_routed_products, _dense_products))
-    return jax.lax.cond(few, *forms, of)
+    axes = axes_of(batch.student)
+    forms = (lambda batch, form=form: vary(form(batch, sides), axes) for form in (_routed_products, _dense_products))
+    return jax.lax.cond(few, *forms, batch)
 
 
-def _routed_products(of: Regression, sides: tuple[int, ...]) -> Total:
-    """Over the pairs in use, of which there are no more than PAIRS a row, MOST_OF_A_ROW in any."""
-    student, teacher, mixture, experts, in_use, weight = of
+def _routed_products(batch: Regression, sides: tuple[int, ...]) -> Total:
+    """Loss and gradients over the pairs in use, at most PAIRS per row on average and MOST_OF_A_ROW in any row."""
+    student, teacher, mixture, experts, in_use, weight = batch
     rows, num_experts = mixture.shape
     most = len(sides) * num_experts + PAIRS * rows // LARGE_BLOCK
     row_of, expert_of, slots, _ = into_blocks(in_use, sides, LARGE_BLOCK, most)
@@ -318,44 +319,45 @@ def _routed_products(of: Regression, sides: tuple[int, ...]) -> Total:
 
 
 def _smallest(x: jax.Array, count: int, none: int) -> list[jax.Array]:
-    """The `count` smallest numbers of each row of `x`, different numbers under `none`: `count` vectors `[n]`."""
-    found = []
+    """Returns the `count` smallest numbers of each row of `x`, distinct numbers under `none`: `count` vectors `[n]`."""
+    smallest = []
     for _ in range(count):
-        found.append(x.min(axis=1))
-        x = jnp.where(x == found[-1][:, None], none, x)
-    return found
+        smallest.append(x.min(axis=1))
+        x = jnp.where(x == smallest[-1][:, None], none, x)
+    return smallest
 
 
 def _sum_by_owner(tree: Any, owner: jax.Array, owners: int) -> Any:
-    """Leaves `[b, ...]` summed over the blocks of each owner: `[owners, ...]`. As products, since additions into one
-    place in no given order would make a GPU's results differ from run to run."""
+    """Sums leaves `[b, ...]` over the blocks of each owner: `[owners, ...]`. As products, because a scatter adds in no
+    fixed order on a GPU, so that its results would differ from run to run."""
     owns = jnp.arange(owners)[:, None] == owner[None]
-    of_leaf = lambda x: dot(owns.astype(x.dtype), x.reshape(len(owner), -1)).reshape(owners, *x.shape[1:])
-    return jax.tree.map(of_leaf, tree)
+    sum_leaf = lambda x: dot(owns.astype(x.dtype), x.reshape(len(owner), -1)).reshape(owners, *x.shape[1:])
+    return jax.tree.map(sum_leaf, tree)
 
 
-def _dense_products(of: Regression, sides: tuple[int, ...]) -> Total:
-    """Over all experts of every row, by blocks of rows of a side; as many blocks at once as ROWS_TIMES_UNITS allows."""
-    student, teacher, mixture, experts, in_use, weight = of
+def _dense_products(batch: Regression, sides: tuple[int, ...]) -> Total:
+    """Loss and gradients over all experts of every row, by blocks of rows of a side, as many blocks at a time as
+    ROWS_TIMES_UNITS allows."""
+    student, teacher, mixture, experts, in_use, weight = batch
     rows, num_experts = mixture.shape
     width = experts["hidden"]["kernel"].shape[2]
     size = min(LARGE_ROWS, max(sides), max(ROWS_TIMES_UNITS // (num_experts * width), 1))
     row_of, side_of, place = _lay_out(sides, size)
-    at_once = min(max(ROWS_TIMES_UNITS // (size * num_experts * width), 1), len(row_of))
-    turns = -(-len(row_of) // at_once)
-    pad = turns * at_once - len(row_of)
-    row_of = np.pad(row_of, [(0, pad), (0, 0)], constant_values=rows).reshape(turns, at_once, size)
-    side_of = np.pad(side_of, (0, pad)).reshape(turns, at_once)
+    parallel = min(max(ROWS_TIMES_UNITS // (size * num_experts * width), 1), len(row_of))
+    turns = -(-len(row_of) // parallel)
+    pad = turns * parallel - len(row_of)
+    row_of = np.pad(row_of, [(0, pad), (0, 0)], constant_values=rows).reshape(turns, parallel, size)
+    side_of = np.pad(side_of, (0, pad)).reshape(turns, parallel)
     kept = take_rows(in_use.any(1), jnp.asarray(row_of))
-    kept_row_of = jnp.where(kept, row_of, rows)  # what a masked row holds is not touched
+    kept_row_of = jnp.where(kept, row_of, rows)  # the values of masked rows are never read
     experts_of_side = _by_side(experts, sides)
 
     def add(total: Any, block: Any) -> Any:
         loss, d_experts = total
         row, side = block
-        of_block = [take_rows(x, row) for x in (student, teacher, mixture)]
+        inputs = [take_rows(x, row) for x in (student, teacher, mixture)]
         own = jax.tree.map(lambda x: x[side], experts_of_side)
-        parts, gradients = jax.vmap(_squares_and_gradients)(*of_block, own, take_rows(weight, row))
+        parts, gradients = jax.vmap(_squares_and_gradients)(*inputs, own, take_rows(weight, row))
         d_own = _sum_by_owner(gradients[2], side, len(sides))
         return (loss + jnp.sum(parts), jax.tree.map(jnp.add, d_experts, d_own)), gradients[:2]
 
@@ -364,13 +366,13 @@ def _dense_products(of: Regression, sides: tuple[int, ...]) -> Total:
         (loss, d_experts), gradients = add(zero, (kept_row_of[0], side_of[0]))
     else:
         (loss, d_experts), gradients = jax.lax.scan(add, vary(zero, axes_of(student)), (kept_row_of, side_of))
-    d_student, d_mixture = (g.reshape(turns * at_once * size, -1)[place] for g in gradients)
+    d_student, d_mixture = (g.reshape(turns * parallel * size, -1)[place] for g in gradients)
     return loss, d_student, d_mixture, jax.tree.map(lambda d, x: d.reshape(x.shape), d_experts, experts)
 
 
 def _lay_out(sides: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of every side in blocks of `size`: their numbers `[blocks, size]`, n for padding; each block's side; and
-    each row's place among the `blocks * size`."""
+    """Lays out the rows of every side in blocks of `size`. Returns their indices `[blocks, size]`, n for padding; each
+    block's side; and each row's position among the `blocks * size`."""
     rows = sum(sides)
     blocks = [-(-side // size) for side in sides]
     first_row, first_block = np.cumsum((0, *sides)), np.cumsum((0, *blocks))

@@ -1,4 +1,4 @@
-"""The full topology: the sum over all pairs of rows, through matrices of their dimensions."""
+"""The full topology: the sum over all pairs of rows, computed from matrices of their dimensions."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from htd_jax.ops.products import einsum, in_chunks
 
 
 def all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
-    r"""The sum over all ordered pairs of (t_a . t_b - s_a . s_b)^2.
+    r"""Returns the sum over all ordered pairs of (t_a . t_b - s_a . s_b)^2.
 
     .. math:: |T^\top T|^2 - 2 |T^\top S|^2 + |S^\top S|^2
 
-    With d = d_s + d_t it costs n d^2 operations for the value and 2 n d d_s for the gradient, and holds `[d, d]` beside
-    its arguments. Two products where it is not on a CPU, four there, whatever n.
+    With d = d_s + d_t it costs n d^2 operations for the value and 2 n d d_s for the gradient, and memory `[d, d]`
+    besides its arguments. It takes four products on a CPU and two elsewhere, whatever n.
 
     Args:
       s: `[n, d_s]` floats.
@@ -32,8 +32,8 @@ def _all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _all_pairs_and_gradient(s: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One product, U'U with U = [T | S], holds the three of the loss; and one more is the gradient, 4 (S S'S - T T'S).
-    Derived by JAX they would be seven, most of them small."""
+    """One product, U'U with U = [T | S], contains the three of the loss; one more is the gradient, 4 (S S'S - T T'S).
+    Differentiated by JAX they would be seven, most of them small."""
     both = jnp.concatenate([t, s], axis=1)
     products = _gram(both)
     tt, (ts, ss) = products[: t.shape[1], : t.shape[1]], jnp.split(products[:, t.shape[1] :], [t.shape[1]])
@@ -53,7 +53,7 @@ def _gram(x: jax.Array) -> jax.Array:
 
 
 def _by_halves(x: jax.Array) -> jax.Array:
-    """X'X is symmetric, so the product of its two halves of columns is computed once."""
+    """X'X from halves of columns: it is symmetric, so the product of the two halves is computed once."""
     left, right = jnp.split(x, [x.shape[1] // 2], axis=1)
     product = lambda x, y: einsum("nd,ne->de", x, y)
     across = product(left, right)

@@ -1,16 +1,16 @@
-"""The topology within groups: the sum over all pairs of rows of one group, value and gradient in one.
+"""The topology within groups: the sum over all pairs of rows of one group, value and gradient together.
 
 Shapes: n rows in g groups, d = d_t + d_s dimensions of teacher and student.
 
-| form | where | operations | bytes beside arguments and gradient |
+| form | where | operations | bytes besides arguments and gradient |
 |---|---|---|---|
-| tiles | CPU | 2 (d_t + 3 d_s) a pair, each once, and of neighbours up to a tile of 32 | O(n d_s) |
-| rows against all | elsewhere, a side at a time | 2 n^2 (d + d_s) | 16 ELEMENTS, 0.5 GB, or 16 n^2 if that is less |
+| tiles | CPU | 2 (d_t + 3 d_s) per pair, each once, rounded up to tiles of 32 rows | O(n d_s) |
+| rows against all | elsewhere, one side at a time | 2 n^2 (d + d_s) | 16 ELEMENTS, 0.5 GB, or 16 n^2 if that is less |
 | products | all pairs | 2 (n + g size) d (d + d_s), and 2 g d^2 (n / size + g) to sum them | 4 (n / size + g) d^2 |
 
-Rows against all make every pair of a side, g times as many as there are, in three products: at 1,024 users, 2,048 items
-and 220 dimensions 2.5 GFLOP, less than a GPU takes to start a loop over tiles a few hundred times. From 2^25 pairs
-(5,793 rows of a side) on it loops over blocks of rows, 128 turns at 65,536.
+Rows against all compute every pair of a side, g times as many as needed, in three products: 2.5 GFLOP at 1,024 users,
+2,048 items and 220 dimensions, which take a GPU less time than starting a few hundred turns of a loop over tiles. From
+2^25 pairs (5,793 rows of a side) on it loops over blocks of rows, 128 turns at 65,536 rows.
 """
 
 import functools
@@ -27,31 +27,31 @@ from htd_jax.ops.manual import alike, axes_of, vary
 from htd_jax.ops.products import dot, einsum, in_chunks
 from htd_jax.ops.rows import take_rows
 
-# Rows in a tile: wide enough for a good matrix product, narrow enough that a small group does not pay for much of its
-# neighbours. And how many pairs of tiles a lane meets at once.
+# Rows per tile: enough for an efficient matrix product, and few enough that a small group does not pay for much of its
+# neighbours. And the number of pairs of tiles that a lane computes at a time.
 TILE, MEETINGS = 32, 8
 
-# Rows in a block of `products`, which writes a [d, d] matrix a block, on a CPU and elsewhere; and by how much one of
-# its operations costs more than one of `tiles`, on a CPU.
+# Rows per block of `products`, which writes a [d, d] matrix per block, on a CPU and elsewhere; and the cost of one of
+# its operations relative to one of `tiles`, on a CPU.
 SMALL_BLOCK, LARGE_BLOCK = 64, 128
 PRODUCT_COST = 2
 
-# Pairs of rows, or entries of the blocks' matrices, that are held at once.
+# Pairs of rows, or entries of the blocks' matrices, in memory at a time.
 ELEMENTS = 2**25
 
 
 def within_groups(
     s: jax.Array, t: jax.Array, groups: jax.Array, num_groups: int, positive: bool, sides: tuple[int, ...]
 ) -> jax.Array:
-    """The sum over the ordered pairs of one group of (t_a . t_b - s_a . s_b)^2.
+    """Returns the sum of (t_a . t_b - s_a . s_b)^2 over the ordered pairs of rows of one group.
 
     Args:
       s: `[n, d_s]` floats.
       t: `[n, d_t]` floats, a constant.
-      groups: `[n]` integers in [0, num_groups]; rows in `num_groups` meet none, and may hold anything in `t`.
+      groups: `[n]` integers in [0, num_groups]; rows in `num_groups` are in no pair, and their `t` may be anything.
       num_groups: static.
-      positive: whether only the pairs with t_a . t_b > 0 count; static.
-      sides: how many rows each of several sets has, in the order of the rows, no two with a group in common; static.
+      positive: whether only pairs with t_a . t_b > 0 count; static.
+      sides: the number of rows of each side, in the order of the rows; no two sides share a group. Static.
 
     Returns:
       A scalar.
@@ -85,14 +85,14 @@ _within_groups.defvjp(
 def in_small_tiles(
     s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The form for a CPU: value and gradient. Rows in the order of their groups, tiles with a group in common."""
+    """The form for a CPU: value and gradient, from pairs of tiles of rows in the order of their groups."""
     rows = len(s)
     order = _sorted_by(groups, num_groups)
     num_tiles = -(-rows // TILE)
     pad = num_tiles * TILE - rows
     tiled = lambda x: jnp.pad(x[order], [(0, pad), (0, 0)]).reshape(num_tiles, TILE, -1)
     tile_groups = jnp.pad(groups[order], (0, pad), constant_values=num_groups).reshape(num_tiles, TILE)
-    # A tile meets itself, and the tiles behind it that begin with the group in which it ends.
+    # A tile is compared with itself, and with the later tiles that begin with the group in which it ends.
     first, last = tile_groups[:, 0], tile_groups[:, -1]
     meets = jnp.sum(first[None] <= last[:, None], axis=1) - jnp.arange(num_tiles)
     meets = jnp.where(last == num_groups, 1, meets)
@@ -110,7 +110,7 @@ def in_small_tiles(
 
 
 def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
-    """`[n]`: the stable order by group, groups in [0, num_groups]."""
+    """Returns the stable order by group, `[n]`; groups in [0, num_groups]."""
     rows = len(groups)
     if (num_groups + 1) * rows < 2**31:  # one sort of single integers is several times faster than an argsort
         return jnp.sort(groups * rows + jnp.arange(rows, dtype=jnp.int32)) % rows
@@ -120,8 +120,8 @@ def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
 def _meet(
     s: jax.Array, t: jax.Array, groups: jax.Array, meets: jax.Array, num_groups: int, positive: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss and gradient over tiles `[tiles, TILE, d]`: tile i against the `meets[i]` tiles from itself on, both
-    orders of a pair counted, MEETINGS at a time."""
+    """Loss and gradient over tiles `[tiles, TILE, d]`: tile i against the `meets[i]` tiles from itself on, MEETINGS
+    pairs of tiles at a time; both orders of a pair of rows count."""
     num_tiles = len(groups)
     end = jnp.cumsum(meets)
 
@@ -137,7 +137,7 @@ def _meet(
             counted &= target > 0
         cosine = einsum("iad,ibd->iab", ours[0], theirs[0])
         gap = jnp.where(counted, cosine - target, 0)
-        orders = jnp.where(i == j, 1, 2).astype(s.dtype)[:, None, None]  # within a tile, both are there already
+        orders = jnp.where(i == j, 1, 2).astype(s.dtype)[:, None, None]  # within a tile, both occur already
         force = 2 * orders * gap
         part = jnp.sum(orders * gap**2)
         pulls = einsum("iab,ibd->iad", force, theirs[0]), einsum("iab,iad->ibd", force, ours[0])
@@ -155,7 +155,7 @@ def _meet(
 def in_large_products(
     s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool, sides: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """The form for a GPU or TPU: value and gradient, in a given order of additions."""
+    """The form for a GPU or TPU: value and gradient, with a deterministic order of additions."""
     rows, student_dim, dim = len(s), s.shape[1], s.shape[1] + t.shape[1]
     blocks = _blocks(rows, num_groups, LARGE_BLOCK)
     cost = blocks * (LARGE_BLOCK * dim * (dim + student_dim) + num_groups * dim**2)
@@ -163,15 +163,15 @@ def in_large_products(
         return products(s, t, groups, num_groups=num_groups, size=LARGE_BLOCK)
     sides = tuple(size for size in sides if size)
     split = lambda x: jnp.split(x, np.cumsum(sides)[:-1])
-    of_side = functools.partial(rows_against_all, num_groups=num_groups, positive=positive)
-    values, gradients = zip(*map(of_side, split(s), split(t), split(groups)))
+    one_side = functools.partial(rows_against_all, num_groups=num_groups, positive=positive)
+    values, gradients = zip(*map(one_side, split(s), split(t), split(groups)))
     return sum(values, jnp.zeros((), s.dtype)), jnp.concatenate(gradients)
 
 
 def rows_against_all(
     s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Value and gradient by the cosines of blocks of rows with all rows, ELEMENTS pairs at a time."""
+    """Value and gradient from the cosines of blocks of rows with all rows, ELEMENTS pairs at a time."""
     rows = len(s)
     size = min(max(ELEMENTS // rows, 1), rows)
     turns = -(-rows // size)
@@ -183,7 +183,7 @@ def rows_against_all(
         if positive:
             counted &= target > 0
         gap = jnp.where(counted, einsum("ad,bd->ab", s_block, s) - target, 0)
-        return jnp.sum(gap**2), 4 * in_chunks(gap, s)  # a pair pulls at both its rows, and comes in both orders
+        return jnp.sum(gap**2), 4 * in_chunks(gap, s)  # both rows of a pair, in both orders
 
     if turns == 1:
         return meet((s, t, groups))
@@ -199,7 +199,7 @@ def products(
 ) -> tuple[jax.Array, jax.Array]:
     """Value and gradient over all pairs: |T'T|^2 - 2 |T'S|^2 + |S'S|^2 and 4 (S S'S - T T'S), group by group.
 
-    Each group's rows are laid out in blocks of their own; a group's products are the sums of its blocks'.
+    Each block holds rows of one group; a group's products are the sums of its blocks'.
     """
     rows, teacher_dim = t.shape
     most = _blocks(rows, num_groups, size)
@@ -216,12 +216,12 @@ def products(
 
 
 def _summed(owns: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The products X'Y of blocks `[b, size, d]`, `[b, size, e]` summed over the blocks that each of `owns` `[g, b]`
-    owns: `[g, d, e]`."""
+    """Returns the products X'Y of blocks `[b, size, d]`, `[b, size, e]`, summed over each group's blocks as given by
+    `owns` `[g, b]`: `[g, d, e]`."""
     block = einsum("bnd,bne->bde", x, y)
     return dot(owns, block.reshape(len(block), -1)).reshape(len(owns), *block.shape[1:])
 
 
 def _blocks(rows: int, num_groups: int, size: int) -> int:
-    """Blocks of `products`: enough, however the rows fall into groups."""
+    """Returns a number of blocks for `products` that is enough for any grouping of the rows."""
     return -(-rows // size) + min(num_groups, rows)

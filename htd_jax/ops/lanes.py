@@ -1,4 +1,4 @@
-"""A loop over pieces of work that keeps more than one core of a CPU busy."""
+"""A loop over pieces of work that uses more than one core of a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +15,18 @@ LANES = 2
 def accumulate(
     work: Callable[[jax.Array], Any], add: Callable[[Any, Any], Any], total: Any, pieces: chex.Numeric
 ) -> Any:
-    """`for i in range(pieces): total = add(total, work(i))`, LANES pieces side by side.
+    """Computes `for i in range(pieces): total = add(total, work(i))`, LANES pieces in parallel.
 
     XLA on a CPU runs a small product, and any batched one, on one core. A second core takes another product only if
-    neither it nor its memory has to wait for the first: what waited goes on in the thread that it waited for. So what
-    `work` returns, its intermediate results included, is carried by the loop: memory that a lane has to itself.
+    neither it nor its memory waits for the first; a product that waits continues in the thread that it waited for. So
+    the result of `work`, its intermediate results included, is carried by the loop, as memory private to a lane.
 
     Args:
-      work: index -> a pytree of arrays; from `pieces` on, where the last turn may reach, what changes no total.
-      add: (total, what `work` returned) -> total.
-      total: a pytree of arrays to start from; within `jax.shard_map` varying wherever `work` does.
-      pieces: how many, a scalar, traced or not.
+      work: index -> a pytree of arrays; the last turn may call it with indices from `pieces` on, whose results must
+        leave the total unchanged.
+      add: (total, the result of `work`) -> total.
+      total: the initial total, a pytree of arrays; within `jax.shard_map` varying wherever `work` does.
+      pieces: a scalar, traced or not.
 
     Returns:
       The total.
@@ -41,7 +42,7 @@ def accumulate(
 
     memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), [jax.eval_shape(work, jnp.int32(0))] * LANES)
     total, memory = jax.lax.fori_loop(0, -(-pieces // LANES), turn, (total, vary(memory, axes)))
-    # XLA drops what is carried and never read: a number from each of these, to be added if pieces were negative.
+    # XLA removes what is carried and never read, so a number of each is read, and added if pieces were negative.
     read = sum(x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(memory))
     leaves, structure = jax.tree.flatten(total)
     first = leaves[0].at[(0,) * leaves[0].ndim].add(jnp.where(pieces < 0, read, 0).astype(leaves[0].dtype))

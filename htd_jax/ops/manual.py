@@ -1,4 +1,4 @@
-"""Arrays within `jax.shard_map`, where a type says over which axes of the mesh an array differs."""
+"""Arrays within `jax.shard_map`, whose types contain the axes of the mesh over which they vary."""
 
 from typing import TypeVar
 
@@ -8,12 +8,12 @@ T = TypeVar("T")
 
 
 def axes_of(tree: object) -> frozenset[str]:
-    """The axes of the mesh over which any array of `tree` varies; none outside `jax.shard_map`."""
+    """Returns the axes of the mesh over which any array of `tree` varies; none outside `jax.shard_map`."""
     return frozenset().union(*map(_axes, jax.tree.leaves(tree)))
 
 
 def vary(tree: T, axes: frozenset[str]) -> T:
-    """`tree` with every array varying over at least `axes`: what a loop carries has one type from start to end."""
+    """Returns `tree` with every array varying over at least `axes`; a loop's carry must keep one type."""
 
     def one(x: jax.Array) -> jax.Array:
         missing = axes - _axes(x)
@@ -23,9 +23,9 @@ def vary(tree: T, axes: frozenset[str]) -> T:
 
 
 def alike(*trees: T) -> tuple[T, ...]:
-    """`trees` with every array varying wherever one of them does.
+    """Returns `trees` with every array varying wherever one of them does.
 
-    An operation with a gradient of its own takes such arguments, so that each gradient has its argument's type. The
+    An operation with a custom gradient needs such arguments, so that each gradient has its argument's type. The
     transpose sums the gradients of an array that was the same on all devices.
     """
     return vary(trees, axes_of(trees))

@@ -1,4 +1,4 @@
-"""Which form of an operation runs where. The one place that knows."""
+"""The choice between forms of an operation, by platform."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,34 +11,32 @@ T = TypeVar("T")
 
 
 def by_platform(cpu: Callable[..., T], default: Callable[..., T], *operands: Any) -> T:
-    """`cpu(*operands)` where the program is compiled for a CPU, `default(*operands)` for anything else.
+    """Returns `cpu(*operands)` in a program compiled for a CPU, `default(*operands)` in any other.
 
-    The choice is made when the program is lowered, by the platform it is lowered for, so the other form costs its
-    tracing and nothing more; one program can be exported for several platforms.
+    The choice is made when the program is lowered, by the platform it is lowered for, so the other form costs only its
+    tracing; one program can be exported for several platforms.
 
     Args:
-      cpu: small pieces that stay in a core's cache, side by side on the cores.
-      default: few large products, for a GPU or TPU, where starting an operation costs as much as millions of
-        multiplications.
+      cpu: a form in small pieces that fit in a core's cache, in parallel on the cores.
+      default: a form in few large products, for a GPU or TPU, where starting an operation costs as much as millions of
+        multiplications. Both forms return the same structure, shapes and types.
       operands: pytrees of arrays.
-
-    Returns:
-      What the form returns; both return the same structure, shapes and types.
     """
     axes = axes_of(operands)
     alike = lambda form: lambda *operands: vary(form(*operands), axes)
     return jax.lax.platform_dependent(*operands, cpu=alike(cpu), default=alike(default))
 
 
-def at_once(cpu: int, default: int) -> int:
-    """How much of a thing is worked on at once, where that decides shapes, and so stands before anything is lowered."""
+def by_backend(cpu: T, default: T) -> T:
+    """Returns the value for this process's backend, where it decides shapes and so is needed before lowering."""
     return cpu if jax.default_backend() == "cpu" else default
 
 
 def compiler_options() -> dict[str, bool]:
-    """What XLA is told where a whole epoch or evaluation is compiled.
+    """Returns XLA's options for compiling a whole epoch or evaluation.
 
-    On a GPU: no search for tiles of products. It takes 2 seconds a product, 35 of the 40 that HTD's step compiles in,
-    and what it finds runs that step a sixth faster: a job of 101 epochs ends half a minute sooner without.
+    On a GPU they turn off the search for tiles of products. It takes 2 seconds per product, 35 of the 40 seconds that
+    HTD's step compiles in, and its result runs that step a sixth faster: a job of 101 epochs ends half a minute sooner
+    without.
     """
     return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else {}

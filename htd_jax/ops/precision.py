@@ -1,4 +1,4 @@
-"""Tables of rows in fewer bytes: float32, float16, int8 with a scale a row, or int4 with a step a dimension."""
+"""Tables in fewer bytes: float32, float16, int8 with a scale per row, or int4 with a step per dimension."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -15,11 +15,11 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 # The largest code of int8: symmetric, so -128 stays unused.
 LARGEST = 127
 
-# The codes of int4 stand for the middles of 16 steps, this wide where a dimension's root mean square is 1: what is
-# least off for numbers that are normally distributed (Max, IRE Trans. Inf. Theory, 1960).
+# The codes of int4 stand for the centres of 16 steps of this width, for a dimension whose root mean square is 1: the
+# width of least error for normally distributed numbers (Max, IRE Trans. Inf. Theory, 1960).
 STEPS, STEP = 16, 0.3352
 
-# Bytes a row from which int8, narrower and finer, ranks better than int4; see docs/smallest.md.
+# Bytes per row from which int8, narrower and finer, ranks better than int4; see docs/smallest.md.
 INT8_FROM = 40
 
 
@@ -28,10 +28,10 @@ class Rows:
     """A table of representations, in one of `PRECISIONS`.
 
     Attributes:
-      values: `[n, d]` float32 or float16, or int8 codes; of int4 `[n, d / 2]` uint8, the code of dimension j in the low
-        half of a byte, that of dimension j + d / 2 in the high half.
-      scales: `[n]` float32, by which a row is multiplied; None for 1.
-      steps: `[d]` float32 of int4, whose code c stands for (c - 7.5) steps; else None.
+      values: `[n, d]` float32 or float16, or int8 codes; for int4 `[n, d / 2]` uint8, the code of dimension j in the
+        low half of a byte, that of dimension j + d / 2 in the high half.
+      scales: `[n]` float32, the factor of each row; None for 1.
+      steps: `[d]` float32 for int4, whose code c stands for (c - 7.5) steps; else None.
     """
 
     values: jax.Array
@@ -51,28 +51,28 @@ class Rows:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row, with its scale."""
+        """The size of one row in bytes, with its scale."""
         return row_bytes(self.dim, self.precision)
 
     def floats(self) -> jax.Array:
-        """What the rows stand for: `[n, d]` float32."""
+        """Returns the decoded rows: `[n, d]` float32."""
         if self.steps is None:
             values = self.values.astype(jnp.float32)
         else:
             codes = jnp.concatenate([self.values & 15, self.values >> 4], axis=1)
-            values = _of_codes(codes.astype(jnp.float32), self.steps)
+            values = _decoded(codes.astype(jnp.float32), self.steps)
         return values if self.scales is None else values * self.scales[:, None]
 
     def take(self, rows: jax.Array) -> "Rows":
-        """The rows `[m]`, as they are."""
+        """Returns the rows `[m]`, encoded."""
         return self._by_row(lambda x: x[rows])
 
     def slice(self, first: jax.Array, size: int) -> "Rows":
-        """`size` rows from `first` on."""
+        """Returns `size` rows from `first` on, encoded."""
         return self._by_row(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size))
 
     def padded(self, more: int) -> "Rows":
-        """With so many rows more, which stand for nothing in particular."""
+        """Returns the table with `more` rows added, whose values are meaningless."""
         return self._by_row(lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)])) if more else self
 
     def _by_row(self, change: Callable[[jax.Array], jax.Array]) -> "Rows":
@@ -80,17 +80,17 @@ class Rows:
 
 
 def row_bytes(dim: int, precision: str) -> int:
-    """Bytes of a row of `dim` numbers: 4, 2 or 1/2 each, or 1 each and 4 for the scale. The steps of int4, 4 bytes a
-    dimension, belong to no row."""
+    """Returns the bytes of a row of `dim` numbers: 4, 2 or 1/2 each, or 1 each and 4 for the scale. The steps of int4,
+    4 bytes per dimension, are not counted."""
     return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim + 4, "int4": (dim + 1) // 2}[precision]
 
 
 def for_bytes(size: int, widest: int) -> tuple[int, Precision]:
-    """The width and precision that rank best of a row of so many bytes: int4 while it is narrow, then int8.
+    """Returns the width and precision that rank best at `size` bytes per row: int4 for narrow rows, else int8.
 
     Args:
-      size: bytes of a row, at least 1.
-      widest: the teacher's width, beyond which nothing is won.
+      size: bytes per row, at least 1.
+      widest: the teacher's width; a wider row would gain nothing.
     """
     if size < INT8_FROM:
         return min(2 * size, widest - widest % 2), "int4"
@@ -98,14 +98,16 @@ def for_bytes(size: int, widest: int) -> tuple[int, Precision]:
 
 
 def to_precision(table: jax.Array, precision: str) -> Rows:
-    """A table `[n, d]` of floats in another precision.
+    """Encodes a table `[n, d]` of floats in another precision.
 
-    float16 is off by at most 2^-11 of a number, or 2^-25 where it is under 2^-14. int8 is symmetric, a row's scale its
-    largest absolute number / 127: off by at most half a scale. A row of zeros has scale zero and stays one. int4 has 16
-    values a dimension, in equal steps, up to 2.5 times its root mean square; what is beyond is taken for the outermost.
+    The error of float16 is at most 2^-11 of a number, or 2^-25 for numbers under 2^-14. int8 is symmetric, a row's
+    scale its largest absolute number / 127: the error is at most half a scale. A row of zeros has scale zero and stays
+    zero. int4 has 16 values per dimension, in equal steps, up to 2.5 times its root mean square; larger numbers are
+    clipped.
 
     Raises:
-      UserError: a number that is not finite, one beyond float16, an odd width with int4, or an unknown precision.
+      UserError: if a number is not finite, or beyond the range of float16; if the width is odd, for int4; or if the
+        precision is unknown.
 
     >>> rows = to_precision([[1.0, -2.0, 0.5]], "int8")
     >>> rows.values.tolist(), rows.floats().round(2).tolist(), rows.row_bytes
@@ -114,19 +116,20 @@ def to_precision(table: jax.Array, precision: str) -> Rows:
     table = jnp.asarray(table, jnp.float32)
     largest = float(jnp.abs(table).max(initial=0))
     if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if not largest < float("inf"):  # nan too
-        raise UserError("the table holds numbers that are not finite")
+        raise UserError("the table has numbers that are not finite")
     if precision == "float16" and largest > float(jnp.finfo(jnp.float16).max):
-        raise UserError(f"float16 ends at 65504, and the table holds {largest:.4g}; use float32 or int8")
+        raise UserError(f"`precision` float16 ends at 65504, and the table has {largest:.4g}; use float32 or int8")
     if precision == "int4" and table.shape[1] % 2:
-        raise UserError(f"int4 holds two numbers a byte, and the table is {table.shape[1]} wide, an odd number")
+        width = table.shape[1]
+        raise UserError(f"`precision` int4 packs two numbers per byte, so the width must be even, not {width}")
     rows: Rows = jax.jit(encoded, static_argnames="precision")(table, precision)
     return rows
 
 
 def encoded(table: jax.Array, precision: str) -> Rows:
-    """`to_precision`, unchecked."""
+    """`to_precision` without its checks, for traced arrays."""
     if precision == "float32":
         return Rows(table)
     if precision == "float16":
@@ -142,9 +145,7 @@ def encoded(table: jax.Array, precision: str) -> Rows:
 
 
 def rounded(table: jax.Array, precision: str) -> jax.Array:
-    """What a table stands for once it is in that precision, `[n, d]`; differentiated as if it were not rounded.
-
-    Where int4 takes a number for the outermost, there is no gradient: it would not be another for a little more.
+    """Encodes and decodes a table, `[n, d]`; the gradient is that of the identity, and zero where int4 clips a number.
 
     Source: the straight-through estimator, Bengio et al., 2013.
     """
@@ -152,24 +153,24 @@ def rounded(table: jax.Array, precision: str) -> jax.Array:
         return table
     if precision == "int4":
         steps = _steps(jax.lax.stop_gradient(table))
-        stands_for = _of_codes(_codes(jax.lax.stop_gradient(table), steps), steps)
+        decoded = _decoded(_codes(jax.lax.stop_gradient(table), steps), steps)
         table = jnp.clip(table, -STEPS / 2 * steps, STEPS / 2 * steps)
     else:
-        stands_for = encoded(jax.lax.stop_gradient(table), precision).floats()
-    return stands_for + (table - jax.lax.stop_gradient(table))  # exactly what it stands for
+        decoded = encoded(jax.lax.stop_gradient(table), precision).floats()
+    return decoded + (table - jax.lax.stop_gradient(table))  # exactly the decoded value
 
 
 def _steps(table: jax.Array) -> jax.Array:
-    """`[d]`, of int4."""
+    """Returns the steps of int4, `[d]`."""
     largest = jnp.abs(table).max(axis=0, initial=0)
     safe = jnp.where(largest > 0, largest, 1)  # squares of small floats vanish
     return STEP * safe * jnp.sqrt(jnp.mean((table / safe) ** 2, axis=0))
 
 
 def _codes(table: jax.Array, steps: jax.Array) -> jax.Array:
-    """0 to 15, as floats."""
+    """Returns the codes of int4, 0 to 15, as floats."""
     return jnp.clip(jnp.floor(table / jnp.where(steps > 0, steps, 1)) + STEPS / 2, 0, STEPS - 1)
 
 
-def _of_codes(codes: jax.Array, steps: jax.Array) -> jax.Array:
+def _decoded(codes: jax.Array, steps: jax.Array) -> jax.Array:
     return (codes - (STEPS - 1) / 2) * steps

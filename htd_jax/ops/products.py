@@ -1,5 +1,5 @@
-"""Matrix products in full float32 on every backend: GPUs and TPUs left to themselves take a shorter format, which would
-move losses and rankings."""
+"""Matrix products in float32 on every backend: by default GPUs and TPUs use a shorter format, which would change losses
+and rankings."""
 
 import functools
 
@@ -11,21 +11,21 @@ from htd_jax.ops import platforms
 dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
-# Rows that `over_rows` takes at once where it is not on a CPU.
+# Rows per chunk of `over_rows` on a GPU or TPU.
 CHUNK = 256
 
 
 def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
-    """X'Y of `x` `[n, a]` and `y` `[n, b]`, which have many more rows than columns: `[a, b]`.
+    """Returns X'Y `[a, b]` of `x` `[n, a]` and `y` `[n, b]` with many more rows than columns.
 
-    One product on a CPU. Elsewhere such a product has too few results for the device, each of too many terms: it is
-    done for chunks of rows side by side, whose results, `[n / CHUNK, a, b]`, are added up.
+    One product on a CPU. Elsewhere it has too few results to fill the device, each with too many terms: chunks of rows
+    are multiplied in parallel, and their results, `[n / CHUNK, a, b]`, are added.
     """
     return platforms.by_platform(lambda x, y: einsum("na,nb->ab", x, y), lambda x, y: in_chunks(x.T, y), x, y)
 
 
 def in_chunks(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`dot(x, y)` of `x` `[a, n]` and `y` `[n, b]`, n large, as it is where it is not on a CPU."""
+    """Returns `dot(x, y)` of `x` `[a, n]` and `y` `[n, b]`, n large, in chunks: the form for a GPU or TPU."""
     pieces = max(1, -(-len(y) // CHUNK))
     pad = pieces * CHUNK - len(y)
     wide = jnp.pad(x, [(0, 0), (0, pad)]).reshape(len(x), pieces, CHUNK)
@@ -35,7 +35,7 @@ def in_chunks(x: jax.Array, y: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def rows_dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`dot(x, y)` of many rows `[n, a]` with a small matrix `[a, b]`, whose gradient is a sum `over_rows`."""
+    """Returns `dot(x, y)` of many rows `[n, a]` and a small matrix `[a, b]`; its gradient is summed by `over_rows`."""
     return dot(x, y)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a matrix: masked, scaled to length one, taken by number, summed by group."""
+"""Rows of a matrix: masked, scaled to length one, taken by index, summed by group."""
 
 import functools
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from htd_jax.ops.products import CHUNK, in_chunks
 
 
 def keep_rows(x: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Zeroes the rows of `x` `[n, ...]` where `where` `[n]` is false, whatever they hold (NaN too), and stops the
-    gradient into them."""
+    """Sets the rows of `x` `[n, ...]` where `where` `[n]` is false to zero, even if they are nan, and stops their
+    gradient."""
     if where is None:
         return x
     return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - 1)), x, 0)
 
 
 def take_rows(x: jax.Array, index: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
-    """`x[index]`, zeros where the index is out of range."""
+    """Returns `x[index]`, zeros where the index is out of range."""
     return x.at[index].get(mode="fill", fill_value=0)
 
 
 def unit_rows(x: jax.Array) -> jax.Array:
-    """Rows of `x` `[n, d]` scaled to length one; zero rows stay zero, with a zero gradient.
+    """Returns the rows of `x` `[n, d]` scaled to length one; zero rows stay zero, with a zero gradient.
 
     A direction does not depend on the row's scale, so each row is first divided by its largest entry, a constant:
     squares then neither overflow nor vanish.
@@ -37,27 +37,26 @@ def unit_rows(x: jax.Array) -> jax.Array:
 
 
 def group_directions(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
-    """The direction of the mean of each group's rows, zeros for a group of none.
+    """Returns the direction of the mean of each group's rows, zeros for an empty group.
 
     The rows of a group are first divided by the largest entry among them, a constant, which changes no direction: a sum
     of rows then neither overflows nor vanishes.
 
     Args:
       x: `[n, d]` floats.
-      groups: `[n]` integers in [0, num_groups]; `num_groups` is no group.
+      groups: `[n]` integers in [0, num_groups]; `num_groups` stands for no group.
       num_groups: static.
 
     Returns:
       `[num_groups, d]`, rows of length one or zero.
     """
-    of_rows, of = alike(_largest(x), groups)
-    largest = _group_largest(of_rows, of, num_groups)
+    largest = _group_largest(*alike(_largest(x), groups), num_groups)
     divisor = _divisor(largest).at[groups].get(mode="fill", fill_value=1)
     return unit_rows(_group_sums(*alike(x / divisor[:, None], groups), num_groups))
 
 
 def group_sizes(groups: jax.Array, num_groups: int) -> jax.Array:
-    """How many rows each group has: `[num_groups]` int32."""
+    """Returns the number of rows of each group: `[num_groups]` int32."""
     return platforms.by_platform(
         lambda groups: jax.ops.segment_sum(jnp.ones_like(groups, jnp.int32), groups, num_groups),
         lambda groups: _reduced(jnp.sum, _members(groups, num_groups).astype(jnp.int32)),
@@ -66,7 +65,7 @@ def group_sizes(groups: jax.Array, num_groups: int) -> jax.Array:
 
 
 def _group_largest(largest: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
-    """`[num_groups]`: the largest of a group's `largest`, at least 0."""
+    """Returns the maximum of each group's `largest`, at least 0: `[num_groups]`."""
     return platforms.by_platform(
         lambda largest, groups: jnp.maximum(jax.ops.segment_max(largest, groups, num_groups), 0),
         lambda largest, groups: _reduced(jnp.max, jnp.where(_members(groups, num_groups), largest[None], 0)),
@@ -76,11 +75,11 @@ def _group_largest(largest: jax.Array, groups: jax.Array, num_groups: int) -> ja
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _group_sums(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
-    """`[num_groups, d]`: the sum of each group's rows.
+    """Returns the sum of each group's rows: `[num_groups, d]`.
 
-    On a CPU the n rows are added where they belong, O(n d). Elsewhere it is one product with the rows' membership
-    `[n, num_groups]`, 2 n num_groups d operations and 4 n num_groups bytes: additions into one place in no given order
-    would make a GPU's results differ from run to run.
+    On a CPU the n rows are scattered, O(n d). Elsewhere it is one product with the rows' membership `[n, num_groups]`,
+    2 n num_groups d operations and 4 n num_groups bytes: a scatter adds in no fixed order on a GPU, so that its results
+    would differ from run to run.
     """
     return platforms.by_platform(
         lambda x, groups: jax.ops.segment_sum(x, groups, num_groups),
@@ -97,23 +96,23 @@ _group_sums.defvjp(
 
 
 def _reduced(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
-    """`reduce` of each row of `x` `[g, n]`, zeros counted in, first by pieces: few rows alone leave a GPU idle."""
+    """Reduces each row of `x` `[g, n]`, padded with zeros, first by pieces: few long rows would leave a GPU idle."""
     pieces = max(1, -(-x.shape[1] // CHUNK))
     cut = jnp.pad(x, [(0, 0), (0, pieces * CHUNK - x.shape[1])]).reshape(len(x), pieces, CHUNK)
     return reduce(reduce(cut, axis=2), axis=1)
 
 
 def _members(groups: jax.Array, num_groups: int) -> jax.Array:
-    """`[num_groups, n]` bool: which rows are of each group. In this order a GPU reduces over them as they lie."""
+    """Returns the rows of each group, `[num_groups, n]` bool; in this order a GPU reduces along contiguous memory."""
     return groups[None] == jnp.arange(num_groups, dtype=groups.dtype)[:, None]
 
 
 def _largest(x: jax.Array) -> jax.Array:
-    """Each row's largest entry in size, a constant: `[n]`."""
+    """Returns each row's largest absolute entry, a constant: `[n]`."""
     return jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, initial=0))
 
 
 def _divisor(largest: jax.Array) -> jax.Array:
-    """What to divide by: 1 instead of 0, and no more than a number whose reciprocal, which a compiler makes of it,
-    does not vanish."""
+    """Returns a safe divisor: 1 instead of 0, and small enough that its reciprocal, by which a compiler may multiply
+    instead, does not vanish."""
     return jnp.where(largest == 0, 1, jnp.minimum(largest, 1 / jnp.finfo(largest.dtype).tiny))
