@@ -1,13 +1,13 @@
-"""Seconds an epoch of every phase, against a plain PyTorch program doing the same work, measured in turn.
+"""Compares the seconds per epoch of every phase with a plain PyTorch program that does the same work.
 
     python benchmarks/against_pytorch.py --data-dir DIR --baseline PROGRAM --baseline-python PYTHON
 
 PROGRAM takes `--data DIR --phases NAME ...` and prints one line of JSON, seconds by phase (teacher, student, ftd,
 htd, eval); PYTHON is an interpreter that can import torch. Both sides run CiteULike, 200 -> 20 dimensions, batches of
-1,024, on random teacher tables. Each round runs every phase of one and then of the other, so that a machine whose
-speed drifts is compared with itself; quoted are medians over rounds, and the median of the rounds' ratios.
+1,024, on random teacher tables. Each round runs every phase of one and then of the other, so that drifts of the
+machine's speed affect both; reported are medians over rounds, and the median of the rounds' ratios.
 
-Without --baseline, only this program's side is measured.
+Without --baseline, only this program is measured.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from htd_jax import data
 
-# What is measured here -> the baseline's phase that does the same work.
+# The measurements here -> the baseline's phase that does the same work.
 SAME_WORK = {
     "teacher epoch": "teacher",
     "student epoch": "student",
@@ -40,17 +40,17 @@ SAME_WORK = {
 @dataclasses.dataclass
 class Options:
     data_dir: Path | None = None
-    """Folder of the citeulike files; else they are found as the main command finds them."""
+    """Folder of the citeulike files; by default they are searched for as by the main command."""
     baseline: Path | None = None
     """The PyTorch program."""
     baseline_python: str = sys.executable
     """An interpreter that can import torch."""
     baseline_device: str | None = None
-    """Passed on to the PyTorch program as `--device`."""
+    """Passed to the PyTorch program as `--device`."""
     rounds: int = 3
-    """How often each side runs."""
+    """Number of rounds."""
     output: Path | None = None
-    """Where to write every figure, as JSON."""
+    """JSON file to write every figure to."""
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure_pytorch(options: "Options") -> dict[str, float]:
-    """Seconds by the baseline's names of the phases, in a process of its own."""
+    """Runs the baseline, and returns its seconds by its names of the phases."""
     phases = list(dict.fromkeys(SAME_WORK.values()))
     command = [options.baseline_python, options.baseline, "--data", data_folder(options), "--phases", *phases]
     command += ["--device", options.baseline_device] if options.baseline_device else []

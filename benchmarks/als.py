@@ -1,8 +1,8 @@
-"""Our alternating least squares beside `implicit`'s, on the same cores: objective, recall, seconds.
+"""Compares the package's alternating least squares with `implicit`'s on the same cores: objective, recall, seconds.
 
     python benchmarks/als.py [--data-dir DIR]
 
-Both make the same number of sweeps at the same settings; in ours the confidence of what was not seen is 1, as there.
+Both make the same number of sweeps with the same settings; the confidence of an unseen pair is 1 in both.
 """
 
 import dataclasses
@@ -30,26 +30,26 @@ from htd_jax.training import make_solving_trainer
 @dataclasses.dataclass
 class Options:
     data_dir: Path | None = None
-    """Folder of the citeulike files; else they are found as the main command finds them."""
+    """Folder of the citeulike files; by default they are searched for as by the main command."""
     dim: int = 200
-    """Of both."""
+    """Dimensions of the representations."""
     sweeps: int = 15
-    """Over users and items."""
+    """Sweeps over users and items."""
     rounds: int = 3
-    """How often each is timed."""
+    """Number of timed runs of each program."""
 
 
 def ours(train: Interactions, settings: IALSSettings, dim: int, sweeps: int) -> tuple[jax.Array, jax.Array, float]:
-    """Users, items and the seconds that it took, what the host prepares included, compilation not."""
+    """Returns users, items and the seconds of training, with the host's preparation and without compilation."""
     trainer = make_solving_trainer(make_bpr(dim), settings.solver())
     inputs = jax.random.key(SEED), train
-    known = trainer.prepare(train, None)
-    state = trainer.init(*inputs, known)
-    compiled = trainer.epoch.lower(state, *inputs, known).compile()  # type: ignore[attr-defined]
+    guidance = trainer.guide(train, None)
+    state = trainer.init(*inputs, guidance)
+    compiled = trainer.epoch.lower(state, *inputs, guidance).compile()  # type: ignore[attr-defined]
     begun = time.perf_counter()
-    known = trainer.prepare(train, None)
+    guidance = trainer.guide(train, None)
     for _ in range(sweeps):
-        state, _ = compiled(state, *inputs, known)
+        state, _ = compiled(state, *inputs, guidance)
     tables = jax.block_until_ready(state.params["model"]["params"])
     return tables["users"], tables["items"], time.perf_counter() - begun
 
@@ -59,7 +59,7 @@ def theirs(
 ) -> tuple[jax.Array, jax.Array, float]:
     pairs = np.asarray(train.users), np.asarray(train.items)
     matrix = scipy.sparse.csr_matrix((np.ones(len(train), np.float32), pairs), (train.num_users, train.num_items))
-    with threadpool_limits(1, "blas"):  # its own threads take rows, and it asks for this
+    with threadpool_limits(1, "blas"):  # as it recommends, because its own threads work on rows
         model = implicit.als.AlternatingLeastSquares(
             factors=dim,
             alpha=settings.alpha,
@@ -76,12 +76,12 @@ def theirs(
 
 
 def objective(users: jax.Array, items: jax.Array, train: Interactions, settings: IALSSettings) -> float:
-    """In float64, from its definition; with the same lambda for every row."""
+    """Returns the objective in float64, from its definition, with the same lambda for every row."""
     u, v = (np.asarray(table, np.float64) for table in (users, items))
     scores = np.sum(u[train.users] * v[train.items], axis=1)
-    everywhere = np.sum((u.T @ u) * (v.T @ v))
+    all_pairs = np.sum((u.T @ u) * (v.T @ v))
     seen = np.sum(settings.alpha * (1 - scores) ** 2 - scores**2)
-    return float(everywhere + seen + settings.regularization * (np.sum(u**2) + np.sum(v**2)))
+    return float(all_pairs + seen + settings.regularization * (np.sum(u**2) + np.sum(v**2)))
 
 
 def main() -> None:
@@ -96,12 +96,12 @@ def main() -> None:
     }
     print("| | objective | test recall@50 | seconds, least to most |\n|---|---|---|---|")
     for name, program in programs.items():
-        found = [program(options.dim, options.sweeps) for _ in range(options.rounds)]
-        users, items, _ = found[0]
+        fitted = [program(options.dim, options.sweeps) for _ in range(options.rounds)]
+        users, items, _ = fitted[0]
         recall = float(evaluate({"params": {"users": users, "items": items}})["test"]["recall@50"])
-        seconds = sorted(seconds for *_, seconds in found)
-        left = objective(users, items, split.train, IALSSettings())
-        print(f"| {name} | {left:,.0f} | {recall:.4f} | {seconds[0]:.2f} to {seconds[-1]:.2f} |", flush=True)
+        seconds = sorted(seconds for *_, seconds in fitted)
+        value = objective(users, items, split.train, IALSSettings())
+        print(f"| {name} | {value:,.0f} | {recall:.4f} | {seconds[0]:.2f} to {seconds[-1]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How time and memory grow with the batch, the data, the groups and the dimensions, on made-up data.
+"""How time and memory grow with the batch, the data, the groups and the dimensions, on random data.
 
     python benchmarks/growth.py [--tables entities users groups dims]
 
-Every row is a process of its own: 200 -> 20 dimensions, 30 groups and a batch of 1,024 triples out of 20,000 users and
-20,000 items, but for what the table varies; HTD at its lowest temperature. Quoted are milliseconds a step (the median
-epoch, of a few steps, over its steps: negatives and shuffle included) and the process's peak of resident memory with,
-in brackets, what of it XLA gives to the epoch's temporaries.
+Every row runs in a separate process: 200 -> 20 dimensions, 30 groups and a batch of 1,024 triples of 20,000 users and
+20,000 items, except for the size that the table varies; HTD at its lowest temperature. Reported are milliseconds per
+step (the median epoch of a few steps, over its steps: negatives and shuffle included) and the process's peak resident
+memory with, in brackets, the part that XLA allocates for the epoch's temporaries.
 """
 
 import dataclasses
@@ -55,9 +55,9 @@ TABLES = {
 @dataclasses.dataclass
 class Options:
     tables: tuple[str, ...] = tuple(TABLES)
-    """Which to measure."""
+    """Tables to measure."""
     case: str | None = None
-    """One row, as JSON; what the program calls itself with."""
+    """One row as JSON, for which the program starts itself."""
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""What propagation costs: seconds a step of BPR and LightGCN on CiteULike, and the sparse products' share of them.
+"""The cost of propagation: seconds per step of BPR and LightGCN on CiteULike, and the sparse products' share of them.
 
     python benchmarks/lightgcn.py --data-dir DIR
 
-A step is the loss of 1,024 triples, its gradient, and a plain step down it; steps run in one compiled loop, as in
-training. The two sparse products, users from items and items from users, are measured in the same way: LightGCN of L
-layers does them L times forward and L times back. By hand is counted what they move: in either direction each pair
-reads one row, an index and a weight, and each sum is read and written once. Some of that a cache can serve; beside it
-stand what no cache can spare, tables read once and written once, and the rate of a pass over memory.
+A step is the loss of 1,024 triples, its gradient, and a step of gradient descent; steps run in one compiled loop, as in
+training. The two sparse products, users from items and items from users, are measured in the same way: LightGCN with L
+layers computes them L times forward and L times backward. The bytes that they move are counted by hand: in either
+direction each pair reads one row, an index and a weight, and each sum is read and written once. A cache can serve some
+of that; the table therefore also has the least possible, tables read once and written once, and the rate of a pass
+over memory.
 """
 
 import dataclasses
@@ -31,13 +32,13 @@ Step = Callable[[Any, Any], Any]  # (index, carry) -> carry
 @dataclasses.dataclass
 class Options:
     data_dir: Path | None = None
-    """Folder of the citeulike files; else they are found as the main command finds them."""
+    """Folder of the citeulike files; by default they are searched for as by the main command."""
     layers: int = 1
-    """LightGCN's."""
+    """Layers of LightGCN."""
     steps: int = 100
-    """Steps a measurement."""
+    """Steps per measurement."""
     times: int = 5
-    """Measurements, of which the median is quoted."""
+    """Number of measurements, of which the median is reported."""
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
             "LightGCN": make_lightgcn(dim, options.layers),
         }
         for name, make_model in models.items():
-            print(f"| {name} | {dim} | {time(*steps_of(make_model, train)):.4f} |", flush=True)
+            print(f"| {name} | {dim} | {time(*make_steps(make_model, train)):.4f} |", flush=True)
 
     print("\n| two products | seconds | GB asked for | GB/s | GB of the tables | GB/s |\n|---|---|---|---|---|---|")
     for dim in (TEACHER_DIM, STUDENT_DIM):
@@ -76,8 +77,8 @@ def products(train: Interactions) -> Step:
     return lambda index, tables: add_neighbours(tables, tables, graph)
 
 
-def steps_of(make_model: MakeModel, train: Interactions) -> tuple[Callable[[Interactions], Step], Any]:
-    """What makes the step of a model, and the variables to start with."""
+def make_steps(make_model: MakeModel, train: Interactions) -> tuple[Callable[[Interactions], Step], Any]:
+    """Returns a function that makes the step of a model, and the initial variables."""
     keys = jax.random.split(jax.random.key(SEED), 3)
     order, negatives = shuffle(keys[0], len(train)), unseen_items(keys[1], train)
     one, where = jnp.zeros(1, jnp.int32), jnp.ones(BATCH, bool)
@@ -97,7 +98,7 @@ def steps_of(make_model: MakeModel, train: Interactions) -> tuple[Callable[[Inte
 
 
 def seconds(make_step: Callable[[Interactions], Step], carry: Any, train: Interactions, options: Options) -> float:
-    """Of one step among `options.steps` in one compiled loop, with its share of what is made once before them."""
+    """Returns the seconds per step of `options.steps` steps in one compiled loop, with the work before the loop."""
     run = jax.jit(lambda carry, train: jax.lax.fori_loop(0, options.steps, make_step(train), carry))
     return median_seconds(lambda: run(carry, train), options.times) / options.steps
 

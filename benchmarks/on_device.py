@@ -1,11 +1,11 @@
-"""Every figure that is wanted of a GPU or a TPU, in one command of a few minutes, as Markdown.
+"""Measures a GPU or a TPU in a few minutes, and prints Markdown.
 
     python benchmarks/on_device.py --data-dir DIR --baseline PROGRAM --baseline-python PYTHON
 
-An epoch of every phase and an evaluation, on CiteULike at the default settings; each beside a plain PyTorch program
-that does the same work on the same device (PROGRAM: see `against_pytorch.py`), and beside what its measured rates
-allow (`roofline.py`); what every phase takes to trace and to compile; and the whole job, `--dataset citeulike --method
-htd`, by a new process with nothing compiled before, with the recall that it ends at.
+It measures an epoch of every phase and an evaluation, on CiteULike with the default settings, and compares each with a
+plain PyTorch program that does the same work on the same device (PROGRAM: see `against_pytorch.py`) and with the limit
+of the device's measured rates (`roofline.py`); the time to trace and to compile every phase; and the whole job,
+`--dataset citeulike --method htd`, in a new process with an empty compilation cache, with its recall.
 """
 
 import dataclasses
@@ -31,22 +31,22 @@ MAIN = Path(__file__).resolve().parent.parent / "experiments" / "main.py"
 @dataclasses.dataclass
 class Options:
     data_dir: Path | None = None
-    """Folder of the citeulike files; else they are found as the main command finds them."""
+    """Folder of the citeulike files; by default they are searched for as by the main command."""
     baseline: Path | None = None
     """The PyTorch program."""
     baseline_python: str = sys.executable
     """An interpreter that can import torch."""
     baseline_device: str | None = "cuda"
-    """Passed on to the PyTorch program as `--device`."""
+    """Passed to the PyTorch program as `--device`."""
     job: bool = True
-    """Whether the whole job is run."""
+    """Runs the whole job too."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), JAX {jax.__version__}\n", flush=True)
-    whole_job(options) if options.job else None  # first, while this process holds little of the device's memory
+    whole_job(options) if options.job else None  # first, while this process uses little of the device's memory
     split = data.load("citeulike", options.data_dir)
     phases = Phases(split)
     seconds = phases.seconds()
@@ -80,7 +80,7 @@ def report(
 
 
 def whole_job(options: Options) -> None:
-    """From a cold start: imports, compilation, three phases, evaluations, checkpoints, the picture."""
+    """Times a run from a cold start: imports, compilation, three phases, evaluations, checkpoints, the picture."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, MAIN, "--dataset", "citeulike", "--method", "htd", "--run", Path(folder) / "run"]
         command += ["--data-dir", data_folder(options)]

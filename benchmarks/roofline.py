@@ -1,11 +1,11 @@
-"""How near each phase comes to what the machine can do, on CiteULike at the default settings.
+"""Compares each phase with the machine's limits, on CiteULike with the default settings.
 
     python benchmarks/roofline.py --data-dir DIR
 
-Two rates are measured: a product of large matrices, and a pass over memory that no cache holds. By hand is counted
-what an epoch must compute and move, however it is written: an entity's own expert (all K at T = 1), each pair of one
-group once, the optimiser's state read and written once and the gradient written and read. An epoch can then take no
-less than the longer of the two; the share is that limit over the seconds measured. Beside it stands XLA's own count
+Two rates are measured: a product of large matrices, and a pass over memory too large for any cache. The operations
+and bytes that an epoch needs, however it is written, are counted by hand: an entity's own expert (all K at T = 1), each
+pair of one group once, the optimiser's state read and written once and the gradient written and read. An epoch takes at
+least the longer of the two times; the share is that limit over the measured seconds. The last columns are XLA's count
 for its program, in which a loop of unknown length counts once.
 """
 
@@ -32,7 +32,7 @@ EXPERT = STUDENT_DIM * HIDDEN + HIDDEN * TEACHER_DIM  # multiplications of one e
 @dataclasses.dataclass
 class Options:
     data_dir: Path | None = None
-    """Folder of the citeulike files; else they are found as the main command finds them."""
+    """Folder of the citeulike files; by default they are searched for as by the main command."""
 
 
 def main() -> None:
@@ -56,9 +56,9 @@ def main() -> None:
 
 
 def counts(train: Interactions) -> dict[str, tuple[float, float]]:
-    """Operations and bytes that an epoch of each phase cannot do without, and an evaluation."""
+    """Returns the operations and bytes that an epoch of each phase, and an evaluation, need at least."""
     steps = -(-len(train) // BATCH)
-    users, items = entities_of_a_batch(train)
+    users, items = entities_per_batch(train)
     n, entities = users + items, train.num_users + train.num_items
     experts = 2 * GROUPS * (EXPERT + HIDDEN + TEACHER_DIM) + 2 * GROUPS * (TEACHER_DIM + 1)
     adam = lambda parameters: 8 * 4 * parameters
@@ -74,7 +74,7 @@ def counts(train: Interactions) -> dict[str, tuple[float, float]]:
     student = adam(entities * STUDENT_DIM)
     htd = topology + gate
     htd_moved = student + adam(experts) + gathered
-    of_step = {
+    per_step = {
         "teacher epoch": (0, adam(entities * TEACHER_DIM)),
         "student epoch": (0, student),
         "FTD epoch": (ftd, student + gathered),
@@ -82,12 +82,12 @@ def counts(train: Interactions) -> dict[str, tuple[float, float]]:
         "HTD epoch, T < 0.01": (htd + assignment, htd_moved),
     }
     scores = train.num_users * train.num_items
-    found = {name: (float(steps * flops), float(steps * moved)) for name, (flops, moved) in of_step.items()}
-    return found | {"evaluation, valid + test": (2.0 * scores * TEACHER_DIM, 4.0 * entities * TEACHER_DIM)}
+    per_epoch = {name: (float(steps * flops), float(steps * moved)) for name, (flops, moved) in per_step.items()}
+    return per_epoch | {"evaluation, valid + test": (2.0 * scores * TEACHER_DIM, 4.0 * entities * TEACHER_DIM)}
 
 
-def entities_of_a_batch(train: Interactions) -> tuple[float, float]:
-    """Different users and items, means over ten batches."""
+def entities_per_batch(train: Interactions) -> tuple[float, float]:
+    """Returns the numbers of distinct users and items per batch, averaged over ten batches."""
     negatives, order = unseen_items(jax.random.key(0), train), shuffle(jax.random.key(1), len(train))
     count = lambda ids, size: int(distinct(ids, jnp.ones(len(ids), bool), size)[1].sum())
     users, items = [], []
@@ -98,20 +98,20 @@ def entities_of_a_batch(train: Interactions) -> tuple[float, float]:
 
 
 def product_rate(size: int = 2048) -> float:
-    """Operations a second of a product of two square matrices in float32."""
+    """Returns operations per second of a product of two square matrices in float32."""
     x = jax.random.normal(jax.random.key(0), (size, size))
     multiply = jax.jit(lambda x: dot(x, x))
     return 2 * size**3 / median_seconds(lambda: multiply(x))
 
 
 def copy_rate(size: int = 2**26, times: int = 10) -> float:
-    """Bytes read and written a second by a pass over `size` floats in place."""
+    """Returns bytes read and written per second by a pass over `size` floats in place."""
     scale = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda i, x: 1.0001 * x, x), donate_argnums=0)
-    kept = [jnp.ones(size)]
+    buffer = [jnp.ones(size)]
 
     def run():
-        kept[0] = scale(kept[0])
-        return kept[0]
+        buffer[0] = scale(buffer[0])
+        return buffer[0]
 
     return 2 * 4 * size * times / median_seconds(run)
 

@@ -1,17 +1,21 @@
-"""A method added from outside the package, in one class and with public imports only."""
+"""A method, a base model and a metric added from outside the package, with public imports only."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from annotated_types import Ge
+import runs
+from annotated_types import Ge, Gt
 
 import htd_jax
-from htd_jax.distillers import METHODS, Distiller, EpochStart, Method, Step, no_params, register
+from htd_jax import evaluation, models, training
+from htd_jax.distillers import METHODS, Distiller, EpochStart, Method, Step, no_params, none, register
+from htd_jax.models import InnerProduct, ModelOf, ModelSettings, Recommender
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +39,50 @@ class Shrink(Method):
         return Distiller(no_params, loss, refresh, needs=())
 
 
+class Cosine(InnerProduct):
+    """Scores a pair by the cosine of two trained vectors, times a scale."""
+
+    dim: int
+    scale: float
+
+    def setup(self) -> None:
+        normal = nn.initializers.normal(0.1)
+        users = self.param("users", normal, (self.num_users, self.dim))
+        items = self.param("items", normal, (self.num_items, self.dim))
+        unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
+        self.keep(self.scale * unit(users), unit(items))
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineSettings(ModelSettings):
+    """Settings of `Cosine`."""
+
+    scale: Annotated[float, Gt(0)] = 5.0
+    """The largest score."""
+
+    module: ClassVar[type[Recommender]] = Cosine
+    teacher_dim: ClassVar[int] = 16
+
+    def build(self, train: htd_jax.data.Interactions, dim: int) -> Cosine:
+        return Cosine(train.num_users, train.num_items, dim, self.scale)
+
+
+def hit(pairs: evaluation.RankedPairs) -> jax.Array:
+    """1 for a user with at least one held-out item among the first k."""
+    return jnp.where(pairs.places == 1, 1.0, 0.0)
+
+
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """Registers the method for one test."""
+    """Registers the method, the model and the metric for one test."""
     monkeypatch.setattr(METHODS, "_known", dict(METHODS))
+    monkeypatch.setattr(models.MODELS, "_known", dict(models.MODELS))
+    for name in [*evaluation.METRICS, "hit"]:  # each is put back
+        monkeypatch.setitem(evaluation.METRICS, name, evaluation.METRICS.get(name))
+    del evaluation.METRICS["hit"]
     register("shrink", Shrink)
+    models.register("cosine", CosineSettings)
+    evaluation.register("hit", hit)
 
 
 def distil(teacher, data, **options):
@@ -63,3 +106,61 @@ def test_a_method_trains_by_name_by_class_and_by_settings(data, teacher):
 def test_a_method_composes_with_others(data, teacher):
     student = distil(teacher, data, method="ftd+shrink")
     assert {"ftd", "shrink"} <= set(student.records[-1]["terms"])
+
+
+# --- a base model
+
+
+def test_a_model_is_known_by_its_name_and_by_its_class():
+    assert models.MODELS["cosine"] is models.MODELS[f"{__name__}:CosineSettings"] is CosineSettings
+    assert CosineSettings.label == "Cosine"
+
+
+def test_a_model_trains_with_make_trainer(data):
+    make_model = ModelOf(CosineSettings(scale=3.0), 4)
+    trainer = training.make_trainer(make_model, none(), training.adam(0.01, 0.0), batch_size=256)
+    keys = jax.random.split(jax.random.key(0))
+    nobody = training.no_teacher(data.train)
+    state = trainer.init(keys[0], data.train, nobody)
+    losses = []
+    for _ in range(4):
+        state, terms = trainer.epoch(state, keys[1], data.train, nobody)
+        losses.append(float(terms["base"]))
+    assert losses[-1] < losses[0]
+    users, items = models.represent_all(make_model, state.params["model"], data.train)
+    np.testing.assert_allclose(np.linalg.norm(users, axis=1), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1.0, rtol=1e-5)
+
+
+def test_a_model_fits_by_name_by_class_and_by_settings(data):
+    fit = lambda model: htd_jax.fit(data, model=model, dim=4, epochs=2, eval_every=2, progress=False)
+    by_name = fit("cosine")
+    for model in (f"{__name__}:CosineSettings", CosineSettings()):
+        chex.assert_trees_all_equal(fit(model).variables, by_name.variables)
+    assert by_name.settings["model"] == {"name": "cosine", "dim": 4, "scale": 5.0}
+    np.testing.assert_allclose(np.linalg.norm(by_name.representations().users, axis=1), 5.0, rtol=1e-5)
+
+
+def test_a_model_is_distilled_in_a_smaller_precision(data, teacher):
+    """`precision` is a field of every model whose scores are inner products."""
+    student = distil(teacher, data, method="ftd", model="cosine", precision="int8")
+    users, _ = student.make_model(data.train).apply(student.variables, method="rows")
+    assert users.precision == "int8"
+
+
+# --- a metric
+
+
+def test_a_metric_is_computed_by_every_evaluation(data, teacher):
+    student = distil(teacher, data, method="shrink", metric="hit@20")
+    assert student.chosen["valid"]["hit@20"] >= student.chosen["valid"]["recall@20"] > 0  # one held-out item or more
+    assert set(student.metrics) == {f"{name}@{k}" for name in evaluation.METRICS for k in evaluation.CUTOFFS}
+
+
+def test_a_metric_is_shown_by_every_table(tmp_path):
+    folder = tmp_path / "runs"
+    printed = runs.trained("--method", "none", "--runs", folder).out
+    assert all(f"hit@{k}" in printed for k in evaluation.CUTOFFS) and "mrr" not in printed
+    runs.trained("--method", "none", "--runs", folder, "--seed", "1")
+    compared = runs.start_command("compare", *sorted(path for path in folder.iterdir() if path.is_dir()))
+    assert "hit@50" in compared.out and "mrr" not in compared.out

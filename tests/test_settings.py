@@ -156,7 +156,7 @@ class Inherited(Base):
 
 
 def registry(**options: Any) -> Registry:
-    return Registry("method", {"every": Every}, **options)
+    return Registry("method", {"every": Every}, **({"base": object} | options))
 
 
 def test_a_registry_is_a_mapping_that_can_be_added_to():

@@ -21,7 +21,8 @@ def print_table(result: RunResult) -> None:
     terminal is too narrow."""
     spec, results = result.spec, result.results
     when = f"best epoch in validation {spec.evaluation.metric}" if spec.student.early_stopping else "last epoch"
-    metrics = shown_metrics(spec.evaluation.cutoffs)
+    recorded = set.intersection(*(set(entry["final"]["test"]) for entry in results["phases"].values()))
+    metrics = shown_metrics(spec.evaluation.cutoffs, recorded)
     rows = [["", "parameters", *metrics]]
     for phase, entry in results["phases"].items():
         figures = lambda record: [f"{record['test'][name]:.4f}" for name in metrics]

@@ -17,6 +17,7 @@ from htd_jax.command.tensorboard import choose_callback, note_ignored
 from htd_jax.command.tune import tune
 from htd_jax.data import fingerprint
 from htd_jax.errors import UserError
+from htd_jax.evaluation import shown_metrics
 from htd_jax.pipeline import (
     NO_METHOD,
     Experiment,
@@ -329,7 +330,7 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     evaluation = resolve_run(request, dataset).evaluation
     note_ignored(request.paths)
     use_devices()
-    metrics = [f"{name}@{max(evaluation.cutoffs)}" for name in ("recall", "ndcg")]
+    metrics = shown_metrics([max(evaluation.cutoffs)])
     check_report(runs, "frontier", fingerprint(dataset))
     with claimed(runs, "study", "runs"), numerics():
         log = lambda line: print(f"  {line}", flush=True)

@@ -7,7 +7,7 @@ computed by every evaluation, and shown in every table.
 import dataclasses
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
 import chex
@@ -89,10 +89,16 @@ register("precision", lambda pairs: jnp.full(len(pairs.ranks), 1 / pairs.k), sho
 register("map", lambda pairs: pairs.places / pairs.ranks / pairs.counts, shown=False)
 
 
-def shown_metrics(cutoffs: Iterable[int]) -> list[str]:
-    """Returns the metrics that tables show, in their order: `["recall@10", "recall@20", "ndcg@10", "ndcg@20"]`."""
+def shown_metrics(cutoffs: Iterable[int], recorded: Container[str] | None = None) -> list[str]:
+    """Returns the metrics that tables show, in their order: `["recall@10", "recall@20", "ndcg@10", "ndcg@20"]`.
+
+    Args:
+      cutoffs: the values of k.
+      recorded: if given, only these are returned: an older run does not record a metric that was registered later.
+    """
     cutoffs = tuple(cutoffs)
-    return [f"{name}@{k}" for name, metric in METRICS.items() if metric.shown for k in cutoffs]
+    shown = [f"{name}@{k}" for name, metric in METRICS.items() if metric.shown for k in cutoffs]
+    return [name for name in shown if recorded is None or name in recorded]
 
 
 def ranking_metrics(ranks: chex.Array, where: chex.Array, cutoffs: Iterable[int] = CUTOFFS) -> Metrics:

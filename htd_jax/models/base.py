@@ -27,9 +27,11 @@ class Recommender(nn.Module):
     Attributes:
       num_users, num_items: sizes of the tables.
       inner_product: True if a pair's score is the inner product of its two representations.
+      params_are_tables: True if the parameters are the tables of representations, `{"users": ..., "items": ...}`.
     """
 
     inner_product: ClassVar[bool] = False
+    params_are_tables: ClassVar[bool] = False
 
     num_users: int
     num_items: int
@@ -158,7 +160,7 @@ class ModelOf:
         return model.clone(precision=self.precision)
 
 
-class InnerProduct(Recommender):
+class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fields without defaults
     """A base model whose scores are inner products of representations, trained with BPR (Rendle et al., UAI'09).
 
     `setup` of a subclass makes the tables `[num_users, dim]` and `[num_items, dim]` and passes them to `keep`.
@@ -169,7 +171,7 @@ class InnerProduct(Recommender):
 
     inner_product: ClassVar[bool] = True
 
-    precision: str = dataclasses.field(default="float32", kw_only=True)
+    precision: str = "float32"
 
     def keep(self, users: jax.Array, items: jax.Array) -> None:
         """Makes these the model's tables, `self.users` and `self.items`, in its precision."""

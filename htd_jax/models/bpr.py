@@ -11,6 +11,8 @@ from htd_jax.models.base import InnerProduct, ModelSettings, Recommender
 class BPR(InnerProduct):
     """A trained vector for every user and item (Rendle et al., UAI'09). Tables start at N(0, 0.01^2)."""
 
+    params_are_tables: ClassVar[bool] = True
+
     dim: int
 
     def setup(self) -> None:

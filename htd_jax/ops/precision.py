@@ -154,7 +154,8 @@ def rounded(table: jax.Array, precision: str) -> jax.Array:
     if precision == "int4":
         steps = _steps(jax.lax.stop_gradient(table))
         decoded = _decoded(_codes(jax.lax.stop_gradient(table), steps), steps)
-        table = jnp.clip(table, -STEPS / 2 * steps, STEPS / 2 * steps)
+        largest = STEPS / 2 * steps[None]
+        table = jnp.clip(table, -largest, largest)
     else:
         decoded = encoded(jax.lax.stop_gradient(table), precision).floats()
     return decoded + (table - jax.lax.stop_gradient(table))  # exactly the decoded value
@@ -164,13 +165,13 @@ def _steps(table: jax.Array) -> jax.Array:
     """Returns the steps of int4, `[d]`."""
     largest = jnp.abs(table).max(axis=0, initial=0)
     safe = jnp.where(largest > 0, largest, 1)  # squares of small floats vanish
-    return STEP * safe * jnp.sqrt(jnp.mean((table / safe) ** 2, axis=0))
+    return STEP * safe * jnp.sqrt(jnp.mean((table / safe[None]) ** 2, axis=0))
 
 
 def _codes(table: jax.Array, steps: jax.Array) -> jax.Array:
     """Returns the codes of int4, 0 to 15, as floats."""
-    return jnp.clip(jnp.floor(table / jnp.where(steps > 0, steps, 1)) + STEPS / 2, 0, STEPS - 1)
+    return jnp.clip(jnp.floor(table / jnp.where(steps > 0, steps, 1)[None]) + STEPS / 2, 0, STEPS - 1)
 
 
 def _decoded(codes: jax.Array, steps: jax.Array) -> jax.Array:
-    return (codes - (STEPS - 1) / 2) * steps
+    return (codes - (STEPS - 1) / 2) * steps[None]

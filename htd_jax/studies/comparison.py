@@ -40,13 +40,14 @@ def parse_methods(names: Sequence[str]) -> tuple[Variant, ...]:
 
 def table(plan: Plan, every: Sequence[Row]) -> Table:
     """Returns a table with a row per model."""
-    recall, ndcg = plan.metrics
+    metrics = plan.metrics
+    recall = metrics[0]
     teacher, doubted = every[0], False
     lines: list[tuple[Cell, ...]] = []
     for row in every:
         width = str(row.dim or ("given" if plan.request.paths.teacher else plan.spec.settings.teacher_dim))
         if not row.test:
-            lines.append((width, row.name, "failed" if row.errors else "not run", *[""] * 6))
+            lines.append((width, row.name, "failed" if row.errors else "not run", *[""] * (4 + len(metrics))))
             continue
         student = plain_student(row, every)
         gain, closed = Values(()), Values(())
@@ -59,10 +60,10 @@ def table(plan: Plan, every: Sequence[Row]) -> Table:
         ratio = f"{statistics.mean(seconds) / statistics.mean(plain):.1f}" if seconds and plain else ""
         memory = f"{max(row.memory.values()) / 2**30:.2f}" if row.memory else ""
         cost = f"{statistics.mean(seconds):.3g}" if seconds else "", ratio, memory
-        lines.append((width, row.name, row.cell(recall), row.cell(ndcg), gain, closed, *cost))
+        lines.append((width, row.name, *map(row.cell, metrics), gain, closed, *cost))
     by = " by more than twice the larger spread of the two" if len(plan.seeds) > 1 else ""
     note = f"(a) not above the plain student{by}, in {recall}."
-    head = ("dimensions", "", recall, ndcg, "above the student", "gap closed", "s/epoch", "x student's", "GiB")
+    head = ("dimensions", "", *metrics, "above the student", "gap closed", "s/epoch", "x student's", "GiB")
     return Table("comparison", "Every method", head, tuple(lines), note if doubted else "")
 
 
@@ -107,7 +108,9 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
             continue
         best = max(distilled, key=lambda row: row.mean(metric))
         closed = best.closed(student, teacher, metric)
-        gap = f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
+        gap = (
+            f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
+        )
         sentences.append(
             f"At {dim} dimensions {best.short_name} ranks best: {metric} {best.mean(metric):.4f}, where the plain "
             f"student has {student.mean(metric):.4f}{gap}."

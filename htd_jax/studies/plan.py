@@ -12,7 +12,7 @@ import numpy as np
 
 from htd_jax.data import Dataset
 from htd_jax.errors import UserError
-from htd_jax.evaluation import make_user_evaluator
+from htd_jax.evaluation import make_user_evaluator, shown_metrics
 from htd_jax.pipeline import (
     NO_METHOD,
     STUDENT,
@@ -26,7 +26,7 @@ from htd_jax.pipeline import (
     open_teacher,
     resolve_run,
 )
-from htd_jax.settings import override, flag_words
+from htd_jax.settings import flag_words, override
 from htd_jax.studies.report import Values, mean_and_band
 from htd_jax.studies.runs import Job, Outcome, execute
 from htd_jax.studies.variants import PLAIN, Variant
@@ -109,10 +109,9 @@ class Plan:
         return " One seed does not show what is due to chance." if len(self.seeds) == 1 else ""
 
     @property
-    def metrics(self) -> tuple[str, str]:
-        """The metrics shown, recall first."""
-        largest = max(self.spec.evaluation.cutoffs)
-        return f"recall@{largest}", f"ndcg@{largest}"
+    def metrics(self) -> list[str]:
+        """The metrics that tables show, at the largest cutoff; recall first."""
+        return shown_metrics([max(self.spec.evaluation.cutoffs)])
 
 
 def carry_out(
