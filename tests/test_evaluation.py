@@ -62,8 +62,8 @@ def item_sets(part):
     return sets
 
 
-def of_ranks(ranks, k):
-    """Every metric at k, of one user."""
+def metrics_at(ranks, k):
+    """Every metric of one user at k."""
     ranks = sorted(ranks)
     hits = [r for r in ranks if r <= k]
     ideal = sum(1 / np.log2(1 + r) for r in range(1, min(len(ranks), k) + 1))
@@ -77,7 +77,7 @@ def of_ranks(ranks, k):
 
 
 def expected(split, scores, candidates=None):
-    """By loops: among all items that are not hidden, or among each user's row of `candidates`."""
+    """Computed by loops: among all items that are not hidden, or among each user's row of `candidates`."""
     train, *parts = map(item_sets, split)
     result = {}
     for name, part, other in zip(("valid", "test"), parts, parts[::-1], strict=True):
@@ -85,13 +85,13 @@ def expected(split, scores, candidates=None):
         if candidates is not None:
             hidden = [set(range(scores.shape[1])) - set(row) - a for row, a in zip(candidates.tolist(), part)]
         rows = [oracle.ranks(scores, hidden, [(user, item) for item in items]) for user, items in enumerate(part)]
-        of_users = [{name: x for k in CUTOFFS for name, x in of_ranks(row, k).items()} for row in rows if row]
-        result[name] = {name: np.mean([metrics[name] for metrics in of_users]) for name in of_users[0]}
+        user_metrics = [{name: x for k in CUTOFFS for name, x in metrics_at(row, k).items()} for row in rows if row]
+        result[name] = {name: np.mean([metrics[name] for metrics in user_metrics]) for name in user_metrics[0]}
     return result
 
 
 def several_held_out(rng, least=0):
-    """100 users over 40 items: from `least` to 6 held-out items a part, every seventh user with none at all."""
+    """100 users over 40 items: from `least` to 6 held-out items per part, and none for every seventh user."""
     rows = [[], [], []]
     for user in range(100):
         if user % 7:
@@ -123,7 +123,7 @@ def test_users_with_several_or_no_held_out_items(rng):
 
 
 def test_metrics_are_those_of_trec_eval(rng):
-    """With several held-out items a user, and ties, which trec_eval breaks by name: the others' come first."""
+    """With several held-out items per user, and ties, which trec_eval breaks by name: other items come first."""
     cutoffs = (1, 3, 10, 25)
     split = several_held_out(rng, least=1)
     scores = rng.integers(8, size=(100, 40)).astype(float)
@@ -187,7 +187,7 @@ def test_ranking_against_every_unseen_item_is_the_full_one(rng):
     assert sampled == {part: pytest.approx(x, abs=1e-6) for part, x in evaluate(split, scores).items()}
 
 
-def test_candidates_are_different_unseen_items_and_fixed_by_the_seed(small_split):
+def test_candidates_are_distinct_unseen_items_fixed_by_the_seed(small_split):
     known = [a | b | c for a, b, c in zip(*map(item_sets, small_split))]
     sample = sample_candidates(small_split, 10, 0)
     assert sample.shape == (60, 10)
@@ -195,7 +195,7 @@ def test_candidates_are_different_unseen_items_and_fixed_by_the_seed(small_split
         assert len(set(row)) == 10 and not set(row) & seen and set(row) <= set(range(90))
     np.testing.assert_array_equal(sample, sample_candidates(small_split, 10, 0))
     assert (sample != sample_candidates(small_split, 10, 1)).any()
-    assert set(sample_candidates(small_split, 10, 5)[0]) == set(range(90)) - known[0]  # all that there are
+    assert set(sample_candidates(small_split, 10, 5)[0]) == set(range(90)) - known[0]  # all existing ones
 
 
 def test_candidates_are_uniform_over_the_unseen_items(small_split):
@@ -211,7 +211,7 @@ def test_candidates_are_uniform_over_the_unseen_items(small_split):
 
 
 @pytest.mark.parametrize("protocol", [Sampled(11), Sampled(0), Sampled(5, seed=-1)])
-def test_a_sample_that_cannot_be_is_refused(small_split, protocol):
+def test_invalid_samples_are_refused(small_split, protocol):
     reasons = {
         11: "`candidates` must be at most 10, the number of unseen items of user 0, not 11",
         0: "`candidates` must be at least 1, not 0",
@@ -355,13 +355,13 @@ def test_ranks_in_any_integer(kind):
         assert float(found[f"recall@{k}"]) == (0.75 if k < 100 else 1)
 
 
-def test_ranks_that_are_no_integers_are_refused():
+def test_ranks_must_be_integers():
     with pytest.raises(ValueError, match="`ranks` must be integers, not float32"):
         ranking_metrics(jnp.ones((2, 2)), jnp.ones((2, 2), bool))
 
 
 @pytest.mark.parametrize("cutoffs", [(0,), (10, -1), (), (1.5,), ("10",), (True,), 10, None, (10.0,)])
-def test_cutoffs_that_cannot_be_are_refused(small_split, cutoffs):
+def test_invalid_cutoffs_are_refused(small_split, cutoffs):
     for use in (
         lambda: ranking_metrics(jnp.ones((2, 2), int), jnp.ones((2, 2), bool), cutoffs),
         lambda: make_evaluator(small_split, cutoffs=cutoffs),
@@ -370,12 +370,12 @@ def test_cutoffs_that_cannot_be_are_refused(small_split, cutoffs):
             use()
 
 
-def test_cutoffs_may_be_of_any_kind_of_whole_number():
+def test_cutoffs_may_be_any_kind_of_whole_number():
     found = ranking_metrics(jnp.ones((2, 2), int), jnp.ones((2, 2), bool), np.array([1, 5]))
     assert set(found) == {f"{name}@{k}" for name in METRICS for k in (1, 5)}
 
 
-def test_nobody_has_no_metrics_but_zero():
+def test_metrics_without_users_are_zero():
     for shape in ((0, 0), (3, 0), (0, 3)):
         found = ranking_metrics(np.zeros(shape, int), np.zeros(shape, bool))
         assert all(float(x) == 0 for x in found.values())
@@ -387,18 +387,18 @@ def test_ranking_metrics_counts_only_users_with_a_held_out_item():
     assert float(ranking_metrics(np.asarray(ranks, np.int64), np.asarray(where))["recall@10"]) == 1.0
 
 
-# --- of each user
+# --- metrics of each user
 
 
 def metrics_by_loops(split, scores):
-    """Of each user who has a held-out item, by part: `{user: metrics}`."""
+    """The metrics of each user who has a held-out item, by part: `{user: metrics}`."""
     train, *parts = map(item_sets, split)
     found = {}
     for name, part, other in zip(("valid", "test"), parts, parts[::-1]):
         hidden = [a | b for a, b in zip(train, other)]
         rows = [oracle.ranks(scores, hidden, [(user, item) for item in items]) for user, items in enumerate(part)]
         found[name] = {
-            user: {metric: x for k in CUTOFFS for metric, x in of_ranks(row, k).items()}
+            user: {metric: x for k in CUTOFFS for metric, x in metrics_at(row, k).items()}
             for user, row in enumerate(rows)
             if row
         }
@@ -430,7 +430,7 @@ def test_metrics_of_each_user_are_their_definition(rng):
             assert {name: x[row] for name, x in values.items()} == pytest.approx(metrics, abs=1e-6)
 
 
-def test_a_masked_pair_is_none_and_a_user_without_pairs_has_zeros():
+def test_a_masked_pair_is_ignored_and_a_user_without_pairs_has_zeros():
     users, ranks = np.array([2, 0, 2, 0], np.int32), np.array([1, 5, 60, 2], np.int32)
     found = metrics_of_users(users, ranks, np.array([True, False, True, True]), 4, (10,))
     assert found["recall@10"].tolist() == [1, 0, 0.5, 0]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_implicit_broadcasting")
 
 
 class Distance(Recommender):
-    """A model from outside: the score is minus a distance, after a layer that is a module of its own."""
+    """A model from outside: the score is minus a distance, after a layer that is a Flax module."""
 
     def setup(self):
         self.users = self.param("users", nn.initializers.normal(1), (self.num_users, DIM))
@@ -42,7 +42,7 @@ class Distance(Recommender):
 
 @pytest.fixture
 def graph(rng):
-    """Users 0 and 12, and items 0 and 28, without neighbours; one user with nearly all items."""
+    """Users 0 and 12, and items 0 and 28, have no neighbours; one user has nearly all items."""
     users = np.append(rng.integers(1, 12, 40), np.full(26, 5))
     items = np.append(rng.integers(1, 28, 40), np.arange(1, 27))
     return Interactions.from_pairs(users, items, USERS, ITEMS)
@@ -102,11 +102,11 @@ def test_one_bound_module_serves_several_methods_also_in_a_loop(model, rng):
 
     @jax.jit
     def both(variables):
-        def of_model(model):
+        def use(model):
             first = model.represent(users, users)
             return first, jax.lax.map(model.score_all, users.reshape(3, 2))
 
-        return nn.apply(of_model, model)(variables)
+        return nn.apply(use, model)(variables)
 
     represented, scores = both(variables)
     chex.assert_trees_all_close(represented, model.apply(variables, users, users, method="represent"), rtol=1e-5)
@@ -294,10 +294,10 @@ def test_lightgcn_loss_and_gradient_are_their_definitions(graph, rng, layers):
         return oracle.bpr(score(positives), score(negatives), where)
 
     # interactions traced, as in a compiled epoch
-    of_variables = lambda v, train: LightGCN(USERS, ITEMS, make_graph(train), DIM, layers).apply(
+    loss = lambda v, train: LightGCN(USERS, ITEMS, make_graph(train), DIM, layers).apply(
         v, users, positives, negatives, jnp.asarray(where), method="loss"
     )
-    value, gradient = jax.jit(jax.value_and_grad(of_variables))(variables, graph)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(variables, graph)
     params = f64(variables["params"])
     tables = np.concatenate([params["users"], params["items"]])
     np.testing.assert_allclose(value, definition(tables), rtol=1e-5)

@@ -21,7 +21,7 @@ from htd_jax.evaluation.metrics import (
     metrics_of_users,
 )
 from htd_jax.evaluation.protocols import Full, Protocol
-from htd_jax.models import MakeModel, Recommender, with_tables
+from htd_jax.models import MakeModel, with_tables
 from htd_jax.ops.platforms import compiler_options
 
 # The parts that are evaluated, in the order in which a protocol ranks them.
@@ -66,10 +66,7 @@ def make_evaluator(
       UserError: if the protocol does not fit the split.
       ValueError: if cutoffs are not whole numbers of at least 1.
     """
-    cutoffs = check_cutoffs(cutoffs)
-    prepared = protocol.prepare(split)
-    summary = lambda: Summary(metrics_of_pairs, cutoffs, tuple(METRICS.items()))
-    return lambda make_model, variables: _compiled()(make_model, protocol, summary(), variables, split, prepared)
+    return _make(split, protocol, metrics_of_pairs, check_cutoffs(cutoffs))
 
 
 def make_user_evaluator(
@@ -82,15 +79,12 @@ def make_user_evaluator(
 
     Args, raises: see `make_evaluator`.
     """
-    cutoffs = check_cutoffs(cutoffs)
-    prepared = protocol.prepare(split)
+    evaluate_all = _make(split, protocol, metrics_of_users, check_cutoffs(cutoffs))
     users = {part: np.unique(np.asarray(getattr(split, part).users, np.int64)) for part in PARTS}
+    pick = lambda users, metrics: UserMetrics(users, {name: np.asarray(x)[users] for name, x in metrics.items()})
 
     def evaluate(make_model: MakeModel, variables: Any) -> dict[str, UserMetrics]:
-        summary = Summary(metrics_of_users, cutoffs, tuple(METRICS.items()))
-        every = _compiled()(make_model, protocol, summary, variables, split, prepared)
-        pick = lambda users, metrics: UserMetrics(users, {name: np.asarray(x)[users] for name, x in metrics.items()})
-        return {part: pick(users[part], metrics) for part, metrics in every.items()}
+        return {part: pick(users[part], metrics) for part, metrics in evaluate_all(make_model, variables).items()}
 
     return evaluate
 
@@ -102,18 +96,14 @@ def make_ranker(split: Split, *, protocol: Protocol = Full()) -> Ranker:  # noqa
 
     Args, raises: see `make_evaluator`.
     """
-    prepared = protocol.prepare(split)
-
-    def rank(make_model: MakeModel, variables: Any) -> dict[str, np.ndarray]:
-        ranks = _compiled()(make_model, protocol, None, variables, split, prepared)
-        return {part: np.asarray(x) for part, x in ranks.items()}
-
-    return rank
+    rank = _make(split, protocol)
+    to_numpy = lambda ranks: {part: np.asarray(x) for part, x in ranks.items()}
+    return lambda make_model, variables: to_numpy(rank(make_model, variables))
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A function of a part's pairs and their ranks; equal values are equal functions, compiled once.
+    """Metrics as a function of a part's pairs and their ranks; it compares by value, so that it is compiled once.
 
     Attributes:
       function: `metrics_of_pairs` or `metrics_of_users`.
@@ -129,18 +119,27 @@ class Summary:
         return self.function(part.users, ranks, jnp.ones(len(part), bool), part.num_users, self.cutoffs)
 
 
+def _make(
+    split: Split, protocol: Protocol, function: Callable[..., Metrics] | None = None, cutoffs: tuple[int, ...] = ()
+) -> Callable[[MakeModel, Any], dict[str, Any]]:
+    """Returns the evaluation: `function` of each part's ranks, or the ranks themselves."""
+    prepared = protocol.prepare(split)
+
+    def evaluate(make_model: MakeModel, variables: Any) -> dict[str, Any]:
+        summary = Summary(function, cutoffs, tuple(METRICS.items())) if function else None
+        return _compiled()(make_model, protocol, summary, variables, split, prepared)
+
+    return evaluate
+
+
 @functools.cache  # not at import: the options depend on the backend, which that would initialise
-def _compiled() -> Callable[..., Any]:
+def _compiled() -> Callable[..., dict[str, Any]]:
     return jax.jit(_evaluate, static_argnums=(0, 1, 2), compiler_options=compiler_options())
 
 
 def _evaluate(
     make_model: MakeModel, protocol: Protocol, summary: Summary | None, variables: Any, split: Split, prepared: Any
 ) -> dict[str, Any]:
-    """The summary of each part's ranks, or the ranks themselves."""
-
-    def rank(model: Recommender) -> tuple[jax.Array, jax.Array]:
-        return protocol.ranks(with_tables(model), split, prepared)
-
+    rank = lambda model: protocol.ranks(with_tables(model), split, prepared)
     parts = zip(PARTS, nn.apply(rank, make_model(split.train))(variables))
     return {part: summary(getattr(split, part), ranks) if summary else ranks for part, ranks in parts}

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from htd_jax.ops.mapped import in_blocks
+
 Scores = Callable[[jax.Array], jax.Array]
 BlockLoss = Callable[[jax.Array, Any], jax.Array]
 
@@ -28,25 +30,21 @@ def sum_over_blocks(scores: Scores, loss_for_block: BlockLoss, rows: jax.Array, 
     Returns:
       A scalar.
     """
-    blocks = -(-len(rows) // width)
-    to_blocks = lambda x: jnp.pad(x, [(0, blocks * width - len(x))] + [(0, 0)] * (x.ndim - 1)).reshape(
-        blocks, width, *x.shape[1:]
-    )
-    in_blocks = jax.tree.map(to_blocks, (rows, jax.lax.stop_gradient(others)))
-    converted, closed_over = jax.closure_convert(scores, in_blocks[0][0])
-    return _total(converted, loss_for_block, tuple(closed_over), in_blocks)
+    blocks = jax.tree.map(lambda x: in_blocks(x, width), (rows, jax.lax.stop_gradient(others)))
+    converted, closed_over = jax.closure_convert(scores, blocks[0][0])
+    return _total(converted, loss_for_block, tuple(closed_over), blocks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _total(
-    scores: Callable[..., jax.Array], loss_for_block: BlockLoss, closed_over: tuple[jax.Array, ...], in_blocks: Any
+    scores: Callable[..., jax.Array], loss_for_block: BlockLoss, closed_over: tuple[jax.Array, ...], blocks: Any
 ) -> jax.Array:
     loss = lambda block: loss_for_block(scores(block[0], *closed_over), block[1])
-    return jnp.sum(jax.lax.map(loss, in_blocks))
+    return jnp.sum(jax.lax.map(loss, blocks))
 
 
 def _total_and_gradient(
-    scores: Callable[..., jax.Array], loss_for_block: BlockLoss, closed_over: tuple[jax.Array, ...], in_blocks: Any
+    scores: Callable[..., jax.Array], loss_for_block: BlockLoss, closed_over: tuple[jax.Array, ...], blocks: Any
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     def add(total: Any, block: Any) -> tuple[Any, None]:
         rows, others = block
@@ -55,7 +53,7 @@ def _total_and_gradient(
         return jax.tree.map(jnp.add, total, (value, *pull_back(gradient))), None
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, closed_over))
-    return jax.lax.scan(add, zero, in_blocks)[0]
+    return jax.lax.scan(add, zero, blocks)[0]
 
 
 _total.defvjp(

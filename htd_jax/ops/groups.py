@@ -24,6 +24,7 @@ from htd_jax.ops import platforms
 from htd_jax.ops.blocks import into_blocks
 from htd_jax.ops.lanes import accumulate
 from htd_jax.ops.manual import alike, axes_of, vary
+from htd_jax.ops.mapped import in_blocks
 from htd_jax.ops.products import dot, einsum, in_chunks
 from htd_jax.ops.rows import take_rows
 
@@ -89,9 +90,8 @@ def in_small_tiles(
     rows = len(s)
     order = _sorted_by(groups, num_groups)
     num_tiles = -(-rows // TILE)
-    pad = num_tiles * TILE - rows
-    tiled = lambda x: jnp.pad(x[order], [(0, pad), (0, 0)]).reshape(num_tiles, TILE, -1)
-    tile_groups = jnp.pad(groups[order], (0, pad), constant_values=num_groups).reshape(num_tiles, TILE)
+    tiled = lambda x: in_blocks(x[order], TILE)
+    tile_groups = in_blocks(groups[order], TILE, num_groups)
     # A tile is compared with itself, and with the later tiles that begin with the group in which it ends.
     first, last = tile_groups[:, 0], tile_groups[:, -1]
     meets = jnp.sum(first[None] <= last[:, None], axis=1) - jnp.arange(num_tiles)
@@ -187,10 +187,7 @@ def rows_against_all(
 
     if turns == 1:
         return meet((s, t, groups))
-    padded = lambda x, value: jnp.pad(
-        x, [(0, turns * size - rows)] + [(0, 0)] * (x.ndim - 1), constant_values=value
-    ).reshape(turns, size, *x.shape[1:])
-    parts, gradient = jax.lax.map(meet, (padded(s, 0), padded(t, 0), padded(groups, num_groups)))
+    parts, gradient = jax.lax.map(meet, (in_blocks(s, size), in_blocks(t, size), in_blocks(groups, size, num_groups)))
     return parts.sum(), gradient.reshape(turns * size, -1)[:rows]
 
 

@@ -1,10 +1,16 @@
-"""A function of rows, mapped over all rows in blocks."""
+"""Rows in blocks, and a function of rows mapped over them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def in_blocks(x: jax.Array, size: int, fill: int = 0) -> jax.Array:
+    """Returns the rows `[n, ...]` in blocks `[ceil(n / size), size, ...]`, the last one padded with `fill`."""
+    pad = [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad, constant_values=fill).reshape(-(-len(x) // size), size, *x.shape[1:])
 
 
 def map_rows(f: Callable[[jax.Array], Any], count: int, size: int) -> Any:

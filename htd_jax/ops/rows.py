@@ -50,7 +50,8 @@ def group_directions(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Ar
     Returns:
       `[num_groups, d]`, rows of length one or zero.
     """
-    largest = _group_largest(*alike(_largest(x), groups), num_groups)
+    row_largest, row_groups = alike(_largest(x), groups)
+    largest = _group_largest(row_largest, row_groups, num_groups)
     divisor = _divisor(largest).at[groups].get(mode="fill", fill_value=1)
     return unit_rows(_group_sums(*alike(x / divisor[:, None], groups), num_groups))
 

@@ -108,9 +108,7 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
             continue
         best = max(distilled, key=lambda row: row.mean(metric))
         closed = best.closed(student, teacher, metric)
-        gap = (
-            f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
-        )
+        gap = f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
         sentences.append(
             f"At {dim} dimensions {best.short_name} ranks best: {metric} {best.mean(metric):.4f}, where the plain "
             f"student has {student.mean(metric):.4f}{gap}."

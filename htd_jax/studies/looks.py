@@ -36,9 +36,7 @@ SIDES = ("users", "items", "both")
 GROUPS, MAPPED, K = 30, 800, 50
 
 
-def _models(
-    plan: Plan, every: Sequence[Row], log: Callable[[str], None], what: str
-) -> Iterator[tuple[int, Row, Fitted]]:
+def _models(plan: Plan, every: Sequence[Row], log: Callable[[str], None], what: str) -> Iterator[tuple[int, Row, Fitted]]:
     """Yields seed, row and model of the teacher and each student of the first width, the teacher of each seed first."""
     for seed in plan.seeds:
         if seed not in every[0].test:

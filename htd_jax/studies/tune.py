@@ -32,7 +32,7 @@ from htd_jax.pipeline import (
     silent,
     train_phases,
 )
-from htd_jax.settings import check, flag_name, flag_words, override
+from htd_jax.settings import check, flag_name, override, flag_words
 from htd_jax.studies.report import Table
 from htd_jax.training import Diverged, Progress
 
