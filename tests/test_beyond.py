@@ -112,10 +112,10 @@ def test_the_character_of_lists_is_its_definition(split, rng):
     assert found.k == 6
     assert found.coverage == len({int(item) for row in own for item in row}) / 40
     assert found.popularity == pytest.approx(np.mean([counts[own[user]].mean() for user in users]))
-    assert found.of_history == pytest.approx(np.mean([counts[seen[user]].mean() for user in users]))
-    assert found.of_catalogue == pytest.approx(counts.mean())
-    assert found.above_history == pytest.approx(found.popularity / found.of_history)
-    assert found.above_catalogue == pytest.approx(found.popularity / found.of_catalogue)
+    assert found.history_popularity == pytest.approx(np.mean([counts[seen[user]].mean() for user in users]))
+    assert found.catalogue_popularity == pytest.approx(counts.mean())
+    assert found.above_history == pytest.approx(found.popularity / found.history_popularity)
+    assert found.above_catalogue == pytest.approx(found.popularity / found.catalogue_popularity)
     shown = np.bincount(np.concatenate(own), minlength=40)
     pairs = np.abs(shown[:, None] - shown[None]).sum() / (2 * 40 * shown.sum())
     assert found.gini == pytest.approx(pairs)

@@ -51,14 +51,14 @@ def test_runs_stand_side_by_side(add):
     assert found[1] == ["htd.weight", "0.001", "0.5"]  # and no other setting
     assert found[2][0] == "teacher"
     names = [row[0] for row in found]
-    of_helped = names.index("helped student")
-    assert found[of_helped] == ["helped student", "student + HTD", "student + HTD"]
-    assert found[of_helped:][names[of_helped:].index("recall@50")][1:] == ["0.2500", "0.5000"]
+    of_distilled = names.index("distilled student")
+    assert found[of_distilled] == ["distilled student", "student + HTD", "student + HTD"]
+    assert found[of_distilled:][names[of_distilled:].index("recall@50")][1:] == ["0.2500", "0.5000"]
     entry = results(first)["phases"]["teacher"]
-    of_teacher = {row[0]: row[1] for row in found[2:of_helped][: names.index("student") - 2]}
+    of_teacher = {row[0]: row[1] for row in found[2:of_distilled][: names.index("student") - 2]}
     assert of_teacher["parameters"] == f"{entry['parameters']:,}" and of_teacher["epochs"] == "3"
     assert of_teacher["ndcg@10"] == f"{entry['final']['test']['ndcg@10']:.4f}"
-    assert of_teacher["seconds an epoch"] == f"{entry['seconds_per_epoch']:.3g}"
+    assert of_teacher["seconds per epoch"] == f"{entry['seconds_per_epoch']:.3g}"
     closed = {name: share for name, share in results(first)["gap_closed"].items() if share is not None}
     shown = {row[0]: row[1] for row in found[names.index("gap closed") + 1 :]}
     assert shown == {name: f"{closed[name]:.0%}" for name in shown}
@@ -68,18 +68,18 @@ def test_runs_stand_side_by_side(add):
 def test_the_best_are_bold_in_a_terminal(add):
     runs = compare.read_runs([add("low", recall_50=0.25), add("high", recall_50=0.5), add("alike", recall_50=0.5)])
     found = compare.sections(runs, [50])
-    of_helped = next(section for section in found if section[0].name == "helped student")
-    best = {row.name.strip(): row.best for row in of_helped}
+    of_distilled = next(section for section in found if section[0].name == "distilled student")
+    best = {row.name.strip(): row.best for row in of_distilled}
     assert best == {
-        "helped student": (),
+        "distilled student": (),
         "recall@50": (1, 2),
         "ndcg@50": (),  # all alike
         "parameters": (),
         "epochs": (),
-        "seconds an epoch": (),
+        "seconds per epoch": (),
     }
     drawn = io.StringIO()
-    Console(file=drawn, force_terminal=True, width=100, color_system="standard").print(compare.table_of(runs, found))
+    Console(file=drawn, force_terminal=True, width=100, color_system="standard").print(compare.make_table(runs, found))
     bold = re.findall(r"\x1b\[1m([\d.]+)\x1b", drawn.getvalue())
     assert bold == ["0.5000", "0.5000"]
 
@@ -89,14 +89,14 @@ def test_a_run_without_a_method_has_empty_cells(add):
         del found["phases"]["htd"]
         found |= {"method": "none", "gap_closed": {}}
 
-    folder = add("helped", recall_50=0.25)
+    folder = add("distilled", recall_50=0.25)
     (plain_folder := folder.parent / "plain").mkdir()
     shutil.copy(folder / "config.json", plain_folder)
     found = results(folder)
     plain(found)
     (plain_folder / "results.json").write_text(json.dumps(found))
     by_name = {row[0]: row[1:] for row in rows(plain_folder, folder)}
-    assert by_name["helped student"] == ["", "student + HTD"] and by_name["gap closed"] == ["", ""]
+    assert by_name["distilled student"] == ["", "student + HTD"] and by_name["gap closed"] == ["", ""]
     assert by_name["ndcg@50"][0] == ""
 
 
@@ -104,10 +104,10 @@ def test_cutoffs_that_not_all_have_are_left_out_and_said(add):
     first, other = add("first"), add("other", setting("cutoffs", [20, 100]))
     done = start_command("compare", first, other)
     notes = [line for line in done.out.splitlines() if line.startswith("note: ")]
-    assert notes[0] == "note: first has cutoffs 10, 50 that not all have; they are left out"
+    assert notes[0] == "note: cutoffs 10, 50 of first are left out, because not all runs have them"
     assert "recall@20" in done.out and "recall@10 " not in done.out and "recall@100 " not in done.out
     none = add("none", setting("cutoffs", [5]))
-    assert "no cutoff is common to all: first has 10, 20, 50; none has 5" in line_of(
+    assert "the runs have no cutoff in common: first has 10, 20, 50; none has 5" in line_of(
         start_command("compare", first, none)
     )
 
@@ -126,7 +126,7 @@ def test_runs_that_were_measured_otherwise_are_refused(add, changed, reason):
 
 def test_what_is_no_finished_run_is_refused(add, tmp_path):
     first, other = add("first"), add("other")
-    assert "no run folder" in line_of(start_command("compare", first, tmp_path / "nowhere"))
+    assert "not a run folder" in line_of(start_command("compare", first, tmp_path / "nowhere"))
     (other / "results.json").write_text("[]")
     assert "results.json: damaged" in line_of(start_command("compare", first, other))
     (other / "results.json").unlink()
@@ -134,7 +134,7 @@ def test_what_is_no_finished_run_is_refused(add, tmp_path):
     (other / "config.json").write_text("[]")
     assert "config.json: not the settings of a run" in line_of(start_command("compare", first, other))
     for few in ([], [first], [first, first]):
-        assert "two finished runs or more" in line_of(start_command("compare", *few))
+        assert "two or more finished runs" in line_of(start_command("compare", *few))
 
 
 def test_runs_of_one_name_are_called_by_their_paths(add):

@@ -83,8 +83,8 @@ def check(folder, every_epoch):
 def test_a_run_writes_every_epoch_and_evaluation(watched):
     assert set(check(watched, every_epoch=True)) == {"teacher", "student", "htd"}
     found = scalars(watched / "tensorboard" / "htd")
-    assert {"train/loss", "train/base", "seconds_an_epoch"} <= set(found)
-    assert all(seconds > 0 for seconds in found["seconds_an_epoch"].values())
+    assert {"train/loss", "train/base", "seconds_per_epoch"} <= set(found)
+    assert all(seconds > 0 for seconds in found["seconds_per_epoch"].values())
     (text,) = texts(watched / "tensorboard" / "htd")
     assert "| htd.groups | 3 |" in text and "| teacher_dim | 12 |" in text
 
@@ -155,5 +155,5 @@ def test_without_the_library_it_is_a_line(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else find(name))
     message = refused("--tensorboard", "--run", tmp_path / "run")
-    assert message == "error: --tensorboard: needs tensorboardX: pip install tensorboardX\n"
+    assert message == "error: --tensorboard needs tensorboardX: pip install tensorboardX\n"
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 from htd_jax.data import Tags
-from htd_jax.distillers import Representations
+from htd_jax.models import Representations
 from htd_jax.studies import topology
 from htd_jax.studies.topology import (
     entity_level,
@@ -97,7 +97,7 @@ def test_neighbours_are_those_of_sorted_cosines(rng, k):
     wanted = [len(a & b) / min(k, 89) for a, b in zip(*sets)]
     np.testing.assert_allclose(neighbour_overlap(teacher, student, k), wanted)
     some = np.sort(rng.permutation(90)[:20])
-    np.testing.assert_allclose(neighbour_overlap(teacher, student, k, of=some), np.array(wanted)[some])
+    np.testing.assert_allclose(neighbour_overlap(teacher, student, k, rows=some), np.array(wanted)[some])
 
 
 def test_the_group_level_is_its_definition(rng):

@@ -512,9 +512,7 @@ def test_a_loss_that_is_no_number_ends_the_phase_with_its_epoch(small_split, rat
     trainer = make(distillers.none(), adam(rate, 0.0))
     evaluate = lambda make_model, variables: {"valid": {}, "test": {}}
     told_of = []
-    with pytest.raises(
-        Diverged, match=r"diverged in epoch \d: its loss is (nan|inf); lower `learning_rate`"
-    ):
+    with pytest.raises(Diverged, match=r"diverged in epoch \d: its loss is (nan|inf); lower `learning_rate`"):
         run_phase(
             trainer,
             evaluate,

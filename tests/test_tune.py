@@ -10,9 +10,9 @@ from annotated_types import Ge, Interval
 from runs import DATA, line_of, results, start_command, strict
 
 from htd_jax.distillers import FTD, HTD, IRRRD
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, as_flags
 from htd_jax.studies import tune
-from htd_jax.studies.tune import Choice, Range, parse_search, space_of
+from htd_jax.studies.tune import Choice, Range, default_space, parse_search
 from htd_jax.writing import alone
 
 pytest.importorskip("optuna")
@@ -40,7 +40,7 @@ def searched(tmp_path_factory):
 
 
 def test_ranges_follow_from_the_settings():
-    space = space_of({"htd": HTD(groups=40)})
+    space = default_space({"htd": HTD(groups=40)})
     assert space["htd.weight"] == Range(1e-5, 0.1) and space["htd.groups"] == Range(4, 400)
     assert space["htd.alpha"] == Range(0, 1, log=False)
     assert space["htd.pairs"] == Choice(("positive", "all")) and space["htd.noise"] == Choice((True, False))
@@ -56,7 +56,7 @@ def test_ranges_keep_to_the_limits():
         left: Annotated[int, Ge(1)] | None = None
         name: str = "x"
 
-    space = space_of({"m:Limited": Limited()})
+    space = default_space({"m:Limited": Limited()})
     assert space["limited.few"] == Range(2, 50) and isinstance(space["limited.few"].low, int)
     assert space["limited.share"].low == 0.5 and 0.999 < space["limited.share"].high < 1
     assert set(space) == {"limited.few", "limited.share"}
@@ -81,24 +81,24 @@ def test_a_search_is_said():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("htd.gruops", "no setting 'htd.gruops'; there are htd.weight, htd.groups"),
-        ("weight", "no setting 'weight'"),  # of which of the two
-        ("htd.groups=10:x", "'10:x' is no range of htd.groups: LOW:HIGH, LOW:HIGH:log or A,B,C"),
-        ("htd.groups=100:10", "is no range"),
-        ("htd.weight=0:1:log", "is no range"),
-        ("htd.weight=0:1:lin", "is no range"),
-        ("htd.pairs=a:b", "is no range"),
-        ("htd.noise=maybe", "is no range"),
-        ("htd.pairs=positive,none", "--htd.pairs: unknown value 'none'"),
-        ("htd.groups=0:5", "--htd.groups: must be at least 1"),
-        ("htd.alpha=0.5:2", "--htd.alpha: must lie in"),
-        ("htd.alpha=nan:2", "is no range"),
+        ("htd.gruops", "--search has an unknown setting 'htd.gruops' (known: htd.weight, htd.groups"),
+        ("weight", "unknown setting 'weight'"),  # of which of the two
+        ("htd.groups=10:x", "'10:x' is not a range of htd.groups; give LOW:HIGH, LOW:HIGH:log or A,B,C"),
+        ("htd.groups=100:10", "is not a range"),
+        ("htd.weight=0:1:log", "is not a range"),
+        ("htd.weight=0:1:lin", "is not a range"),
+        ("htd.pairs=a:b", "is not a range"),
+        ("htd.noise=maybe", "is not a range"),
+        ("htd.pairs=positive,none", "--htd.pairs must be one of positive, all"),
+        ("htd.groups=0:5", "--htd.groups must be at least 1"),
+        ("htd.alpha=0.5:2", "--htd.alpha must lie in"),
+        ("htd.alpha=nan:2", "is not a range"),
     ],
 )
 def test_what_cannot_be_searched(text, reason):
-    with pytest.raises(UserError, match="--search: ") as error:
+    with pytest.raises(UserError, match="^`search`") as error:
         parse_search([text], {"htd": HTD(), "ftd": FTD()})
-    assert reason in str(error.value)
+    assert reason in as_flags(str(error.value))
 
 
 def test_the_command_has_what_was_found_after_the_flags():
@@ -116,7 +116,7 @@ def test_the_best_is_what_its_command_trains(searched):
     assert (folder / "synthetic-ftd-4-seed0-tune" / "tune.md").read_text().count(command) == 1
     trained = start_command(*shlex.split(command)[1:])
     assert trained.status == 0, trained.err
-    assert trained.out.count("found trained") == 2  # teacher and student
+    assert trained.out.count("reused from") == 2  # teacher and student
     found = results(folder / "synthetic-ftd-4-seed0")["phases"]["ftd"]["final"]["valid"]["recall@50"]
     best = next(
         line.split("|") for line in done.out.splitlines() if line.startswith("| ") and line.split()[1].isdigit()
@@ -164,35 +164,35 @@ def test_a_trial_that_diverges_has_failed_and_the_others_go_on(tmp_path):
     lines = tried(done)
     failed = [line for line in lines if "failed: " in line and "diverged in epoch" in line]
     assert len(lines) == 5 and failed and all(line.split()[2] == "1e+38:" for line in failed)
-    assert f"5 trials, 0 of them given up early, {len(failed)} failed." in done.out
+    assert f"5 trials, 0 of them pruned, {len(failed)} failed." in done.out
     assert "--ftd.weight 0.001\n" in done.out
 
 
-def test_one_that_is_behind_the_others_is_given_up(tmp_path, monkeypatch):
+def test_one_that_is_behind_the_others_is_pruned(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "UNPRUNED", 1)
     monkeypatch.setattr(tune, "WARM_SHARE", 0)
     chosen = ["--search", "weight=0.001,1000.0", "--epochs", "6", "--learning-rate", "0.05"]
     done = study(tmp_path, "--trials", 6, *chosen)
     assert done.status == 0, done.err
-    given_up = [line for line in tried(done) if "given up after epoch" in line]
-    assert given_up and f"{len(given_up)} of them given up early" in done.out
-    assert all(int(line.split()[-1]) < 5 for line in given_up)
+    pruned = [line for line in tried(done) if "pruned after epoch" in line]
+    assert pruned and f"{len(pruned)} of them pruned" in done.out
+    assert all(int(line.split()[-1]) < 5 for line in pruned)
 
 
 def test_two_searches_in_one_folder(tmp_path):
     with alone(tmp_path):
-        assert "another study is at work there" in line_of(study(tmp_path))
+        assert "another study is using it" in line_of(study(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--method", "none"], "--method: none has nothing to search"),
-        (["--method", "svd"], "--method: svd has nothing to search"),
-        (["--trials", "0"], "--trials: must be at least 1"),
-        (["--search", "groups"], "--search: no setting 'ftd.groups'; there are ftd.weight"),
-        (["--run", "x"], "--run: a study has --runs"),
+        (["--method", "none"], "--method none has no settings to search"),
+        (["--method", "svd"], "--method svd has no settings to search"),
+        (["--trials", "0"], "--trials must be at least 1"),
+        (["--search", "groups"], "--search has an unknown setting 'ftd.groups' (known: ftd.weight"),
+        (["--run", "x"], "--run is not for studies; use --runs"),
         (["--epoch", "3"], "--epoch"),
     ],
 )

@@ -77,7 +77,8 @@ def compare(arguments: Sequence[str], prog: str = "htd-jax compare") -> None:
     cutoffs = common_cutoffs(runs)
     for run in runs:
         if others := [k for k in run.cutoffs if k not in cutoffs]:
-            print(f"note: cutoffs {', '.join(map(str, others))} of {run.name} are left out, because not all runs have them")
+            left = ", ".join(map(str, others))
+            print(f"note: cutoffs {left} of {run.name} are left out, because not all runs have them")
     print(f"{runs[0].results['dataset']}: test")
     Console(width=None if os.isatty(1) else 120).print(make_table(runs, sections(runs, cutoffs)))
 

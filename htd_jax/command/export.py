@@ -51,8 +51,8 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     fitted = open_run(options.run, options.phase)
     if not fitted.inner_product:
         raise UserError(
-            f"`run` {shown(options.run)}: scores of {fitted.about['model']} are not inner products, so no tables can be "
-            "exported; use htd-jax recommend, or distil it into a bpr student"
+            f"`run` {shown(options.run)}: no tables to export, because scores of {fitted.about['model']} are not inner "
+            "products; use htd-jax recommend, or distil it into a bpr student"
         )
     retriever = fitted.retriever()
     rows = costs(retriever, fitted)

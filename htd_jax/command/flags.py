@@ -56,7 +56,7 @@ TOPICS = {
     "all": ALL,
 }
 
-REGISTRIES: dict[str, Registry] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
+REGISTRIES: dict[str, Registry[Any]] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
 
 
 def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
@@ -132,7 +132,7 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
     return request
 
 
-def default_settings(model: str, loss: str | None = None, methods: Iterable[str] = ()) -> dict[str, Any]:
+def default_settings(model: str, loss: Any = None, methods: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the defaults of all common settings by name, with those of a model, loss and methods."""
     common = {name: x for kind in COMMON.values() for name, x in as_json(kind()).items()}
     epochs = MODELS[model].epochs if model in MODELS else ModelSettings.epochs
@@ -197,7 +197,7 @@ def _with_help(settings: type, names: tuple[str, ...] | None = None) -> Any:
     fields: list[Any] = []
     for field in dataclasses.fields(settings):
         if names is None or field.name in names:
-            none = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
+            none: dict[str, Any] = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
             hint: Any = hints[field.name]
             hint = Annotated[hint, tyro.conf.arg(help=docs.get(field.name, ""), **none)]
             fields.append((field.name, hint, _default(field)))
@@ -225,7 +225,7 @@ def _docs(settings: type) -> dict[str, str]:
 def _flags(common: dict[str, type], components: dict[str, type]) -> type:
     """Returns one dataclass of all flags: common ones without a prefix, others after their component's name."""
     unnamed = tyro.conf.arg(name="")
-    kinds = [(name, kind, Annotated[kind, unnamed]) for name, kind in common.items()]
+    kinds: list[Any] = [(name, kind, Annotated[kind, unnamed]) for name, kind in common.items()]
     kinds += [(_field(name), kind, kind) for name, kind in components.items() if dataclasses.fields(kind)]
     fields: list[Any] = [(name, hint, dataclasses.field(default=kind())) for name, kind, hint in kinds]
     return dataclasses.make_dataclass("Flags", fields, frozen=True)

@@ -28,8 +28,8 @@ LINES = 40
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Users and items are named by the ids of your data. A file of ids has one per line, or is a CSV or Parquet file with
-    a column user, item or id."""
+    """Users and items are named by the ids of the data. A file of ids has one per line, or is a CSV or Parquet file
+    with a column user, item or id."""
 
     run: Path | None = None
     """Folder of a run; give this or --model."""
@@ -55,7 +55,7 @@ class Options:
     keep_seen: bool = False
     """Whether to show seen items too."""
     to: Path | None = None
-    """File to write all lists to, .csv or .parquet, with user, item, score and rank. Default: show some on the screen."""
+    """File to write all lists to, .csv or .parquet: user, item, score, rank. Default: show some on the screen."""
     memory: Annotated[int, Ge(1)] = 256
     """Memory for scores in MiB, besides the tables."""
 

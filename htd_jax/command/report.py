@@ -45,7 +45,7 @@ def print_table(result: RunResult) -> None:
 
 
 def draw_curves(result: RunResult) -> None:
-    """Draws test recall at the largest cutoff against epochs, a line per phase, which is level if nothing is trained."""
+    """Draws test recall at the largest cutoff by epoch, a line per phase, which is level if nothing is trained."""
     save_picture(RunFolder(result.spec.folder).curves, lambda figure: _draw_curves(result, figure), (7, 4.2))
 
 

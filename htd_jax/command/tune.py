@@ -54,7 +54,7 @@ def tune(arguments: Sequence[str], prog: str) -> None:
         spec, experiment = prepare_run(request)
         given = open_teacher(request.paths, spec, experiment)
         with claimed(runs, "study", "runs"):
-            tuning = Tuning(spec, experiment, given, space, runs)
+            tuning = Tuning(spec, experiment, given, space)
             plain: dict[str, float] = {}
 
             def log(name: str, fitted: Fitted) -> None:

@@ -110,7 +110,8 @@ def report(plan: Plan, every: Sequence[Row], seen: Any = None) -> Report:
     others = [row for row in every if row.test and not row.is_distilled and not row.second_model]
     levels = [{"name": row.name, "mean": row.mean(metric)} for row in others]
     data = [row.point(metric) for row in distilled]
-    drawn = [Chart("ablation", "Every variant", charts.bars(data, value=f"test {metric}", levels=levels))] if data else []
+    spec = charts.bars(data, value=f"test {metric}", levels=levels)
+    drawn = [Chart("ablation", "Every variant", spec)] if data else []
     title = f"The parts of {first.name if first else 'the method'} on {plan.dataset_name}"
     parts: list[Part] = [*drawn, table(plan, every, "ablation", first), *comparison.failed(every)]
     return Report("ablation", title, ABLATION, _answer(distilled, first, metric) + plan.caveat, parts)

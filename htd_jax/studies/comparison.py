@@ -108,19 +108,22 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
             continue
         best = max(distilled, key=lambda row: row.mean(metric))
         closed = best.closed(student, teacher, metric)
-        gap = f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
+        gap = (
+            f", {statistics.mean(closed):.0%} of the gap to the teacher's {teacher.mean(metric):.4f}" if closed else ""
+        )
         sentences.append(
             f"At {dim} dimensions {best.short_name} ranks best: {metric} {best.mean(metric):.4f}, where the plain "
             f"student has {student.mean(metric):.4f}{gap}."
         )
         if len(plan.seeds) > 1:
             above = sum(row.is_above(student, metric) for row in distilled)
-            count = f"{above} of {len(distilled)}"
-            sentences.append(f"{count} are above the student by more than twice the spread over seeds.")
+            sentences.append(
+                f"{above} of {len(distilled)} are above the student by more than twice the spread over seeds."
+            )
     if sentences and plan.caveat:
         sentences.append(plan.caveat.strip())
-    if count := len(failures(every)):
-        sentences.append(f"{count} of the runs failed.")
+    if number := len(failures(every)):
+        sentences.append(f"{number} of the runs failed.")
     return " ".join(sentences) or UNFINISHED
 
 

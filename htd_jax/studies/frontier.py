@@ -131,7 +131,11 @@ class Frontier:
                 yield trained(title, f"{dim} float32", 4 * dim, train(kind, dim))
         compressed = [("rounded", precision, row_bytes(width, precision)) for precision in ("int8", "int4")]
         compressed += [(kind, f"{size} codes", size) for kind in ("pq", "opq") for size in self.sizes if size <= width]
-        made_from = {"data": experiment.fingerprint, "evaluation": as_json(experiment.evaluation), "of": hash_of(tables)}
+        made_from = {
+            "data": experiment.fingerprint,
+            "evaluation": as_json(experiment.evaluation),
+            "teacher": hash_of(tables),
+        }
         for kind, what, size in compressed:
             if kind not in self.kinds:
                 continue

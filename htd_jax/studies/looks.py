@@ -36,7 +36,9 @@ SIDES = ("users", "items", "both")
 GROUPS, MAPPED, K = 30, 800, 50
 
 
-def _models(plan: Plan, every: Sequence[Row], log: Callable[[str], None], what: str) -> Iterator[tuple[int, Row, Fitted]]:
+def _models(
+    plan: Plan, every: Sequence[Row], log: Callable[[str], None], what: str
+) -> Iterator[tuple[int, Row, Fitted]]:
     """Yields seed, row and model of the teacher and each student of the first width, the teacher of each seed first."""
     for seed in plan.seeds:
         if seed not in every[0].test:
@@ -174,11 +176,11 @@ def topology_report(plan: Plan, every: Sequence[Row], seen: Related) -> Report:
         found = [(row.name, _known(x.precision for x in by_seed.values())) for row, by_seed in seen.retrieval.items()]
         one = next(iter(next(iter(seen.retrieval.values())).values()))
         about = (
-            f"Mean average precision of the {one.k} nearest items by cosine, where items that share a tag are relevant; "
+            f"Mean average precision of the {one.k} nearest items by cosine, where those sharing a tag are relevant, "
             f"over {one.items:,} items, which share a tag with {one.by_chance:.1%} of the others on average."
         )
-        head = ("", f"MAP@{one.k}")
-        parts.append(Table("tags", "Articles that share a tag, by nearest neighbours", head, tuple(found), about))
+        name = "Articles that share a tag, by nearest neighbours"
+        parts.append(Table("tags", name, ("", f"MAP@{one.k}"), tuple(found), about))
     if seen.note:
         parts.append(seen.note)
     return Report("topology", title, TOPOLOGY, _topology_answer(seen), [*parts, *failed(every)])
@@ -193,7 +195,8 @@ def _topology_answer(seen: Related) -> str:
     best = max(seen.kept, key=share)
     plain = next((row for row in seen.kept if not row.is_distilled), None)
     other = f", the plain student {share(plain):.0%}" if plain and plain is not best else ""
-    return f"{best.short_name} keeps most of the teacher's 10 nearest neighbours among users and items, {share(best):.0%}{other}."
+    name = best.short_name
+    return f"{name} keeps most of the teacher's 10 nearest neighbours among users and items, {share(best):.0%}{other}."
 
 
 class Shown(NamedTuple):
@@ -253,7 +256,9 @@ def beyond_report(plan: Plan, every: Sequence[Row], seen: Mapping[Row, Mapping[i
         ]
         about = f"{metric} by the " + ("popularity of the item" if name == "popularity" else "activity of the user")
         drawn.append(Chart(name, about, charts.grouped(data, value=f"test {metric}", order=thirds)))
-        cells = [(row.name, *(_known(values(row, third)) for third in range(3))) for row in seen]
+        cells: list[tuple[Cell, ...]] = [
+            (row.name, *(_known(values(row, third)) for third in range(3))) for row in seen
+        ]
         head = ("", *(f"{part.name}: {part.size:,} {entities}" for part in getattr(first, name)))
         tables.append(Table(name, about, head, tuple(cells)))
     facts: dict[str, Callable[[Shown], float | None]] = {
@@ -263,13 +268,15 @@ def beyond_report(plan: Plan, every: Sequence[Row], seen: Mapping[Row, Mapping[i
         "items of the teacher's list": lambda x: x.likeness.overlap,
         "RBO with it": lambda x: x.likeness.rank_biased,
     }
-    cells = [(row.name, *(_known(map(fact, seen[row].values())) for fact in facts.values())) for row in seen]
+    lines: list[tuple[Cell, ...]] = [
+        (row.name, *(_known(map(fact, seen[row].values())) for fact in facts.values())) for row in seen
+    ]
     note = (
-        f"Every user's {K} best unseen items. Coverage: the share of all items that are in a list. Gini: the inequality "
-        f"of how often they are, 0 if all are equally often. RBO: rank-biased overlap, persistence {first.likeness.p:g} "
-        "(Webber et al., 2010)."
+        f"Every user's {K} best unseen items. Coverage: the share of all items that are in a list. Gini: inequality of "
+        f"how often they are, 0 if all equally. RBO: rank-biased overlap, persistence {first.likeness.p:g} (Webber et "
+        "al., 2010)."
     )
-    tables.append(Table("lists", "What the lists are like", ("", *facts), tuple(cells), note))
+    tables.append(Table("lists", "What the lists are like", ("", *facts), tuple(lines), note))
     return Report("beyond", title, BEYOND, _beyond_answer(seen, metric), [*drawn, *tables, *failed(every)])
 
 
@@ -279,6 +286,6 @@ def _beyond_answer(seen: Mapping[Row, Mapping[int, Shown]], metric: str) -> str:
     distilled = [row for row in seen if row.is_distilled] or list(seen)
     best = max(distilled, key=lambda row: mean(row, 2))
     return (
-        f"The teacher has a {metric} of {mean(teacher, 0):.4f} among the most popular items and {mean(teacher, 2):.4f} in "
-        f"the tail; {best.short_name} is the best student in the tail, {mean(best, 2):.4f}."
+        f"The teacher has a {metric} of {mean(teacher, 0):.4f} among the most popular items and {mean(teacher, 2):.4f} "
+        f"in the tail; {best.short_name} is the best student in the tail, {mean(best, 2):.4f}."
     )

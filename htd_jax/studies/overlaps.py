@@ -93,7 +93,7 @@ def _extrapolated(common: np.ndarray, first: np.ndarray, second: np.ndarray, p: 
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields rows in blocks, and `[rows, k, k]` bool: whether a place of one list has the item of a place of the other."""
+    """Yields blocks of rows, and `[rows, k, k]` bool: whether places of the two lists have the same item."""
     width = max(1, PLACES // max(1, a.shape[1] * b.shape[1]))
     for first in range(0, len(a), width):
         at = slice(first, first + width)

@@ -1,4 +1,4 @@
-"""Plans: variants of a run at several widths and seeds, next to the plain student and the teacher; and their results."""
+"""Plans: variants of a run at several widths and seeds, with the plain student and the teacher; and their results."""
 
 import contextlib
 import dataclasses
@@ -311,10 +311,7 @@ def open_row(plan: Plan, row: Row, seed: int) -> Fitted:
 
 
 def metric_by_user(plan: Plan, every: Sequence[Row], log: Callable[[str], None]) -> dict[Row, dict[int, np.ndarray]]:
-    """Returns the first metric of each user in test, `[users]`, of every student by row and seed, the same users for all.
-
-    Run folders keep what is computed.
-    """
+    """Returns the first test metric of each user `[users]`, of every student by row and seed; run folders keep it."""
     metric, evaluate = plan.metrics[0], None
     found: dict[Row, dict[int, np.ndarray]] = {}
     for row in every:

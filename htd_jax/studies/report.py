@@ -1,4 +1,4 @@
-"""Reports of studies: a question, an answer, tables and charts, as Markdown, CSV, images, and one self-contained page."""
+"""Reports of studies: a question, an answer, tables and charts, as Markdown, CSV, images, and a self-contained page."""
 
 import csv
 import dataclasses

@@ -161,7 +161,7 @@ def entity_level(
 ) -> tuple[Agreement, Agreement]:
     r"""Returns the agreement of cosines of pairs within a group, and across groups, see `kept`.
 
-    Correlations are over all n (n - 1) / 2 pairs, in float64 and O(n d^2) operations, without computing any pair: with T
+    Correlations are over all n (n - 1) / 2 pairs, in float64 and O(n d^2) operations, without computing a pair: with T
     and S the rows of length one, the sums over pairs of t_ab, t_ab^2, t_ab s_ab follow from :math:`|T^\top 1|^2`,
     :math:`|T^\top T|^2`, :math:`|T^\top S|^2`, for pairs within groups group by group. The error has no such form; it
     is over the pairs of at most `sample` entities.
@@ -201,8 +201,8 @@ def neighbour_overlap(
 
 
 def nearest(table: chex.Array, k: int, *, rows: np.ndarray | None = None) -> np.ndarray:
-    """Returns the k rows of a table `[n, d]` that are nearest by cosine to each of `rows` `[m]`, itself excluded: `[m, k]`
-    int32, the nearest first, -1 for none."""
+    """Returns the k other rows of a table `[n, d]` that are nearest by cosine to each of `rows` `[m]`: `[m, k]` int32,
+    the nearest first, -1 for none."""
     size = len(table)
     if not size:
         return np.zeros((0, k), np.int32)
@@ -230,8 +230,8 @@ def group_level(teacher: chex.Array, student: chex.Array, groups: chex.Array, *,
     a, b = (matrix[np.triu_indices(len(present), 1)] for matrix in matrices)
     moments = np.array([len(a), a.sum(), b.sum(), a @ a, b @ b, a @ b])
     agreement = Agreement(len(a), _correlation(moments), float(np.abs(a - b).mean()) if len(a) else None)
-    plain = [tuple(map(tuple, matrix.tolist())) for matrix in matrices]
-    return GroupLevel(tuple(present.tolist()), tuple(sizes[present].tolist()), *plain, agreement)
+    in_teacher, in_student = (tuple(map(tuple, matrix.tolist())) for matrix in matrices)
+    return GroupLevel(tuple(present.tolist()), tuple(sizes[present].tolist()), in_teacher, in_student, agreement)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +255,8 @@ def tag_retrieval(items: chex.Array, tags: Tags, k: int = RETRIEVED) -> Retrieva
     """Returns the mean average precision of an item's k nearest by cosine, where those that share a tag are relevant.
 
     The k nearest are among all other items, with tags or without; those with a tag in common are hits, at ranks
-    r_1 < r_2 < ..., out of R. AP@k is the sum of j / r_j over the hits, divided by min(R, k); the mean is over the items
-    with R > 0.
+    r_1 < r_2 < ..., out of R. AP@k is the sum of j / r_j over the hits, divided by min(R, k); the mean is over the
+    items with R > 0.
 
     Args:
       items: `[num_items, d]` floats.

@@ -27,12 +27,12 @@ from htd_jax.pipeline import (
     RunFolder,
     RunSpec,
     flat,
-    hash_of,
     label,
+    run_identity,
     silent,
     train_phases,
 )
-from htd_jax.settings import check, flag_name, override, flag_words
+from htd_jax.settings import check, flag_name, flag_words, override
 from htd_jax.studies.report import Table
 from htd_jax.training import Diverged, Progress
 
@@ -233,19 +233,17 @@ class Tuning:
       experiment: data and evaluation.
       given: the teacher, if it is given.
       space: the ranges that are searched.
-      runs: the folder of run folders.
     """
 
     spec: RunSpec
     experiment: Experiment
     given: Fitted | None
     space: Space
-    runs: Path
 
     @property
     def folder(self) -> Path:
         """The folder of the search."""
-        return self.runs / f"{self.spec.folder.name}-tune"
+        return self.spec.runs / f"{self.spec.folder.name}-tune"
 
     @property
     def metric(self) -> str:
@@ -299,7 +297,7 @@ def search(
     def train(phase: PhaseSpec, *teachers: Fitted, **options: Any) -> Fitted:
         folder = RunFolder(tuning.folder).checkpoints(phase.name)
         fitted = tuning.experiment.train(
-            phase, *teachers, **options, folder=folder, runs=tuning.runs, progress=silent, title=label(phase.name)
+            phase, *teachers, **options, folder=folder, runs=tuning.spec.runs, progress=silent, title=label(phase.name)
         )
         log(phase.name, fitted)
         return fitted
@@ -328,8 +326,7 @@ def _open(optuna: Any, tuning: Tuning) -> Any:
 
     path = tuning.folder / "tune.db"
     tuning.folder.mkdir(parents=True, exist_ok=True)
-    identity = flat(tuning.spec.identity) | {"data": tuning.experiment.fingerprint}
-    identity["teacher"] = hash_of(tuning.given.teacher()) if tuning.given else None
+    identity = flat(run_identity(tuning.spec, tuning.experiment, tuning.given))
     identity |= {f"search {name}": str(values) for name, values in tuning.space.items()}
     identity = json.loads(json.dumps(identity))
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from htd_jax.distillers import METHODS
 from htd_jax.pipeline import NO_METHOD, RunRequest, label
-from htd_jax.settings import flag_name, override, flag_words
+from htd_jax.settings import flag_name, flag_words, override
 
 Changes = Mapping[str, Any]
 
@@ -46,7 +46,8 @@ class Variant:
 
     def flags(self) -> tuple[str, ...]:
         """Returns the method and its changes as flags of `htd-jax train`."""
-        return tuple(word for name, value in {"method": self.method, **self.changes}.items() for word in flag_words(name, value))
+        settings = {"method": self.method, **self.changes}
+        return tuple(word for name, value in settings.items() for word in flag_words(name, value))
 
     def suffix(self) -> str:
         """Returns the end of the run folder's name, which tells it from the method's own: `htd.groups=10`."""
