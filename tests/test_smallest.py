@@ -14,12 +14,21 @@ from htd_jax.data import Interactions, seen_mask
 from htd_jax.distillers import Best
 from htd_jax.errors import UserError
 from htd_jax.losses import sampled_softmax_loss, softmax_loss
-from htd_jax.models import BPRSettings, LightGCNSettings, ModelOf, NeuMFSettings
+from htd_jax.models import BPRSettings, IALSSettings, LightGCNSettings, ModelOf, NeuMFSettings
 from htd_jax.ops.precision import encoded, for_bytes, rounded, row_bytes
-from htd_jax.pipeline import Config, Experiment
-from htd_jax.pipeline.config import Places, What
+from htd_jax.pipeline import Experiment, PhaseRequest, RunRequest, RunSettings, resolve, resolve_run, silent
 from htd_jax.serving import to_precision
-from htd_jax.training import Training, adam, cosine, loop, make_trainer, own, sampled_softmax, softmax
+from htd_jax.training import (
+    Training,
+    adam,
+    cosine,
+    loop,
+    make_trainer,
+    own,
+    resolve_training,
+    sampled_softmax,
+    softmax,
+)
 
 
 def plain_softmax(scores, seen, where, temperature):
@@ -73,8 +82,8 @@ def test_sampled_softmax_loss_against_float64():
     positives, sampled, counts = rng.normal(size=7), rng.normal(size=(7, 9)), rng.uniform(0.1, 3, 9)
     where, there = np.arange(7) != 2, rng.random((7, 9)) < 0.8
     there[4] = False  # only the positive is left
-    masks = {"where": jnp.asarray(where), "sampled_where": jnp.asarray(there)}
-    of = lambda p, s: sampled_softmax_loss(p, s, jnp.asarray(counts, jnp.float32), temperature=0.2, **masks)
+    mask = jnp.asarray(where[:, None] & there)
+    of = lambda p, s: sampled_softmax_loss(p, s, jnp.asarray(counts, jnp.float32), where=mask, temperature=0.2)
     arrays = jnp.asarray(positives, jnp.float32), jnp.asarray(sampled, jnp.float32)
     value, gradients = jax.value_and_grad(of, argnums=(0, 1))(*arrays)
     plain = lambda p, s: plain_sampled(p, s, counts, where, there, 0.2)
@@ -120,8 +129,8 @@ def test_a_student_of_drawn_items_learns():
     given = {"dim": 8, "loss": "softmax", "sampled_items": 64, "epochs": 100, "progress": False}
     of = lambda **how: htd_jax.fit(data, **given, **how).metrics["recall@50"]
     assert of() > of(learning_rate=0.0) + 0.1
-    with pytest.raises(UserError, match="--sampled-items: goes with --loss softmax"):
-        Config(training=Training(sampled_items=5)).filled()
+    with pytest.raises(UserError, match="`sampled_items` needs the softmax loss"):
+        resolved(Training(sampled_items=5))
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +230,7 @@ def test_int4_rows_are_taken_cut_and_packed():
     np.testing.assert_array_equal(rows.take(jnp.array([3, 3, 0])).floats(), floats[[3, 3, 0]])
     np.testing.assert_array_equal(rows.slice(jnp.int32(2), 4).floats(), floats[2:6])
     np.testing.assert_array_equal(rows.padded(3).floats()[:9], floats)
-    with pytest.raises(UserError, match="3 wide, an odd number"):
+    with pytest.raises(UserError, match="the width must be even, not 3"):
         to_precision(table[:, :3], "int4")
 
 
@@ -298,20 +307,12 @@ def test_bytes_are_counted():
 def test_a_recipe_that_is_stopped_ends_at_the_same_bits(small_split, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     teacher = htd_jax.fit(small_split, model="ials", dim=8, epochs=3, progress=False)
-    experiment = Experiment.of(small_split, epochs=6, eval_every=2)
+    request = PhaseRequest(dim=4, method=Best(), precision="int4", training=Training(epochs=6, eval_every=2))
+    spec = resolve(request, small_split)
+    experiment = Experiment(htd_jax.data.Dataset.from_split(small_split), spec.evaluation)
 
     def student(folder, on_epoch=lambda news: None):
-        return experiment.phase(
-            "best",
-            "bpr",
-            4,
-            teacher.teacher(),
-            methods={"best": Best()},
-            precision="int4",
-            folder=folder,
-            on_epoch=on_epoch,
-            progress=False,
-        )
+        return experiment.train(spec, teacher.teacher(), folder=folder, on_epoch=on_epoch, progress=silent)
 
     def stop(news):
         if news.epoch == 2:
@@ -325,55 +326,61 @@ def test_a_recipe_that_is_stopped_ends_at_the_same_bits(small_split, tmp_path, m
     assert jax.tree.all(same)
 
 
-def test_what_the_recipe_usually_takes(tmp_path):
-    best = Config(What(method="best"), places=Places(runs=tmp_path)).filled()
-    assert (best.what.teacher_model, best.training.loss) == ("ials", None)
-    assert best.filled() == best
-    given = Config(What(method="best", teacher_model="bpr")).filled()
-    assert given.filled().what.teacher_model == "bpr"
-    of_bytes = Config(What(method="best", bytes=10)).filled()
-    assert (of_bytes.what.student_dim, of_bytes.what.precision) == (20, "int4") and of_bytes.filled() == of_bytes
-    assert of_bytes.folder.name == "synthetic-by-ials-best-20-int4-seed0"
-    plain = Config(What(method="htd")).filled().training
+SYNTHETIC = htd_jax.data.Dataset.from_split(htd_jax.data.make_synthetic(num_users=60, num_items=150), "synthetic")
+
+
+def resolved(training=Training(), **settings):  # noqa: B008 (frozen)
+    return resolve_run(RunRequest(RunSettings(**settings), training), SYNTHETIC)
+
+
+def test_defaults_of_the_recipe():
+    best = resolved(method="best")
+    assert best.settings.teacher_model == "ials" and best.teacher.make_model.settings == IALSSettings()
+    assert best.distilled.training.loss == "softmax" and best.identity["loss"] is None  # each phase has its own
+    assert resolved(method="best", teacher_model="bpr").settings.teacher_model == "bpr"
+    sized = resolved(method="best", bytes=10)
+    assert (sized.settings.student_dim, sized.settings.precision) == (20, "int4")
+    assert resolved(method="best", bytes=10, student_dim=20, precision="int4").settings == sized.settings
+    assert sized.folder.name == "synthetic-by-ials-best-20-int4-seed0"
+    plain = resolved(method="htd").distilled.training
     assert (plain.loss, plain.epochs, plain.batch_size, plain.learning_rate) == ("own", 101, 1024, 1e-3)
-    filled = Training(l2=0.5).filled(101, {"loss": "softmax", "teacher_model": "ials"})
-    assert (filled.epochs, filled.batch_size, filled.l2, filled.schedule) == (20, 128, 0.5, "cosine")
     of = lambda users, items=9: htd_jax.data.Interactions.from_pairs(range(users), [0] * users, users, items)
-    assert [Training(loss="softmax").filled(101, train=of(n)).epochs for n in (60, 1_000, 50_000)] == [800, 100, 20]
-    assert Training(loss="softmax", epochs=5).filled(101, train=of(60)).epochs == 5
-    many = Training(loss="softmax").filled(101, train=of(50_000, 100_001))
+    resolve = lambda training, train=None, **defaults: resolve_training(training, train, epochs=101, defaults=defaults)
+    found = resolve(Training(l2=0.5), loss="softmax")
+    assert (found.epochs, found.batch_size, found.l2, found.schedule) == (20, 128, 0.5, "cosine")
+    assert [resolve(Training(loss="softmax"), of(n)).epochs for n in (60, 1_000, 50_000)] == [800, 100, 20]
+    assert resolve(Training(loss="softmax", epochs=5), of(60)).epochs == 5
+    many = resolve(Training(loss="softmax"), of(50_000, 100_001))
     assert (many.sampled_items, many.batch_size, many.epochs) == (2048, 1024, 20)
-    recipe = Training().filled(101, Best.usual, of(50_000, 100_001))
+    recipe = resolve(Training(), of(50_000, 100_001), **Best.training_defaults)
     assert (recipe.sampled_items, recipe.batch_size) == (0, 128)
-    other = Training(loss="own").filled(101, {"loss": "softmax", "l2": 0.02})
-    assert (other.epochs, other.l2) == (101, 1e-3)  # what a method usually takes goes with its loss
+    other = resolve(Training(loss="own"), loss="softmax", l2=0.02)
+    assert (other.epochs, other.l2) == (101, 1e-3)  # a method's defaults apply to its loss only
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("settings", "message"),
     [
-        ({"bytes": 20, "student_dim": 30}, "--bytes: says what"),
-        ({"precision": "int4", "student_dim": 5}, "--student-dim 5 is odd"),
-        ({"precision": "int8", "model": "neumf"}, "neumf's rows are float32"),
-        ({"bytes": 0}, "--bytes: must be at least 1"),
+        ({"bytes": 20, "student_dim": 30}, "`bytes` decides `student_dim` and `precision`"),
+        ({"precision": "int4", "student_dim": 5}, "`student_dim` must be even, not 5"),
+        ({"precision": "int8", "model": "neumf"}, "`precision` int8 needs a model whose scores are inner products"),
     ],
 )
-def test_what_cannot_be(what, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(UserError, match=message):
-        Config(What(**what)).filled()
+        resolved(**settings)
+    with pytest.raises(UserError, match="`bytes` must be at least 1"):
+        RunRequest(RunSettings(bytes=0)).load_dataset()
 
 
-def test_a_softmax_is_of_what_descends_and_has_products(small_split):
-    of = lambda model: Config(What(model=model, method="none"), Training(loss="softmax")).filled()
-    with pytest.raises(UserError, match="ials is solved for, by a loss of its own"):
-        of("ials")
-    with pytest.raises(UserError, match="products of two vectors, which neumf's are not"):
-        of("neumf")
-    with pytest.raises(UserError, match="NeuMF's rows can be in no precision but float32"):
+def test_a_softmax_needs_gradients_and_inner_products(small_split):
+    softmax_of = lambda model: resolved(Training(loss="softmax"), model=model, method="none")
+    with pytest.raises(UserError, match="`loss` softmax is for models trained by gradients"):
+        softmax_of("ials")
+    with pytest.raises(UserError, match="`loss` softmax needs a model whose scores are inner products"):
+        softmax_of("neumf")
+    with pytest.raises(UserError, match="`precision` must be float32"):
         ModelOf(NeuMFSettings(), 5, "int8")(small_split.train)
-
-
-def test_softmax_is_of_products(small_split):
-    with pytest.raises(UserError, match="products of two vectors"):
+    with pytest.raises(UserError, match="`loss` softmax needs a model whose scores are inner products"):
         htd_jax.fit(small_split, model="neumf", dim=4, loss="softmax", epochs=1, progress=False)
     assert own().steps(small_split.train, 50)[1] == 50
