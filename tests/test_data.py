@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -131,8 +132,8 @@ def test_only_dicts_of_ints_are_unpickled(tmp_path, capsys, content, reason):
 
 
 def test_an_unknown_dataset_lists_the_known_ones():
-    known = "unknown dataset 'movies'; known: citeulike, citeulike-t, foursquare, synthetic"
-    with pytest.raises(UserError, match=known):
+    known = "unknown dataset 'movies' (known: citeulike, citeulike-t, foursquare, synthetic); set `dataset`"
+    with pytest.raises(UserError, match=re.escape(known)):
         data.load("movies")
 
 

@@ -10,7 +10,7 @@ import oracle
 import pytest
 import pytrec_eval
 
-from htd_jax import data
+import htd_jax
 from htd_jax.errors import UserError
 from htd_jax.evaluation import (
     CUTOFFS,
@@ -24,6 +24,7 @@ from htd_jax.evaluation import (
     make_user_evaluator,
     metrics_of_users,
     protocols,
+    ranking,
     ranking_metrics,
     register,
     sample_candidates,
@@ -98,7 +99,7 @@ def several_held_out(rng, least=0):
             items = iter(rng.permutation(40).tolist())
             for part, count in zip(rows, (8, *rng.integers(least, 7, size=2))):
                 part.extend((user, next(items)) for _ in range(count))
-    return data.make_split(*(tuple(np.array(part).T) for part in rows), 100, 40)
+    return htd_jax.data.make_split(*(tuple(np.array(part).T) for part in rows), 100, 40)
 
 
 @pytest.mark.parametrize("kind", ["distinct", "ties", "constant"])
@@ -150,7 +151,7 @@ def test_metrics_are_those_of_trec_eval(rng):
 
 
 def test_tied_held_out_items_count_against_each_other():
-    split = data.make_split(*(tuple(np.array(rows).T) for rows in ([(0, 0)], [(0, 1)], [(0, 2), (0, 3)])), 1, 9)
+    split = htd_jax.data.make_split(*(tuple(np.array(rows).T) for rows in ([(0, 0)], [(0, 1)], [(0, 2), (0, 3)])), 1, 9)
     found = evaluate(split, np.array([[0, 0, 1, 1, 0, 0, 0, 0, 0]]), cutoffs=(1, 2))["test"]
     assert found["recall@1"] == 0 and found["recall@2"] == 1 and found["mrr@2"] == 0.5
 
@@ -181,7 +182,7 @@ def test_full_ranking_in_several_blocks(rng, monkeypatch):
 def test_ranking_against_every_unseen_item_is_the_full_one(rng):
     rows = [(user, item) for user in range(20) for item in rng.permutation(30)[:10]]
     users, items = np.array(rows).T
-    split = data.split_pairs(users, items)
+    split = htd_jax.data.split_pairs(users, items)
     scores = rng.normal(size=(20, split.train.num_items))
     sampled = evaluate(split, scores, protocol=Sampled(split.train.num_items - 10))
     assert sampled == {part: pytest.approx(x, abs=1e-6) for part, x in evaluate(split, scores).items()}
@@ -237,7 +238,7 @@ def test_a_model_over_the_training_pairs_makes_its_tables_once(small_split):
     made = []
 
     class Popularity(nn.Module):
-        train: data.Interactions
+        train: htd_jax.data.Interactions
 
         def setup(self):
             made.append(True)
@@ -313,7 +314,7 @@ def one_heavy_user(rng, users, items, heavy):
     degrees = np.full(users, 10)
     degrees[users // 2] = heavy
     rows = [rng.permutation(items)[:degree] for degree in degrees]
-    return data.split_pairs(np.repeat(np.arange(users), degrees), np.concatenate(rows), split="ratio")
+    return htd_jax.data.split_pairs(np.repeat(np.arange(users), degrees), np.concatenate(rows), split="ratio")
 
 
 def test_one_heavy_user_is_ranked_as_every_other(rng):
@@ -474,6 +475,14 @@ def test_an_evaluation_that_is_built_again_is_not_compiled_again(small_split, rn
     if make is not make_ranker:
         make(small_split, cutoffs=(3,))(CountedModel(shape, traces), variables)
         assert len(traces) == 3
+
+
+def test_runs_that_differ_by_their_seeds_share_one_compiled_evaluation(data):
+    fit = lambda seed: htd_jax.fit(data, dim=3, epochs=1, seed=seed, progress=False)
+    fit(0)
+    before = ranking._compiled()._cache_size()
+    fit(1)
+    assert ranking._compiled()._cache_size() == before
 
 
 # --- registered metrics
