@@ -5,14 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rankings import Student, loss_of, sample, side_of
 from scipy import stats
 
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import make_split
-from htd_jax.distillers import Batch, Entities, Lists, Representations, Run, Shapes, Side, Teacher, Triples
-from htd_jax.distillers.bd import Sample
-from htd_jax.distillers.draws import accepted, unseen_ranks
+from htd_jax.distillers import BD, Batch, Entities, Lists, Representations, Shapes, Teacher, Triples
+from htd_jax.distillers.bd import SampledItems
+from htd_jax.distillers.sampling import resample, unseen_ranks
 from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss, soft_bce_loss
 from htd_jax.models import BPRSettings, ModelOf
@@ -63,6 +64,13 @@ def test_the_loss_is_its_definition_at_any_scores(rng, temperature, scale):
             np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_mask_may_be_of_rows(rng):
+    logits, guide = rng.normal(size=(2, 9, 4))
+    rows = np.arange(9) % 3 > 0
+    for one, wanted in zip(found(logits, guide, 2.0, rows), definition(logits, guide, 2.0, np.tile(rows[:, None], 4))):
+        np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_halves_are_added_up_in_float32():
     x = jnp.ones((300, 10), jnp.float16)
     np.testing.assert_allclose(
@@ -77,7 +85,7 @@ def test_what_the_loss_refuses():
         (lambda: soft_bce_loss(x[0], x[0]), "logits"),
         (lambda: soft_bce_loss(x, x[:1]), "guide"),
         (lambda: soft_bce_loss(x, x.astype(jnp.bfloat16)), "guide"),
-        (lambda: soft_bce_loss(x, x, where=jnp.ones(2, bool)), "where"),
+        (lambda: soft_bce_loss(x, x, where=jnp.ones(3, bool)), "where"),
     ):
         with pytest.raises(AssertionError, match=name):
             refused()
@@ -112,7 +120,7 @@ def ranks(scores, train):
 @pytest.mark.parametrize("block", [1, 7, USERS])
 def test_ranks_among_the_unseen_are_those_of_a_sort(small_split, tables, block, monkeypatch):
     """With ties, zeros of both signs and infinities among the scores."""
-    monkeypatch.setattr("htd_jax.distillers.draws.SCORES", block * ITEMS)
+    monkeypatch.setattr("htd_jax.distillers.sampling.SCORES", block * ITEMS)
     train, scores = small_split.train, np.round(tables[0] * 2) / 2
     scores[:, 3], scores[:, 4], scores[:, 5], scores[:, 6] = 0.0, -0.0, np.inf, -np.inf
     items = jnp.broadcast_to(jnp.arange(ITEMS, dtype=jnp.int32), (USERS, ITEMS))
@@ -125,30 +133,17 @@ def test_what_is_accepted_is_drawn_like_its_weight():
     weights, rows, proposals, count = np.array([0.0, 0.2, 1.0, 0.5, 0.05]), 2000, 64, 16
     keys = jax.random.split(jax.random.key(8))
     items = jax.random.randint(keys[0], (rows, proposals), 0, len(weights))
-    drawn = np.asarray(jax.jit(lambda w: accepted(keys[1], items, w[items], count))(jnp.asarray(weights, jnp.float32)))
+    drawn = np.asarray(jax.jit(lambda w: resample(keys[1], items, w[items], count))(jnp.asarray(weights, jnp.float32)))
     first = np.bincount(drawn[:, 0], minlength=len(weights))  # places of one row may repeat one another
     last = np.bincount(drawn[:, -1], minlength=len(weights))
     for times in (first, last):
         assert times[0] == 0
         expected = rows * weights[1:] / weights.sum()
         assert stats.chisquare(times[1:], expected).pvalue > FALSE_ALARM
-    few = np.asarray(accepted(keys[1], jnp.array([[7, 8, 9]]), jnp.array([[0.0, 1.0, 0.0]]), 5))
+    few = np.asarray(resample(keys[1], jnp.array([[7, 8, 9]]), jnp.array([[0.0, 1.0, 0.0]]), 5))
     assert few.tolist() == [[8] * 5]
-    none = np.asarray(accepted(keys[1], jnp.array([[7, 8, 9]]), jnp.zeros((1, 3)), 5))
+    none = np.asarray(resample(keys[1], jnp.array([[7, 8, 9]]), jnp.zeros((1, 3)), 5))
     assert none.tolist() == [[-1] * 5]
-
-
-class Table:
-    """As much of a student as is asked for a ranking."""
-
-    def __init__(self, scores):
-        self.scores = jnp.asarray(scores)
-
-    def score(self, users, items):
-        return self.scores[users, items]
-
-    def score_all(self, users):
-        return self.scores[users]
 
 
 def given(scores):
@@ -159,9 +154,9 @@ def given(scores):
 @pytest.mark.parametrize("counted", ["best", "worst"])
 def test_both_draw_by_the_difference_of_ranks(small_split, tables, counted):
     train, times, pool = small_split.train, 250, 40  # of 320 proposals, few of 90 items are not among them
-    method = distillers.bd(pool=pool, ranks=counted, student_scale=0.03, teacher_scale=0.02)
-    known = method.prepare(given(tables[0]), train)
-    draw = lambda key: method.refresh(known.variables, None, key, 0, known, Table(tables[1]))
+    method = distillers.bd(BD(pool=pool, ranks=counted, student_scale=0.03, teacher_scale=0.02))
+    context = method.prepare(given(tables[0]), train)
+    draw = lambda key: sample(method, context, key, Student(tables[1]), context.variables)
     drawn = jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(jax.random.key(4), times))
     chex.assert_shape((drawn.student, drawn.teacher), (times, USERS, pool))
     of_teacher, of_student = (ranks(scores, train) for scores in tables)
@@ -191,7 +186,7 @@ def test_both_draw_by_the_difference_of_ranks(small_split, tables, counted):
             freedom += len(wanted) - 1
         assert stats.chi2.sf(statistic, freedom) > FALSE_ALARM
     with pytest.raises(ValueError, match="ranks"):
-        distillers.bd(ranks="middle")
+        distillers.bd(BD(ranks="middle"))
 
 
 # --- the method
@@ -200,24 +195,23 @@ def test_both_draw_by_the_difference_of_ranks(small_split, tables, counted):
 def test_the_loss_of_a_batch_is_that_of_both_models(small_split, tables):
     """Every triple counts, masked ones do not; where nothing was drawn nothing is learned."""
     train = small_split.train
-    method = distillers.bd(samples=3, student_weight=0.3, teacher_weight=0.7, pool=4)
-    known = method.prepare(given(tables[0]), train)
-    params = method.init(jax.random.key(0), Shapes(USERS, ITEMS, 2), known)
+    method = distillers.bd(BD(samples=3, student_weight=0.3, teacher_weight=0.7, pool=4))
+    context = method.prepare(given(tables[0]), train)
+    params = method.init(jax.random.key(0), Shapes(USERS, ITEMS, 2), context)
     rng = np.random.default_rng(0)
     item = rng.integers(0, ITEMS, (2, USERS)).astype(np.int32)
     item[0, 5], item[1, 6] = -1, -1
-    drawn = Sample(*(jnp.broadcast_to(jnp.asarray(of_side)[:, None], (USERS, 4)) for of_side in item))
+    sampled = SampledItems(*(jnp.broadcast_to(jnp.asarray(of_side)[:, None], (USERS, 4)) for of_side in item))
     users = np.array([5, 6, 7, 7, 9])
     positives, negatives = rng.integers(0, ITEMS, (2, 5))
     where = np.array([1, 1, 1, 1, 0], bool)
     triples = Triples(*map(jnp.asarray, (users, positives, negatives, where)))
-    side = Side(jnp.zeros((5, 0)), jnp.zeros((5, 0)), triples.where, triples.users)
+    side = side_of(users, where)
 
     @jax.jit
     def loss(params, student):
-        score = lambda users, items: student[users, items]
-        batch = Batch(Entities(side, side, side, side), triples, score, known)
-        return method.loss(params, drawn, batch, jax.random.key(1), 0)
+        batch = Batch(Entities(side, side, side, side), triples, Student(student).score)
+        return loss_of(method, context, sampled, batch, jax.random.key(1), params=params)
 
     student = jnp.asarray(tables[1])
     (value, terms), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, student)
@@ -260,7 +254,7 @@ def teacher(data):
     return htd_jax.fit(data, dim=12, **FEW)
 
 
-SMALL = distillers.BD(pool=8, period=2)
+SMALL = BD(pool=8, period=2)
 
 
 def test_both_learn_and_both_are_measured(data, teacher):
@@ -269,7 +263,7 @@ def test_both_learn_and_both_are_measured(data, teacher):
     assert set(found.chosen["terms"]) == {"loss", "base", "bd_student", "bd_teacher", "teacher"}
     assert found.records[-1]["terms"]["teacher"] < teacher.records[-1]["terms"]["loss"]
     assert found.records[-1]["terms"]["base"] < student.records[-1]["terms"]["loss"]
-    assert found.records[-1]["beside"]["test"] != teacher.metrics
+    assert found.records[-1]["second_model"]["test"] != teacher.metrics
     assert found.variables["params"]["users"].shape == (60, 4)
 
 
@@ -304,13 +298,13 @@ def test_users_with_one_unseen_item_and_equal_rankings_train():
 
 
 def test_a_killed_run_goes_on_between_rankings(data, teacher, tmp_path):
-    method = SMALL.make(Run(4, 0, None))
+    method = SMALL.make(4)
     trainer = make_trainer(ModelOf(BPRSettings(), 4), method, adam(0.01, 1e-3), batch_size=256)
     runs = {}
     for name, stops in (("unbroken", (4,)), ("broken", (1, 4))):
         for epochs in stops:
             phase = dict(epochs=epochs, eval_every=1, checkpoints=Checkpoints(tmp_path / name), settings={})
-            runs[name] = run_phase(trainer, lambda _: {}, data, teacher.teacher(), jax.random.key(4), **phase)
+            runs[name] = run_phase(trainer, lambda *_: {}, data, teacher.teacher(), jax.random.key(4), **phase)
     chex.assert_trees_all_equal(runs["broken"].variables, runs["unbroken"].variables)
     assert [x["terms"] for x in runs["broken"].records] == [x["terms"] for x in runs["unbroken"].records]
     trees = [Checkpoints(tmp_path / name).tree()["train"] for name in runs]

@@ -5,15 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rankings import agree_with, draw_many, loss_of, ranked, resumes_to_the_bit, table_of
+from rankings import agree_with, loss_and_gradient, ranked, resumes_to_the_bit, sample, sample_many, table_of
 
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import Interactions
-from htd_jax.distillers import Lists, Representations, Teacher
+from htd_jax.distillers import CD, Lists, Representations, Teacher
 from htd_jax.errors import UserError
 from htd_jax.losses import soft_label_loss
 from htd_jax.models import BPRSettings, ModelOf, NeuMFSettings, with_tables
+from htd_jax.teacher import SCORES
 
 USERS, ITEMS = 60, 90
 
@@ -23,21 +24,19 @@ def no_rank_promotion(no_implicit_broadcasting):
     yield
 
 
-def definition(scores, labels, where, items_where):
+def definition(scores, labels, where):
     """The loss in float64, a term at a time, and its gradient by the scores."""
     value, gradient = 0.0, np.zeros(scores.shape)
-    for u in np.flatnonzero(where):
-        for k in np.flatnonzero(items_where[u]):
-            s, q = scores[u, k], labels[u, k]
-            value += (q * np.logaddexp(0, -s) + (1 - q) * np.logaddexp(0, s)) / items_where[u].sum()
-            gradient[u, k] = (0.5 * (1 + np.tanh(s / 2)) - q) / items_where[u].sum()
+    for u, k in zip(*np.nonzero(where)):
+        s, q = scores[u, k], labels[u, k]
+        value += (q * np.logaddexp(0, -s) + (1 - q) * np.logaddexp(0, s)) / where[u].sum()
+        gradient[u, k] = (0.5 * (1 + np.tanh(s / 2)) - q) / where[u].sum()
     return value, gradient
 
 
-def found(scores, labels, **masks):
-    masks = {name: jnp.asarray(mask) for name, mask in masks.items()}
+def found(scores, labels, where=None):
     arrays = (jnp.asarray(x, jnp.float32) for x in (scores, labels))
-    return jax.jit(jax.value_and_grad(lambda scores, labels: soft_label_loss(scores, labels, **masks)))(*arrays)
+    return jax.jit(jax.value_and_grad(lambda scores, labels: soft_label_loss(scores, labels, where=where)))(*arrays)
 
 
 # --- the loss
@@ -47,24 +46,25 @@ def found(scores, labels, **masks):
 def test_the_loss_is_its_definition_and_finite(rng, scale):
     scores, labels = scale * rng.normal(size=(9, 6)), rng.random((9, 6))
     labels[:, 0], labels[:, 1] = 0, 1
-    where, items_where = rng.random(9) < 0.7, rng.random((9, 6)) < 0.6
-    where[:2], items_where[0], items_where[1] = True, False, True
-    value, gradient = definition(scores, labels, where, items_where)
+    rows, where = rng.random(9) < 0.7, rng.random((9, 6)) < 0.6
+    rows[:2], where[0], where[1] = True, False, True
+    where &= rows[:, None]
+    value, gradient = definition(scores, labels, where)
     assert np.isfinite(value) and value > 0
     for junk in (0, np.nan, np.inf, -np.inf):
         for array in (scores, labels):
-            array[~(items_where & where[:, None])] = junk
-        got = found(scores, labels, where=where, items_where=items_where)
+            array[~where] = junk
+        got = found(scores, labels, where)
         np.testing.assert_allclose(got[0], value, rtol=1e-5)
         np.testing.assert_allclose(got[1], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_without_masks_everything_counts_and_labels_are_constants(rng):
     scores, labels = rng.normal(size=(4, 3)), rng.random((4, 3))
-    for got, wanted in zip(
-        found(scores, labels), definition(scores, labels, np.ones(4, bool), np.ones((4, 3), bool)), strict=True
-    ):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    for mask, rows in ((None, np.ones(4, bool)), (np.arange(4) > 1, np.arange(4) > 1)):  # of rows
+        expected = definition(scores, labels, np.tile(rows[:, None], 3))
+        for got, wanted in zip(found(scores, labels, mask), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5)
     assert found(np.zeros((0, 3)), np.zeros((0, 3)))[0] == 0 == found(np.zeros((3, 0)), np.zeros((3, 0)))[0]
     of_labels = jax.grad(lambda labels: soft_label_loss(jnp.ones((1, 2)), labels))(jnp.ones((1, 2)))
     assert (of_labels == 0).all()
@@ -83,7 +83,7 @@ def test_what_the_loss_refuses():
         (lambda: soft_label_loss(x, x[:, :2]), "labels"),
         (lambda: soft_label_loss(x, x.astype(jnp.bfloat16)), "labels"),
         (lambda: soft_label_loss(x, x, where=jnp.ones(3, bool)), "where"),
-        (lambda: soft_label_loss(x, x, items_where=x), "items_where"),
+        (lambda: soft_label_loss(x, x, where=x), "where"),
     ):
         with pytest.raises(AssertionError, match=name):
             refused()
@@ -100,7 +100,7 @@ def scores():
 def test_items_are_drawn_by_their_rank_among_so_many(small_split, scores):
     """User 0 has fewer, and they are nearer to equally likely. A right draw fails with a probability under 2e-4."""
     train, times = small_split.train, 1000
-    drawn = draw_many(distillers.cd(pool=20, num_items=1, temperature=0.2), table_of(scores), train, times)
+    drawn = sample_many(distillers.cd(CD(pool=20, items=1, temperature=0.2)), table_of(scores), train, times)
     items, labels = np.asarray(drawn.items)[:, :, 0], np.asarray(drawn.scores)[:, :, 0]
     np.testing.assert_array_equal(labels, scores[np.arange(USERS)[None], items])
     pools = ranked(scores, train, 20)
@@ -120,9 +120,9 @@ def test_items_are_different_ones_of_the_guides(small_split, scores):
     variables = student.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32), method="score")
     of_student = np.asarray(student.apply(variables, jnp.arange(USERS), method="score_all"))
     for guide, table in (("teacher", scores), ("student", of_student)):
-        method = distillers.cd(guide=guide, pool=20, num_items=15)
-        known = jax.jit(method.prepare)(table_of(scores), train)
-        draw = lambda model: method.refresh({}, None, jax.random.key(3), 0, known, with_tables(model))
+        method = distillers.cd(CD(guide=guide, pool=20, items=15))
+        context = jax.jit(method.prepare)(table_of(scores), train)
+        draw = lambda model: sample(method, context, jax.random.key(3), with_tables(model))
         drawn = nn.apply(draw, student)(variables)
         for user, (pool, items) in enumerate(zip(ranked(table, train, 20), np.asarray(drawn.items))):
             there = items[items >= 0]
@@ -136,8 +136,8 @@ def test_a_teachers_scores_of_some_items(small_split, rng, monkeypatch):
     items = rng.integers(-1, ITEMS, (USERS, 5)).astype(np.int32)
     wanted = np.take_along_axis(users @ tables.T, np.maximum(items, 0), axis=1)
     products = Teacher.of(Representations(*(jnp.asarray(x, jnp.float32) for x in (users, tables))))
-    for size in (distillers.teacher.SCORES, 7 * ITEMS):
-        monkeypatch.setattr(distillers.teacher, "SCORES", size)
+    for size in (SCORES, 7 * ITEMS):
+        monkeypatch.setattr("htd_jax.teacher.SCORES", size)
         for teacher in (products, table_of(np.float32(users @ tables.T))):
             found = jax.jit(lambda teacher, items: teacher.score(items))(teacher, jnp.asarray(items))
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -148,17 +148,17 @@ def test_a_teachers_scores_of_some_items(small_split, rng, monkeypatch):
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_every_different_user_of_a_batch_counts_once(small_split, scores, scale):
-    train, method = small_split.train, distillers.cd(pool=20, num_items=15, sharpness=3.0, shift=0.5)
-    known = jax.jit(method.prepare)(table_of(scale * scores), train)
-    drawn = jax.tree.map(lambda x: x[0], draw_many(method, table_of(scale * scores), train, 1))
+    train, method = small_split.train, distillers.cd(CD(pool=20, items=15, sharpness=3.0, shift=0.5))
+    context = jax.jit(method.prepare)(table_of(scale * scores), train)
+    drawn = jax.tree.map(lambda x: x[0], sample_many(method, table_of(scale * scores), train, 1))
     ids, where = np.array([0, 0, 4, 9, 9, 59]), np.array([1, 0, 1, 1, 0, 0], bool)
     student = scale * np.random.default_rng(7).normal(size=(USERS, ITEMS))
-    value, terms, gradient = loss_of(method, known, drawn, student, ids, where)
+    value, terms, gradient = loss_and_gradient(method, context, drawn, student, ids, where)
     rows = np.array([0, 4, 9])[:, None]
     items = np.asarray(drawn.items)[rows[:, 0]]
     assert (items[0] == -1).any()  # user 0 has seen nearly all
     labels = 0.5 * (1 + np.tanh((np.float64(scale) * scores[rows, items] + 0.5) / 6))
-    expected, by_items = definition(student[rows, items], labels, np.ones(3, bool), items >= 0)
+    expected, by_items = definition(student[rows, items], labels, items >= 0)
     by_score = np.zeros(student.shape)
     np.add.at(by_score, (rows, items), by_items)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
@@ -168,18 +168,18 @@ def test_every_different_user_of_a_batch_counts_once(small_split, scores, scale)
 
 def test_a_user_who_has_seen_all_gets_no_label():
     train = Interactions.from_pairs(np.array([0, 0, 1]), np.array([0, 1, 0]), 2, 2)
-    method, teacher = distillers.cd(num_items=3), table_of(np.ones((2, 2), np.float32))
-    drawn = jax.tree.map(lambda x: x[0], draw_many(method, teacher, train, 1))
+    method, teacher = distillers.cd(CD(items=3)), table_of(np.ones((2, 2), np.float32))
+    drawn = jax.tree.map(lambda x: x[0], sample_many(method, teacher, train, 1))
     assert drawn.items.tolist() == [[-1, -1], [1, -1]]
-    known = jax.jit(method.prepare)(teacher, train)
-    value, _, gradient = loss_of(method, known, drawn, np.zeros((2, 2)), np.arange(2), np.ones(2, bool))
+    context = jax.jit(method.prepare)(teacher, train)
+    value, _, gradient = loss_and_gradient(method, context, drawn, np.zeros((2, 2)), np.arange(2), np.ones(2, bool))
     np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
     assert np.isfinite(gradient).all() and np.count_nonzero(gradient) == 1
 
 
 def test_what_is_refused(small_split):
     with pytest.raises(ValueError, match="guide"):
-        distillers.cd(guide="both")
+        distillers.cd(CD(guide="both"))
     lists = Lists(jnp.zeros((USERS, 1), jnp.int32))
     with pytest.raises(UserError, match="scores"):
         htd_jax.distill(lists, small_split, method="cd", dim=2, epochs=1, progress=False)
@@ -187,7 +187,7 @@ def test_what_is_refused(small_split):
 
 def test_a_student_of_layers_guides(small_split, scores):
     with jax.numpy_rank_promotion("allow"):  # NeuMF's, not CD's
-        method = distillers.CD(guide="student", items=5, pool=10)
+        method = CD(guide="student", items=5, pool=10)
         settings = dict(model=NeuMFSettings(), dim=2, epochs=1, progress=False)
         student = htd_jax.distill(table_of(scores), small_split, method=method, **settings)
     assert np.isfinite(student.representations().users).all()
@@ -195,5 +195,5 @@ def test_a_student_of_layers_guides(small_split, scores):
 
 @pytest.mark.parametrize("guide", ["teacher", "student"])
 def test_a_broken_run_goes_on_with_the_same(guide, small_split, scores, tmp_path):
-    settings = distillers.CD(guide=guide, items=5, pool=10, refresh=3)
+    settings = CD(guide=guide, items=5, pool=10, refresh=3)
     resumes_to_the_bit(settings, ModelOf(BPRSettings(), 4), table_of(scores), small_split, tmp_path)

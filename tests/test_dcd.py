@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rankings import resumes_to_the_bit
+from rankings import Student, loss_of, resumes_to_the_bit, sample, side_of, table_of
 
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import make_split, seen_mask
-from htd_jax.distillers import Batch, Entities, Lists, Side, Teacher
+from htd_jax.distillers import DCD, Batch, Entities, Lists
 from htd_jax.errors import UserError
 
 USERS, ITEMS = 60, 90
@@ -21,29 +21,12 @@ def no_rank_promotion():
         yield
 
 
-class Student:
-    """Scores, as a model gives them."""
-
-    def __init__(self, scores):
-        self.scores, (self.num_users, self.num_items) = scores, scores.shape
-
-    def score_all(self, users):
-        return self.scores[users]
-
-    def score_users(self, items):
-        return self.scores.T[items]
-
-
 @pytest.fixture(scope="module")
 def tables():
     """Scores of a teacher, with ties, and of a student who knows something of them."""
     rng = np.random.default_rng(2)
     teacher = (np.round(rng.normal(size=(USERS, ITEMS)), 1) + 0.0).astype(np.float32)  # a zero of one sign
     return teacher, (teacher + rng.normal(size=teacher.shape)).astype(np.float32)
-
-
-def table_of(scores):
-    return Teacher(scores=jax.tree_util.Partial(lambda table, users: table[users], jnp.asarray(scores)))
 
 
 def ranked(scores, seen):
@@ -58,9 +41,8 @@ def sides_of(train, *tables):
 
 
 def drawer(method, teacher, student, train):
-    known = method.prepare(table_of(teacher), train)
-    draw = jax.jit(lambda key: method.refresh({}, None, key, 0, known, Student(jnp.asarray(student))))
-    return known, draw
+    context = method.prepare(table_of(teacher), train)
+    return context, jax.jit(lambda key: sample(method, context, key, Student(student)))
 
 
 # --- what is known and drawn
@@ -80,7 +62,7 @@ def test_the_teachers_best_users_of_an_item(small_split, tables, monkeypatch):
     (_, (seen, scores)) = sides_of(train, teacher)
     wanted = ranked(scores, seen)
     for numbers in (2**22, 2 * ITEMS):  # all at once, and in blocks
-        monkeypatch.setattr("htd_jax.distillers.teacher.SCORES", numbers)
+        monkeypatch.setattr("htd_jax.teacher.SCORES", numbers)
         for k in (5, 100):
             found = np.asarray(jax.jit(lambda k=k: table_of(teacher).top_users(train, k))())
             assert found.shape == (ITEMS, min(k, USERS))
@@ -105,17 +87,17 @@ def test_a_models_scores_of_every_user(data, teacher):
 @pytest.mark.parametrize("epsilon", [0.05, 3.0])
 def test_what_is_drawn_is_over_and_underestimated(small_split, tables, epsilon, monkeypatch):
     """Exactly what has a weight, as many as are asked for if there are as many, the underestimated in order."""
-    monkeypatch.setattr("htd_jax.distillers.draws.NUMBERS", 7 * ITEMS)  # blocks of seven users
+    monkeypatch.setattr("htd_jax.distillers.sampling.BLOCK_SCORES", 7 * ITEMS)  # blocks of seven users
     train, count = small_split.train, 6
-    method = distillers.dcd(num_items=count, num_users=count, pool=20, user_pool=20, epsilon=epsilon)
+    method = distillers.dcd(DCD(items=count, users=count, pool=20, user_pool=20, epsilon=epsilon))
     _, draw = drawer(method, *tables, train)
     fewer = 0
-    for sample, (seen, teacher, student) in zip(draw(jax.random.key(0)), sides_of(train, *tables)):
+    for found, (seen, teacher, student) in zip(draw(jax.random.key(0)), sides_of(train, *tables)):
         pools, orders = ranked(teacher, seen), ranked(student, seen)
         for row, (pool, order) in enumerate(zip(pools, orders)):
             gap = {item: order.index(item) - k for k, item in enumerate(pool[:20])}
-            under = [item for item in np.asarray(sample.under[row]).tolist() if item >= 0]
-            over = [item for item in np.asarray(sample.over[row]).tolist() if item >= 0]
+            under = [item for item in np.asarray(found.under[row]).tolist() if item >= 0]
+            over = [item for item in np.asarray(found.over[row]).tolist() if item >= 0]
             assert len(set(under)) == len(under) == min(count, sum(g > 0 for g in gap.values()))
             assert len(set(over)) == len(over) == min(count, sum(g < 0 for g in gap.values()))
             assert all(gap[item] > 0 for item in under) and all(gap[item] < 0 for item in over)
@@ -129,13 +111,13 @@ def test_the_draw_is_by_the_difference_of_ranks(small_split, tables):
     Hilferty's cube root."""
     train, epsilon = small_split.train, 0.07
     teacher, student = tables
-    method = distillers.dcd(num_items=1, num_users=1, pool=20, user_pool=20, epsilon=epsilon)
+    method = distillers.dcd(DCD(items=1, users=1, pool=20, user_pool=20, epsilon=epsilon))
     _, draw = drawer(method, teacher, student, train)
     drawn = jax.lax.map(draw, jax.random.split(jax.random.key(3), 3000))
-    for sample, (seen, *scores), row in zip(drawn, sides_of(train, teacher, student), (7, 11)):
+    for kinds, (seen, *scores), row in zip(drawn, sides_of(train, teacher, student), (7, 11)):
         pool, order = (ranked(table, seen)[row] for table in scores)
         gap = np.array([order.index(item) - k for k, item in enumerate(pool[:20])])
-        for found, signed in ((sample.under, gap), (sample.over, -gap)):
+        for found, signed in ((kinds.under, gap), (kinds.over, -gap)):
             weights = np.tanh(np.maximum(epsilon * signed, 0))
             expected = 3000 * weights / weights.sum()
             times = np.array([np.sum(np.asarray(found[:, row, 0]) == item) for item in pool[:20]])
@@ -147,7 +129,7 @@ def test_the_draw_is_by_the_difference_of_ranks(small_split, tables):
 
 def test_no_two_users_draw_alike(small_split, tables):
     teacher, student = (np.repeat(table[3:4], USERS, 0) for table in tables)
-    method = distillers.dcd(num_items=1, pool=20, sides="users")
+    method = distillers.dcd(DCD(items=1, pool=20, sides="users"))
     _, draw = drawer(method, teacher, student, small_split.train)
     drawn = np.asarray(jax.lax.map(lambda key: draw(key)[0].under[:, 0], jax.random.split(jax.random.key(2), 40)))
     assert len({tuple(column) for column in drawn.T}) == USERS
@@ -169,23 +151,21 @@ def relaxed(s, b):
 @pytest.mark.parametrize("sides", ["both", "users"])
 def test_every_different_user_and_seen_item_of_a_batch_counts_once(small_split, tables, sides, scale):
     train, (teacher, student) = small_split.train, tables
-    method = distillers.dcd(num_items=6, num_users=5, pool=20, user_pool=15, sides=sides)
-    known, draw = drawer(method, teacher, student, train)
+    method = distillers.dcd(DCD(items=6, users=5, pool=20, user_pool=15, sides=sides))
+    context, draw = drawer(method, teacher, student, train)
     drawn = draw(jax.random.key(1))
-    nothing = jnp.zeros((5, 0))
-    side = lambda ids, where: Side(nothing, nothing, jnp.array(where, bool), jnp.array(ids, jnp.int32))
-    users, items = side([0, 0, 4, 9, 59], [1, 0, 1, 1, 0]), side([2, 2, 5, 80, 81], [1, 0, 1, 1, 0])
+    users, items = side_of([0, 0, 4, 9, 59], [1, 0, 1, 1, 0]), side_of([2, 2, 5, 80, 81], [1, 0, 1, 1, 0])
 
     def loss(table):
-        batch = Batch(Entities(users, items, items, items), None, lambda users, items: table[users, items], known)
-        return method.loss({}, drawn, batch, jax.random.key(0), 0)
+        batch = Batch(Entities(users, items, items, items), None, Student(table).score)
+        return loss_of(method, context, drawn, batch)
 
     table = scale * student
     (value, terms), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(table))
     expected = 0.0
-    for sample, scores, rows in zip(drawn, (table, table.T), ([0, 4, 9], [2, 5, 80])):
+    for kinds, scores, rows in zip(drawn, (table, table.T), ([0, 4, 9], [2, 5, 80])):
         for row in rows:
-            under, over = (np.asarray(x[row]) for x in (sample.under, sample.over))
+            under, over = (np.asarray(x[row]) for x in (kinds.under, kinds.over))
             expected += relaxed(scores[row, under[under >= 0]], scores[row, over[over >= 0]])
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_array_equal(terms["dcd"], value)
@@ -197,7 +177,7 @@ def test_every_different_user_and_seen_item_of_a_batch_counts_once(small_split, 
 
 def test_what_is_drawn_every_third_epoch_is_part_of_the_state(data, teacher, tmp_path):
     """A run killed between two draws ends with the bits of an unbroken one."""
-    settings = distillers.DCD(weight=0.1, items=8, users=6, pool=30, user_pool=20)
+    settings = DCD(weight=0.1, items=8, users=6, pool=30, user_pool=20)
     terms = resumes_to_the_bit(settings, teacher.make_model, teacher.teacher(), data, tmp_path, batch_size=256)
     assert all(np.isfinite(one["dcd"]) for one in terms)
 
@@ -207,9 +187,9 @@ def test_lists_teach_one_side_even_where_they_are_empty():
     split = make_split(pairs((0, 0), (1, 0), (2, 1)), pairs((0, 1)), pairs((1, 1)), 3, 4)
     lists = Lists(jnp.array([[-1, -1, -1], [3, 2, 1], [2, -1, -1]]))
     settings = dict(dim=2, epochs=2, cutoffs=(1,), progress=False)
-    student = htd_jax.distill(lists, split, method=distillers.DCD(sides="users"), **settings)
+    student = htd_jax.distill(lists, split, method=DCD(sides="users"), **settings)
     assert all(np.isfinite(table).all() for table in student.representations())
     with pytest.raises(UserError, match="scores"):
         htd_jax.distill(lists, split, method="dcd", **settings)
     with pytest.raises(ValueError, match="sides"):
-        distillers.dcd(sides="items")
+        distillers.dcd(DCD(sides="items"))

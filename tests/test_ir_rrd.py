@@ -4,14 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rankings import agree_with, draw_many, loss_of, resumes_to_the_bit, seen_by, table_of
+from rankings import (
+    agree_with,
+    batch_of,
+    loss_and_gradient,
+    loss_of,
+    resumes_to_the_bit,
+    sample,
+    sample_many,
+    seen_by,
+    table_of,
+)
 from test_rrd import definition
 
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import Interactions
-from htd_jax.distillers import Lists
-from htd_jax.distillers.draws import rank_users
+from htd_jax.distillers import IRRRD, RRD, Lists
+from htd_jax.distillers.sampling import rank_users
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, ModelOf
 
@@ -42,7 +52,7 @@ def users_ranked(scores, train, size):
 @pytest.mark.parametrize("block", [7, 60], ids=["blocks of 7 users", "one block"])
 def test_users_of_items_are_ranked_block_by_block(small_split, scores, block, monkeypatch):
     train = small_split.train
-    monkeypatch.setattr(distillers.teacher, "SCORES", -(-block * ITEMS // 4))
+    monkeypatch.setattr("htd_jax.teacher.SCORES", -(-block * ITEMS // 4))
     rank_users.clear_cache()
     for size in (20, 100):
         found = rank_users(table_of(scores), train, size)
@@ -57,8 +67,8 @@ def test_users_of_items_are_ranked_block_by_block(small_split, scores, block, mo
 def test_users_are_drawn_from_the_pool_and_from_the_rest(small_split, scores):
     """A right draw fails with a probability under 90 times 1e-5, and 1e-4."""
     train, size, times = small_split.train, 12, 400
-    method = distillers.ir_rrd(pool=size, num_interesting_users=1, num_uninteresting_users=1, item_temperature=3.0)
-    drawn = jax.tree.map(np.asarray, draw_many(method, table_of(scores), train, times).items)
+    method = distillers.ir_rrd(IRRRD(pool=size, item_interesting=1, item_uninteresting=1, item_temperature=3.0))
+    drawn = jax.tree.map(np.asarray, sample_many(method, table_of(scores), train, times).items)
     best, unseen, places = users_ranked(scores, train, size), users_ranked(scores, train, USERS), np.zeros(size)
     for item in range(ITEMS):
         assert len(best[item]) == size
@@ -72,8 +82,8 @@ def test_users_are_drawn_from_the_pool_and_from_the_rest(small_split, scores):
 def test_the_noise_that_is_not_made_would_change_nothing(small_split, scores):
     """Of a low temperature, only the first places are drawn, whatever the pool."""
     drawn = [
-        draw_many(
-            distillers.ir_rrd(pool=size, num_interesting_users=3, item_temperature=0.1), table_of(scores), train, 1
+        sample_many(
+            distillers.ir_rrd(IRRRD(pool=size, item_interesting=3, item_temperature=0.1)), table_of(scores), train, 1
         )
         for train in (small_split.train,)
         for size in (5, 50)
@@ -87,11 +97,10 @@ IDS, WHERE = np.array([0, 0, 4, 9, 9, 59]), np.array([1, 0, 1, 1, 0, 0], bool)
 
 
 def prepared(train, scores, **settings):
-    chosen = dict(pool=30, num_interesting=3, num_uninteresting=2, num_interesting_users=5, num_uninteresting_users=4)
-    method = distillers.ir_rrd(**chosen, **settings)
-    known = jax.jit(method.prepare)(table_of(scores), train)
-    drawn = jax.jit(lambda key: method.refresh({}, None, key, 0, known, None))(jax.random.key(3))
-    return method, known, drawn
+    chosen = dict(pool=30, interesting=3, uninteresting=2, item_interesting=5, item_uninteresting=4)
+    method = distillers.ir_rrd(IRRRD(**chosen, **settings))
+    context = jax.jit(method.prepare)(table_of(scores), train)
+    return method, context, jax.jit(lambda key: sample(method, context, key))(jax.random.key(3))
 
 
 def items_part(student, drawn, items):
@@ -114,12 +123,12 @@ def in_batch(drawn):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_every_different_item_that_was_drawn_counts_once(small_split, scores, scale):
     train = small_split.train
-    method, known, drawn = prepared(train, scores, item_weight=0.5, items_a_step=ITEMS)
+    method, context, sampled = prepared(train, scores, item_weight=0.5, items=ITEMS)
     student = (scale * np.random.default_rng(7).normal(size=(USERS, ITEMS))).astype(np.float32)
-    value, terms, gradient = loss_of(method, known, drawn, student, IDS, WHERE)
-    alone = distillers.rrd(pool=30, num_interesting=3, num_uninteresting=2)
-    of_users, _, by_users = loss_of(alone, known.users, drawn.users, student, IDS, WHERE)
-    expected, by_items = items_part(student.astype(np.float64), drawn, in_batch(drawn))
+    value, terms, gradient = loss_and_gradient(method, context, sampled, student, IDS, WHERE)
+    alone = distillers.rrd(RRD(pool=30, interesting=3, uninteresting=2))
+    of_users, _, by_users = loss_and_gradient(alone, context.users, sampled.users, student, IDS, WHERE)
+    expected, by_items = items_part(student.astype(np.float64), sampled, in_batch(sampled))
     np.testing.assert_allclose(terms["rrd"], of_users, rtol=1e-6)
     np.testing.assert_allclose(terms["ir"], expected, rtol=1e-5)
     np.testing.assert_allclose(value, of_users + 0.5 * expected, rtol=1e-5)
@@ -129,17 +138,15 @@ def test_every_different_item_that_was_drawn_counts_once(small_split, scores, sc
 def test_a_step_with_fewer_items_has_the_same_expectation(small_split, scores):
     """The parts that a step may take: their mean is the whole, and each comes equally often (alarm 1e-4)."""
     train = small_split.train
-    method, known, drawn = prepared(train, scores, items_a_step=25)  # every fourth
+    method, context, sampled = prepared(train, scores, items=25)  # every fourth
     student = np.random.default_rng(7).normal(size=(USERS, ITEMS))
-    parts = [4 * items_part(student, drawn, [i for i in in_batch(drawn) if i % 4 == first])[0] for first in range(4)]
-    whole = items_part(student, drawn, in_batch(drawn))[0]
+    chosen = [[item for item in in_batch(sampled) if item % 4 == first] for first in range(4)]
+    parts = [4 * items_part(student, sampled, items)[0] for items in chosen]
+    whole = items_part(student, sampled, in_batch(sampled))[0]
     np.testing.assert_allclose(np.mean(parts), whole)
-    nothing = jnp.zeros((len(IDS), 0))
-    side = distillers.Side(nothing, nothing, jnp.asarray(WHERE), jnp.asarray(IDS, jnp.int32))
-    table = jnp.asarray(student, jnp.float32)
-    batch = distillers.Batch(distillers.Entities(*[side] * 4), None, lambda users, items: table[users, items], known)
+    batch = batch_of(jnp.asarray(student, jnp.float32), IDS, WHERE)
     keys = jax.random.split(jax.random.key(1), 400)
-    found = jax.jit(jax.vmap(lambda key: method.loss({}, drawn, batch, key, 0)[1]["ir"]))(keys)
+    found = jax.jit(jax.vmap(lambda key: loss_of(method, context, sampled, batch, key)[1]["ir"]))(keys)
     near = np.isclose(np.asarray(found)[:, None], np.array(parts)[None], rtol=1e-5)
     assert (near.sum(1) == 1).all()
     agree_with(near.sum(0), np.ones(4))
@@ -152,12 +159,12 @@ def test_what_is_not_there_is_not_drawn():
     """User 1 has seen all, and everyone has seen item 0."""
     train = Interactions.from_pairs(np.array([0, 1, 2, 1, 1]), np.array([0, 0, 0, 1, 2]), 3, 3)
     teacher = table_of(np.arange(9.0, dtype=np.float32).reshape(3, 3))
-    method = distillers.ir_rrd(pool=1, num_uninteresting_users=2)
-    drawn = jax.tree.map(lambda x: x[0], draw_many(method, teacher, train, 1))
-    assert drawn.items.interesting.tolist() == [[-1], [2], [2]]
-    assert np.sort(drawn.items.uninteresting).tolist() == [[-1, -1], [-1, 0], [-1, 0]]
-    known = jax.jit(method.prepare)(teacher, train)
-    value, _, gradient = loss_of(method, known, drawn, np.zeros((3, 3)), np.arange(3), np.ones(3, bool))
+    method = distillers.ir_rrd(IRRRD(pool=1, item_uninteresting=2))
+    sampled = jax.tree.map(lambda x: x[0], sample_many(method, teacher, train, 1))
+    assert sampled.items.interesting.tolist() == [[-1], [2], [2]]
+    assert np.sort(sampled.items.uninteresting).tolist() == [[-1, -1], [-1, 0], [-1, 0]]
+    context = jax.jit(method.prepare)(teacher, train)
+    value, _, gradient = loss_and_gradient(method, context, sampled, np.zeros((3, 3)), np.arange(3), np.ones(3, bool))
     assert value > 0 and np.isfinite(gradient).all()
 
 
@@ -169,5 +176,5 @@ def test_lists_do_not_do(small_split):
 
 
 def test_a_broken_run_goes_on_with_the_same(small_split, scores, tmp_path):
-    settings = distillers.IRRRD(interesting=5, uninteresting=5, item_interesting=5, item_uninteresting=5, items=30)
+    settings = IRRRD(interesting=5, uninteresting=5, item_interesting=5, item_uninteresting=5, items=30)
     resumes_to_the_bit(settings, ModelOf(BPRSettings(), 4), table_of(scores), small_split, tmp_path)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rankings import batch_of, loss_of
 
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import make_split, seen_mask
-from htd_jax.distillers import Batch, Entities, Lists, Representations, Side, Teacher
+from htd_jax.distillers import Lists, Listwise, Representations, Teacher
 from htd_jax.losses import listed_loss, listwise_loss, log_partition
 from htd_jax.ops.eager import sum_over_blocks
 
@@ -185,12 +186,6 @@ def test_a_gradient_taken_on_the_way_is_the_gradient(rng, width):
 # --- the method
 
 
-def batch_of(student, known, ids, where):
-    nothing = jnp.zeros((len(ids), 0))
-    side = Side(nothing, nothing, jnp.asarray(where), jnp.asarray(ids, jnp.int32))
-    return Batch(Entities(side, side, side, side), None, None, known, lambda users: student[users])
-
-
 def seen_of(train):
     return np.asarray(seen_mask(train, jnp.arange(train.num_users)))
 
@@ -213,10 +208,10 @@ def test_what_a_user_has_seen(small_split):
 def test_every_different_user_of_a_batch_counts_once(small_split, tables, top, monkeypatch):
     monkeypatch.setattr(sys.modules["htd_jax.distillers.base"], "SCORES", 2 * ITEMS)  # blocks of two users
     train, (teacher, student) = small_split.train, tables
-    method = distillers.listwise(temperature=0.5, teacher_temperature=2.0, seen_weight=0.2, top=top)
-    known = method.prepare(Teacher.of(teacher), train)
+    method = distillers.listwise(Listwise(temperature=0.5, teacher_temperature=2.0, seen=0.2, top=top))
+    context = method.prepare(Teacher.of(teacher), train)
     ids, counts = np.array([0, 0, 4, 9, 59]), np.array([True, False, True, True, True])
-    loss = lambda student: method.loss({}, (), batch_of(student, known, ids, counts), jax.random.key(0), 0)
+    loss = lambda student: loss_of(method, context, (), batch_of(student, ids, counts))
     (value, terms), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(student)
     scores = np.asarray(teacher.users, float) @ np.asarray(teacher.items, float).T
     seen, where = seen_of(train), np.isin(np.arange(USERS), ids)
@@ -238,12 +233,12 @@ def test_the_users_of_a_step_stand_for_all_of_them(small_split, tables):
     """Each of 30 users is drawn as often as another (4,000 draws of 8, chi-square over 29 degrees of freedom, false
     alarms: 1e-4), and the mean of what they give is what all of them give."""
     train, (teacher, student) = small_split.train, tables
-    known = distillers.listwise().prepare(Teacher.of(teacher), train)
+    context = distillers.listwise().prepare(Teacher.of(teacher), train)
     ids, where = np.arange(40), np.arange(40) % 4 > 0
 
     def by_scores(most, key):
-        method = distillers.listwise(most_users=most)
-        loss = lambda student: method.loss({}, (), batch_of(student, known, ids, where), key, 0)[0]
+        method = distillers.listwise(Listwise(users=most))
+        loss = lambda student: loss_of(method, context, (), batch_of(student, ids, where), key)[0]
         return jax.value_and_grad(loss)(student)
 
     keys = jax.random.split(jax.random.key(1), 4000)
@@ -261,14 +256,15 @@ def test_the_users_of_a_step_stand_for_all_of_them(small_split, tables):
 
 def test_fewer_users_than_may_be_drawn_count_once_each(small_split, tables):
     train, (teacher, student) = small_split.train, tables
-    known = distillers.listwise().prepare(Teacher.of(teacher), train)
+    context = distillers.listwise().prepare(Teacher.of(teacher), train)
     ids, where = np.arange(40), np.arange(40) < 5
-    of = lambda most: distillers.listwise(most_users=most).loss(
-        {}, (), batch_of(student, known, ids, where), jax.random.key(3), 0
-    )
-    np.testing.assert_allclose(of(8)[0], of(0)[0], rtol=1e-5)
-    nobody = batch_of(student, known, ids, np.zeros(40, bool))
-    assert distillers.listwise(most_users=8).loss({}, (), nobody, jax.random.key(3), 0)[0] == 0
+
+    def of(most, where):
+        method = distillers.listwise(Listwise(users=most))
+        return loss_of(method, context, (), batch_of(student, ids, where), jax.random.key(3))[0]
+
+    np.testing.assert_allclose(of(8, where), of(0, where), rtol=1e-5)
+    assert of(8, np.zeros(40, bool)) == 0
 
 
 def test_lists_give_probabilities_by_their_scores_or_by_rank(small_split):
@@ -279,16 +275,16 @@ def test_lists_give_probabilities_by_their_scores_or_by_rank(small_split):
     items[5], items[6, 4:] = -1, -1
     scores = -np.sort(-rng.normal(size=items.shape), axis=1).astype(np.float32)
     scores[items < 0] = np.nan
-    method = distillers.listwise(teacher_temperature=0.5, rank_temperature=3.0, rest=0.25, top=6)
+    method = distillers.listwise(Listwise(teacher_temperature=0.5, rank_temperature=3.0, rest=0.25, top=6))
     variances = [np.var(own[listed >= 0]) for own, listed in zip(scores.astype(float), items) if (listed >= 0).any()]
     unit = np.sqrt(np.mean(variances))
     for given in (Lists(jnp.asarray(items)), Lists(jnp.asarray(items), jnp.asarray(scores))):
-        known = method.prepare(Teacher.of(given), train)
+        context = method.prepare(Teacher.of(given), train)
         for u in range(USERS):
             places = [k for k, item in enumerate(items[u]) if item >= 0 and not seen[u, item]][:6]
-            kept = np.asarray(known.items[u]) >= 0
+            kept = np.asarray(context.items[u]) >= 0
             assert np.flatnonzero(kept).tolist() == places
-            found = np.asarray(known.probabilities[u])
+            found = np.asarray(context.probabilities[u])
             assert (found[~kept] == 0).all()
             if places:
                 logits = scores[u, places] / (0.5 * unit) if given.scores is not None else -np.arange(len(places)) / 3.0
@@ -299,24 +295,17 @@ def test_teachers_of_unlike_scales_teach_alike(small_split, tables):
     train, (teacher, student) = small_split.train, tables
     ids, where = np.arange(6), np.ones(6, bool)
     method = distillers.listwise()
-    of = lambda scale: method.loss(
-        {},
-        (),
-        batch_of(
-            student,
-            method.prepare(Teacher.of(Representations(scale * teacher.users, teacher.items)), train),
-            ids,
-            where,
-        ),
-        jax.random.key(0),
-        0,
-    )[0]
+
+    def of(scale):
+        context = method.prepare(Teacher.of(Representations(scale * teacher.users, teacher.items)), train)
+        return loss_of(method, context, (), batch_of(student, ids, where))[0]
+
     np.testing.assert_allclose(of(0.01), of(1.0), rtol=1e-5)
     assert np.isfinite(of(0.0))  # all alike
 
 
 def test_students_learn_their_teachers_distribution(data, teacher):
-    method = distillers.Listwise(weight=1.0, seen=0, temperature=1.0, teacher_temperature=0.1)
+    method = Listwise(weight=1.0, seen=0, temperature=1.0, teacher_temperature=0.1)
     student = htd_jax.distill(
         teacher, data, method=method, dim=4, epochs=5, eval_every=1, batch_size=64, learning_rate=0.02, progress=False
     )
@@ -327,7 +316,7 @@ def test_students_learn_their_teachers_distribution(data, teacher):
 @pytest.mark.parametrize("model", ["neumf", "lightgcn"])
 def test_every_model_takes_it(data, teacher, model):
     with jax.numpy_rank_promotion("allow"):
-        method = distillers.Listwise(users=4)
+        method = Listwise(users=4)
         settings = dict(method=method, model=model, dim=2, epochs=1, batch_size=512, progress=False)
         student = htd_jax.distill(teacher, data, **settings)
     assert np.isfinite(student.representations().users).all()

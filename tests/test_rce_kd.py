@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rankings import resumes_to_the_bit
+from rankings import Student, batch_of, loss_of, resumes_to_the_bit, sample, table_of
 
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import make_split
-from htd_jax.distillers import Batch, Entities, Lists, Side, Teacher
-from htd_jax.distillers.draws import best_of, by_weight, in_blocks
+from htd_jax.distillers import RCEKD, Lists, Teacher
+from htd_jax.distillers.sampling import map_blocks, sample_by_weight, top_columns
 from htd_jax.losses import rejuvenated_loss
 
 USERS, ITEMS = 60, 90
@@ -26,12 +26,12 @@ def softmax(x):
     return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
 
 
-def definition(best, best_teacher, others, others_teacher, shared, where, best_where, others_where, temperature, beta):
+def definition(best, best_teacher, others, others_teacher, shared, of_best, of_others, temperature, beta):
     """The loss in float64, a user at a time, and its gradients by both kinds of the student's scores."""
     value, gradients = 0.0, (np.zeros(best.shape), np.zeros(others.shape))
-    for u in np.flatnonzero(where):
+    for u in range(len(shared)):
         w = np.exp(-beta * shared[u])
-        sets = ((1 - w, best, best_teacher, best_where), (w, others, others_teacher, others_where))
+        sets = ((1 - w, best, best_teacher, of_best), (w, others, others_teacher, of_others))
         for (weight, student, teacher, counted), gradient in zip(sets, gradients):
             at = np.flatnonzero(counted[u])
             if len(at):
@@ -54,13 +54,8 @@ def case(rng):
     arrays = [jnp.asarray(rng.normal(size=(9, k)) * 2, jnp.float32) for k in (5, 5, 7, 7)]
     where, of_best, of_others = rng.random(9) < 0.7, rng.random((9, 5)) < 0.6, rng.random((9, 7)) < 0.6
     of_best[0], of_others[1], of_best[2], of_others[2], where[:3], where[3] = False, False, False, False, True, False
-    return (*arrays, jnp.asarray(rng.random(9), jnp.float32)), (where, of_best, of_others)
-
-
-def masks_of(where, of_best, of_others):
-    return {
-        name: jnp.asarray(x) for name, x in zip(("where", "best_where", "others_where"), (where, of_best, of_others))
-    }
+    masks = where[:, None] & of_best, where[:, None] & of_others
+    return (*arrays, jnp.asarray(rng.random(9), jnp.float32)), masks
 
 
 # --- the loss
@@ -69,26 +64,36 @@ def masks_of(where, of_best, of_others):
 def test_the_loss_is_its_definition(case):
     arrays, masks = case
     expected = definition(*map(np.asarray, arrays), *masks, 0.7, 2.0)
-    got = found(*arrays, **masks_of(*masks), temperature=0.7, beta=2.0)
+    got = found(*arrays, where=masks, temperature=0.7, beta=2.0)
     for one, wanted in zip(got, expected):
         np.testing.assert_allclose(one, wanted, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e38])
 def test_what_is_masked_is_not_there_whatever_it_holds(case, junk):
-    arrays, (where, *items) = case
-    expected = found(*arrays, **masks_of(where, *items))
-    hidden = [~(counted & where[:, None]) for counted in (items[0], items[0], items[1], items[1])]
-    junked = [jnp.where(jnp.asarray(mask), junk, x) for mask, x in zip(hidden, arrays)]
-    shared = jnp.where(jnp.asarray(where), arrays[4], junk)
-    jax.tree.map(np.testing.assert_array_equal, found(*junked, shared, **masks_of(where, *items)), expected)
+    arrays, (of_best, of_others) = case
+    expected = found(*arrays, where=(of_best, of_others))
+    kept = of_best, of_best, of_others, of_others
+    junked = [jnp.where(jnp.asarray(mask), x, junk) for mask, x in zip(kept, arrays)]
+    shared = jnp.where(jnp.asarray(of_best.any(1) | of_others.any(1)), arrays[4], junk)
+    jax.tree.map(np.testing.assert_array_equal, found(*junked, shared, where=(of_best, of_others)), expected)
+
+
+def test_masks_of_rows_are_masks_of_all_their_entries(case):
+    arrays, _ = case
+    rows, other = np.arange(9) != 3, np.arange(9) < 7
+    entries = np.tile(rows[:, None], 5), np.tile(other[:, None], 7)
+    of_entries = found(*arrays, where=entries)
+    jax.tree.map(np.testing.assert_array_equal, found(*arrays, where=(rows, other)), of_entries)
+    for one, wanted in zip(of_entries, definition(*map(np.asarray, arrays), *entries, 1.0, 3.0)):
+        np.testing.assert_allclose(one, wanted, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4, 1e30])
 def test_extreme_scores_have_a_finite_loss_and_gradient(case, scale):
     arrays, masks = case
     arrays = [jnp.sign(x) * scale for x in arrays[:4]] + [arrays[4]]
-    got = found(*arrays, **masks_of(*masks))
+    got = found(*arrays, where=masks)
     assert all(np.isfinite(x).all() for x in got)
     expected = definition(*map(np.asarray, arrays), *masks, 1.0, 3.0)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
@@ -103,9 +108,10 @@ def test_what_the_loss_refuses():
         (lambda: rejuvenated_loss(x, x[:1], x, x, shared), "best_teacher"),
         (lambda: rejuvenated_loss(x, x, x, x[:, :1], shared), "others_teacher"),
         (lambda: rejuvenated_loss(x, x, x, x, x), "shared"),
-        (lambda: rejuvenated_loss(x, x, x, x, shared, where=jnp.ones(3, bool)), "where"),
-        (lambda: rejuvenated_loss(x, x, x, x, shared, best_where=jnp.ones((2, 2), bool)), "best_where"),
-        (lambda: rejuvenated_loss(x, x, x, x, shared, others_where=x), "others_where"),
+        (lambda: rejuvenated_loss(x, x, x, x, shared, where=jnp.ones(3, bool)), "where: expected a pair"),
+        (lambda: rejuvenated_loss(x, x, x, x, shared, where=(jnp.ones((2, 2), bool), None)), r"where\[0\]"),
+        (lambda: rejuvenated_loss(x, x, x, x, shared, where=(None, jnp.ones(3, bool))), r"where\[1\]"),
+        (lambda: rejuvenated_loss(x, x, x, x, shared, where=(None, x)), r"where\[1\]"),
     ):
         with pytest.raises(AssertionError, match=name):
             refused()
@@ -115,8 +121,8 @@ def test_what_the_loss_refuses():
 
 
 def test_what_is_done_in_blocks_is_done_for_every_row(monkeypatch):
-    monkeypatch.setattr("htd_jax.distillers.draws.NUMBERS", 30)
-    seen = in_blocks(lambda users: (users, jnp.tile(users[:, None], (1, 2)) * 2), 7, 10)
+    monkeypatch.setattr("htd_jax.distillers.sampling.BLOCK_SCORES", 30)
+    seen = map_blocks(lambda users: (users, jnp.tile(users[:, None], (1, 2)) * 2), 7, 10)
     np.testing.assert_array_equal(seen[0], np.arange(7))
     np.testing.assert_array_equal(seen[1][:, 1], 2 * np.arange(7))
 
@@ -124,7 +130,7 @@ def test_what_is_done_in_blocks_is_done_for_every_row(monkeypatch):
 def test_the_best_are_the_first_of_a_stable_sort(rng):
     scores = rng.integers(0, 9, (20, 50)).astype(np.float32)
     for k in (1, 7, 60):
-        np.testing.assert_array_equal(best_of(jnp.asarray(scores), k), np.argsort(-scores, kind="stable")[:, :k])
+        np.testing.assert_array_equal(top_columns(jnp.asarray(scores), k), np.argsort(-scores, kind="stable")[:, :k])
 
 
 def test_draws_by_weight_are_draws_one_after_the_other():
@@ -132,7 +138,7 @@ def test_draws_by_weight_are_draws_one_after_the_other():
     weights, times = np.array([0.1, 1.0, 2.0, 3.0, 4.0]), 20_000
     items = jnp.tile(jnp.arange(10, 15)[None], (times, 1))
     log_weights = jnp.broadcast_to(jnp.log(jnp.asarray(weights, jnp.float32))[None], items.shape)
-    drawn = np.asarray(jax.jit(by_weight, static_argnums=3)(jax.random.key(0), items, log_weights, 2)) - 10
+    drawn = np.asarray(jax.jit(sample_by_weight, static_argnums=3)(jax.random.key(0), items, log_weights, 2)) - 10
     assert (drawn[:, 0] < drawn[:, 1]).all()
     p = weights / weights.sum()
     chi = 0.0
@@ -146,21 +152,11 @@ def test_draws_by_weight_are_draws_one_after_the_other():
 def test_nothing_of_no_weight_is_drawn():
     items = jnp.array([[4, 5, -1, 7], [4, -1, -1, 7]])
     log_weights = jnp.array([[0.0, -jnp.inf, 0.0, 0.0], [-jnp.inf, 0.0, 0.0, -jnp.inf]])
-    drawn = by_weight(jax.random.key(0), items, log_weights, 3)
+    drawn = sample_by_weight(jax.random.key(0), items, log_weights, 3)
     assert [sorted(x for x in row if x >= 0) for row in drawn.tolist()] == [[4, 7], []]
 
 
 # --- the sets
-
-
-class Student:
-    """Scores, as a model gives them."""
-
-    def __init__(self, scores):
-        self.scores, (self.num_users, self.num_items) = scores, scores.shape
-
-    def score_all(self, users):
-        return self.scores[users]
 
 
 @pytest.fixture(scope="module")
@@ -171,37 +167,33 @@ def tables():
     return teacher, (teacher + 1.5 * rng.normal(size=teacher.shape)).astype(np.float32)
 
 
-def table_of(scores):
-    return Teacher(scores=jax.tree_util.Partial(lambda table, users: table[users], jnp.asarray(scores)))
-
-
-def refresh_of(method, known, student):
-    return jax.jit(lambda key: method.refresh({}, None, key, 0, known, Student(jnp.asarray(student))))
+def refresh_of(method, context, student):
+    return jax.jit(lambda key: sample(method, context, key, Student(student)))
 
 
 def test_the_sets_are_their_definitions(small_split, tables, monkeypatch):
-    monkeypatch.setattr("htd_jax.distillers.draws.NUMBERS", 7 * ITEMS)  # blocks of seven users
+    monkeypatch.setattr("htd_jax.distillers.sampling.BLOCK_SCORES", 7 * ITEMS)  # blocks of seven users
     teacher, student = tables
-    method = distillers.rce_kd(num_best=6, num_sampled=5, pool=20)
-    sample = refresh_of(method, method.prepare(table_of(teacher), small_split.train), student)(jax.random.key(1))
-    sample = jax.tree.map(np.asarray, sample)
+    method = distillers.rce_kd(RCEKD(best=6, sampled=5, pool=20))
+    refresh = refresh_of(method, method.prepare(table_of(teacher), small_split.train), student)
+    sets = jax.tree.map(np.asarray, refresh(jax.random.key(1)))
     ranked, wanted = np.argsort(-student, axis=1), np.argsort(-teacher, axis=1)[:, :6]
-    np.testing.assert_array_equal(sample.best, ranked[:, :6])
+    np.testing.assert_array_equal(sets.best, ranked[:, :6])
     for u in range(USERS):
-        drawn, beside = sample.others[u, :5], sample.others[u, 5:]
+        drawn, beside = sets.others[u, :5], sets.others[u, 5:]
         assert len(set(drawn)) == 5 and set(drawn) <= set(ranked[u, :20])
         assert set(beside[beside >= 0]) == set(wanted[u]) - set(drawn) - set(ranked[u, :6])
-        assert sample.shared[u] == np.float32(len(set(drawn) & set(wanted[u])) / 6)
-        np.testing.assert_array_equal(sample.best_teacher[u], teacher[u, sample.best[u]])
-        there = sample.others[u] >= 0
-        np.testing.assert_array_equal(sample.others_teacher[u, there], teacher[u, sample.others[u, there]])
+        assert sets.shared[u] == np.float32(len(set(drawn) & set(wanted[u])) / 6)
+        np.testing.assert_array_equal(sets.best_teacher[u], teacher[u, sets.best[u]])
+        there = sets.others[u] >= 0
+        np.testing.assert_array_equal(sets.others_teacher[u, there], teacher[u, sets.others[u, there]])
 
 
 def test_items_are_drawn_by_how_many_of_the_teachers_stand_below(small_split, tables):
     """Draws of one item, of user 3 of 60: chi-square over 11 degrees of freedom, false alarms 1e-4. And no two users
     or blocks draw alike."""
     teacher, student = (np.repeat(table[3:4], USERS, 0) for table in tables)
-    method = distillers.rce_kd(num_best=6, num_sampled=1, pool=12, draw_temperature=1.5)
+    method = distillers.rce_kd(RCEKD(best=6, sampled=1, pool=12, draw_temperature=1.5))
     draw = refresh_of(method, method.prepare(table_of(teacher), small_split.train), student)
     keys = jax.random.split(jax.random.key(2), 200)
     drawn = np.asarray(jax.lax.map(lambda key: draw(key).others[:, 0], keys))
@@ -221,10 +213,10 @@ def test_lists_alone_score_what_they_hold_and_the_rest_below(small_split, tables
     items[4, 2:], items[5] = -1, -1
     scores = -np.sort(-rng.normal(size=items.shape), axis=1).astype(np.float32)
     scores[items < 0] = np.nan
-    method = distillers.rce_kd(num_best=6, num_sampled=5, pool=20, rank_temperature=4.0)
+    method = distillers.rce_kd(RCEKD(best=6, sampled=5, pool=20, rank_temperature=4.0))
     for given in (Lists(jnp.asarray(items)), Lists(jnp.asarray(items), jnp.asarray(scores))):
-        known = method.prepare(Teacher.of(given), small_split.train)
-        sample = jax.tree.map(np.asarray, refresh_of(method, known, student)(jax.random.key(1)))
+        context = method.prepare(Teacher.of(given), small_split.train)
+        sets = jax.tree.map(np.asarray, refresh_of(method, context, student)(jax.random.key(1)))
         for u in range(USERS):
             place = {item: k for k, item in enumerate(items[u]) if item >= 0}
             if given.scores is None:
@@ -232,10 +224,10 @@ def test_lists_alone_score_what_they_hold_and_the_rest_below(small_split, tables
             else:
                 last = scores[u, len(place) - 1] if place else 0.0
                 worth = lambda item, place=place, u=u, last=last: scores[u, place[item]] if item in place else last
-            for chosen, found in ((sample.best, sample.best_teacher), (sample.others, sample.others_teacher)):
+            for chosen, found in ((sets.best, sets.best_teacher), (sets.others, sets.others_teacher)):
                 there = chosen[u] >= 0
                 np.testing.assert_allclose(found[u, there], [worth(i) for i in chosen[u, there]], rtol=1e-6)
-            beside = sample.others[u, 5:]
+            beside = sets.others[u, 5:]
             assert set(beside[beside >= 0]) <= set(items[u, :6])
 
 
@@ -244,25 +236,23 @@ def test_lists_alone_score_what_they_hold_and_the_rest_below(small_split, tables
 
 def test_every_different_user_of_a_batch_counts_once(small_split, tables):
     teacher, student = tables
-    method = distillers.rce_kd(num_best=6, num_sampled=5, pool=20, temperature=2.0)
-    sample = refresh_of(method, method.prepare(table_of(teacher), small_split.train), student)(jax.random.key(1))
+    method = distillers.rce_kd(RCEKD(best=6, sampled=5, pool=20, temperature=2.0))
+    context = method.prepare(table_of(teacher), small_split.train)
+    sets = refresh_of(method, context, student)(jax.random.key(1))
     ids, where = np.array([0, 0, 4, 9, 9, 59], np.int32), np.array([1, 0, 1, 1, 0, 0], bool)
-    nothing = jnp.zeros((len(ids), 0))
-    side = Side(nothing, nothing, jnp.asarray(where), jnp.asarray(ids))
-    score = lambda users, items: jnp.asarray(student)[users, items]
-    batch = Batch(Entities(side, side, side, side), None, score)
-    value, terms = jax.jit(lambda sample: method.loss({}, sample, batch, jax.random.key(0), 0))(sample)
+    batch = batch_of(student, ids, where)
+    value, terms = jax.jit(lambda sets: loss_of(method, context, sets, batch))(sets)
     rows = np.array([0, 4, 9])
-    own = jax.tree.map(lambda x: np.asarray(x)[rows], sample)
+    own = jax.tree.map(lambda x: np.asarray(x)[rows], sets)
     scores = [student[rows[:, None], items] for items in (own.best, own.others)]
-    masks = (np.ones(3, bool), own.best >= 0, own.others >= 0)
+    masks = own.best >= 0, own.others >= 0
     arrays = (scores[0], own.best_teacher, scores[1], own.others_teacher, own.shared)
     np.testing.assert_allclose(value, definition(*arrays, *masks, 2.0, 3.0)[0], rtol=1e-5)
     np.testing.assert_array_equal(terms["rce-kd"], value)
 
 
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(data, teacher, tmp_path):
-    settings = distillers.RCEKD(weight=1.0, best=8, sampled=8, pool=20)
+    settings = RCEKD(weight=1.0, best=8, sampled=8, pool=20)
     terms = resumes_to_the_bit(settings, teacher.make_model, teacher.teacher(), data, tmp_path, batch_size=256)
     assert all(np.isfinite(one["rce-kd"]) for one in terms)
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rankings import draw_many, ranked, seen_by, table_of
+from rankings import batch_of, loss_of, ranked, sample, sample_many, seen_by, table_of
 
 import htd_jax
 from htd_jax import distillers
 from htd_jax.data import Interactions, make_split, nth_unseen, seen_before
-from htd_jax.distillers import Batch, Entities, Lists, Run, Side, Teacher
+from htd_jax.distillers import RRD, Lists, Teacher
 from htd_jax.errors import UserError
 from htd_jax.losses import relaxed_ranking_loss
 from htd_jax.pipeline import experiment
@@ -26,11 +26,11 @@ def no_rank_promotion():
         yield
 
 
-def definition(interesting, uninteresting, where, interesting_where, uninteresting_where):
+def definition(interesting, uninteresting, where, of_interesting, of_uninteresting):
     """The loss in float64, a term at a time, and its gradients by both kinds of scores."""
     value, by_best, by_rest = 0.0, np.zeros(interesting.shape), np.zeros(uninteresting.shape)
     for u in np.flatnonzero(where):
-        best, rest = np.flatnonzero(interesting_where[u]), np.flatnonzero(uninteresting_where[u])
+        best, rest = np.flatnonzero(of_interesting[u]), np.flatnonzero(of_uninteresting[u])
         for k in range(len(best)):
             below = np.concatenate([interesting[u, best[k:]], uninteresting[u, rest]])
             top = below.max()
@@ -42,9 +42,8 @@ def definition(interesting, uninteresting, where, interesting_where, uninteresti
     return value, by_best, by_rest
 
 
-def found(interesting, uninteresting, **masks):
-    masks = {name: jnp.asarray(mask) for name, mask in masks.items()}
-    of = lambda best, rest: relaxed_ranking_loss(best, rest, **masks)
+def found(interesting, uninteresting, where=None):
+    of = lambda best, rest: relaxed_ranking_loss(best, rest, where=where)
     arrays = (jnp.asarray(x, jnp.float32) for x in (interesting, uninteresting))
     value, gradients = jax.jit(jax.value_and_grad(of, argnums=(0, 1)))(*arrays)
     return value, *gradients
@@ -74,8 +73,17 @@ def test_what_is_masked_is_not_there_whatever_it_holds(rng):
     for junk in (np.nan, np.inf, -np.inf, 1e38):
         for scores, kept in ((interesting, of_best), (uninteresting, of_rest)):
             scores[~(kept & where[:, None])] = junk
-        masks = dict(where=where, interesting_where=of_best, uninteresting_where=of_rest)
-        agree(found(interesting, uninteresting, **masks), expected)
+        agree(found(interesting, uninteresting, (where[:, None] & of_best, where[:, None] & of_rest)), expected)
+
+
+def test_a_mask_may_be_of_rows_or_of_entries_and_each_list_has_its_own(rng):
+    interesting, uninteresting = rng.normal(size=(9, 6)), rng.normal(size=(9, 5))
+    rows, every, rest = rng.random(9) < 0.7, np.ones((9, 6), bool), np.ones((9, 5), bool)
+    agree(found(interesting, uninteresting, (rows, rows)), definition(interesting, uninteresting, rows, every, rest))
+    of_rest = rest & rows[:, None]
+    expected = definition(interesting, uninteresting, np.ones(9, bool), every, of_rest)
+    agree(found(interesting, uninteresting, (None, rows)), expected)
+    agree(found(interesting, uninteresting, (every, of_rest)), expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4, 1e30])
@@ -104,9 +112,10 @@ def test_what_the_loss_refuses():
         (lambda: relaxed_ranking_loss(x[0], x), "interesting"),
         (lambda: relaxed_ranking_loss(x, jnp.zeros((3, 3))), "uninteresting"),
         (lambda: relaxed_ranking_loss(x, x.astype(jnp.bfloat16)), "uninteresting"),
-        (lambda: relaxed_ranking_loss(x, x, where=jnp.ones(3, bool)), "where"),
-        (lambda: relaxed_ranking_loss(x, x, interesting_where=jnp.ones((2, 2), bool)), "interesting_where"),
-        (lambda: relaxed_ranking_loss(x, x, uninteresting_where=x), "uninteresting_where"),
+        (lambda: relaxed_ranking_loss(x, x, where=jnp.ones(3, bool)), "where: expected a pair"),
+        (lambda: relaxed_ranking_loss(x, x, where=(jnp.ones(3, bool), None)), r"where\[0\]"),
+        (lambda: relaxed_ranking_loss(x, x, where=(jnp.ones((2, 2), bool), None)), r"where\[0\]"),
+        (lambda: relaxed_ranking_loss(x, x, where=(None, x)), r"where\[1\]"),
     ):
         with pytest.raises(AssertionError, match=name):
             refused()
@@ -122,7 +131,7 @@ def scores():
 
 
 def test_the_pool_is_the_teachers_ranking_whatever_the_teacher_is(small_split, scores):
-    train, method = small_split.train, distillers.rrd(pool=30)
+    train, method = small_split.train, distillers.rrd(RRD(pool=30))
     known = jax.jit(method.prepare)(table_of(scores), train)
     expected = ranked(scores, train, 30)
     for row, wanted in zip(np.asarray(known.pool), expected):
@@ -130,15 +139,15 @@ def test_the_pool_is_the_teachers_ranking_whatever_the_teacher_is(small_split, s
     every = np.argsort(-scores, axis=1, kind="stable").astype(np.int32)  # lists with seen items in them
     of_lists = jax.jit(method.prepare)(Teacher(lists=Lists(jnp.asarray(every))), train)
     jax.tree.map(np.testing.assert_array_equal, of_lists, known)
-    draws = [draw_many(method, teacher, train, 1) for teacher in (table_of(scores), Teacher(lists=Lists(every)))]
+    draws = [sample_many(method, teacher, train, 1) for teacher in (table_of(scores), Teacher(lists=Lists(every)))]
     jax.tree.map(np.testing.assert_array_equal, *draws)
 
 
 def test_interesting_items_are_drawn_one_after_the_other_by_rank(small_split, scores):
     """How often a place of the pool is drawn, against draws without replacement made one at a time in NumPy."""
     train, (size, count, temperature, times) = small_split.train, (12, 4, 3.0, 400)
-    method = distillers.rrd(pool=size, num_interesting=count, num_uninteresting=1, temperature=temperature)
-    drawn = np.asarray(draw_many(method, table_of(scores), train, times).interesting)
+    method = distillers.rrd(RRD(pool=size, interesting=count, uninteresting=1, temperature=temperature))
+    drawn = np.asarray(sample_many(method, table_of(scores), train, times).interesting)
     lists, frequency, full = ranked(scores, train, size), np.zeros(size), 0
     for user in range(USERS):
         place = {item: k for k, item in enumerate(lists[user])}
@@ -158,8 +167,8 @@ def test_interesting_items_are_drawn_one_after_the_other_by_rank(small_split, sc
 
 def test_uninteresting_items_are_uniform_over_exactly_the_rest(small_split, scores):
     train, (size, count, times) = small_split.train, (20, 6, 4000)
-    method = distillers.rrd(pool=size, num_interesting=3, num_uninteresting=count)
-    drawn = np.asarray(draw_many(method, table_of(scores), train, times).uninteresting)
+    method = distillers.rrd(RRD(pool=size, interesting=3, uninteresting=count))
+    drawn = np.asarray(sample_many(method, table_of(scores), train, times).uninteresting)
     lists, seen = ranked(scores, train, size), seen_by(train)
     for user in range(USERS):
         rest = sorted(set(range(ITEMS)) - seen[user] - set(lists[user]))
@@ -179,8 +188,8 @@ def test_uninteresting_items_are_uniform_over_exactly_the_rest(small_split, scor
 def test_every_set_of_uninteresting_items_is_equally_likely():
     """5 items, of which one is seen and one is the pool: three pairs of the other three."""
     train = Interactions.from_pairs(np.array([0]), np.array([1]), 1, 5)
-    method = distillers.rrd(pool=1, num_interesting=1, num_uninteresting=2)
-    drawn = draw_many(method, Teacher(lists=Lists(jnp.array([[3, 0]]))), train, 9000)
+    method = distillers.rrd(RRD(pool=1, interesting=1, uninteresting=2))
+    drawn = sample_many(method, Teacher(lists=Lists(jnp.array([[3, 0]]))), train, 9000)
     assert (np.asarray(drawn.interesting) == 3).all()
     pairs, times = np.unique(np.sort(np.asarray(drawn.uninteresting)[:, 0], axis=1), axis=0, return_counts=True)
     assert pairs.tolist() == [[0, 2], [0, 4], [2, 4]]
@@ -189,7 +198,7 @@ def test_every_set_of_uninteresting_items_is_equally_likely():
 
 def test_a_rest_smaller_than_what_is_asked_is_taken_whole(small_split, scores):
     train, size = small_split.train, 80
-    drawn = draw_many(distillers.rrd(pool=size), table_of(scores), train, 1)
+    drawn = sample_many(distillers.rrd(RRD(pool=size)), table_of(scores), train, 1)
     lists, seen = ranked(scores, train, size), seen_by(train)
     for user, items in enumerate(np.asarray(drawn.uninteresting)[0]):
         rest = set(range(ITEMS)) - seen[user] - set(lists[user])
@@ -198,12 +207,12 @@ def test_a_rest_smaller_than_what_is_asked_is_taken_whole(small_split, scores):
 
 def test_top_takes_the_best_as_they_are(small_split, scores):
     train = small_split.train
-    drawn = draw_many(distillers.rrd(pool=30, num_interesting=7, choice="top"), table_of(scores), train, 2)
+    drawn = sample_many(distillers.rrd(RRD(pool=30, interesting=7, choice="top")), table_of(scores), train, 2)
     for row, wanted in zip(np.asarray(drawn.interesting)[1], ranked(scores, train, 7)):
         assert row.tolist() == wanted + [-1] * (7 - len(wanted))
     assert (np.asarray(drawn.uninteresting)[0] != np.asarray(drawn.uninteresting)[1]).any()
     with pytest.raises(ValueError, match="choice"):
-        distillers.rrd(choice="best")
+        distillers.rrd(RRD(choice="best"))
 
 
 def test_unseen_items_by_number(small_split):
@@ -220,17 +229,14 @@ def test_unseen_items_by_number(small_split):
 
 
 def test_every_different_user_of_a_batch_counts_once(small_split, scores):
-    train, method = small_split.train, distillers.rrd(pool=30, num_interesting=5, num_uninteresting=4)
-    known = jax.jit(method.prepare)(table_of(scores), train)
-    drawn = jax.jit(lambda key: method.refresh({}, None, key, 0, known, None))(jax.random.key(3))
+    train, method = small_split.train, distillers.rrd(RRD(pool=30, interesting=5, uninteresting=4))
+    context = jax.jit(method.prepare)(table_of(scores), train)
+    sampled = jax.jit(lambda key: sample(method, context, key))(jax.random.key(3))
     student = np.random.default_rng(7).normal(size=(USERS, ITEMS))
     ids, where = np.array([0, 0, 4, 9, 9, 9, 59], np.int32), np.array([1, 0, 1, 1, 0, 0, 0], bool)
-    nothing = jnp.zeros((len(ids), 0))
-    side = Side(nothing, nothing, jnp.asarray(where), jnp.asarray(ids))
-    score = lambda users, items: jnp.asarray(student, jnp.float32)[users, items]
-    batch = Batch(Entities(side, side, side, side), None, score, known)
-    value, terms = jax.jit(lambda drawn: method.loss({}, drawn, batch, jax.random.key(0), 0))(drawn)
-    best, rest = (np.asarray(items)[[0, 4, 9]] for items in (drawn.interesting, drawn.uninteresting))
+    batch = batch_of(jnp.asarray(student, jnp.float32), ids, where)
+    value, terms = jax.jit(lambda sampled: loss_of(method, context, sampled, batch))(sampled)
+    best, rest = (np.asarray(items)[[0, 4, 9]] for items in (sampled.interesting, sampled.uninteresting))
     assert (rest[0] == -1).all() and (best[0] >= 0).all()  # user 0 has seen nearly all
     rows = np.array([0, 4, 9])[:, None]
     expected = definition(student[rows, best], student[rows, rest], np.ones(3, bool), best >= 0, rest >= 0)[0]
@@ -241,7 +247,7 @@ def test_every_different_user_of_a_batch_counts_once(small_split, scores):
 @pytest.mark.parametrize("others", [[], [distillers.HTD(groups=3)]], ids=["rrd", "htd+rrd"])
 def test_students_learn_their_teachers_order(data, teacher, others):
     """The loss of the last epoch is well below that of the first."""
-    news, method = [], distillers.RRD(weight=0.1, interesting=10, uninteresting=20, pool=30)
+    news, method = [], RRD(weight=0.1, interesting=10, uninteresting=20, pool=30)
     with experiment.numerics():
         phase = experiment.Experiment.of(data, 0, epochs=5, eval_every=5, batch_size=64, learning_rate=0.02)
         methods = experiment.resolve([*others, method])
@@ -258,7 +264,7 @@ def test_a_teacher_whose_scores_are_no_products_teaches(data):
     assert np.isfinite(student.representations().users).all()
     with jax.numpy_rank_promotion("allow"):  # NeuMF's, not RRD's
         scores = np.asarray(teacher.scores(np.arange(80)))
-        known = jax.jit(distillers.rrd(pool=20).prepare)(teacher.teacher(), data.train)
+        known = jax.jit(distillers.rrd(RRD(pool=20)).prepare)(teacher.teacher(), data.train)
     for user, items in enumerate(ranked(scores, data.train, 20)):  # equal but for roundings
         np.testing.assert_allclose(scores[user][np.asarray(known.pool)[user]], scores[user][items], atol=1e-5)
 
@@ -271,7 +277,7 @@ def test_lists_teach_even_where_they_or_the_rest_are_empty():
     settings = dict(method="rrd", dim=2, epochs=2, cutoffs=(1,), progress=False)
     student = htd_jax.distill(teacher.lists, split, **settings)
     assert all(np.isfinite(table).all() for table in student.representations())
-    drawn = draw_many(distillers.rrd(pool=3), teacher, split.train, 1)
+    drawn = sample_many(distillers.rrd(RRD(pool=3)), teacher, split.train, 1)
     assert np.asarray(drawn.interesting)[0].tolist() == teacher.lists.items.tolist()
     assert [sorted(row[row >= 0]) for row in np.asarray(drawn.uninteresting)[0]] == [[1, 2, 3], [], [0, 3]]
     with pytest.raises(UserError, match="lists"):
@@ -280,22 +286,22 @@ def test_lists_teach_even_where_they_or_the_rest_are_empty():
 
 def test_what_is_drawn_is_part_of_the_state(data, teacher, tmp_path):
     """Of a method that draws every third epoch: a run killed between ends with the bits of an unbroken one."""
-    settings = distillers.RRD(weight=0.1, pool=60, interesting=10, uninteresting=10)
-    method = distillers.every(3, settings.make(Run(4, 0, None)))
+    settings = RRD(weight=0.1, pool=60, interesting=10, uninteresting=10)
+    method = distillers.every(3, settings.make(4))
     trainer = make_trainer(teacher.make_model, method, adam(0.01, 1e-3), batch_size=256)
     given = teacher.teacher()
     runs = {}
     for name, stops in (("unbroken", (4,)), ("broken", (2, 4))):
         for epochs in stops:
             phase = dict(epochs=epochs, eval_every=1, checkpoints=Checkpoints(tmp_path / name), settings={})
-            runs[name] = run_phase(trainer, lambda _: {}, data, given, jax.random.key(4), **phase)
+            runs[name] = run_phase(trainer, lambda *_: {}, data, given, jax.random.key(4), **phase)
     jax.tree.map(np.testing.assert_array_equal, runs["broken"].variables, runs["unbroken"].variables)
     assert [x["terms"] for x in runs["broken"].records] == [x["terms"] for x in runs["unbroken"].records]
-    known = trainer.prepare(data.train, given)
-    state, drawn = trainer.init(jax.random.key(0), data.train, known), []
+    guidance = trainer.guide(data.train, given)
+    state, sampled = trainer.init(jax.random.key(0), data.train, guidance), []
     for _ in range(4):
-        state, _ = trainer.epoch(state, jax.random.key(1), data.train, known)
-        drawn.append(jax.tree.map(np.asarray, state.drawn))
-    jax.tree.map(np.testing.assert_array_equal, drawn[0], drawn[2])
-    assert (drawn[3].interesting != drawn[2].interesting).any()
-    assert (drawn[3].uninteresting != drawn[2].uninteresting).any()
+        state, _ = trainer.epoch(state, jax.random.key(1), data.train, guidance)
+        sampled.append(jax.tree.map(np.asarray, state.sampled))
+    jax.tree.map(np.testing.assert_array_equal, sampled[0], sampled[2])
+    assert (sampled[3].interesting != sampled[2].interesting).any()
+    assert (sampled[3].uninteresting != sampled[2].uninteresting).any()

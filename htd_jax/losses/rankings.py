@@ -122,9 +122,10 @@ def weighted_log_loss(
     s = check_floats("scores", scores, None, None)
     where = check_entries(where, s)
     if weights is None:
-        weights = jnp.ones(s.shape, scores.dtype)
-    w = check_floats("weights", weights, *s.shape)
-    check_dtype("weights", weights, scores.dtype)
+        w = jnp.ones_like(s)
+    else:
+        w = check_floats("weights", weights, *s.shape)
+        check_dtype("weights", weights, scores.dtype)
     w = jax.lax.stop_gradient(jnp.where(where, w, 0))
     return -jnp.sum(w * jax.nn.log_sigmoid(jnp.where(where, s, 0)))
 
