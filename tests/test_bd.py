@@ -1,4 +1,4 @@
-"""BD: the loss and the draws against their definitions in NumPy, and both models in training."""
+"""BD: the loss and the samples against their definitions in NumPy, and both models in training."""
 
 import chex
 import jax
@@ -19,7 +19,7 @@ from htd_jax.losses import bpr_loss, soft_bce_loss
 from htd_jax.models import BPRSettings, ModelOf
 from htd_jax.training import Checkpoints, adam, make_trainer, run_phase
 
-# How often a test of a draw fails though all is well; the seeds are fixed, so it does always or never.
+# How often a test of samples fails by chance; seeds are fixed, so it fails always or never.
 FALSE_ALARM = 1e-4
 
 
@@ -91,7 +91,7 @@ def test_what_the_loss_refuses():
             refused()
 
 
-# --- the ranks and the draws
+# --- ranks and samples
 
 
 USERS, ITEMS = 60, 90
@@ -129,13 +129,15 @@ def test_ranks_among_the_unseen_are_those_of_a_sort(small_split, tables, block, 
     np.testing.assert_array_equal(got[expected > 0], expected[expected > 0])
 
 
-def test_what_is_accepted_is_drawn_like_its_weight():
+def test_what_is_accepted_is_sampled_like_its_weight():
     weights, rows, proposals, count = np.array([0.0, 0.2, 1.0, 0.5, 0.05]), 2000, 64, 16
     keys = jax.random.split(jax.random.key(8))
     items = jax.random.randint(keys[0], (rows, proposals), 0, len(weights))
-    drawn = np.asarray(jax.jit(lambda w: resample(keys[1], items, w[items], count))(jnp.asarray(weights, jnp.float32)))
-    first = np.bincount(drawn[:, 0], minlength=len(weights))  # places of one row may repeat one another
-    last = np.bincount(drawn[:, -1], minlength=len(weights))
+    sampled = np.asarray(
+        jax.jit(lambda w: resample(keys[1], items, w[items], count))(jnp.asarray(weights, jnp.float32))
+    )
+    first = np.bincount(sampled[:, 0], minlength=len(weights))  # places of one row may repeat one another
+    last = np.bincount(sampled[:, -1], minlength=len(weights))
     for times in (first, last):
         assert times[0] == 0
         expected = rows * weights[1:] / weights.sum()
@@ -152,35 +154,35 @@ def given(scores):
 
 
 @pytest.mark.parametrize("counted", ["best", "worst"])
-def test_both_draw_by_the_difference_of_ranks(small_split, tables, counted):
+def test_both_sample_by_the_difference_of_ranks(small_split, tables, counted):
     train, times, pool = small_split.train, 250, 40  # of 320 proposals, few of 90 items are not among them
     method = distillers.bd(BD(pool=pool, ranks=counted, student_scale=0.03, teacher_scale=0.02))
     context = method.prepare(given(tables[0]), train)
-    draw = lambda key: sample(method, context, key, Student(tables[1]), context.variables)
-    drawn = jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(jax.random.key(4), times))
-    chex.assert_shape((drawn.student, drawn.teacher), (times, USERS, pool))
+    refresh = lambda key: sample(method, context, key, Student(tables[1]), context.variables)
+    sampled = jax.jit(lambda keys: jax.lax.map(refresh, keys))(jax.random.split(jax.random.key(4), times))
+    chex.assert_shape((sampled.student, sampled.teacher), (times, USERS, pool))
     of_teacher, of_student = (ranks(scores, train) for scores in tables)
     lower = (of_student - of_teacher) * (1 if counted == "best" else -1)
     seen = of_teacher == 0
     for items, weights in (
-        (drawn.student, np.tanh(np.maximum(0.03 * lower, 0))),
-        (drawn.teacher, np.exp(-0.02 * lower)),
+        (sampled.student, np.tanh(np.maximum(0.03 * lower, 0))),
+        (sampled.teacher, np.exp(-0.02 * lower)),
     ):
         weights = np.where(seen, 0, weights)
         statistic, freedom = 0.0, 0
         for user in range(USERS):
-            one = np.asarray(items)[:, user, 0]  # a draw an epoch
+            one = np.asarray(items)[:, user, 0]  # one per epoch
             if not weights[user].any():
                 assert (one == -1).all()
                 continue
             kept = weights[user] > 0
-            times_drawn = np.bincount(one, minlength=ITEMS)
-            assert times_drawn[~kept].sum() == 0
+            times_sampled = np.bincount(one, minlength=ITEMS)
+            assert times_sampled[~kept].sum() == 0
             expected = times * weights[user][kept] / weights[user].sum()
             order = np.argsort(expected)  # the rare ones together, at least 5 expected in each class
             classes = np.minimum(np.cumsum(expected[order]) // 5, times // 5 - 1).astype(int)
             of_class = lambda x, c=classes, o=order: np.bincount(c, x[o])
-            wanted, got = of_class(expected), of_class(times_drawn[kept])
+            wanted, got = of_class(expected), of_class(times_sampled[kept])
             wanted, got = wanted[wanted > 0], got[wanted > 0]
             statistic += np.sum((got - wanted) ** 2 / wanted)
             freedom += len(wanted) - 1
@@ -193,7 +195,7 @@ def test_both_draw_by_the_difference_of_ranks(small_split, tables, counted):
 
 
 def test_the_loss_of_a_batch_is_that_of_both_models(small_split, tables):
-    """Every triple counts, masked ones do not; where nothing was drawn nothing is learned."""
+    """Every triple counts, masked ones do not; where nothing was sampled nothing is learned."""
     train = small_split.train
     method = distillers.bd(BD(samples=3, student_weight=0.3, teacher_weight=0.7, pool=4))
     context = method.prepare(given(tables[0]), train)

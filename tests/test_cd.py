@@ -1,4 +1,4 @@
-"""CD: the loss, the labels, and what either guide draws, against their definitions in NumPy."""
+"""CD: the loss, the labels, and the samples of either guide, against their definitions in NumPy."""
 
 import flax.linen as nn
 import jax
@@ -89,7 +89,7 @@ def test_what_the_loss_refuses():
             refused()
 
 
-# --- the draw
+# --- samples
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +97,11 @@ def scores():
     return np.random.default_rng(2).normal(size=(USERS, ITEMS)).astype(np.float32)
 
 
-def test_items_are_drawn_by_their_rank_among_so_many(small_split, scores):
-    """User 0 has fewer, and they are nearer to equally likely. A right draw fails with a probability under 2e-4."""
+def test_items_are_sampled_by_their_rank_among_so_many(small_split, scores):
+    """User 0 has fewer, and they are nearer to equally likely. A correct sample fails with probability under 2e-4."""
     train, times = small_split.train, 1000
-    drawn = sample_many(distillers.cd(CD(pool=20, items=1, temperature=0.2)), table_of(scores), train, times)
-    items, labels = np.asarray(drawn.items)[:, :, 0], np.asarray(drawn.scores)[:, :, 0]
+    sampled = sample_many(distillers.cd(CD(pool=20, items=1, temperature=0.2)), table_of(scores), train, times)
+    items, labels = np.asarray(sampled.items)[:, :, 0], np.asarray(sampled.scores)[:, :, 0]
     np.testing.assert_array_equal(labels, scores[np.arange(USERS)[None], items])
     pools = ranked(scores, train, 20)
     few = len(pools[0])
@@ -122,12 +122,12 @@ def test_items_are_different_ones_of_the_guides(small_split, scores):
     for guide, table in (("teacher", scores), ("student", of_student)):
         method = distillers.cd(CD(guide=guide, pool=20, items=15))
         context = jax.jit(method.prepare)(table_of(scores), train)
-        draw = lambda model: sample(method, context, jax.random.key(3), with_tables(model))
-        drawn = nn.apply(draw, student)(variables)
-        for user, (pool, items) in enumerate(zip(ranked(table, train, 20), np.asarray(drawn.items))):
+        refresh = lambda model: sample(method, context, jax.random.key(3), with_tables(model))
+        sampled = nn.apply(refresh, student)(variables)
+        for user, (pool, items) in enumerate(zip(ranked(table, train, 20), np.asarray(sampled.items))):
             there = items[items >= 0]
             assert len(there) == min(len(pool), 15) and len(set(there)) == len(there) and set(there) <= set(pool)
-            np.testing.assert_array_equal(np.asarray(drawn.scores)[user][items >= 0], scores[user, there])
+            np.testing.assert_array_equal(np.asarray(sampled.scores)[user][items >= 0], scores[user, there])
 
 
 def test_a_teachers_scores_of_some_items(small_split, rng, monkeypatch):
@@ -150,12 +150,12 @@ def test_a_teachers_scores_of_some_items(small_split, rng, monkeypatch):
 def test_every_different_user_of_a_batch_counts_once(small_split, scores, scale):
     train, method = small_split.train, distillers.cd(CD(pool=20, items=15, sharpness=3.0, shift=0.5))
     context = jax.jit(method.prepare)(table_of(scale * scores), train)
-    drawn = jax.tree.map(lambda x: x[0], sample_many(method, table_of(scale * scores), train, 1))
+    sampled = jax.tree.map(lambda x: x[0], sample_many(method, table_of(scale * scores), train, 1))
     ids, where = np.array([0, 0, 4, 9, 9, 59]), np.array([1, 0, 1, 1, 0, 0], bool)
     student = scale * np.random.default_rng(7).normal(size=(USERS, ITEMS))
-    value, terms, gradient = loss_and_gradient(method, context, drawn, student, ids, where)
+    value, terms, gradient = loss_and_gradient(method, context, sampled, student, ids, where)
     rows = np.array([0, 4, 9])[:, None]
-    items = np.asarray(drawn.items)[rows[:, 0]]
+    items = np.asarray(sampled.items)[rows[:, 0]]
     assert (items[0] == -1).any()  # user 0 has seen nearly all
     labels = 0.5 * (1 + np.tanh((np.float64(scale) * scores[rows, items] + 0.5) / 6))
     expected, by_items = definition(student[rows, items], labels, items >= 0)
@@ -169,10 +169,10 @@ def test_every_different_user_of_a_batch_counts_once(small_split, scores, scale)
 def test_a_user_who_has_seen_all_gets_no_label():
     train = Interactions.from_pairs(np.array([0, 0, 1]), np.array([0, 1, 0]), 2, 2)
     method, teacher = distillers.cd(CD(items=3)), table_of(np.ones((2, 2), np.float32))
-    drawn = jax.tree.map(lambda x: x[0], sample_many(method, teacher, train, 1))
-    assert drawn.items.tolist() == [[-1, -1], [1, -1]]
+    sampled = jax.tree.map(lambda x: x[0], sample_many(method, teacher, train, 1))
+    assert sampled.items.tolist() == [[-1, -1], [1, -1]]
     context = jax.jit(method.prepare)(teacher, train)
-    value, _, gradient = loss_and_gradient(method, context, drawn, np.zeros((2, 2)), np.arange(2), np.ones(2, bool))
+    value, _, gradient = loss_and_gradient(method, context, sampled, np.zeros((2, 2)), np.arange(2), np.ones(2, bool))
     np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
     assert np.isfinite(gradient).all() and np.count_nonzero(gradient) == 1
 

@@ -1,4 +1,4 @@
-"""DCD: what it draws of either side, its loss against its definition in NumPy, and the method in training."""
+"""DCD: the samples of either side, the loss against its definition in NumPy, and the method in training."""
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +40,12 @@ def sides_of(train, *tables):
     return (seen, *tables), (seen.T, *(table.T for table in tables))
 
 
-def drawer(method, teacher, student, train):
+def sampler(method, teacher, student, train):
     context = method.prepare(table_of(teacher), train)
     return context, jax.jit(lambda key: sample(method, context, key, Student(student)))
 
 
-# --- what is known and drawn
+# --- context and samples
 
 
 def test_pairs_with_users_and_items_exchanged(small_split):
@@ -85,14 +85,14 @@ def test_a_models_scores_of_every_user(data, teacher):
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 3.0])
-def test_what_is_drawn_is_over_and_underestimated(small_split, tables, epsilon, monkeypatch):
+def test_what_is_sampled_is_over_and_underestimated(small_split, tables, epsilon, monkeypatch):
     """Exactly what has a weight, as many as are asked for if there are as many, the underestimated in order."""
     monkeypatch.setattr("htd_jax.distillers.sampling.BLOCK_SCORES", 7 * ITEMS)  # blocks of seven users
     train, count = small_split.train, 6
     method = distillers.dcd(DCD(items=count, users=count, pool=20, user_pool=20, epsilon=epsilon))
-    _, draw = drawer(method, *tables, train)
+    _, refresh = sampler(method, *tables, train)
     fewer = 0
-    for found, (seen, teacher, student) in zip(draw(jax.random.key(0)), sides_of(train, *tables)):
+    for found, (seen, teacher, student) in zip(refresh(jax.random.key(0)), sides_of(train, *tables)):
         pools, orders = ranked(teacher, seen), ranked(student, seen)
         for row, (pool, order) in enumerate(zip(pools, orders)):
             gap = {item: order.index(item) - k for k, item in enumerate(pool[:20])}
@@ -106,15 +106,15 @@ def test_what_is_drawn_is_over_and_underestimated(small_split, tables, epsilon, 
     assert fewer
 
 
-def test_the_draw_is_by_the_difference_of_ranks(small_split, tables):
+def test_samples_are_by_the_difference_of_ranks(small_split, tables):
     """Draws of one, of the same row 60 times, of either kind: chi-square, false alarms 1e-4 each by Wilson and
     Hilferty's cube root."""
     train, epsilon = small_split.train, 0.07
     teacher, student = tables
     method = distillers.dcd(DCD(items=1, users=1, pool=20, user_pool=20, epsilon=epsilon))
-    _, draw = drawer(method, teacher, student, train)
-    drawn = jax.lax.map(draw, jax.random.split(jax.random.key(3), 3000))
-    for kinds, (seen, *scores), row in zip(drawn, sides_of(train, teacher, student), (7, 11)):
+    _, refresh = sampler(method, teacher, student, train)
+    sampled = jax.lax.map(refresh, jax.random.split(jax.random.key(3), 3000))
+    for kinds, (seen, *scores), row in zip(sampled, sides_of(train, teacher, student), (7, 11)):
         pool, order = (ranked(table, seen)[row] for table in scores)
         gap = np.array([order.index(item) - k for k, item in enumerate(pool[:20])])
         for found, signed in ((kinds.under, gap), (kinds.over, -gap)):
@@ -127,12 +127,12 @@ def test_the_draw_is_by_the_difference_of_ranks(small_split, tables):
             assert chi < free * (1 - 2 / (9 * free) + 3.719 * np.sqrt(2 / (9 * free))) ** 3
 
 
-def test_no_two_users_draw_alike(small_split, tables):
+def test_no_two_users_sample_alike(small_split, tables):
     teacher, student = (np.repeat(table[3:4], USERS, 0) for table in tables)
     method = distillers.dcd(DCD(items=1, pool=20, sides="users"))
-    _, draw = drawer(method, teacher, student, small_split.train)
-    drawn = np.asarray(jax.lax.map(lambda key: draw(key)[0].under[:, 0], jax.random.split(jax.random.key(2), 40)))
-    assert len({tuple(column) for column in drawn.T}) == USERS
+    _, refresh = sampler(method, teacher, student, small_split.train)
+    sampled = np.asarray(jax.lax.map(lambda key: refresh(key)[0].under[:, 0], jax.random.split(jax.random.key(2), 40)))
+    assert len({tuple(column) for column in sampled.T}) == USERS
 
 
 # --- the loss
@@ -152,18 +152,18 @@ def relaxed(s, b):
 def test_every_different_user_and_seen_item_of_a_batch_counts_once(small_split, tables, sides, scale):
     train, (teacher, student) = small_split.train, tables
     method = distillers.dcd(DCD(items=6, users=5, pool=20, user_pool=15, sides=sides))
-    context, draw = drawer(method, teacher, student, train)
-    drawn = draw(jax.random.key(1))
+    context, refresh = sampler(method, teacher, student, train)
+    sampled = refresh(jax.random.key(1))
     users, items = side_of([0, 0, 4, 9, 59], [1, 0, 1, 1, 0]), side_of([2, 2, 5, 80, 81], [1, 0, 1, 1, 0])
 
     def loss(table):
         batch = Batch(Entities(users, items, items, items), None, Student(table).score)
-        return loss_of(method, context, drawn, batch)
+        return loss_of(method, context, sampled, batch)
 
     table = scale * student
     (value, terms), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(table))
     expected = 0.0
-    for kinds, scores, rows in zip(drawn, (table, table.T), ([0, 4, 9], [2, 5, 80])):
+    for kinds, scores, rows in zip(sampled, (table, table.T), ([0, 4, 9], [2, 5, 80])):
         for row in rows:
             under, over = (np.asarray(x[row]) for x in (kinds.under, kinds.over))
             expected += relaxed(scores[row, under[under >= 0]], scores[row, over[over >= 0]])
@@ -175,8 +175,8 @@ def test_every_different_user_and_seen_item_of_a_batch_counts_once(small_split, 
 # --- the method
 
 
-def test_what_is_drawn_every_third_epoch_is_part_of_the_state(data, teacher, tmp_path):
-    """A run killed between two draws ends with the bits of an unbroken one."""
+def test_what_is_sampled_every_third_epoch_is_part_of_the_state(data, teacher, tmp_path):
+    """A run killed between two samples ends with the bits of an unbroken one."""
     settings = DCD(weight=0.1, items=8, users=6, pool=30, user_pool=20)
     terms = resumes_to_the_bit(settings, teacher.make_model, teacher.teacher(), data, tmp_path, batch_size=256)
     assert all(np.isfinite(one["dcd"]) for one in terms)

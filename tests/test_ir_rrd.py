@@ -1,4 +1,4 @@
-"""IR-RRD: who is ranked and drawn on the item side, and the loss, against their definitions in NumPy."""
+"""IR-RRD: who is ranked and sampled on the item side, and the loss, against their definitions in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -61,34 +61,34 @@ def test_users_of_items_are_ranked_block_by_block(small_split, scores, block, mo
     rank_users.clear_cache()
 
 
-# --- the draw
+# --- samples
 
 
-def test_users_are_drawn_from_the_pool_and_from_the_rest(small_split, scores):
-    """A right draw fails with a probability under 90 times 1e-5, and 1e-4."""
+def test_users_are_sampled_from_the_pool_and_from_the_rest(small_split, scores):
+    """A correct sample fails with probability under 90 times 1e-5, and 1e-4."""
     train, size, times = small_split.train, 12, 400
     method = distillers.ir_rrd(IRRRD(pool=size, item_interesting=1, item_uninteresting=1, item_temperature=3.0))
-    drawn = jax.tree.map(np.asarray, sample_many(method, table_of(scores), train, times).items)
+    sampled = jax.tree.map(np.asarray, sample_many(method, table_of(scores), train, times).items)
     best, unseen, places = users_ranked(scores, train, size), users_ranked(scores, train, USERS), np.zeros(size)
     for item in range(ITEMS):
         assert len(best[item]) == size
         place = {user: k for k, user in enumerate(best[item])}
-        places += np.bincount([place[user] for user in drawn.interesting[:, item, 0]], minlength=size)
+        places += np.bincount([place[user] for user in sampled.interesting[:, item, 0]], minlength=size)
         shares = np.isin(np.arange(USERS), unseen[item][size:]).astype(float)
-        agree_with(np.bincount(drawn.uninteresting[:, item, 0], minlength=USERS), shares, alarm=1e-5)
+        agree_with(np.bincount(sampled.uninteresting[:, item, 0], minlength=USERS), shares, alarm=1e-5)
     agree_with(places, np.exp(-np.arange(size) / 3.0))
 
 
 def test_the_noise_that_is_not_made_would_change_nothing(small_split, scores):
-    """Of a low temperature, only the first places are drawn, whatever the pool."""
-    drawn = [
+    """Of a low temperature, only the first places are sampled, whatever the pool."""
+    sampled = [
         sample_many(
             distillers.ir_rrd(IRRRD(pool=size, item_interesting=3, item_temperature=0.1)), table_of(scores), train, 1
         )
         for train in (small_split.train,)
         for size in (5, 50)
     ]
-    np.testing.assert_array_equal(drawn[0].items.interesting, drawn[1].items.interesting)
+    np.testing.assert_array_equal(sampled[0].items.interesting, sampled[1].items.interesting)
 
 
 # --- the loss
@@ -103,9 +103,9 @@ def prepared(train, scores, **settings):
     return method, context, jax.jit(lambda key: sample(method, context, key))(jax.random.key(3))
 
 
-def items_part(student, drawn, items):
+def items_part(student, sampled, items):
     """The loss of some items, in float64, and its gradient by the scores."""
-    best, rest = (np.asarray(users)[items] for users in (drawn.items.interesting, drawn.items.uninteresting))
+    best, rest = (np.asarray(users)[items] for users in (sampled.items.interesting, sampled.items.uninteresting))
     columns, table = np.asarray(items)[:, None], np.zeros(student.shape)
     value, by_best, by_rest = definition(
         student[best, columns], student[rest, columns], np.ones(len(items), bool), best >= 0, rest >= 0
@@ -115,13 +115,13 @@ def items_part(student, drawn, items):
     return value, table
 
 
-def in_batch(drawn):
-    both = np.concatenate([drawn.users.interesting, drawn.users.uninteresting], axis=1)[IDS[WHERE]]
+def in_batch(sampled):
+    both = np.concatenate([sampled.users.interesting, sampled.users.uninteresting], axis=1)[IDS[WHERE]]
     return np.unique(both[both >= 0])
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_every_different_item_that_was_drawn_counts_once(small_split, scores, scale):
+def test_every_different_item_that_was_sampled_counts_once(small_split, scores, scale):
     train = small_split.train
     method, context, sampled = prepared(train, scores, item_weight=0.5, items=ITEMS)
     student = (scale * np.random.default_rng(7).normal(size=(USERS, ITEMS))).astype(np.float32)
@@ -155,7 +155,7 @@ def test_a_step_with_fewer_items_has_the_same_expectation(small_split, scores):
 # --- the method
 
 
-def test_what_is_not_there_is_not_drawn():
+def test_what_is_not_there_is_not_sampled():
     """User 1 has seen all, and everyone has seen item 0."""
     train = Interactions.from_pairs(np.array([0, 1, 2, 1, 1]), np.array([0, 0, 0, 1, 2]), 3, 3)
     teacher = table_of(np.arange(9.0, dtype=np.float32).reshape(3, 3))

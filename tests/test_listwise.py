@@ -1,5 +1,5 @@
-"""Listwise distillation: its losses against their definitions in NumPy, its gradient taken block by block, the draw of
-users, and what it makes of teachers of scores and of lists."""
+"""Listwise distillation: losses against their definitions in NumPy, gradients by blocks, samples of users, and teachers
+of scores and of lists."""
 
 import sys
 
@@ -230,7 +230,7 @@ def test_every_different_user_of_a_batch_counts_once(small_split, tables, top, m
 
 
 def test_the_users_of_a_step_stand_for_all_of_them(small_split, tables):
-    """Each of 30 users is drawn as often as another (4,000 draws of 8, chi-square over 29 degrees of freedom, false
+    """Each of 30 users is sampled as often as another (4,000 samples of 8, chi-square over 29 degrees of freedom, false
     alarms: 1e-4), and the mean of what they give is what all of them give."""
     train, (teacher, student) = small_split.train, tables
     context = distillers.listwise().prepare(Teacher.of(teacher), train)
@@ -254,7 +254,7 @@ def test_the_users_of_a_step_stand_for_all_of_them(small_split, tables):
     assert (abs(np.mean(gradients, 0) - exact) < 6 * error + 1e-3).all()
 
 
-def test_fewer_users_than_may_be_drawn_count_once_each(small_split, tables):
+def test_fewer_users_than_may_be_sampled_count_once_each(small_split, tables):
     train, (teacher, student) = small_split.train, tables
     context = distillers.listwise().prepare(Teacher.of(teacher), train)
     ids, where = np.arange(40), np.arange(40) < 5

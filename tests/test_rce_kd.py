@@ -1,4 +1,4 @@
-"""RCE-KD: the loss against its definition in NumPy, the sets of items, the draw, and the method in training."""
+"""RCE-KD: the loss against its definition in NumPy, the sets of items, the samples, and the method in training."""
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def test_what_the_loss_refuses():
             refused()
 
 
-# --- the draws
+# --- samples
 
 
 def test_what_is_done_in_blocks_is_done_for_every_row(monkeypatch):
@@ -133,27 +133,27 @@ def test_the_best_are_the_first_of_a_stable_sort(rng):
         np.testing.assert_array_equal(top_columns(jnp.asarray(scores), k), np.argsort(-scores, kind="stable")[:, :k])
 
 
-def test_draws_by_weight_are_draws_one_after_the_other():
-    """All ordered pairs' sets of five, 20,000 draws of two: chi-square over 9 degrees of freedom, false alarms 1e-4."""
+def test_samples_by_weight_are_samples_one_after_the_other():
+    """Pairs of five, 20,000 samples: chi-square over 9 degrees of freedom, false alarms 1e-4."""
     weights, times = np.array([0.1, 1.0, 2.0, 3.0, 4.0]), 20_000
     items = jnp.tile(jnp.arange(10, 15)[None], (times, 1))
     log_weights = jnp.broadcast_to(jnp.log(jnp.asarray(weights, jnp.float32))[None], items.shape)
-    drawn = np.asarray(jax.jit(sample_by_weight, static_argnums=3)(jax.random.key(0), items, log_weights, 2)) - 10
-    assert (drawn[:, 0] < drawn[:, 1]).all()
+    sampled = np.asarray(jax.jit(sample_by_weight, static_argnums=3)(jax.random.key(0), items, log_weights, 2)) - 10
+    assert (sampled[:, 0] < sampled[:, 1]).all()
     p = weights / weights.sum()
     chi = 0.0
     for a in range(5):
         for b in range(a + 1, 5):
             expected = times * (p[a] * p[b] / (1 - p[a]) + p[b] * p[a] / (1 - p[b]))
-            chi += (np.sum((drawn == [a, b]).all(1)) - expected) ** 2 / expected
+            chi += (np.sum((sampled == [a, b]).all(1)) - expected) ** 2 / expected
     assert chi < 33.7
 
 
-def test_nothing_of_no_weight_is_drawn():
+def test_nothing_of_no_weight_is_sampled():
     items = jnp.array([[4, 5, -1, 7], [4, -1, -1, 7]])
     log_weights = jnp.array([[0.0, -jnp.inf, 0.0, 0.0], [-jnp.inf, 0.0, 0.0, -jnp.inf]])
-    drawn = sample_by_weight(jax.random.key(0), items, log_weights, 3)
-    assert [sorted(x for x in row if x >= 0) for row in drawn.tolist()] == [[4, 7], []]
+    sampled = sample_by_weight(jax.random.key(0), items, log_weights, 3)
+    assert [sorted(x for x in row if x >= 0) for row in sampled.tolist()] == [[4, 7], []]
 
 
 # --- the sets
@@ -180,30 +180,30 @@ def test_the_sets_are_their_definitions(small_split, tables, monkeypatch):
     ranked, wanted = np.argsort(-student, axis=1), np.argsort(-teacher, axis=1)[:, :6]
     np.testing.assert_array_equal(sets.best, ranked[:, :6])
     for u in range(USERS):
-        drawn, beside = sets.others[u, :5], sets.others[u, 5:]
-        assert len(set(drawn)) == 5 and set(drawn) <= set(ranked[u, :20])
-        assert set(beside[beside >= 0]) == set(wanted[u]) - set(drawn) - set(ranked[u, :6])
-        assert sets.shared[u] == np.float32(len(set(drawn) & set(wanted[u])) / 6)
+        sampled, beside = sets.others[u, :5], sets.others[u, 5:]
+        assert len(set(sampled)) == 5 and set(sampled) <= set(ranked[u, :20])
+        assert set(beside[beside >= 0]) == set(wanted[u]) - set(sampled) - set(ranked[u, :6])
+        assert sets.shared[u] == np.float32(len(set(sampled) & set(wanted[u])) / 6)
         np.testing.assert_array_equal(sets.best_teacher[u], teacher[u, sets.best[u]])
         there = sets.others[u] >= 0
         np.testing.assert_array_equal(sets.others_teacher[u, there], teacher[u, sets.others[u, there]])
 
 
-def test_items_are_drawn_by_how_many_of_the_teachers_stand_below(small_split, tables):
+def test_items_are_sampled_by_how_many_of_the_teachers_stand_below(small_split, tables):
     """Draws of one item, of user 3 of 60: chi-square over 11 degrees of freedom, false alarms 1e-4. And no two users
-    or blocks draw alike."""
+    or blocks sample alike."""
     teacher, student = (np.repeat(table[3:4], USERS, 0) for table in tables)
     method = distillers.rce_kd(RCEKD(best=6, sampled=1, pool=12, draw_temperature=1.5))
-    draw = refresh_of(method, method.prepare(table_of(teacher), small_split.train), student)
+    refresh = refresh_of(method, method.prepare(table_of(teacher), small_split.train), student)
     keys = jax.random.split(jax.random.key(2), 200)
-    drawn = np.asarray(jax.lax.map(lambda key: draw(key).others[:, 0], keys))
+    sampled = np.asarray(jax.lax.map(lambda key: refresh(key).others[:, 0], keys))
     ranked, wanted = np.argsort(-student[0])[:12], np.argsort(-teacher[0])[:6]
     below = np.array([np.isin(ranked[k:], wanted).sum() for k in range(12)])
     assert below[0] > 1
-    expected = softmax((below + 1) / 1.5) * drawn.size
-    times = np.array([(drawn == item).sum() for item in ranked])
+    expected = softmax((below + 1) / 1.5) * sampled.size
+    times = np.array([(sampled == item).sum() for item in ranked])
     assert np.sum((times - expected) ** 2 / expected) < 37.4
-    assert len({tuple(column) for column in drawn.T}) == USERS
+    assert len({tuple(column) for column in sampled.T}) == USERS
 
 
 def test_lists_alone_score_what_they_hold_and_the_rest_below(small_split, tables):

@@ -1,4 +1,4 @@
-"""RD: the loss and its weights against their definitions in NumPy, the draw, and the method."""
+"""RD: the loss and its weights against their definitions in NumPy, the samples, and the method."""
 
 import jax
 import jax.numpy as jnp
@@ -127,23 +127,23 @@ def test_what_the_losses_refuse():
             refused()
 
 
-# --- the draw
+# --- samples
 
 
 def test_samples_are_uniform_over_the_unseen(small_split):
-    """A right draw fails with a probability under 60 times 1e-5."""
+    """A correct sample fails with probability under 60 times 1e-5."""
     train = small_split.train
     teacher = Teacher(lists=Lists(jnp.zeros((USERS, 1), jnp.int32)))
-    drawn = np.asarray(sample_many(distillers.rd(RD(samples=20)), teacher, train, 100))
+    sampled = np.asarray(sample_many(distillers.rd(RD(samples=20)), teacher, train, 100))
     for user, seen in enumerate(seen_by(train)):
         shares = np.array([item not in seen for item in range(ITEMS)], float)
-        agree_with(np.bincount(drawn[:, user].ravel(), minlength=ITEMS), shares, alarm=1e-5)
+        agree_with(np.bincount(sampled[:, user].ravel(), minlength=ITEMS), shares, alarm=1e-5)
 
 
 def test_a_user_who_has_seen_all_has_no_samples():
     train = Interactions.from_pairs(np.array([0, 0, 1]), np.array([0, 1, 0]), 2, 2)
-    drawn = sample_many(distillers.rd(RD(samples=5)), Teacher(lists=Lists(jnp.array([[0, 1], [0, 1]]))), train, 1)
-    assert np.asarray(drawn)[0].tolist() == [[-1] * 5, [1] * 5]
+    sampled = sample_many(distillers.rd(RD(samples=5)), Teacher(lists=Lists(jnp.array([[0, 1], [0, 1]]))), train, 1)
+    assert np.asarray(sampled)[0].tolist() == [[-1] * 5, [1] * 5]
 
 
 # --- the method

@@ -1,4 +1,4 @@
-"""RRD: the loss and the draw against their definitions in NumPy, and the method in training."""
+"""RRD: the loss and the samples against their definitions in NumPy, and the method in training."""
 
 import itertools
 
@@ -14,7 +14,6 @@ from htd_jax.data import Interactions, make_split, nth_unseen, seen_before
 from htd_jax.distillers import RRD, Lists, Teacher
 from htd_jax.errors import UserError
 from htd_jax.losses import relaxed_ranking_loss
-from htd_jax.pipeline import experiment
 from htd_jax.training import Checkpoints, adam, make_trainer, run_phase
 
 USERS, ITEMS = 60, 90
@@ -121,7 +120,7 @@ def test_what_the_loss_refuses():
             refused()
 
 
-# --- the draw
+# --- samples
 
 
 @pytest.fixture(scope="module")
@@ -132,26 +131,26 @@ def scores():
 
 def test_the_pool_is_the_teachers_ranking_whatever_the_teacher_is(small_split, scores):
     train, method = small_split.train, distillers.rrd(RRD(pool=30))
-    known = jax.jit(method.prepare)(table_of(scores), train)
+    context = jax.jit(method.prepare)(table_of(scores), train)
     expected = ranked(scores, train, 30)
-    for row, wanted in zip(np.asarray(known.pool), expected):
+    for row, wanted in zip(np.asarray(context.pool), expected):
         assert [x for x in row if x >= 0] == wanted and (row[len(wanted) :] == -1).all()
     every = np.argsort(-scores, axis=1, kind="stable").astype(np.int32)  # lists with seen items in them
     of_lists = jax.jit(method.prepare)(Teacher(lists=Lists(jnp.asarray(every))), train)
-    jax.tree.map(np.testing.assert_array_equal, of_lists, known)
-    draws = [sample_many(method, teacher, train, 1) for teacher in (table_of(scores), Teacher(lists=Lists(every)))]
-    jax.tree.map(np.testing.assert_array_equal, *draws)
+    jax.tree.map(np.testing.assert_array_equal, of_lists, context)
+    samples = [sample_many(method, teacher, train, 1) for teacher in (table_of(scores), Teacher(lists=Lists(every)))]
+    jax.tree.map(np.testing.assert_array_equal, *samples)
 
 
-def test_interesting_items_are_drawn_one_after_the_other_by_rank(small_split, scores):
-    """How often a place of the pool is drawn, against draws without replacement made one at a time in NumPy."""
+def test_interesting_items_are_sampled_one_after_the_other_by_rank(small_split, scores):
+    """How often a place of the pool is sampled, against samples without replacement made one at a time in NumPy."""
     train, (size, count, temperature, times) = small_split.train, (12, 4, 3.0, 400)
     method = distillers.rrd(RRD(pool=size, interesting=count, uninteresting=1, temperature=temperature))
-    drawn = np.asarray(sample_many(method, table_of(scores), train, times).interesting)
+    sampled = np.asarray(sample_many(method, table_of(scores), train, times).interesting)
     lists, frequency, full = ranked(scores, train, size), np.zeros(size), 0
     for user in range(USERS):
         place = {item: k for k, item in enumerate(lists[user])}
-        places = np.array([[place[item] for item in items if item >= 0] for items in drawn[:, user]])
+        places = np.array([[place[item] for item in items if item >= 0] for items in sampled[:, user]])
         assert places.shape[1] == min(count, len(place))
         assert (np.diff(places, axis=1) > 0).all()  # different ones, in the teacher's order
         if len(place) == size:
@@ -168,19 +167,19 @@ def test_interesting_items_are_drawn_one_after_the_other_by_rank(small_split, sc
 def test_uninteresting_items_are_uniform_over_exactly_the_rest(small_split, scores):
     train, (size, count, times) = small_split.train, (20, 6, 4000)
     method = distillers.rrd(RRD(pool=size, interesting=3, uninteresting=count))
-    drawn = np.asarray(sample_many(method, table_of(scores), train, times).uninteresting)
+    sampled = np.asarray(sample_many(method, table_of(scores), train, times).uninteresting)
     lists, seen = ranked(scores, train, size), seen_by(train)
     for user in range(USERS):
         rest = sorted(set(range(ITEMS)) - seen[user] - set(lists[user]))
-        items = drawn[:, user]
+        items = sampled[:, user]
         if not rest:
             assert (items == -1).all()
             continue
         assert len(rest) >= count and set(np.unique(items)) == set(rest)
         assert (np.diff(np.sort(items, axis=1), axis=1) > 0).all()  # without replacement
-        times_drawn = np.bincount(items.ravel(), minlength=ITEMS)[rest]
+        times_sampled = np.bincount(items.ravel(), minlength=ITEMS)[rest]
         share = count / len(rest)
-        deviation = (times_drawn - times * share) / np.sqrt(times * share * (1 - share))
+        deviation = (times_sampled - times * share) / np.sqrt(times * share * (1 - share))
         assert np.abs(deviation).max() < 5 and 0.5 < np.mean(deviation**2) < 1.7
     assert any(not set(range(ITEMS)) - seen[user] - set(lists[user]) for user in range(USERS))
 
@@ -189,28 +188,28 @@ def test_every_set_of_uninteresting_items_is_equally_likely():
     """5 items, of which one is seen and one is the pool: three pairs of the other three."""
     train = Interactions.from_pairs(np.array([0]), np.array([1]), 1, 5)
     method = distillers.rrd(RRD(pool=1, interesting=1, uninteresting=2))
-    drawn = sample_many(method, Teacher(lists=Lists(jnp.array([[3, 0]]))), train, 9000)
-    assert (np.asarray(drawn.interesting) == 3).all()
-    pairs, times = np.unique(np.sort(np.asarray(drawn.uninteresting)[:, 0], axis=1), axis=0, return_counts=True)
+    sampled = sample_many(method, Teacher(lists=Lists(jnp.array([[3, 0]]))), train, 9000)
+    assert (np.asarray(sampled.interesting) == 3).all()
+    pairs, times = np.unique(np.sort(np.asarray(sampled.uninteresting)[:, 0], axis=1), axis=0, return_counts=True)
     assert pairs.tolist() == [[0, 2], [0, 4], [2, 4]]
     assert (np.abs(times - 3000) < 5 * np.sqrt(2000)).all()
 
 
 def test_a_rest_smaller_than_what_is_asked_is_taken_whole(small_split, scores):
     train, size = small_split.train, 80
-    drawn = sample_many(distillers.rrd(RRD(pool=size)), table_of(scores), train, 1)
+    sampled = sample_many(distillers.rrd(RRD(pool=size)), table_of(scores), train, 1)
     lists, seen = ranked(scores, train, size), seen_by(train)
-    for user, items in enumerate(np.asarray(drawn.uninteresting)[0]):
+    for user, items in enumerate(np.asarray(sampled.uninteresting)[0]):
         rest = set(range(ITEMS)) - seen[user] - set(lists[user])
         assert len(rest) < 40 and sorted(items[items >= 0]) == sorted(rest)
 
 
 def test_top_takes_the_best_as_they_are(small_split, scores):
     train = small_split.train
-    drawn = sample_many(distillers.rrd(RRD(pool=30, interesting=7, choice="top")), table_of(scores), train, 2)
-    for row, wanted in zip(np.asarray(drawn.interesting)[1], ranked(scores, train, 7)):
+    sampled = sample_many(distillers.rrd(RRD(pool=30, interesting=7, choice="top")), table_of(scores), train, 2)
+    for row, wanted in zip(np.asarray(sampled.interesting)[1], ranked(scores, train, 7)):
         assert row.tolist() == wanted + [-1] * (7 - len(wanted))
-    assert (np.asarray(drawn.uninteresting)[0] != np.asarray(drawn.uninteresting)[1]).any()
+    assert (np.asarray(sampled.uninteresting)[0] != np.asarray(sampled.uninteresting)[1]).any()
     with pytest.raises(ValueError, match="choice"):
         distillers.rrd(RRD(choice="best"))
 
@@ -247,14 +246,11 @@ def test_every_different_user_of_a_batch_counts_once(small_split, scores):
 @pytest.mark.parametrize("others", [[], [distillers.HTD(groups=3)]], ids=["rrd", "htd+rrd"])
 def test_students_learn_their_teachers_order(data, teacher, others):
     """The loss of the last epoch is well below that of the first."""
-    news, method = [], RRD(weight=0.1, interesting=10, uninteresting=20, pool=30)
-    with experiment.numerics():
-        phase = experiment.Experiment.of(data, 0, epochs=5, eval_every=5, batch_size=64, learning_rate=0.02)
-        methods = experiment.resolve([*others, method])
-        assert list(methods)[-1] == "rrd"
-        given = teacher.teacher()
-        phase.phase("student", "bpr", 4, given, {}, methods, progress=False, on_epoch=news.append)
-    assert news[-1].terms["rrd"] < 0.9 * news[0].terms["rrd"]
+    methods = [*others, RRD(weight=0.1, interesting=10, uninteresting=20, pool=30)]
+    settings = dict(dim=4, epochs=5, eval_every=5, batch_size=64, learning_rate=0.02, progress=False)
+    student = htd_jax.distill(teacher, data, method=methods, **settings)
+    first, *_, last = (record["terms"]["rrd"] for record in student.records)
+    assert last < 0.9 * first
 
 
 def test_a_teacher_whose_scores_are_no_products_teaches(data):
@@ -264,9 +260,9 @@ def test_a_teacher_whose_scores_are_no_products_teaches(data):
     assert np.isfinite(student.representations().users).all()
     with jax.numpy_rank_promotion("allow"):  # NeuMF's, not RRD's
         scores = np.asarray(teacher.scores(np.arange(80)))
-        known = jax.jit(distillers.rrd(RRD(pool=20)).prepare)(teacher.teacher(), data.train)
+        context = jax.jit(distillers.rrd(RRD(pool=20)).prepare)(teacher.teacher(), data.train)
     for user, items in enumerate(ranked(scores, data.train, 20)):  # equal but for roundings
-        np.testing.assert_allclose(scores[user][np.asarray(known.pool)[user]], scores[user][items], atol=1e-5)
+        np.testing.assert_allclose(scores[user][np.asarray(context.pool)[user]], scores[user][items], atol=1e-5)
 
 
 def test_lists_teach_even_where_they_or_the_rest_are_empty():
@@ -277,15 +273,15 @@ def test_lists_teach_even_where_they_or_the_rest_are_empty():
     settings = dict(method="rrd", dim=2, epochs=2, cutoffs=(1,), progress=False)
     student = htd_jax.distill(teacher.lists, split, **settings)
     assert all(np.isfinite(table).all() for table in student.representations())
-    drawn = sample_many(distillers.rrd(RRD(pool=3)), teacher, split.train, 1)
-    assert np.asarray(drawn.interesting)[0].tolist() == teacher.lists.items.tolist()
-    assert [sorted(row[row >= 0]) for row in np.asarray(drawn.uninteresting)[0]] == [[1, 2, 3], [], [0, 3]]
+    sampled = sample_many(distillers.rrd(RRD(pool=3)), teacher, split.train, 1)
+    assert np.asarray(sampled.interesting)[0].tolist() == teacher.lists.items.tolist()
+    assert [sorted(row[row >= 0]) for row in np.asarray(sampled.uninteresting)[0]] == [[1, 2, 3], [], [0, 3]]
     with pytest.raises(UserError, match="lists"):
         htd_jax.distill(Teacher(), split, **settings)
 
 
-def test_what_is_drawn_is_part_of_the_state(data, teacher, tmp_path):
-    """Of a method that draws every third epoch: a run killed between ends with the bits of an unbroken one."""
+def test_what_is_sampled_is_part_of_the_state(data, teacher, tmp_path):
+    """Of a method that samples every third epoch: a run killed between ends with the bits of an unbroken one."""
     settings = RRD(weight=0.1, pool=60, interesting=10, uninteresting=10)
     method = distillers.every(3, settings.make(4))
     trainer = make_trainer(teacher.make_model, method, adam(0.01, 1e-3), batch_size=256)

@@ -1,4 +1,4 @@
-"""UnKD: the groups, the pairs that are drawn, and the loss, against their definitions in NumPy."""
+"""UnKD: the groups, the pairs that are sampled, and the loss, against their definitions in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -110,15 +110,15 @@ def test_an_item_that_outweighs_a_group_leaves_one_empty():
     assert popularity_groups(train, 5).tolist() == [-1, 4, 0]
 
 
-# --- the draw
+# --- samples
 
 
 @pytest.mark.parametrize("temperature", [0.3, 3.0, 20.0, 1e6])
-def test_pairs_come_as_two_draws_that_are_not_the_same(temperature):
-    """A right draw fails with a probability under 16 times 1e-5."""
+def test_pairs_come_as_two_samples_that_are_not_the_same(temperature):
+    """A correct sample fails with probability under 16 times 1e-5."""
     sizes, count = jnp.array([2, 3, 7, 40]), 20_000
-    drawn = jax.jit(lambda key: sample_pairs_by_rank(key, sizes, count, temperature))(jax.random.key(0))
-    for size, first, second in zip(sizes.tolist(), *map(np.asarray, drawn)):
+    sampled = jax.jit(lambda key: sample_pairs_by_rank(key, sizes, count, temperature))(jax.random.key(0))
+    for size, first, second in zip(sizes.tolist(), *map(np.asarray, sampled)):
         assert (0 <= first).all() and (first < second).all() and (second < size).all()
         one = np.exp(-np.arange(size) / temperature)
         shares = np.triu(np.outer(one, one), 1)
@@ -160,11 +160,11 @@ def test_a_users_pools_are_the_teachers_ranking_within_groups(small_split, score
 def test_every_different_user_of_a_batch_counts_once(small_split, scores):
     train, method = small_split.train, distillers.unkd(UnKD(groups=3, pairs=4, pool=10))
     context = jax.jit(method.prepare)(table_of(scores), train)
-    drawn = jax.tree.map(lambda x: x[0], sample_many(method, table_of(scores), train, 1))
+    sampled = jax.tree.map(lambda x: x[0], sample_many(method, table_of(scores), train, 1))
     ids, where = np.array([0, 0, 4, 9, 9, 59]), np.array([1, 0, 1, 1, 0, 0], bool)
     student = np.random.default_rng(7).normal(size=(USERS, ITEMS))
-    value, terms, gradient = loss_and_gradient(method, context, drawn, student, ids, where)
-    rows, better, worse = np.array([0, 4, 9]), np.asarray(drawn.better), np.asarray(drawn.worse)
+    value, terms, gradient = loss_and_gradient(method, context, sampled, student, ids, where)
+    rows, better, worse = np.array([0, 4, 9]), np.asarray(sampled.better), np.asarray(sampled.worse)
     pool = np.asarray(context)
     for user in rows:
         for better_item, worse_item in zip(better[user], worse[user]):
@@ -192,9 +192,9 @@ def test_lists_teach_even_where_they_are_empty():
     settings = dict(method=UnKD(groups=1), dim=2, epochs=2, cutoffs=(1,), progress=False)
     student = htd_jax.distill(lists, split, **settings)
     assert all(np.isfinite(table).all() for table in student.representations())
-    drawn = sample_many(distillers.unkd(UnKD(groups=1, pairs=2)), Teacher(lists=lists), split.train, 1)
-    assert drawn.better[0].tolist() == [[-1, -1], [3, 3], [-1, -1]]
-    assert drawn.worse[0].tolist() == [[-1, -1], [1, 1], [-1, -1]]
+    sampled = sample_many(distillers.unkd(UnKD(groups=1, pairs=2)), Teacher(lists=lists), split.train, 1)
+    assert sampled.better[0].tolist() == [[-1, -1], [3, 3], [-1, -1]]
+    assert sampled.worse[0].tolist() == [[-1, -1], [1, 1], [-1, -1]]
     with pytest.raises(UserError, match="lists"):
         htd_jax.distill(Teacher(), split, **settings)
 

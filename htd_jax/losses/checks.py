@@ -71,7 +71,11 @@ def check_two_entries(
     where: tuple[Where, Where] | None, first: jax.Array, second: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """`check_entries` of a pair of masks, of `first` `[n, m]` and of `second` `[n, k]`; None masks nothing."""
-    one, other = (None, None) if where is None else where
+    if where is None:
+        where = None, None
+    if not isinstance(where, tuple | list) or len(where) != 2:
+        raise AssertionError(f"where: expected a pair of masks, got {type(where).__name__}")
+    one, other = where
     return check_entries(one, first, "where[0]"), check_entries(other, second, "where[1]")
 
 
