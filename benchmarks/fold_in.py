@@ -1,13 +1,12 @@
-"""How well newcomers are served without training: recall@50 of users, and of items, that were held out whole.
+"""Quality of fold-in: recall@50 of users, and of items, that are entirely left out of training.
 
     python benchmarks/fold_in.py --folder DIR [--dim 20] [--method htd]
 
-A tenth of the users have no pair in training. They are folded in from their training items, into the item table of a
-student who never saw them; ranked is their held-out item among all that they have not seen, beside the ranking by
-popularity, and beside what the same users get from a student who was trained on them too. Settings are chosen by
-validation, shown are test figures. Then the same the other way round, for a tenth of the items, with the student that
-was trained on all: their rows are taken out and folded in from their training users; recall is of the held-out pairs of
-these items, and of the others, which they compete with.
+A tenth of the users have no pair in training. They are folded in from their training items, with the item table of a
+student trained without them. Their held-out item is ranked among all unseen items, and compared with the ranking by
+popularity and with a student trained on these users too. Settings are chosen on validation. The second table does the
+same for a tenth of the items, with the student trained on all: their rows are replaced by rows folded in from their
+training users. It shows recall of the held-out pairs of these items, and of the others, which they compete with.
 """
 
 import dataclasses
@@ -31,17 +30,17 @@ UNSEEN, RIDGE = (0.001, 0.01, 0.03, 0.1, 0.3), (0.1, 1.0, 10.0, 100.0)
 @dataclasses.dataclass
 class Options:
     folder: Path
-    """Where checkpoints are kept; the same command goes on at the last ones."""
+    """Folder of the checkpoints, from which the same command resumes."""
     data_dir: Path | None = None
-    """Folder of the citeulike files; else they are found as the main command finds them."""
+    """Folder of the citeulike files. Default: searched like in training."""
     dim: int = 20
-    """Of the student."""
+    """Width of the student."""
     method: str | None = None
-    """What the student is helped by; none if not given."""
+    """Distillation method. Default: none."""
     cutoff: int = 50
     """The k of recall@k."""
     seed: int = 0
-    """Of who is held out, and of training."""
+    """Seed of the held-out users and items, and of training."""
 
 
 def main() -> None:
@@ -53,13 +52,13 @@ def main() -> None:
     apart = student(without(split, held), options, "cut")
     lists = lists_of(split.train, held)
     rank = lambda vectors, items, part: recall(vectors, items, split, held, part, options.cutoff)
-    table = Table(title=f"recall@{options.cutoff} of {len(held)} users who were held out whole")
+    table = Table(title=f"recall@{options.cutoff} of {len(held)} users who are left out of training")
     for name in ("", "valid", "test", "settings"):
         table.add_column(name)
     popular = np.bincount(np.delete(*in_training(split, held)), minlength=split.train.num_items).astype(np.float32)
     ones = np.ones((len(held), 1), np.float32)
-    show = lambda name, vectors, items, told="": table.add_row(
-        name, *(f"{rank(vectors, items, part):.4f}" for part in ("valid", "test")), told
+    show = lambda name, vectors, items, note="": table.add_row(
+        name, *(f"{rank(vectors, items, part):.4f}" for part in ("valid", "test")), note
     )
     show("popularity", ones, popular[:, None])
     items = Rows(jnp.asarray(apart[1]))
@@ -67,43 +66,43 @@ def main() -> None:
         f"unseen {w}, ridge {r}": fold.least_squares(items, lists, unseen=w, ridge=r) for w in UNSEEN for r in RIDGE
     }
     best = max(tried, key=lambda name: rank(tried[name], apart[1], "valid"))
-    show("folded in, the best in valid", tried[best], apart[1], best)
+    show("folded in, best on validation", tried[best], apart[1], best)
     usual = f"unseen {fold.UNSEEN}, ridge {fold.RIDGE}"
     show("folded in", fold.least_squares(items, lists), apart[1], f"{usual}")
     show("trained with the others", trained[0][held], trained[1])
     Console(width=110).print(table)
-    of_items(split, trained, rng, options)
+    fold_in_items(split, trained, rng, options)
 
 
-def of_items(split: Split, trained: list[np.ndarray], rng: np.random.Generator, options: Options) -> None:
+def fold_in_items(split: Split, trained: list[np.ndarray], rng: np.random.Generator, options: Options) -> None:
     users, table = trained
     turned = Interactions.from_pairs(split.train.items, split.train.users, *map(len, (table, users)))
     new = np.sort(rng.choice(len(table), len(table) // 10, replace=False))
     new = new[np.diff(np.asarray(turned.offsets))[new] > 0]
     others = np.setdiff1d(np.arange(len(table)), new)
-    show = Table(title=f"recall@{options.cutoff} of the held-out pairs of {len(new)} items that were held out")
+    show = Table(title=f"recall@{options.cutoff} of the held-out pairs of {len(new)} items that are folded in")
     for name in ("", "of these items", "of the others", "their share of the lists"):
         show.add_column(name)
     lists = lists_of(turned, new)
-    of_users = Rows(jnp.asarray(users))
-    solved = fold.least_squares(of_users, lists)
+    user_rows = Rows(jnp.asarray(users))
+    solved = fold.least_squares(user_rows, lists)
     keep = ~np.isin(np.asarray(split.train.items), new)
     pairs = np.asarray(split.train.users)[keep], np.asarray(split.train.items)[keep]
     known = Interactions.from_pairs(*pairs, *map(len, trained))
-    factor = fold.length_factor(Rows(jnp.asarray(table)), of_users, known, "items")
+    factor = fold.length_factor(Rows(jnp.asarray(table)), user_rows, known, "items")
     for name, rows in (("folded in", solved), ("folded in, as long", solved * factor), ("trained", table[new])):
         changed = table.copy()
         changed[new] = rows
         everyone = np.arange(len(users))
         top = lists_for(users, changed, split, everyone, "test", options.cutoff)
         hit = (top[np.asarray(split.test.users)] == np.asarray(split.test.items)[:, None]).any(1)
-        of = [hit[np.isin(np.asarray(split.test.items), which)].mean() for which in (new, others)]
-        show.add_row(name, *(f"{x:.4f}" for x in of), f"{np.isin(top, new).mean():.1%}")
+        recalls = [hit[np.isin(np.asarray(split.test.items), which)].mean() for which in (new, others)]
+        show.add_row(name, *(f"{x:.4f}" for x in recalls), f"{np.isin(top, new).mean():.1%}")
     Console(width=110).print(show)
 
 
 def student(split: Split, options: Options, name: str) -> list[np.ndarray]:
-    """Its tables."""
+    """Returns the tables of a trained student."""
     folder = options.folder / name
     if options.method is None:
         fitted = htd_jax.fit(split, dim=options.dim, seed=options.seed, folder=f"{folder}-student")
@@ -115,7 +114,7 @@ def student(split: Split, options: Options, name: str) -> list[np.ndarray]:
 
 
 def without(split: Split, held: np.ndarray) -> Split:
-    """The same without the training pairs of these users."""
+    """Removes the training pairs of these users."""
     both = lambda part: (np.asarray(part.users), np.asarray(part.items))
     users, items = both(split.train)
     keep = ~np.isin(users, held)
@@ -124,7 +123,7 @@ def without(split: Split, held: np.ndarray) -> Split:
 
 
 def in_training(split: Split, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The items of all training pairs, and which of these are of the users."""
+    """Returns the items of all training pairs, and which pairs are of these users."""
     return np.asarray(split.train.items), np.flatnonzero(np.isin(np.asarray(split.train.users), held))
 
 
@@ -134,7 +133,7 @@ def lists_of(part: Interactions, users: np.ndarray) -> list[np.ndarray]:
 
 
 def lists_for(vectors: np.ndarray, items: np.ndarray, split: Split, users: np.ndarray, part: str, k: int) -> np.ndarray:
-    """The k best of what each has seen neither in training nor in the part that is not asked about."""
+    """Returns the k best items that each user has seen neither in training nor in the other held-out part."""
     hidden = [lists_of(getattr(split, name), users) for name in ("train", "valid", "test") if name != part]
     lists = Hidden.from_lists([np.concatenate(both) for both in zip(*hidden)])
     tables = Rows(jnp.asarray(vectors)), Rows(jnp.asarray(items))

@@ -1,7 +1,7 @@
-"""How long it takes to read a log of interactions, and how much memory: `python benchmarks/reading.py --rows 20000000`.
+"""Time and memory to read a log of interactions: `python benchmarks/reading.py --rows 20000000`.
 
-A log with ids like `user-0012345`, a rating and a timestamp, popularity with a long tail, is written to a folder of its
-own and read back from each format, each in a process of its own: columns, ids, repeated rows, filters and the split.
+Writes a log with ids like `user-0012345`, ratings, timestamps and long-tailed popularity to a temporary folder, and
+reads it in each format in a separate process: columns, ids, repeated rows, filters and the split.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FORMATS = ("csv", "csv.gz", "csv.zst", "parquet", "jsonl")
 
 
 def write(folder: Path, rows: int, formats: list[str]) -> None:
-    """The same log in each format."""
+    """Writes one log in each format."""
     users, items = max(rows // 100, 100), max(rows // 400, 100)
     csv = folder / "log.csv"
     parquet = None
@@ -54,13 +54,13 @@ def write(folder: Path, rows: int, formats: list[str]) -> None:
 
 
 def read(path: Path, split: str) -> None:
-    """In a process of its own: seconds, the most memory, and what came out."""
-    import htd_jax  # what is imported before the clock starts counts as start-up
+    """Reads one file in this process, and prints the seconds, the peak memory and the result."""
+    import htd_jax  # imported before the clock starts
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.perf_counter()
+    start = time.perf_counter()
     data = htd_jax.read(path, split=split, min_per_user=5, min_per_item=5)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = path.stat().st_size / 2**20
     counts = f"{len(data.users):,} users, {len(data.items):,} items, {len(data.train):,} in train"
@@ -80,8 +80,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), given.rows, given.formats)
-        print(f"{given.rows:,} rows, --split {given.split}, k-core 5 both ways")
-        print("| format | MiB | seconds | GiB at most | |\n|---|---|---|---|---|", flush=True)
+        print(f"{given.rows:,} rows, --split {given.split}, k-core of 5 for users and items")
+        print("| format | MiB | seconds | peak GiB | |\n|---|---|---|---|---|", flush=True)
         for name in given.formats:
             path = Path(folder) / f"log.{name}"
             subprocess.run([sys.executable, __file__, "--read", path, "--split", given.split], check=True)

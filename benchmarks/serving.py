@@ -1,10 +1,9 @@
-"""Seconds to recommend: all users of CiteULike's size, and a part of a million users by a million items.
+"""Seconds to recommend, to all users at CiteULike's size or to a part of a million users with a million items.
 
     python benchmarks/serving.py [--users 5219 --items 25181 --precision float32]
 
-Tables are random, as large as asked for; what is timed does not depend on what is in them but for what is hidden. The
-first call compiles and is told apart. Memory is the most that the process held while it ran, beside what it held
-before.
+Tables are random, since times depend on their content only through hidden pairs. The first call includes compilation
+and is reported separately. Memory is the increase of the process's peak.
 """
 
 import dataclasses
@@ -25,23 +24,23 @@ from htd_jax.serving.topk import MEMORY, Hidden
 @dataclasses.dataclass
 class Options:
     users: int = 5219
-    """How many users there are."""
+    """Number of users."""
     items: int = 25181
-    """How many items there are."""
+    """Number of items."""
     part: int | None = None
-    """How many of the users are recommended to. Default: all."""
+    """Number of users to recommend to. Default: all."""
     dim: int = 20
-    """Numbers of a row."""
+    """Width of the tables."""
     k: int = 20
-    """The length of a list."""
+    """Length of a list."""
     seen: int = 24
-    """Hidden pairs of a user, in the mean."""
+    """Average number of hidden pairs per user."""
     precision: tuple[str, ...] = ("float32", "float16", "int8")
-    """Of the tables."""
+    """Precisions of the tables."""
     memory: int = MEMORY
     """MiB for scores."""
     rounds: int = 5
-    """How often each is timed."""
+    """Number of timed calls per precision."""
 
 
 def main() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
     hidden = Hidden.from_interactions(Interactions.from_pairs(*pairs, options.users, options.items))
     part = np.arange(options.users)[: options.part]
     table = Table(title=f"{jax.devices()[0].device_kind}, JAX {jax.__version__}: {len(part):,} users, k {options.k}")
-    for name in ("", "first call, s", "later calls, s", "users a second", "MiB beside tables"):
+    for name in ("", "first call, s", "later calls, s", "users per second", "MiB in addition to tables"):
         table.add_column(name, justify="right" if name else "left")
     for precision in options.precision:
         users, items = (jax.block_until_ready(to_precision(x, precision)) for x in tables)

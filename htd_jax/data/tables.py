@@ -1,10 +1,11 @@
 """A teacher's tables from files of any framework: two arrays of numbers, and the ids of their rows."""
 
+import contextlib
 import math
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -243,57 +244,57 @@ def _as_float32(name: str, array: LazyArray) -> tuple[np.ndarray, list[str]]:
 
 
 def _npy(path: Path, *, ids: bool = False) -> LazyArray:
-    """Opens the array of an `.npy` file, and compares its header with the file's size."""
+    """Opens the array of an `.npy` file."""
     if path.suffix.lower() != ".npy":
         raise UserError(f"{shown(path)}: two files of tables must be .npy files, users.npy items.npy")
     with reading(path, "an .npy file"):
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            dtype, shape, fortran = _header(file)
-            start = file.tell()
-        _check_size(f"{shown(path)}", dtype, shape, size - start)
-        if ids and (dtype.kind not in "iuUS" or len(shape) != 1):
-            raise UserError(
-                f"{shown(path)}: holds {dtype} of shape {list(shape)}; ids are one axis of numbers or strings"
-            )
-
-    def read() -> np.ndarray:
-        with reading(path, "an .npy file"), open(path, "rb") as file:
-            file.seek(start)
-            count = math.prod(shape)
-            return _shaped(file.read(count * dtype.itemsize), dtype, shape, fortran)
-
-    return LazyArray(dtype, shape, read)
+        array = _lazy(path, shown(path), path.stat().st_size, lambda: path.open("rb"))
+    if ids and (array.dtype.kind not in "iuUS" or len(array.shape) != 1):
+        held = f"{array.dtype} of shape {list(array.shape)}"
+        raise UserError(f"{shown(path)}: holds {held}; ids are one axis of numbers or strings")
+    return array
 
 
 def _npz(path: Path) -> dict[str, LazyArray]:
-    """Opens the arrays of an `.npz` file, and compares each one's header with its size, and that with the file's."""
+    """Opens the arrays of an `.npz` file, whose claimed sizes are compared with the file's."""
+
+    def opener(info: zipfile.ZipInfo) -> Callable[[], contextlib.AbstractContextManager[IO[bytes]]]:
+        @contextlib.contextmanager
+        def open_member() -> Iterator[IO[bytes]]:
+            with zipfile.ZipFile(path) as archive, archive.open(info) as file:
+                yield file
+
+        return open_member
+
     arrays = {}
-    with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if not info.filename.endswith(".npy"):
-                continue
+    with reading(path, "an .npz file"):
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        for info in members:
             name = info.filename.removesuffix(".npy")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(f"{shown(path)}: {shown(name)}: compressed in a way that numpy does not use")
             if info.file_size > INFLATED * path.stat().st_size:
                 raise UserError(f"{shown(path)}: damaged: {shown(name)} claims to have {info.file_size} bytes")
-            with archive.open(info) as file:
-                dtype, shape, fortran = _header(file)
-                start = file.tell()
-            _check_size(f"{shown(path)}: {shown(name)}", dtype, shape, info.file_size - start)
-            arrays[name] = LazyArray(dtype, shape, _member_reader(path, info, start, dtype, shape, fortran))
+            arrays[name] = _lazy(path, f"{shown(path)}: {shown(name)}", info.file_size, opener(info))
     return arrays
 
 
-def _member_reader(
-    path: Path, info: zipfile.ZipInfo, start: int, dtype: np.dtype, shape: tuple[int, ...], fortran: bool
-) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
-            return _shaped(archive.read(info), dtype, shape, fortran, start)  # the whole member, to check its checksum
+def _lazy(
+    path: Path, name: str, size: int, open_file: Callable[[], contextlib.AbstractContextManager[IO[bytes]]]
+) -> LazyArray:
+    """Opens an array in the `.npy` format, and compares its header with the size in bytes."""
+    with open_file() as file:
+        dtype, shape, fortran = _header(file)
+        start = file.tell()
+    _check_size(name, dtype, shape, size - start)
 
-    return read
+    def read() -> np.ndarray:
+        with reading(path, f"an {path.suffix} file"), open_file() as file:
+            data = file.read()  # to the end, where zip archives check the checksum
+            return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order="F" if fortran else "C")
+
+    return LazyArray(dtype, shape, read)
 
 
 def _header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
@@ -318,11 +319,6 @@ def _check_size(name: str, dtype: np.dtype, shape: tuple[int, ...], left: int) -
         raise UserError(
             f"{name}: cut off: its header says {list(shape)} of {dtype}, more than the {left} bytes that follow"
         )
-
-
-def _shaped(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool, start: int = 0) -> np.ndarray:
-    numbers = np.frombuffer(data, dtype, math.prod(shape), start)
-    return numbers.reshape(shape, order="F" if fortran else "C")
 
 
 def _safetensors(path: Path) -> dict[str, LazyArray]:

@@ -10,7 +10,7 @@ other objects, such as configurations and functions, by one inert value.
 import math
 import pickletools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -158,14 +158,18 @@ class _Mark:
 
 INERT, MARK = _Inert(), _Mark()
 
-# Opcodes that push their argument, and opcodes that push a constant.
+# Opcodes that push their argument, and opcodes that push a constant or an empty container.
 _CARRIES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "EMPTY_SET": INERT}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_PUSHES: dict[str, Callable[[], Any]] = {
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "MARK": lambda: MARK},
+    **{"EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: INERT, "EMPTY_DICT": dict, "EMPTY_LIST": list},
+}
+# The number of values that opcodes pop; others pop back to the last mark.
+_POPS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "APPEND": 1, "NEWOBJ": 2, "NEWOBJ_EX": 3}
 _KEYS = (str, int, float, bytes, type(None))
 
 
@@ -178,88 +182,63 @@ def _run(program: bytes) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
-    def popped(count: int) -> list[Any]:
+    def pop(count: int) -> list[Any]:
         if count > len(stack) or any(x is MARK for x in stack[-count:]):
             raise ValueError("its pickle pops more than it pushed")
         taken = stack[-count:]
         del stack[-count:]
         return taken
 
-    def since_mark() -> list[Any]:
+    def pop_for(name: str) -> list[Any]:
+        if name in _POPS:
+            return pop(_POPS[name])
         at = next(at for at in range(len(stack) - 1, -1, -1) if stack[at] is MARK)
         taken = stack[at + 1 :]
         del stack[at:]
         return taken
-
-    def fill(target: Any, pairs: list[Any]) -> None:
-        if type(target) is dict:  # other keys never lead to tables, and may recurse when hashed
-            target.update((key, value) for key, value in zip(pairs[::2], pairs[1::2]) if isinstance(key, _KEYS))
-
-    def extend(target: Any, values: list[Any]) -> None:
-        if type(target) is list:
-            target.extend(values)
 
     argument: Any
     for opcode, argument, _ in pickletools.genops(program):
         name = opcode.name
         if name in _CARRIES:
             stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
+        elif name in _PUSHES:
+            stack.append(_PUSHES[name]())
         elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
             memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(memo[argument])
-        elif name == "MARK":
-            stack.append(MARK)
-        elif name == "EMPTY_DICT":
-            stack.append({})
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name in _TUPLES:
-            stack.append(tuple(popped(_TUPLES[name])))
-        elif name == "TUPLE":
-            stack.append(tuple(since_mark()))
+        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(pop_for(name)))
         elif name == "LIST":
-            stack.append(since_mark())
-        elif name == "DICT":
-            pairs = since_mark()
-            stack.append({})
-            fill(stack[-1], pairs)
-        elif name == "SETITEM":
-            pairs = popped(2)
-            fill(stack[-1], pairs)
-        elif name == "SETITEMS":
-            pairs = since_mark()
-            fill(stack[-1], pairs)
-        elif name == "APPEND":
-            values = popped(1)
-            extend(stack[-1], values)
-        elif name == "APPENDS":
-            values = since_mark()
-            extend(stack[-1], values)
-        elif name == "ADDITEMS":
-            since_mark()
+            stack.append(pop_for(name))
+        elif name in ("DICT", "SETITEM", "SETITEMS"):
+            pairs = pop_for(name)
+            if name == "DICT":
+                stack.append({})
+            if type(stack[-1]) is dict:  # other keys never lead to tables, and may recurse when hashed
+                stack[-1].update((key, value) for key, value in zip(pairs[::2], pairs[1::2]) if isinstance(key, _KEYS))
+        elif name in ("APPEND", "APPENDS"):
+            values = pop_for(name)
+            if type(stack[-1]) is list:
+                stack[-1].extend(values)
+        elif name in ("ADDITEMS", "POP_MARK"):
+            pop_for(name)
         elif name == "GLOBAL":
             stack.append(_Name(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
-            stack.append(_Name(*map(str, popped(2))))
+            stack.append(_Name(*map(str, pop(2))))
         elif name == "REDUCE":
-            stack.append(_called(*popped(2)))
+            stack.append(_called(*pop(2)))
         elif name == "BUILD":
-            popped(1)  # an object's state
-        elif name in ("NEWOBJ", "NEWOBJ_EX"):
-            popped(2 if name == "NEWOBJ" else 3)
-            stack.append(INERT)
-        elif name in ("INST", "OBJ", "FROZENSET"):
-            since_mark()
+            pop(1)  # an object's state
+        elif name in ("NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "FROZENSET"):
+            pop_for(name)
             stack.append(INERT)
         elif name == "BINPERSID":
-            stack.append(("a storage", *popped(1)))
+            stack.append(("a storage", *pop(1)))
         elif name == "POP":
             stack.pop()
-        elif name == "POP_MARK":
-            since_mark()
         elif name == "DUP":
             stack.append(stack[-1])
         elif name == "STOP":

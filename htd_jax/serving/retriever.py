@@ -85,19 +85,10 @@ class Retriever:
         top = concatenate(self._rank(rows, k, seen=seen, allow=allow, deny=deny, memory=memory), 0)
         return Recommendations(self.user_ids.take(rows), *top, self.item_ids)
 
-    def recommend_in_blocks(
-        self,
-        users: Any = None,
-        k: int = 20,
-        *,
-        seen: bool = False,
-        allow: Any = None,
-        deny: Any = None,
-        memory: int = MEMORY,
-    ) -> Iterator[Recommendations]:
-        """Yields what `recommend` returns, a block of users at a time: for more lists than memory holds."""
+    def recommend_in_blocks(self, users: Any = None, k: int = 20, **settings: Any) -> Iterator[Recommendations]:
+        """Like `recommend`, with the same arguments, but yields blocks of users: for more lists than memory holds."""
         rows = self._user_rows(users)
-        blocks = self._rank(rows, k, seen=seen, allow=allow, deny=deny, memory=memory)
+        blocks = self._rank(rows, k, **settings)
 
         def named() -> Iterator[Recommendations]:
             first = 0
@@ -237,7 +228,9 @@ class Retriever:
     def _user_rows(self, users: Any) -> np.ndarray:
         return np.arange(len(self.users)) if users is None else self.user_ids.rows(users)
 
-    def _rank(self, rows: np.ndarray, k: int, *, seen: bool, allow: Any, deny: Any, memory: int) -> Iterator[Top]:
+    def _rank(
+        self, rows: np.ndarray, k: int, *, seen: bool = False, allow: Any = None, deny: Any = None, memory: int = MEMORY
+    ) -> Iterator[Top]:
         hidden = None if seen or self.seen is None else Hidden.from_interactions(self.seen)
         how: Any = {"rows": rows, "hidden": hidden, "candidates": self._candidates(allow, deny), "memory": memory}
         if self.scores is None:

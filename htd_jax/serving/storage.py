@@ -20,10 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from htd_jax.data import Ids, Interactions, read_ids, write_ids
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reading, shown
 from htd_jax.ops.precision import PRECISIONS, Rows
 from htd_jax.serving.card import card
 from htd_jax.writing import is_partial, remove, whole
@@ -126,9 +125,7 @@ def read_export(folder: Path) -> Export:
     users, items = _read_tables(folder / "tables.safetensors", head)
     ids = []
     for side, rows in (("user", users), ("item", items)):
-        path = folder / f"{side}s.parquet"
-        _check_exists(path)
-        ids.append(read_ids(path, side))
+        ids.append(read_ids(folder / f"{side}s.parquet", side))
         if len(ids[-1]) != len(rows):
             raise UserError(f"{shown(folder)}: {len(ids[-1])} {side} ids for {len(rows)} rows; export it again")
     user_ids, item_ids = ids
@@ -168,29 +165,21 @@ def _write(folder: Path, export: Export) -> None:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-        version = head["format"]
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{shown(path)}: damaged, or written by another program") from None
-    if version != FORMAT:
-        raise UserError(f"{shown(path)}: has format {version!r}, and this version of htd-jax reads {FORMAT}; update it")
     kinds = {"precision": str, "dim": int, "users": int, "items": int, "seen": bool, "metrics": dict, "about": dict}
-    if not all(isinstance(head.get(name), kind) for name, kind in kinds.items()) or head["precision"] not in PRECISIONS:
-        raise UserError(f"{shown(path)}: damaged: not the header of an export; export it again")
+    with reading(path, "the header of an export"):
+        head = json.loads(path.read_text(encoding="utf-8"))
+        if head["format"] != FORMAT:
+            raise UserError(
+                f"{shown(path)}: has format {head['format']!r}, and this version of htd-jax reads {FORMAT}; update it"
+            )
+        if not all(isinstance(head[name], kind) for name, kind in kinds.items()) or head["precision"] not in PRECISIONS:
+            raise ValueError("its entries are of other types")
     return head
 
 
 def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
-    _check_exists(path)
-    try:
+    with reading(path, "the tables of an export"):
         arrays = safetensors.numpy.load_file(path)
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, MemoryError):
-        raise UserError(f"{shown(path)}: damaged; export it again") from None
     tables = []
     for side in ("user", "item"):
         precision, size, dim = head["precision"], head[f"{side}s"], head["dim"]
@@ -215,20 +204,11 @@ def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
 
 
 def _read_seen(path: Path, user_ids: Ids, item_ids: Ids) -> Interactions:
-    _check_exists(path)
-    try:
+    with reading(path, "the seen pairs of an export"):
         table = pq.read_table(path, columns=["user", "item"], partitioning=None)
         table.validate(full=True)
         users, items = (table[name].to_numpy() for name in ("user", "item"))
-        return Interactions.from_pairs(users, items, len(user_ids), len(item_ids))
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or 'damaged'})") from None
-    except UserError as error:
-        raise UserError(f"{shown(path)}: {error}") from None
-    except (pa.ArrowException, ValueError, KeyError):
-        raise UserError(f"{shown(path)}: damaged; export it again with `seen`") from None
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{shown(path)}: is missing; export it again")
+        try:
+            return Interactions.from_pairs(users, items, len(user_ids), len(item_ids))
+        except UserError as error:
+            raise UserError(f"{shown(path)}: {error}") from None
