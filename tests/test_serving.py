@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 import htd_jax
 from htd_jax import data
 from htd_jax.command.export import export, train_command
-from htd_jax.command.recommend import read_asked, recommend
+from htd_jax.command.recommend import read_ids, recommend
 from htd_jax.data import Dataset, Ids, Interactions
 from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
+from htd_jax.pipeline import open_phases, open_run
 from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
 from htd_jax.serving.topk import Hidden, best_items, best_scored, concatenate
 from htd_jax.settings import check
@@ -541,9 +542,9 @@ def done(command, *arguments) -> str:
 
 
 def test_a_run_is_opened(run, tmp_path):
-    opened = htd_jax.serving.open_run(run)
-    assert opened.phase == "htd" and opened.has_products
-    assert htd_jax.serving.open_run(run, "teacher").retriever().dim == 12
+    opened = open_run(run)
+    assert opened.about["phase"] == "htd" and opened.inner_product
+    assert open_run(run, "teacher").retriever().dim == 12
     retriever = htd_jax.load(run)
     assert retriever.dim == 4 and retriever.about["metrics"] == runs.results(run)["phases"]["htd"]["final"]["test"]
     copy = tmp_path / "named"
@@ -553,12 +554,12 @@ def test_a_run_is_opened(run, tmp_path):
     data.write_ids(copy / "items.parquet", Ids.from_values(["a"], "item"))
     with pytest.raises(UserError, match="1 ids, and split.npz has 150 items"):
         htd_jax.load(copy)
-    with pytest.raises(UserError, match=r"no phase 'rrd' is trained there; there is teacher, student, htd"):
-        htd_jax.serving.open_run(run, "rrd")
+    with pytest.raises(UserError, match=r"no phase 'rrd' is trained there; trained: teacher, student, htd"):
+        open_run(run, "rrd")
 
 
-def test_all_phases_of_runs_are_opened_concatenate(run, neumf, tmp_path):
-    found = htd_jax.serving.open_phases([run])
+def test_all_phases_of_runs_are_opened_together(run, neumf, tmp_path):
+    found = open_phases([run])
     assert list(found) == ["teacher", "student", "htd"]
     assert {name: opened.representations().items.shape for name, opened in found.items()} == {
         "teacher": (150, 12),
@@ -573,26 +574,26 @@ def test_all_phases_of_runs_are_opened_concatenate(run, neumf, tmp_path):
     assert found["student"].distiller == {}
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    assert [opened.folder for opened in htd_jax.serving.open_phases([copy, run]).values()] == [copy] * 3
-    with pytest.raises(UserError, match="its teacher is another than that of .*copy; name runs of one width and seed"):
-        htd_jax.serving.open_phases([copy, neumf])
+    assert list(open_phases([copy, run])) == ["teacher", "student", "htd"]
+    with pytest.raises(UserError, match="its teacher differs from that of .*copy; name runs of one width and seed"):
+        open_phases([copy, neumf])
     (step,) = (copy / "checkpoints" / "teacher").iterdir()
     history = json.loads((step / "history.json").read_text())
     history["settings"]["data"] = "another"
     (step / "history.json").write_text(json.dumps(history))
-    with pytest.raises(UserError, match="of other data than"):
-        htd_jax.serving.open_phases([run, copy])
+    with pytest.raises(UserError, match="its data differ from those of"):
+        open_phases([run, copy])
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(UserError, match="no phase is trained in the run folders"):
-        htd_jax.serving.open_phases([copy])
-    with pytest.raises(UserError, match="no run folder"):
-        htd_jax.serving.open_phases([tmp_path])
+    with pytest.raises(UserError, match="no phase is trained in these run folders"):
+        open_phases([copy])
+    with pytest.raises(UserError, match="not a run folder"):
+        open_phases([tmp_path])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_export(run, tmp_path, precision):
     out = done(export, "--run", run, "--to", tmp_path / "model", "--precision", precision)
-    assert "bytes a row" in out and precision + " *" in out
+    assert "bytes per row" in out and precision + " *" in out
     retriever = htd_jax.load(tmp_path / "model")
     assert retriever.precision == precision and retriever.seen is None
     measured = retriever.about["precisions"]
@@ -619,8 +620,8 @@ def test_recommend_to_a_file(run, tmp_path, suffix, seen):
     path = tmp_path / f"lists.{suffix}"
     done(recommend, "--run", run, "--k", 7, "--to", path, "--seen", seen)
     table = pq.read_table(path) if suffix == "parquet" else pa.csv.read_csv(path)
-    opened = htd_jax.serving.open_run(run)
-    retriever = opened.retriever(seen=opened.dataset.train if seen == "train" else None)
+    opened = open_run(run)
+    retriever = opened.retriever(seen=opened.train if seen == "train" else None)
     assert table["item"].to_pylist() == retriever.recommend(k=7).to_table()["item"].to_pylist()
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
@@ -644,7 +645,7 @@ def test_recommend_on_the_screen(run, tmp_path):
 
 def test_an_export_without_seen_pairs_says_so(run, tmp_path):
     done(export, "--run", run, "--to", tmp_path / "model")
-    note = "note: this export holds no seen pairs"
+    note = "this export has no seen pairs"
     assert note in done(recommend, "--model", tmp_path / "model", "--user", 1)
     assert note not in done(recommend, "--model", tmp_path / "model", "--user", 1, "--keep-seen")
 
@@ -654,7 +655,7 @@ def test_a_model_without_products(neumf, tmp_path):
     done(recommend, "--run", neumf, "--to", path)
     assert len(path.read_text().splitlines()) == 1 + 60 * 20
     line = runs.line_of(start(export, "--run", neumf, "--to", tmp_path / "model"))
-    assert "no products of two rows" in line and not (tmp_path / "model").exists()
+    assert "not inner products" in line and not (tmp_path / "model").exists()
     with pytest.raises(UserError, match="not products of two rows"):
         htd_jax.load(neumf).save(tmp_path / "model")
 
@@ -674,22 +675,22 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
     of_run, to = ("--run", run), ("--to", here / "lists.csv")
     for command, arguments, message in [
         (export, ["--run", run], "--to"),
-        (export, ["--run", here / "no", "--to", here / "model"], "no run folder"),
+        (export, ["--run", here / "no", "--to", here / "model"], "not a run folder"),
         (export, ["--run", run, "--to", here], "holds something else"),
         (export, ["--run", run, "--to", run], "holds something else"),
         (export, ["--run", run, "--to", here / "users.txt"], "is not a folder"),
         (export, ["--run", run, "--to", here / "model", "--phase", "de"], "no phase 'de'"),
         (export, ["--run", run, "--to", here / "model", "--precision", "int2"], "int2"),
-        (recommend, [], "--run, or an exported model with --model"),
-        (recommend, [*of_run, "--model", here], "one of the two"),
-        (recommend, [*of_run, "--k", "0", *to], "--k: must be at least 1"),
+        (recommend, [], "set either --run to a run folder, or --model to an exported model"),
+        (recommend, [*of_run, "--model", here], "set either --run"),
+        (recommend, [*of_run, "--k", "0", *to], "--k must be at least 1"),
         (recommend, [*of_run, "--k", "x"], "--k"),
-        (recommend, [*of_run, "--memory", "0", *to], "--memory: must be at least 1"),
+        (recommend, [*of_run, "--memory", "0", *to], "--memory must be at least 1"),
         (recommend, [*of_run, "--user", "99", *to], "user '99': not among the 60 users"),
         (recommend, [*of_run, "--user", "99"], "user '99': not among the 60 users"),
-        (recommend, [*of_run, "--user", "1", "--users", here / "users.txt"], "use one of the two"),
+        (recommend, [*of_run, "--user", "1", "--users", here / "users.txt"], "--user and --users exclude each other"),
         (recommend, [*of_run, "--users", here / "no.txt", *to], "there is no such file"),
-        (recommend, [*of_run, "--users", here / "empty.txt", *to], "holds no id"),
+        (recommend, [*of_run, "--users", here / "empty.txt", *to], "no ids in it"),
         (
             recommend,
             [*of_run, "--users", here / "other.csv", *to],
@@ -702,8 +703,8 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, [*of_run, "--allow", here / "unknown.txt", *to], "item 'x': not among the 150 items"),
         (recommend, [*of_run, "--allow", here / "users.txt", "--deny", here / "users.txt", *to], "no item is left"),
         (recommend, [*of_run, "--similar", "999"], "item '999': not among"),
-        (recommend, [*of_run, "--similar", "1", "--user", "1"], "--similar is of items"),
-        (recommend, [*of_run, "--user", "1", "--user=2"], "--user: name all ids after one --user"),
+        (recommend, [*of_run, "--similar", "1", "--user", "1"], "--similar is for items"),
+        (recommend, [*of_run, "--user", "1", "--user=2"], "give all ids after one --user"),
         (recommend, [*of_run, "--seen", "train", "--keep-seen"], "does not go with --keep-seen"),
         (recommend, ["--model", here, "--seen", "train"], "does not know the training part"),
         (recommend, ["--model", here], "not an exported model"),
@@ -733,7 +734,7 @@ def test_an_unfinished_phase_is_refused(run, tmp_path):
 
 def test_files_of_ids(tmp_path):
     write = lambda name, text: (tmp_path / name).write_text(text) and tmp_path / name
-    found = lambda path, kind="user": read_asked(path, kind).to_pylist()
+    found = lambda path, kind="user": read_ids(path, kind).to_pylist()
     assert found(write("a.txt", "\ufeff7\n\n x y \n")) == ["7", "x y"]
     assert found(write("a.csv", 'n,USER_ID:token\n1,"a,b"\n2,007\n3,\n')) == ["a,b", "007"]
     assert found(write("a.tsv", "id\tn\n q\t1\n")) == [" q"]
@@ -753,5 +754,5 @@ def test_help_fits_a_screen(command, monkeypatch):
 def test_settings_have_limits():
     from htd_jax.command.recommend import Options
 
-    with pytest.raises(UserError, match="--k"):
+    with pytest.raises(UserError, match="`k`"):
         check(Options(k=0))
