@@ -1,4 +1,4 @@
-"""Finished runs side by side: the settings that differ, and their results."""
+"""Shows finished runs side by side: the settings that differ, and their results."""
 
 import dataclasses
 import os

@@ -29,12 +29,12 @@ class Options:
     to: Path
     """Folder to write: new, empty, or an earlier export, which is replaced."""
     phase: str | None = None
-    """Phase to export: teacher, student or the method. Default: the distilled student."""
+    """Phase to export: teacher, student, or the method's name. Default: the distilled student."""
     precision: Precision | None = None
-    """Precision of the tables; int8 has a scale per row, int4 two numbers per byte. The command shows what each costs.
-    Default: the precision that the student was trained for."""
+    """Precision of the tables; int8 has a scale per row, int4 two numbers per byte. The command prints the size and the
+    test metrics of each. Default: the precision that the student was trained for."""
     seen: bool = False
-    """Whether to write the known pairs too, which recommend leaves out; they are training data."""
+    """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
 
 
 def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:

@@ -36,28 +36,28 @@ class Options:
     model: Path | None = None
     """Folder that htd-jax export wrote; give this or --run."""
     phase: str | None = None
-    """Phase of the run: teacher, student or the method. Default: the distilled student."""
+    """Phase of the run: teacher, student, or the method's name. Default: the distilled student."""
     user: tuple[str, ...] = ()
     """Ids of users. Default: all users."""
     users: Path | None = None
-    """File of the ids of users, in place of --user."""
+    """File of user ids, in place of --user."""
     similar: tuple[str, ...] = ()
     """Ids of items whose neighbours are shown in place of recommendations."""
     k: Annotated[int, Ge(1)] = 20
     """Number of items per list."""
     allow: Path | None = None
-    """File of the ids of the only items to show. Default: all items."""
+    """File of item ids; only these items are shown. Default: all items."""
     deny: Path | None = None
-    """File of the ids of items that are not shown."""
+    """File of item ids; these items are not shown."""
     seen: Literal["all", "train"] = "all"
-    """Seen items that are left out: all known pairs, or those of the training part (train), so that the lists can be
-    evaluated."""
+    """Which seen items are left out: those of all known pairs, or those of the training pairs only (train), so that the
+    lists can be evaluated on held-out items."""
     keep_seen: bool = False
     """Whether to show seen items too."""
     to: Path | None = None
     """File to write all lists to, .csv or .parquet: user, item, score, rank. Default: show some on the screen."""
     memory: Annotated[int, Ge(1)] = 256
-    """Memory for scores in MiB, besides the tables."""
+    """Memory for scores in MiB, in addition to the tables."""
 
 
 def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None:

@@ -55,9 +55,9 @@ studies:
   comparison  compare every method with the plain student and the teacher
   capacity    compare students of 5% to 100% of the teacher's width
   ablation    compare HTD, or the recipe, with versions that lack one part
-  sensitivity compare HTD under other values of its settings
-  topology    measure what students keep of their teacher's relations
-  beyond      measure recall by popularity and activity, coverage, and likeness of lists
+  sensitivity compare HTD with other values of its settings
+  topology    measure which of the teacher's relations students keep
+  beyond      measure recall by popularity and activity, coverage, and similarity to the teacher's lists
   frontier    measure recall against bytes per row, and against the time to rank
   tune        search a method's settings for the best student in validation
 
@@ -111,7 +111,7 @@ class ComparisonOptions(Common):
     """Methods to compare: names, joined methods (htd+rrd), or all. Default: all; svd fitnet ftd htd for a small
     study."""
     student_dims: Dims = ()
-    """Widths of the students. Default: a tenth of the model's default teacher."""
+    """Widths of the students. Default: a tenth of the width of the model's default teacher."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,9 +293,9 @@ def _small(flags: Sequence[str], variants: Sequence[Variant]) -> list[str]:
 
 
 ABOUT_FRONTIER = """Measures recall against bytes per row, and against the time to rank all users, for
-students by --method best, HTD, FTD, SVD and ALS, and for the iALS teacher's rows
-rounded or in product codes. Writes a report with frontier.md and frontier.png, and
-all figures (frontier.json), under --runs; models trained there are reused.
+students by --method best, HTD, FTD, SVD and ALS, and for the iALS teacher's rows,
+rounded or as product codes. Writes to the folder --runs: a report with frontier.md
+and frontier.png, and all numbers in frontier.json. Models trained there are reused.
 
 --dataset, --data-dir, --cutoffs, --metric and the flags for reading a file are those of
 htd-jax train."""
@@ -306,7 +306,7 @@ class FrontierOptions:
     """Flags of a frontier."""
 
     size: Literal["small", "full"] = "full"
-    """Size of the study; small has two sizes, one seed, and no HTD, FTD and product codes."""
+    """Size of the study; small has two numbers of bytes and one seed, and leaves out HTD, FTD and product codes."""
     bytes: tuple[Annotated[int, Ge(2)], ...] = ()
     """Bytes per row, scale included. Default: 5 10 20 50 100; 5 10 for a small study."""
     kinds: tuple[str, ...] = ()

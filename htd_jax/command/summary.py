@@ -1,6 +1,6 @@
 """Describes a data set: counts, density, long tail, and a picture.
 
-The flags for reading a file are those of training, see htd-jax train --help data.
+The flags for reading a file are those of htd-jax train; see htd-jax train --help data.
 """
 
 import dataclasses

@@ -26,7 +26,8 @@ class Options:
     runs: Path = Path("runs")
     """Folder of run folders."""
     metrics: tuple[str, ...] = ("recall@10", "recall@20", "recall@50", "ndcg@50")
-    """Metrics to show in columns; runs without any of them are left out. The gap closed is in the last recall."""
+    """Metrics to show in columns; runs that have none of them are left out. The gap closed is that of the last
+    recall."""
 
 
 def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:

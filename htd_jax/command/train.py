@@ -1,5 +1,5 @@
 """Trains a teacher (a wide recommender), a plain student (a narrow one), and a student distilled from the teacher, and
-shows how much of the gap between student and teacher distillation closes."""
+shows what share of the gap between student and teacher is closed by distillation."""
 
 from collections.abc import Sequence
 

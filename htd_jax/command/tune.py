@@ -15,10 +15,10 @@ from htd_jax.studies import tune as study
 from htd_jax.studies.tune import Trial, Tuning
 from htd_jax.writing import whole
 
-ABOUT = """Searches the settings of --method for the best student in validation. Writes a
-table (tune.md), every trial (tune.db, as Optuna keeps them), and the command
-that trains with the best settings to a folder under --runs. Teacher and plain
-student are trained once. The same command resumes a stopped search.
+ABOUT = """Searches the settings of --method for the best student in validation. Writes to a
+folder under --runs: a table of the best trials and the command that trains with
+the best settings (tune.md), and an Optuna database of all trials (tune.db). Teacher
+and plain student are trained once. The same command resumes a stopped search.
 
 All flags of htd-jax train apply: --dataset, --method, --student-dim, --epochs,
 --patience, --metric, --seed. Needs Optuna: pip install optuna."""
@@ -29,7 +29,7 @@ class Options:
     """Flags of a search."""
 
     trials: Annotated[int, Ge(1)] = 20
-    """Number of trials in all, earlier ones included; the first has the run's own settings."""
+    """Total number of trials, including those of an interrupted search; the first has the settings of the flags."""
     search: tuple[str, ...] = ()
     """Settings to search: htd.groups, htd.groups=10:100, weight=1e-4:1e-1:log, htd.pairs=positive,all. Default: every
     number within a factor of 10 of its default, the weight within 100, and every choice."""

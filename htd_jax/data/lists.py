@@ -105,7 +105,7 @@ class CiteULikeT(Source):
     min_interactions: Annotated[int, Ge(3)] = CITEULIKE_T.min_interactions
     """Drops users with fewer distinct items."""
     split: Literal["leave-one-out", "ratio"] = "leave-one-out"
-    """Holds out for each of validation and test one item per user, or a fifth of each user's items."""
+    """What validation and test each hold out: one item per user, or a fifth of each user's items."""
     split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Seed of the split. It is independent of the run's seed, so that runs are compared on one split."""
 

@@ -31,7 +31,7 @@ class Reading:
     time_column: str | None = None
     """Name of the column of times, which are numbers or dates. Default: the one named timestamp, date or similar."""
     rating_column: str | None = None
-    """Name of the rating column, which only a minimum rating reads. Default: the one named rating, stars or similar."""
+    """Name of the rating column, read only with --min-rating. Default: the one named rating, stars or similar."""
     min_rating: float | None = None
     """Leaves out rows with a lower rating. Default: reads no ratings."""
     separator: str | None = None
@@ -44,12 +44,14 @@ class Reading:
     clean_ids: bool = False
     """Merges ids that differ only in case or in white space at their ends."""
     min_per_user: Annotated[int, Ge(1)] = 1
-    """Drops users with fewer distinct items, repeatedly, until users and items reach their minima (k-core)."""
+    """Drops users with fewer distinct items than this, repeatedly, until users and items reach their minima
+    (k-core)."""
     min_per_item: Annotated[int, Ge(1)] = 1
-    """Drops items with fewer distinct users, repeatedly, until users and items reach their minima (k-core)."""
+    """Drops items with fewer distinct users than this, repeatedly, until users and items reach their minima
+    (k-core)."""
     split: Literal["leave-one-out", "last", "ratio", "time", "files"] = "leave-one-out"
-    """What is held out for validation and for test: a random item per user, the last items of each user in time, a
-    share of each user's items, the last interactions of all, or two files."""
+    """What is held out for validation and for test. leave-one-out: a random item of each user; last: the latest items
+    of each user; ratio: a share of each user's items; time: the latest interactions of all users; files: two files."""
     split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Seed of random splits. It is independent of the run's seed, so that runs are compared on one split."""
     held_out: Annotated[float, Interval(ge=0.001, le=0.45)] = 0.2

@@ -35,11 +35,11 @@ class BD(Method):
     temperature: Annotated[float, Gt(0)] = 5.0
     """T; each model learns the sigmoid of the other's score divided by T."""
     student_scale: Annotated[float, Gt(0)] = 1e-2
-    """E1; the student's items are sampled with probability ~ tanh(max(e1 (its rank - the teacher's), 0))."""
+    """The scale e1: the student's items are sampled with probability ~ tanh(max(e1 (its rank - the teacher's), 0))."""
     teacher_scale: Annotated[float, Gt(0)] = 1e-4
-    """E2; the teacher's items are sampled with probability ~ exp(e2 (its rank - the student's))."""
+    """The scale e2: the teacher's items are sampled with probability ~ exp(e2 (its rank - the student's))."""
     samples: Annotated[int, Ge(1)] = 1
-    """The number of items per model and interaction of a batch."""
+    """The number of items sampled per model and per interaction of a batch."""
     pool: Annotated[int, Ge(1)] = 128
     """The number of items per model and user that are sampled at each ranking, from which each step takes some."""
     period: Annotated[int, Ge(1)] = 10

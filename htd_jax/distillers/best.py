@@ -19,7 +19,7 @@ class Best(Method):
     """
 
     weight: Annotated[float, Ge(0)] = 200.0
-    """Lambda, the total weight of a user's items from the teacher against each seen item."""
+    """Lambda, the total weight of the teacher's items of a user, relative to the weight of one seen item."""
     top: Annotated[int, Ge(1)] = 100
     """The number of the teacher's best unseen items of a user that the student learns."""
     temperature: Annotated[float, Gt(0)] = 0.05

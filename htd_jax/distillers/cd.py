@@ -27,13 +27,13 @@ class CD(Method):
     items: Annotated[int, Ge(1)] = 50
     """The number of unseen items per user that get labels."""
     temperature: Annotated[float, Gt(0)] = 20.0
-    """T; of N ranked items, that of rank r is sampled with probability proportional to exp(-r / (N T))."""
+    """T; the item of rank r among N is sampled with probability proportional to exp(-r / (N T))."""
     pool: Annotated[int, Ge(1)] = 500
     """N, the number of the guide's best unseen items per user from which items are sampled."""
     sharpness: Annotated[float, Gt(0)] = 2.0
-    """T1; a label is the sigmoid of (score + t2) / t1."""
+    """The divisor t1: a label is the sigmoid of (score + t2) / t1."""
     shift: float = 0.0
-    """T2, which is added to the teacher's score."""
+    """The shift t2, which is added to the teacher's score."""
     refresh: Annotated[int, Ge(1)] = 10
     """The number of epochs between two rankings by the student, if it is the guide."""
 

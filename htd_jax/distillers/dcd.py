@@ -44,7 +44,8 @@ class DCD(Method):
     period: Annotated[int, Ge(1)] = 3
     """The number of epochs between two samplings."""
     sides: Literal["both", "users"] = "both"
-    """Whether items of users and users of items are corrected, or only the former, which a teacher of lists allows."""
+    """Whether the ranks of items per user and of users per item are corrected, or only the former, for which a
+    teacher's lists suffice."""
 
     label: ClassVar[str] = "DCD"
 

@@ -31,7 +31,7 @@ class HTD(Method):
     groups: Annotated[int, Ge(1)] = 30
     """K, the number of groups of users, and of groups of items."""
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    """The weight of the topology loss; the group assignment loss has the rest of 1."""
+    """The weight of the topology loss; the group assignment loss has weight 1 - alpha."""
     group_level: Literal["prototype-entity", "prototype-prototype"] = "prototype-entity"
     """Which cosines the group level matches: between groups' means and entities, or between groups' means."""
     pairs: Literal["positive", "all"] = "positive"
@@ -42,11 +42,11 @@ class HTD(Method):
     grouping: Literal["learned", "random", "kmeans"] = "learned"
     """How groups are made: learned by experts, at random, or by k-means of the teacher's representations."""
     grouping_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
-    """Seed of random groups, and of the start of k-means."""
+    """Seed of random groups, and of the initialisation of k-means."""
     noise: bool = True
     """Whether the group assignment samples with Gumbel noise."""
     coldest: Annotated[float, Gt(0)] = 1e-10
-    """The temperature at the last epoch of the assignment's annealing from 1; at 1 it is constant."""
+    """The final temperature of the group assignment, which is annealed from 1; 1 keeps it constant."""
 
     label: ClassVar[str] = "HTD"
     scheduled: ClassVar[bool] = True  # the temperature falls over all epochs

@@ -25,7 +25,7 @@ class IRRRD(Method):
     interesting: Annotated[int, Ge(1)] = 40
     """K, the number of items per user whose order is learned."""
     uninteresting: Annotated[int, Ge(1)] = 40
-    """L, the number of items per user that are ranked below those, in any order."""
+    """L, the number of items per user that are ranked below the interesting ones, in any order."""
     temperature: Annotated[float, Gt(0)] = 10.0
     """T; the item of rank r is sampled with probability proportional to exp(-r / T)."""
     item_weight: Annotated[float, Ge(0)] = 0.5
@@ -33,13 +33,16 @@ class IRRRD(Method):
     item_interesting: Annotated[int, Ge(1)] = 20
     """The number of users per item whose order is learned."""
     item_uninteresting: Annotated[int, Ge(1)] = 20
-    """The number of users per item that are ranked below those, in any order."""
+    """The number of users per item that are ranked below the interesting ones, in any order."""
     item_temperature: Annotated[float, Gt(0)] = 10.0
-    """The temperature of the item side; the user of rank r is sampled with probability proportional to exp(-r / it)."""
+    """The temperature of the item side; the user of rank r is sampled with probability proportional to
+    exp(-r / this)."""
     pool: Annotated[int, Ge(1)] = 500
-    """The number of the teacher's best per user and per item; only interesting ones are sampled from them."""
+    """The number of the teacher's best items per user, and users per item, from which interesting ones are sampled;
+    uninteresting ones are sampled from the rest."""
     items: Annotated[int, Ge(1)] = 2048
-    """The most items per step on the item side, which stand for all items sampled for its users; published: all."""
+    """The largest number of items per step on the item side, a sample that stands for all; the published method uses
+    all."""
 
     label: ClassVar[str] = "IR-RRD"
 

@@ -40,8 +40,8 @@ class Listwise(Method):
     rank_temperature: Annotated[float, Gt(0)] = 10.0
     """For lists without scores, the item of rank r has a probability proportional to exp(-r / this)."""
     rest: Annotated[float, Interval(ge=0, lt=1)] | None = None
-    """The total probability of the items that are not distinguished, where 0 keeps them in the denominator alone; by
-    default that of the teacher's scores, or 0.1 for a teacher of lists alone."""
+    """The total probability of the items that are not distinguished; 0 keeps them in the denominator only. Default:
+    their probability by the teacher's scores, or 0.1 for a teacher that gives only lists."""
 
     label: ClassVar[str] = "Listwise"
 

@@ -26,14 +26,14 @@ class RCEKD(Method):
     weight: Annotated[float, Ge(0)] = 500.0
     """Lambda, the weight of the distillation loss against the base loss."""
     best: Annotated[int, Ge(1)] = 50
-    """K, the number of the teacher's, and of the student's, best items per user."""
+    """K, the number of best items per user, of the teacher and of the student."""
     sampled: Annotated[int, Ge(0)] = 50
     """L, the number of items per user that are sampled from the student's best."""
     pool: Annotated[int, Ge(1)] = 200
     """The number of the student's best items per user from which items are sampled."""
     draw_temperature: Annotated[float, Gt(0)] = 10.0
-    """The item with c of the teacher's items at or below it is sampled with probability proportional to
-    exp((c + 1) / this)."""
+    """An item is sampled with probability proportional to exp((c + 1) / this), where c is the number of the teacher's
+    best items at or below it in the student's ranking."""
     beta: Annotated[float, Ge(0)] = 3.0
     """The rate at which the weight of the teacher's items falls with the share of them that is sampled."""
     temperature: Annotated[float, Gt(0)] = 1.0

@@ -26,7 +26,7 @@ class RD(Method):
     decay: Annotated[float, Gt(0)] = 1.0
     """Lambda; the item of rank k has a weight proportional to exp(-k / lambda)."""
     sharpness: Annotated[float, Ge(0)] = 0.1
-    """Mu, the rate at which the weight of an item grows with how far the student ranks it too low."""
+    """Mu, the rate at which the weight of an item grows with the number of ranks that the student places it too low."""
     samples: Annotated[int, Ge(1), Le(10_000)] = 100
     """The number of unseen items per user from which the student's ranks are estimated."""
     start: Annotated[int, Ge(0)] = 10

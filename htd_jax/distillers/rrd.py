@@ -26,9 +26,10 @@ class RRD(Method):
     interesting: Annotated[int, Ge(1)] = 40
     """K, the number of items per user whose order is learned."""
     uninteresting: Annotated[int, Ge(1)] = 40
-    """L, the number of items per user that are ranked below those, in any order."""
+    """L, the number of items per user that are ranked below the interesting ones, in any order."""
     pool: Annotated[int, Ge(1)] = 500
-    """The number of the teacher's best unseen items per user; only interesting items are sampled from them."""
+    """The number of the teacher's best unseen items per user from which interesting items are sampled; uninteresting
+    items are sampled from the rest."""
     temperature: Annotated[float, Gt(0)] = 10.0
     """T; the item of rank r is sampled with probability proportional to exp(-r / T)."""
     choice: Literal["drawn", "top"] = "drawn"

@@ -38,15 +38,15 @@ class Evaluation:
     """Settings of an evaluation: which items a held-out item is ranked against, and which metrics are computed."""
 
     protocol: ProtocolName = "full"
-    """Ranks a held-out item among all items that the user has not seen (`full`, the default), or among a sample of
-    them (`sampled`)."""
+    """Ranks a held-out item among all items that the user has not seen (`full`), or among a sample of them
+    (`sampled`)."""
     candidates: Annotated[int, Ge(1)] = 499
     """Number of unseen items per user that the sampled protocol ranks against; every run uses the same sample."""
     cutoffs: tuple[Annotated[int, Ge(1)], ...] = CUTOFFS
-    """The k of recall@k and of every other metric."""
+    """Cutoffs k of recall@k and of every other metric."""
     metric: str | None = None
-    """Validation metric that selects the best epoch. Default: recall at the largest cutoff, and at the smallest one if
-    candidates are sampled."""
+    """Validation metric that selects the best epoch. Default: recall at the largest cutoff, or at the smallest with
+    --protocol sampled."""
 
     def resolve(self) -> EvaluationSpec:
         """Returns the evaluation with every default in place and the cutoffs in ascending order.

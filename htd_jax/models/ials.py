@@ -39,7 +39,7 @@ class IALSSettings(ModelSettings):
     alpha: Annotated[float, Gt(1)] = 80.0
     """Confidence of a seen pair, alpha; the confidence of an unseen pair is 1."""
     regularization: Annotated[float, Gt(0)] = 100.0
-    """Weight of the L2 penalty, lambda, averaged over users, and over items."""
+    """Lambda, the weight of the L2 penalty: its average over all users, and over all items."""
     frequency: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Exponent nu of the penalty: the lambda of a user or item is proportional to the nu-th power of the sum of its
     confidences, and equal for all at 0, the default."""

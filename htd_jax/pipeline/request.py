@@ -41,18 +41,18 @@ class RunSettings:
     """Distillation method. best is the recommended recipe, a+b combines methods, none trains the plain student, svd
     computes the student without training, package.module:Class loads your own."""
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
-    """Random seed; the same seed gives the same bits."""
+    """Random seed; runs with the same seed give bit-identical results."""
     teacher_model: str | None = None
-    """Base model of the teacher. Default: --model; ials with --method best."""
+    """Base model of the teacher. Default: --model, or ials with --method best."""
     teacher_dim: Annotated[int, Ge(1)] | None = None
-    """Width of the teacher's tables. Default: 200; neumf 250."""
+    """Width of the teacher's tables. Default: 200, or 250 for neumf."""
     student_dim: Annotated[int, Ge(1)] | None = None
-    """Width of the student's tables. Default: 20; neumf 25."""
+    """Width of the student's tables. Default: 20, or 25 for neumf."""
     precision: Precision | None = None
-    """Precision of the student's rows, which it is trained for. int8 has a scale per row, int4 two numbers per byte.
-    Default: float32."""
+    """Precision of the student's tables, to which rows are rounded in training too. int8 has a scale per row, int4 two
+    numbers per byte. Default: float32."""
     bytes: Annotated[int, Ge(1)] | None = None
-    """Bytes per row of the student, from which width and precision follow; replaces --student-dim and --precision."""
+    """Bytes per row of the student, which determine its width and precision; replaces --student-dim and --precision."""
     student_init: Literal["random", "svd"] = "random"
     """Initial tables of the students: random, or the best low-rank factors of the teacher's scores (bpr only)."""
 
@@ -64,15 +64,15 @@ class Paths:
     data_dir: Path | None = None
     """Folder with the data set's files. Default: $HTD_DATA_DIR/<dataset>, else the user's cache, else a download."""
     split_file: Path | None = None
-    """Split to use as it is, in place of a data set: the split.npz of a run folder."""
+    """Split to use in place of a data set: the split.npz of a run folder."""
     runs: Path = Path("runs")
     """Folder of run folders; a teacher or plain student trained there with the same settings is reused."""
     run: Path | None = None
-    """Folder of this run; a stopped run resumes there. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>,
-    with model and protocol unless they are bpr and full."""
+    """Folder of this run; a stopped run resumes there. Default: <runs>/<dataset>-<method>-<student dim>-seed<seed>;
+    model and protocol are added unless they are bpr and full."""
     teacher: tuple[Path, ...] = ()
     """Trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or a
-    table of its best items (user, item, and score or rank). Its width replaces --teacher-dim."""
+    file of top-k lists (user, item, and score or rank). The teacher's width replaces --teacher-dim."""
     teacher_user_ids: Path | None = None
     """File with the user ids of the rows of the teacher's tables, one per line. Default: rows are in the order of the
     data's ids."""

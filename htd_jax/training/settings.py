@@ -31,25 +31,27 @@ class Training:
     """Settings of the training of every phase, by Adam. None stands for the default of the loss or the method."""
 
     epochs: Annotated[int, Ge(1)] | None = None
-    """Number of passes over the training pairs, or over the users for softmax. Default: 101; ials 15; softmax 20, or
-    as many as 800 steps take."""
+    """Number of passes over the training pairs, or over the users with the softmax loss. Default: 101; 15 for ials; for
+    softmax 20, or more to reach 800 steps."""
     loss: Loss | None = None
-    """Loss of the base model: own, on batches of pairs, or softmax, the softmax of a user's seen items among all items,
-    for models whose scores are inner products. Default: own; softmax with --method best."""
+    """Loss of the base model: own is the model's loss on batches of pairs; softmax is the cross-entropy of a user's
+    seen items under a softmax over all items, for models whose scores are inner products. Default: own, or softmax
+    with --method best."""
     temperature: Annotated[float, Gt(0)] = 0.05
     """Temperature of the softmax loss, by which scores are divided."""
     sampled_items: Annotated[int, Ge(0)] | None = None
     """Number of items that the softmax loss samples per step in place of all items; 0 uses all. Default: 0, or 2048 for
-    catalogues of more than 100,000 items; 0 with --method best."""
+    catalogues of more than 100,000 items, except with --method best."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Number of training triples per step. Default: 1024; 128 users for the softmax over all items."""
+    """Number of training triples per step. Default: 1024, or 128 users for the softmax over all items."""
     learning_rate: Annotated[float, Ge(0)] | None = None
-    """Learning rate of Adam. Default: 1e-3; softmax 1e-2."""
+    """Learning rate of Adam. Default: 1e-3, or 1e-2 for softmax."""
     schedule: Schedule | None = None
-    """Schedule of the learning rate; cosine decays it to 0 over all epochs. Default: constant; softmax cosine."""
+    """Schedule of the learning rate; cosine decays it to 0 over all epochs. Default: constant, or cosine for
+    softmax."""
     l2: Annotated[float, Ge(0)] | None = None
-    """L2 penalty: this times each parameter is added to its gradient. Default: 1e-3; softmax 1, sampled softmax 0.4,
-    --method best 0.02."""
+    """L2 penalty: this times each parameter is added to its gradient. Default: 1e-3; 1 for softmax, 0.4 for sampled
+    softmax, 0.02 with --method best."""
     eval_every: Annotated[int, Ge(1)] = 10
     """Number of epochs between evaluations."""
     patience: Annotated[int, Ge(1)] | None = None
