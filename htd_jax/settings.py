@@ -149,7 +149,7 @@ def as_json(settings: Settings) -> dict[str, Any]:
 
 
 def override(settings: Settings, **changes: Any) -> Settings:
-    """`dataclasses.replace` with an error that lists the known settings.
+    """Does what `dataclasses.replace` does, with an error that lists the known settings.
 
     Raises:
       TypeError: if a setting is unknown.

@@ -244,7 +244,7 @@ def from_table(table: Any, choose: Choose) -> Columns:
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """The suffix of the format, in lower case, and that of the compression, as written; empty if unknown."""
+    """Returns the suffix of the format, in lower case, and that of the compression, as written; empty if unknown."""
     name, compressed = path.name, ""
     if path.suffix.lower() in COMPRESSED:
         name, compressed = name[: -len(path.suffix)], path.suffix
@@ -254,7 +254,7 @@ def _suffixes(path: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """`errors.reading`, which also names the line that is not UTF-8."""
+    """Turns errors into a `UserError` as `errors.reading` does, and names the line that is not UTF-8."""
     with reading(path, what):
         open(path, "rb").close()  # a missing file or a folder is reported by its own error
         try:
@@ -417,7 +417,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _line_of(path: Path, row: int) -> int:
-    """The number of the row-th line, from 0, that is not blank."""
+    """Returns the number of the row-th line, from 0, that is not blank."""
     return next(itertools.islice(_numbered(path), row, None), (row + 1, b""))[0]
 
 

@@ -127,7 +127,7 @@ def read_log(path: Path, reading: Reading | None = None) -> Dataset:
 
 
 def read_table(table: Any, reading: Reading | None = None) -> Dataset:
-    """`read_log` for a table in memory: pandas, polars, pyarrow, or any that supports Arrow."""
+    """Does what `read_log` does for a table in memory: pandas, polars, pyarrow, or any that supports Arrow."""
     reading = (reading or Reading()).filled()
     if reading.split == "files":
         raise UserError("`valid_file` and `test_file` need a file for training too, not a table")
@@ -136,7 +136,7 @@ def read_table(table: Any, reading: Reading | None = None) -> Dataset:
 
 
 def read_pairs(users: Any, items: Any, reading: Reading | None = None) -> Dataset:
-    """`read_log` for two columns of ids of any kind."""
+    """Does what `read_log` does for two columns of ids of any kind."""
     columns = [as_column(users, "user"), as_column(items, "item")]
     if len(columns[0]) != len(columns[1]):
         raise UserError(f"pairs need as many users as items, not {len(columns[0])} and {len(columns[1])}")
@@ -145,8 +145,10 @@ def read_pairs(users: Any, items: Any, reading: Reading | None = None) -> Datase
 
 
 def read_matrix(matrix: Any, reading: Reading | None = None) -> Dataset:
-    """`read_log` for a SciPy sparse matrix `[users, items]`: stored numbers above zero are interactions, or those of at
-    least `min_rating`. Without filters, ids are the numbers of its rows and columns."""
+    """Does what `read_log` does for a SciPy sparse matrix `[users, items]`.
+
+    Interactions are the stored numbers above zero, or of at least `min_rating`. Without filters, ids are the numbers of
+    rows and columns."""
     reading = (reading or Reading()).filled()
     if reading.split not in SPLITS:
         raise UserError(f"`split` {reading.split} needs times or files, which a matrix does not have")
@@ -326,7 +328,7 @@ def _merge_similar(codes: np.ndarray, ids: pa.Array, role: str, clean: bool) -> 
 
 
 def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """`as_numbers` for times: numbers unchanged, dates in seconds."""
+    """Does what `as_numbers` does for times: numbers are unchanged, dates are in seconds."""
     column = undictionary(column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         numbers, wrong = as_numbers(column)
@@ -350,7 +352,7 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _iso_times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """`_times` for ISO strings in mixed forms: some with a time zone, some in nanoseconds, some invalid."""
+    """Does what `_times` does for ISO strings in mixed forms: with or without a time zone, in nanoseconds, or invalid."""
 
     def parse(text: str) -> float:  # UTC unless it names a zone
         try:

@@ -126,7 +126,7 @@ class Checkpoint:
         return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
 
     def _stored(self, dtype: np.dtype) -> np.dtype:
-        """The dtype in the file's byte order; numpy supports none for bfloat16."""
+        """Returns the dtype in the file's byte order; numpy supports none for bfloat16."""
         plain = np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
         return plain.newbyteorder(self._order)
 

@@ -90,7 +90,7 @@ class Triples(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch as a method sees it. What a method does not read costs nothing.
+    """A batch as a method sees it. Attributes that a method does not read cost nothing.
 
     Attributes:
       entities: the batch's users and items with their representations.
@@ -176,7 +176,7 @@ class EpochStart(NamedTuple):
       params: the method's own parameters.
       context: the result of `prepare`.
       sampled: the result of the previous `refresh`: zeros before the first, None when only its shape is evaluated.
-      student: the student's module, bound to its present variables.
+      student: the student's module, bound to its current variables.
       key: a random key, different in every epoch.
       epoch: int32 scalar, the number of the epoch from 0, traced.
     """
@@ -190,7 +190,7 @@ class EpochStart(NamedTuple):
 
 
 class Init(Protocol):
-    """Returns the parameters that a method learns besides the student."""
+    """Returns the parameters that a method learns in addition to the student's."""
 
     def __call__(self, key: chex.PRNGKey, student: Shapes, context: Context, /) -> Params: ...
 
@@ -221,17 +221,17 @@ class SecondModel(Protocol):
 
 
 def no_params(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
-    """The `init` of a method without parameters of its own."""
+    """Returns no parameters: the `init` of a method that has none."""
     return {}
 
 
 def teacher_as_context(teacher: Teacher, train: Interactions) -> Teacher:
-    """The `prepare` of a method whose context is the teacher itself."""
+    """Returns the teacher: the `prepare` of a method whose context it is."""
     return teacher
 
 
 def nothing_sampled(start: EpochStart) -> Sampled:
-    """The `refresh` of a method that samples nothing."""
+    """Returns an empty tuple: the `refresh` of a method that samples nothing."""
     return ()
 
 

@@ -63,7 +63,7 @@ class Context:
 def cd(settings: CD = CD()) -> Distiller:
     """Learns the teacher's scores of some unseen items as labels between 0 and 1: unseen is not disliked.
 
-    Of a user's N best unseen items, as the guide ranks them, different ones are sampled one by one with probability ~
+    Different items are sampled from a user's N best unseen ones by the guide's ranking, one by one with probability ~
     exp(-rank / (N T)) among those left; a user with fewer unseen items has a smaller N. A teacher that guides shows
     what should rank high; its ranking is sampled in each epoch. A student that guides shows what it ranks high, rightly
     or not; it ranks all items, and samples, every `settings.refresh` epochs. The loss is `soft_label_loss`, averaged

@@ -27,7 +27,7 @@ class FitNet(Method):
 
 
 def fitnet(settings: FitNet = FitNet()) -> Distiller:
-    """Two affine maps P from the student's space to the teacher's, one of users and one of items: sum |t - P(s)|^2.
+    """Learns two affine maps P from the student's space to the teacher's, for users and for items: sum |t - P(s)|^2.
 
     Returns:
       A `Distiller`; its term is `fitnet`.

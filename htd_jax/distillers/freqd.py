@@ -83,7 +83,7 @@ class Filtered:
 
 
 def freqd(settings: FreqD = FreqD()) -> Distiller:
-    """FitNet after a graph filter: H T against H P(S), of users + (positive items + negative items) / 2.
+    """Matches H P(S) with H T, FitNet after a graph filter; the loss is users + (positive items + negative items) / 2.
 
     H = alpha A + (1 - alpha) I, with A the normalised adjacency of a graph of users or of items, see `cooccurrence`. It
     is a low-pass filter: it keeps what neighbours share and damps what differs between them, and weighs the frequencies

@@ -24,7 +24,7 @@ class FTD(Method):
 
 
 def ftd(settings: FTD = FTD()) -> Distiller:
-    """The matrix of cosines between a batch's entities, users and items as one set. It has no parameters.
+    """Matches the matrix of cosines between a batch's entities, users and items as one set. It has no parameters.
 
     Returns:
       A `Distiller`; its term is `ftd`.

@@ -69,7 +69,7 @@ class Context:
 
 
 def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = None) -> Distiller:
-    """Topology within and across groups: alpha (entity level + group level) + (1 - alpha) group assignment.
+    """Matches topology within and across groups: alpha (entity level + group level) + (1 - alpha) group assignment.
 
     Users and items have K groups each. A linear gate on the teacher's representation gives an entity's group
     probabilities p. The group assignment loss trains gate and experts through a Gumbel-softmax sample of p; the

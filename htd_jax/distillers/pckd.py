@@ -55,7 +55,7 @@ class Context:
 
 
 def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
-    """`de` + alpha times `preference_loss`, between a user's scores of some items before and after the experts.
+    """Adds to `de` alpha times `preference_loss`, between a user's scores of some items before and after the experts.
 
     Scores are products of representations: before the experts the student's own, a constant, so that this term trains
     experts and gates alone; after them, of the experts' outputs. A user's Q items are sampled by rank among the

@@ -31,7 +31,7 @@ class PHR(Method):
 
 
 def phr(settings: PHR = PHR()) -> Distiller:
-    """A projection per entity, which a small network generates from the entity's representation in the teacher.
+    """Learns a projection per entity, which a small network generates from the entity's representation in the teacher.
 
     With c = relu(C t + b) `[width]` the projection is W(t) = B + sum_k c_k A_k, and the loss is the sum over users and
     items of |t - W(t) s|^2. Users and items have separate networks and maps. A projection has no bias: one generated
@@ -65,8 +65,8 @@ def _side_loss(params: Params, side: Side) -> jax.Array:
 
 
 def _init_side(key: chex.PRNGKey, student_dim: int, teacher_dim: int, width: int) -> dict[str, Any]:
-    """The shared map starts as that of `fitnet`, the others at 1 / sqrt(width) of it: if units are about 1, their sum
-    adds at most about as much again."""
+    """Initialises the shared map as `fitnet` does, and the others at 1 / sqrt(width) of that: if units are about 1, the
+    sum of the others is at most about as large as the shared map."""
     network, maps = jax.random.split(key)
     maps = init_dense(maps, (width + 1,), student_dim, teacher_dim)["kernel"]
     return {"network": init_dense(network, (), teacher_dim, width), "maps": maps.at[1:].multiply(width**-0.5)}

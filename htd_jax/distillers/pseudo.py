@@ -32,7 +32,7 @@ class Pseudo(Method):
 
 
 def pseudo(settings: Pseudo = Pseudo()) -> Distiller:
-    """The teacher's best unseen items as `Labels`. It has no loss.
+    """Adds the teacher's best unseen items to the training pairs, as `Labels`. It has no loss.
 
     Cost: users times `top` more pairs in every sweep. A teacher of lists may have fewer.
 

@@ -21,7 +21,7 @@ CAP = 50
 
 @dataclasses.dataclass(frozen=True)
 class RCEKD(Method):
-    """Learns the teacher's softmax over the student's best items, and around the teacher's best (RCE-KD, 2025)."""
+    """Learns the teacher's softmax over the student's best items, and over the teacher's best (RCE-KD, 2025)."""
 
     weight: Annotated[float, Ge(0)] = 500.0
     """Lambda, the weight of the distillation loss against the base loss."""
@@ -53,7 +53,7 @@ class Context:
 
     Attributes:
       best: `[num_users, K]` int32, -1 for none.
-      scores: see `Teacher`; None for a teacher of lists alone, and only then are the rest not None.
+      scores: see `Teacher`; None for a teacher that gives only lists, for which alone the fields below are set.
       items: `[num_users, k]` int32, the lists, -1 for none.
       listed_scores: `[num_users, k]`, the scores of listed items.
       other_scores: `[num_users]`, the score of all others.
@@ -87,16 +87,16 @@ class SampledSets:
 def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
     """Learns the teacher's softmax over two small sets of each user's items, see `rejuvenated_loss`.
 
-    Each epoch ranks all items, seen ones included, by the student. S are its K best. From its `pool` best, the set I of
-    L items is sampled without replacement, each with probability ~ exp((min(c, 50) + 1) / T), c the number of the
-    teacher's K best at or below it in the pool. The second set is I and those of the teacher's best that are in neither
-    I nor S; its weight is exp(-beta |T and I| / K).
+    Each epoch ranks all items, seen ones included, by the student. The first set, S, are the student's K best items. A
+    set I of L items is sampled from the student's `pool` best, without replacement, each item with probability ~
+    exp((min(c, 50) + 1) / T), where c is the number of the teacher's K best at or below it in the pool. The second set
+    is I with those of the teacher's best that are in neither I nor S; its weight is exp(-beta |T and I| / K).
 
     Every different user of a batch counts once; in the authors' code once per triple. The largest score is subtracted
     before exponentiation, which their code omits.
 
-    A teacher of lists alone has the first K of its list as its best; an item not listed scores as the next rank after
-    the list would (lists without scores), or as the last of the list (lists with scores).
+    A teacher that gives only lists has the first K of a list as its best items. An item that is not listed scores like
+    the rank after the list's end, or, if the lists have scores, like the list's last item.
 
     Cost per user: an epoch's refresh computes all scores of student and teacher, m (d_S + d_T), in blocks of users, and
     searches them for the pool; a step scores 2 K + L pairs. In memory are 2 (2 K + L) numbers.

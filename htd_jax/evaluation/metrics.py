@@ -179,7 +179,7 @@ def metrics_of_users(
 def _shares(
     users: chex.Array, ranks: chex.Array, where: chex.Array, num_users: int, cutoffs: Iterable[int]
 ) -> tuple[jax.Array, jax.Array, Metrics]:
-    """Every metric of a user as a sum over its pairs, so that no users x items array is needed.
+    """Returns every metric of a user as a sum over its pairs, so that no users x items array is needed.
 
     Returns:
       `[n]`, the user of each pair, ascending; `[num_users]`, the number of pairs of each user; and by metric `[n]`, the

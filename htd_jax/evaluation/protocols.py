@@ -1,8 +1,9 @@
 """Ranking protocols: which items a held-out item is ranked against.
 
-A protocol is a value with two methods: `prepare(split)` returns a pytree of arrays that it needs besides the split, and
-is called once; `ranks(model, split, prepared)` returns the ranks `[n]` of the held-out pairs of `split.valid` and of
-`split.test`, in their order. Memory grows with the number of pairs, not with users x the most pairs of one user.
+A protocol is a value with two methods: `prepare(split)` returns a pytree of the arrays that `ranks` needs in addition to
+the split, and is called once; `ranks(model, split, prepared)` returns the ranks `[n]` of the held-out pairs of
+`split.valid` and of `split.test`, in their order. Memory grows with the number of pairs, not with the number of users
+times the largest number of pairs of one user.
 """
 
 import dataclasses
@@ -121,9 +122,10 @@ class Sampled:
     seed: int = 0
 
     def prepare(self, split: Split) -> Any:
-        """Returns the candidates, and rows of one user and as many of its held-out items as users have on average.
+        """Returns the candidates, and the held-out pairs in rows. A row has one user, and room for the average number
+        of held-out items per user.
 
-        A user with more gets several rows, each of which scores the user's candidates again; so there are at most
+        A user with more items has several rows, each of which scores the user's candidates again. There are at most
         twice as many rows as users.
         """
         candidates = sample_candidates(split, self.candidates, self.seed)
@@ -227,10 +229,11 @@ def _count(scores: jax.Array, bar: jax.Array) -> jax.Array:
 
 
 def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
-    """For each of `[n]` pairs in the order of users, counts its user's pairs that do not score lower, itself included.
+    """Counts, for each of `[n]` pairs in the order of users, the same user's pairs that do not score lower, the pair itself
+    included.
 
-    That is the number of the user's pairs minus those before the pair's ties in ascending order; as above, nothing is
-    lower than nan.
+    In ascending order of scores, these are the pair's ties and all pairs after them. As above, nothing is lower than
+    nan.
     """
     n = len(users)
     index = jnp.arange(n, dtype=jnp.int32)
@@ -244,6 +247,6 @@ def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
 
 
 def _lowest(dtype: Any) -> jax.Array:
-    """The lowest number of the type."""
+    """Returns the lowest number of the type."""
     lowest = -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
     return jnp.asarray(lowest, dtype)

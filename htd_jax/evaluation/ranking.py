@@ -55,7 +55,8 @@ def make_evaluator(
     """Builds `evaluate(make_model, variables) -> {"valid": metrics, "test": metrics}`.
 
     `make_model` returns the Flax module for the training interactions, see `htd_jax.models`; `variables` are the
-    module's. What is compiled serves every evaluator of equal protocol and cutoffs, equal `make_model`, and shapes.
+    module's. The compiled program is shared by every evaluator of equal protocol and cutoffs, `make_model` and
+    shapes.
 
     Args:
       split: the interactions to rank.

@@ -70,7 +70,7 @@ def check_entries(where: Where, scores: jax.Array, name: str = "where") -> jax.A
 def check_two_entries(
     where: tuple[Where, Where] | None, first: jax.Array, second: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`check_entries` of a pair of masks, of `first` `[n, m]` and of `second` `[n, k]`; None masks nothing."""
+    """Applies `check_entries` to a pair of masks, of `first` `[n, m]` and of `second` `[n, k]`; None masks nothing."""
     if where is None:
         where = None, None
     if not isinstance(where, tuple | list) or len(where) != 2:

@@ -9,7 +9,7 @@ from htd_jax.losses.softmaxes import log_sum, subtract_best
 
 
 def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
-    r"""Bayesian personalised ranking, summed over triples.
+    r"""Computes the loss of Bayesian personalised ranking, summed over triples.
 
     .. math:: -\sum_b \log \sigma(x_{u_b i_b} - x_{u_b j_b})
 
@@ -36,7 +36,7 @@ def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where:
 
 
 def bce_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
-    r"""Binary cross-entropy with scores as logits, summed over triples: seen items have label 1, unseen ones 0.
+    r"""Computes binary cross-entropy with scores as logits, summed over triples; labels are 1 for seen items, else 0.
 
     .. math:: -\sum_b \log \sigma(x_{u_b i_b}) + \log(1 - \sigma(x_{u_b j_b}))
 
@@ -65,7 +65,7 @@ def bce_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where:
 def softmax_loss(
     scores: chex.Array, seen: chex.Array, *, where: chex.Array | None = None, temperature: float = 1.0
 ) -> jax.Array:
-    r"""Cross-entropy between a user's softmax over all items and each seen item, summed over interactions.
+    r"""Computes cross-entropy between a user's softmax over all items and each seen item, summed over interactions.
 
     .. math:: - \sum_u \sum_{i \in S_u} \log \frac{e^{s_{ui}}}{\sum_j e^{s_{uj}}}
 
@@ -103,7 +103,7 @@ def sampled_softmax_loss(
     where: chex.Array | None = None,
     temperature: float = 1.0,
 ) -> jax.Array:
-    r"""`softmax_loss` with the sum over all items estimated from sampled items, summed over interactions.
+    r"""Computes `softmax_loss` with the sum over all items estimated from sampled items, summed over interactions.
 
     With c the expected number of times that an item is sampled, and J the sampled items,
 

@@ -21,15 +21,15 @@ Masks = tuple[chex.Array | None, chex.Array | None]
 def relaxed_ranking_loss(
     interesting: chex.Array, uninteresting: chex.Array, *, where: Masks | None = None
 ) -> jax.Array:
-    r"""Negative log-likelihood of an order of some items, above others whose order is free; summed over rows.
+    r"""Computes the negative log-likelihood of ranking some items in a given order, above others in any order, per row.
 
     With s the scores of the K interesting items, in the order to learn, and b those of the L uninteresting ones,
 
     .. math:: -\sum_u \sum_{k=1}^{K} \left( s_{uk} - \log \left( \sum_{m=k}^{K} e^{s_{um}}
               + \sum_{l=1}^{L} e^{b_{ul}} \right) \right)
 
-    The inner sums over m are one cumulative log-sum-exp, from the last item to the first: O(K + L) per row, without
-    overflow.
+    The rows are summed. The inner sums over m are one cumulative log-sum-exp, from the last item to the first:
+    O(K + L) per row, without overflow.
 
     Source: Kang et al., CIKM'20, RRD: the likelihood of a permutation (Xia et al., ICML'08), relaxed.
 
@@ -64,7 +64,7 @@ def relaxed_ranking_loss(
 
 
 def pair_loss(better: chex.Array, worse: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
-    r"""Logistic loss of the score differences of pairs, averaged over a row's pairs, summed over rows.
+    r"""Computes the logistic loss of the score differences of pairs, averaged over a row's pairs, summed over rows.
 
     .. math:: -\sum_u \frac{1}{P_u} \sum_{p=1}^{P_u} \log \sigma(s^+_{up} - s^-_{up})
 
@@ -98,7 +98,7 @@ def pair_loss(better: chex.Array, worse: chex.Array, *, where: chex.Array | None
 def weighted_log_loss(
     scores: chex.Array, *, where: chex.Array | None = None, weights: chex.Array | None = None
 ) -> jax.Array:
-    r"""Weighted logistic loss of items that are all positive, summed over rows.
+    r"""Computes the weighted logistic loss of items that are all positive, summed over rows.
 
     .. math:: -\sum_u \sum_{k=1}^{K} w_{uk} \log \sigma(s_{uk})
 
@@ -197,7 +197,7 @@ def listwise_loss(
     teacher_temperature: float | jax.Array = 1.0,
     seen_weight: float = 1.0,
 ) -> jax.Array:
-    r"""Cross-entropies between the student's softmax and the teacher's over unseen items, and the seen items.
+    r"""Computes the student's cross-entropy to the teacher's softmax over unseen items, plus that to the seen items.
 
     With U the unseen items of user u, S the seen ones, s the student's scores divided by its temperature and t the
     teacher's divided by its own, summed over users,
@@ -258,7 +258,7 @@ def listed_loss(
     seen_weight: float = 1.0,
     others: bool = True,
 ) -> jax.Array:
-    r"""`listwise_loss` for a teacher's probabilities of some items; all others are one class.
+    r"""Computes `listwise_loss` for a teacher's probabilities of some items; all other items are one class.
 
     With q the student's softmax over the unseen items U of user u, A the listed items, p their probabilities and R = U
     less A the rest, the first term is
@@ -329,7 +329,7 @@ def rejuvenated_loss(
     temperature: float = 1.0,
     beta: float = 3.0,
 ) -> jax.Array:
-    r"""Cross-entropies to the teacher over the student's best items, and over a second set, summed over rows.
+    r"""Computes cross-entropies to the teacher over the student's best items, and over a second set, summed over rows.
 
     .. math:: \sum_u (1 - w_u) H(S_u) + w_u H(O_u), \quad w_u = e^{-\beta c_u}, \quad
               H(A) = -\sum_{i \in A} p_i \log q_i

@@ -9,7 +9,7 @@ from htd_jax.losses.softmaxes import cross_entropies
 
 
 def soft_label_loss(scores: chex.Array, labels: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
-    r"""Binary cross-entropy between scores as logits and soft labels, averaged over a row, summed over rows.
+    r"""Computes binary cross-entropy between scores as logits and soft labels, averaged over a row, summed over rows.
 
     .. math:: -\sum_u \frac{1}{K_u} \sum_{k=1}^{K_u} q_{uk} \log \sigma(s_{uk}) + (1 - q_{uk}) \log \sigma(-s_{uk})
 
@@ -45,7 +45,7 @@ def soft_label_loss(scores: chex.Array, labels: chex.Array, *, where: chex.Array
 def soft_bce_loss(
     logits: chex.Array, guide: chex.Array, *, where: chex.Array | None = None, temperature: float = 1.0
 ) -> jax.Array:
-    r"""Binary cross-entropy between logits and the probabilities of another model's logits, summed over pairs.
+    r"""Computes binary cross-entropy between logits and the probabilities by another model's logits, summed over pairs.
 
     With s the logits and g those of the other model,
 
@@ -85,7 +85,7 @@ def soft_bce_loss(
 def preference_loss(
     scores: chex.Array, guide: chex.Array, *, where: chex.Array | None = None, temperature: float = 1.0
 ) -> jax.Array:
-    r"""Cross-entropy between a row's softmax of scores and that of other scores, summed over rows.
+    r"""Computes cross-entropy between a row's softmax of scores and that of other scores, summed over rows.
 
     With s the scores and g the others,
 

@@ -56,8 +56,8 @@ def ftd_loss(student: chex.Array, teacher: chex.Array, *, where: chex.Array | No
 
     with S `[n, d_s]` and T `[n, d_t]` the rows scaled to length one, and Frobenius norms. The right-hand side needs
     O(n d^2) operations and no `[n, n]` matrix. Its terms grow as n^2, so the value has an absolute rounding error of
-    1e-7 n^2, at worst 1e-6 n^2; the gradient is not the difference of large terms. Supports reverse mode only, as every
-    loss here that computes its gradient along with its value.
+    1e-7 n^2, at worst 1e-6 n^2; the gradient is not the difference of large terms. Supports reverse mode only, like
+    every loss here that computes its gradient along with its value.
 
     Source: the paper's Full Topology Distillation.
 
@@ -137,7 +137,7 @@ def entity_level_loss(
     Source: the paper's entity-level topology.
 
     Args, returns, raises: as `htd_loss`; and `sides`, the numbers of rows of consecutive sets that share no group, such
-    as users and items. They sum to n, and change no result, but save a GPU the pairs across.
+    as users and items. They sum to n. They do not change the result, but let a GPU skip the pairs across sets.
     """
     s, t, groups, where = _check_groups(student, teacher, groups, num_groups, where)
     check_choice("pairs", pairs, PAIRS)

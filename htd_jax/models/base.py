@@ -68,7 +68,7 @@ class Recommender(nn.Module):
 
 
 def with_tables(model: Recommender) -> Recommender:
-    """Returns the bound module with its tables made, so that a loop that uses them does not make them in every turn."""
+    """Computes the tables of a bound module, so that a loop that uses them does not compute them in every iteration."""
     nothing = jnp.zeros(1, jnp.int32)
     model.score(nothing, nothing)
     return model
@@ -139,7 +139,7 @@ class ModelSettings:
 class ModelOf:
     """A `MakeModel` from a model's settings.
 
-    Unlike a lambda it compares by value: what is compiled for one serves every equal one.
+    Unlike a lambda, it compares by value, so that equal instances share compiled programs.
 
     Attributes:
       settings: of the model.

@@ -85,7 +85,7 @@ def propagate(tables: Tables, graph: Graph, layers: int) -> Tables:
 
     A is the symmetric adjacency matrix of users and items, without self-loops, and D its row sums; a node without
     neighbours receives zeros. The map is linear and symmetric, so its transpose, which is the backward pass, is itself.
-    Time is O(layers * (pairs + users + items) * dim); memory besides the tables is a row for every `WIDTH` pairs.
+    Time is O(layers * (pairs + users + items) * dim); memory, in addition to the tables, is one row per `WIDTH` pairs.
 
     Args:
       tables: users `[num_users, dim]` and items `[num_items, dim]`.
@@ -113,6 +113,6 @@ propagate.defvjp(
 
 
 def add_neighbours(onto: Tables, tables: Tables, graph: Graph) -> Tables:
-    """Adds to every user's row the weighted sum of its items' rows in `tables`, to every item's that of its users'."""
+    """Adds to the row of every user or item in `onto` the weighted sum of its neighbours' rows in `tables`."""
     users, items = tables
     return add_weighted(onto[0], items, graph.users), add_weighted(onto[1], users, graph.items)

@@ -79,12 +79,12 @@ class NeuMF(Recommender):
         return bce_loss(self.score(users, positives), self.score(users, negatives), where=where)
 
     def _user_parts(self, users: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The parts of the product and of the tower's first layer that depend on users `[...]`: `[..., dim]` each."""
+        """Returns what depends on users `[...]` in the product and in the tower's first layer: `[..., dim]` each."""
         product, tower = jnp.split(self.users[users], 2, axis=-1)
         return product * _last(self.product_weights, product), _affine(tower, self.user_kernel, self.bias)
 
     def _item_parts(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The parts that depend on items, from their rows `[..., 2 dim]`: `[..., dim]` each."""
+        """Returns the parts that depend on items, from their rows `[..., 2 dim]`: `[..., dim]` each."""
         product, tower = jnp.split(rows, 2, axis=-1)
         return product, dot(tower, self.item_kernel)
 
@@ -92,7 +92,7 @@ class NeuMF(Recommender):
         return jnp.sum(user[0] * item[0], axis=-1) + self._tower(user[1] + item[1])
 
     def _tower(self, first: jax.Array) -> jax.Array:
-        """The tower's term of a logit, `[...]`, from the inputs of its first ReLU, `[..., dim]`."""
+        """Returns the tower's term of a logit, `[...]`, from the inputs of its first ReLU, `[..., dim]`."""
         units = jax.nn.relu(first)
         for kernel, bias in self.tower:
             units = jax.nn.relu(_affine(units, kernel, bias))

@@ -3,7 +3,7 @@
 Shapes: n rows in s sides, each side with its own K experts d_s -> h -> d_t; m = d_s h + h d_t are the multiplications
 of one expert for one row. A pair is a row and an expert whose weight is in use; there are between n and n K pairs.
 
-| form | operations | bytes besides arguments and gradients |
+| form | operations | bytes in addition to arguments and gradients |
 |---|---|---|
 | routed | 6 m per pair | CPU: O(n (d_t + K)); else 4 (pairs (3 d_t + 3 h) + 2 blocks m), pairs < 2 n + 128 s K |
 | dense | 6 m K per row | CPU: 256 rows'; else 20 ROWS_TIMES_UNITS, 0.7 GB, or 20 n K h if that is less |
@@ -132,10 +132,10 @@ Total = tuple[jax.Array, jax.Array, jax.Array, Experts]
 
 
 def in_small_blocks(batch: Regression, sides: tuple[int, ...]) -> Total:
-    """The form for a CPU: loss and gradients by student, mixture and experts.
+    """Computes loss and gradients by student, mixture and experts on a CPU.
 
-    Loops whose lengths are known only when they run: a side with most weights in use is left to the dense loop, any
-    other to the routed ones.
+    It runs loops of dynamic lengths: a side with most weights in use is left to the dense loop, any other to the
+    routed ones.
     """
     starts = np.cumsum(sides)[:-1]
     used = jnp.stack([jnp.sum(part) for part in jnp.split(batch.in_use, starts)])
@@ -289,9 +289,9 @@ def _add_routed(total: Total, batch: Regression, sides: tuple[int, ...]) -> Tota
 
 
 def in_large_products(batch: Regression, sides: tuple[int, ...]) -> Total:
-    """The form for a GPU or TPU: loss and gradients by student, mixture and experts, in a fixed order of additions.
+    """Computes loss and gradients by student, mixture and experts on a GPU or TPU, in a fixed order of additions.
 
-    Two forms behind one condition, without loops until the hidden units of all experts exceed ROWS_TIMES_UNITS.
+    It selects one of two forms, without loops until the hidden units of all experts exceed ROWS_TIMES_UNITS.
     """
     used = jnp.sum(batch.in_use, axis=1)
     few = (jnp.sum(used) <= PAIRS * len(used)) & (jnp.max(used) <= MOST_OF_A_ROW)

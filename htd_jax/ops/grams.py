@@ -14,7 +14,7 @@ def all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
     .. math:: |T^\top T|^2 - 2 |T^\top S|^2 + |S^\top S|^2
 
     With d = d_s + d_t it costs n d^2 operations for the value and 2 n d d_s for the gradient, and memory `[d, d]`
-    besides its arguments. It takes four products on a CPU and two elsewhere, whatever n.
+    in addition to its arguments. It takes four products on a CPU and two elsewhere, whatever n.
 
     Args:
       s: `[n, d_s]` floats.
@@ -32,8 +32,8 @@ def _all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _all_pairs_and_gradient(s: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One product, U'U with U = [T | S], contains the three of the loss; one more is the gradient, 4 (S S'S - T T'S).
-    Differentiated by JAX they would be seven, most of them small."""
+    """Computes loss and gradient in two products: U'U with U = [T | S], which contains the three products of the loss;
+    and that of the gradient, 4 (S S'S - T T'S). Differentiation by JAX needs seven, most of them small."""
     both = jnp.concatenate([t, s], axis=1)
     products = _gram(both)
     tt, (ts, ss) = products[: t.shape[1], : t.shape[1]], jnp.split(products[:, t.shape[1] :], [t.shape[1]])
@@ -48,12 +48,12 @@ _all_pairs.defvjp(
 
 
 def _gram(x: jax.Array) -> jax.Array:
-    """X'X."""
+    """Computes X'X."""
     return platforms.by_platform(_by_halves, lambda x: in_chunks(x.T, x), x)
 
 
 def _by_halves(x: jax.Array) -> jax.Array:
-    """X'X from halves of columns: it is symmetric, so the product of the two halves is computed once."""
+    """Computes X'X from halves of columns: it is symmetric, so the product of the two halves is computed once."""
     left, right = jnp.split(x, [x.shape[1] // 2], axis=1)
     product = lambda x, y: einsum("nd,ne->de", x, y)
     across = product(left, right)

@@ -2,15 +2,15 @@
 
 Shapes: n rows in g groups, d = d_t + d_s dimensions of teacher and student.
 
-| form | where | operations | bytes besides arguments and gradient |
+| form | where | operations | bytes in addition to arguments and gradient |
 |---|---|---|---|
 | tiles | CPU | 2 (d_t + 3 d_s) per pair, each once, rounded up to tiles of 32 rows | O(n d_s) |
 | rows against all | elsewhere, one side at a time | 2 n^2 (d + d_s) | 16 ELEMENTS, 0.5 GB, or 16 n^2 if that is less |
 | products | all pairs | 2 (n + g size) d (d + d_s), and 2 g d^2 (n / size + g) to sum them | 4 (n / size + g) d^2 |
 
 Rows against all compute every pair of a side, g times as many as needed, in three products: 2.5 GFLOP at 1,024 users,
-2,048 items and 220 dimensions, which take a GPU less time than starting a few hundred turns of a loop over tiles. From
-2^25 pairs (5,793 rows of a side) on it loops over blocks of rows, 128 turns at 65,536 rows.
+2,048 items and 220 dimensions, which take a GPU less time than starting a few hundred iterations of a loop over tiles.
+From 2^25 pairs (5,793 rows of a side) on, it loops over blocks of rows: 128 iterations at 65,536 rows.
 """
 
 import functools
@@ -29,7 +29,7 @@ from htd_jax.ops.products import dot, einsum, in_chunks
 from htd_jax.ops.rows import take_rows
 
 # Rows per tile: enough for an efficient matrix product, and few enough that a small group does not pay for much of its
-# neighbours. And the number of pairs of tiles that a lane computes at a time.
+# neighbours; and the number of pairs of tiles that a lane computes at a time.
 TILE, MEETINGS = 32, 8
 
 # Rows per block of `products`, which writes a [d, d] matrix per block, on a CPU and elsewhere; and the cost of one of
@@ -86,7 +86,7 @@ _within_groups.defvjp(
 def in_small_tiles(
     s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The form for a CPU: value and gradient, from pairs of tiles of rows in the order of their groups."""
+    """Computes value and gradient on a CPU, from pairs of tiles of rows in the order of their groups."""
     rows = len(s)
     order = _sorted_by(groups, num_groups)
     num_tiles = -(-rows // TILE)
@@ -120,8 +120,8 @@ def _sorted_by(groups: jax.Array, num_groups: int) -> jax.Array:
 def _meet(
     s: jax.Array, t: jax.Array, groups: jax.Array, meets: jax.Array, num_groups: int, positive: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss and gradient over tiles `[tiles, TILE, d]`: tile i against the `meets[i]` tiles from itself on, MEETINGS
-    pairs of tiles at a time; both orders of a pair of rows count."""
+    """Computes loss and gradient over tiles `[tiles, TILE, d]`: tile i against the `meets[i]` tiles from itself on,
+    MEETINGS pairs of tiles at a time. Both orders of a pair of rows count."""
     num_tiles = len(groups)
     end = jnp.cumsum(meets)
 
@@ -155,7 +155,7 @@ def _meet(
 def in_large_products(
     s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool, sides: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """The form for a GPU or TPU: value and gradient, with a deterministic order of additions."""
+    """Computes value and gradient on a GPU or TPU, with a deterministic order of additions."""
     rows, student_dim, dim = len(s), s.shape[1], s.shape[1] + t.shape[1]
     blocks = _blocks(rows, num_groups, LARGE_BLOCK)
     cost = blocks * (LARGE_BLOCK * dim * (dim + student_dim) + num_groups * dim**2)
@@ -171,7 +171,7 @@ def in_large_products(
 def rows_against_all(
     s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, positive: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Value and gradient from the cosines of blocks of rows with all rows, ELEMENTS pairs at a time."""
+    """Computes value and gradient from the cosines of blocks of rows with all rows, ELEMENTS pairs at a time."""
     rows = len(s)
     size = min(max(ELEMENTS // rows, 1), rows)
     turns = -(-rows // size)
@@ -194,7 +194,7 @@ def rows_against_all(
 def products(
     s: jax.Array, t: jax.Array, groups: jax.Array, *, num_groups: int, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Value and gradient over all pairs: |T'T|^2 - 2 |T'S|^2 + |S'S|^2 and 4 (S S'S - T T'S), group by group.
+    """Computes value and gradient over all pairs: |T'T|^2 - 2 |T'S|^2 + |S'S|^2 and 4 (S S'S - T T'S), group by group.
 
     Each block holds rows of one group; a group's products are the sums of its blocks'.
     """

@@ -129,7 +129,7 @@ def to_precision(table: jax.Array, precision: str) -> Rows:
 
 
 def encoded(table: jax.Array, precision: str) -> Rows:
-    """`to_precision` without its checks, for traced arrays."""
+    """Does what `to_precision` does without its checks, for traced arrays."""
     if precision == "float32":
         return Rows(table)
     if precision == "float16":

@@ -29,9 +29,9 @@ class Fitted:
         `second_model` if one was trained.
       seconds: the training time of every epoch.
       chosen: the record of the epoch that `variables` are from.
-      distiller: the parameters that its method learned besides the student, at the last epoch: HTD's gate, see
-        `htd_jax.distillers.learned_groups`; empty if there are none.
-      about: facts for the model card, besides those of its own phase.
+      distiller: the parameters that its method learned in addition to the student's, at the last epoch: for HTD the
+        gates, see `htd_jax.distillers.learned_groups`; empty if there are none.
+      about: facts for the model card, in addition to those of its own phase.
     """
 
     make_model: MakeModel

@@ -31,7 +31,7 @@ from htd_jax.training import Training
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """What a run trains, and on which data."""
+    """Settings of a run: the models and the method to train, and the data."""
 
     dataset: str = "synthetic"
     """Name of a data set (citeulike is the paper's), or path of a CSV, TSV, Parquet, JSON lines or .inter file."""
@@ -153,7 +153,7 @@ class RunSpec:
       teacher: the teacher's phase; None if a trained teacher is given.
       student: the plain student's phase.
       distilled: the distilled student's phase; None without a method.
-      identity: what `config.json` holds, but for the hashes of data and teacher: every choice except paths.
+      identity: the contents of `config.json` without the hashes of data and teacher: all settings except paths.
     """
 
     settings: RunSettings

@@ -1,9 +1,9 @@
 """The run folder: its layout, and all reading and writing of it.
 
-config.json                   every choice but paths, and the hashes of data and teacher
+config.json                   all settings except paths, and the hashes of data and teacher
 split.npz                     the split; users.parquet and items.parquet the ids, unless they are row numbers
 metrics.jsonl                 one line per evaluation, phase by phase
-results.json                  what the finished run came to
+results.json                  the results of the finished run
 curves.png                    test recall against epochs
 checkpoints/<phase>/<epochs>  the newest checkpoint of each phase
 tensorboard/<phase>           event files, if they were requested
@@ -28,7 +28,7 @@ from htd_jax.settings import override
 from htd_jax.training import Checkpoints, EarlyStopping, choose, is_finished
 from htd_jax.writing import alone, is_partial, whole
 
-# The settings that tell a phase from another of its name.
+# The settings that distinguish phases of the same name.
 _IDENTITY = ("data", "model", "training", "seed", "start", "methods", "teacher")
 
 
@@ -67,11 +67,11 @@ class RunFolder:
         return self.path / "tensorboard" / phase
 
     def user_metrics(self, phase: str) -> Path:
-        """Returns the file of a metric of each user, which a study keeps."""
+        """Returns the file in which a study keeps a metric of each user."""
         return self.path / f"users-{phase}.npz"
 
     def begin(self, identity: Mapping[str, Any], data: Dataset) -> None:
-        """Writes what the run is.
+        """Writes the settings and the data of the run.
 
         Raises:
           UserError: see `check`.
@@ -83,7 +83,7 @@ class RunFolder:
     def check(self, identity: Mapping[str, Any]) -> None:
         """Checks that the folder is free, or holds this run.
 
-        More epochs than the folder's run continue it, unless a student learned from its teacher.
+        A request for more epochs resumes the folder's run, unless that distilled a student.
 
         Raises:
           UserError: if the folder holds something else, or cannot be read.

@@ -38,7 +38,7 @@ class Custom(Method):
 
 @dataclasses.dataclass(frozen=True)
 class PhaseRequest:
-    """What a caller requests of a phase. None stands for a default.
+    """The settings of a phase, as requested. None stands for a default.
 
     Attributes:
       role: whether a teacher or a student is trained.

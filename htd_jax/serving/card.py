@@ -98,5 +98,5 @@ def _head(*columns: str) -> str:
 
 
 def _shown(metrics: dict[str, float]) -> list[str]:
-    """Those of the metrics that tables show, by name, small cutoffs before large ones."""
+    """Returns the names of those metrics that tables show, small cutoffs before large ones."""
     return shown_metrics(sorted({int(name.rpartition("@")[2]) for name in metrics}), metrics)

@@ -101,7 +101,7 @@ def _padded(lists: list[np.ndarray], dim: int) -> Iterator[tuple[np.ndarray, np.
 
 @jax.jit
 def _gram(table: Rows) -> jax.Array:
-    """Y'Y `[d, d]`, block by block, so that the whole table is never converted to float32 at once."""
+    """Computes Y'Y `[d, d]`, block by block, so that the whole table is never converted to float32 at once."""
     block = max(1, min(len(table), CELLS // table.dim))
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:

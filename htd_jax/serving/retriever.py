@@ -86,7 +86,7 @@ class Retriever:
         return Recommendations(self.user_ids.take(rows), *top, self.item_ids)
 
     def recommend_in_blocks(self, users: Any = None, k: int = 20, **settings: Any) -> Iterator[Recommendations]:
-        """Like `recommend`, with the same arguments, but yields blocks of users: for more lists than memory holds."""
+        """Yields what `recommend` returns, in blocks of users: for more lists than memory holds."""
         rows = self._user_rows(users)
         blocks = self._rank(rows, k, **settings)
 

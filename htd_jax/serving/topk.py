@@ -132,8 +132,11 @@ def best_scored(
     candidates: np.ndarray | None = None,
     memory: int = MEMORY,
 ) -> Iterator[Top]:
-    """`best_items` for scores that are not products: `score`, a pytree like `Teacher.scores`, maps users `[n]` to
-    `[n, num_items]`."""
+    """Yields the k best items of users by other scores than products, with the arguments of `best_items`.
+
+    Args:
+      score: maps users `[n]` to scores `[n, num_items]`; a pytree, like `Teacher.scores`.
+    """
     size = num_items if candidates is None else len(candidates)
     k, blocks = _divide(k, len(rows), size, memory, 0, scored=num_items)
     chosen = None if candidates is None else jnp.asarray(candidates, jnp.int32)
@@ -217,7 +220,7 @@ def _rank_blocks(
 
 
 def _most_hidden(users: np.ndarray, hidden: Hidden | None, blocks: _Blocks) -> int:
-    """The most hidden pairs of a block, rounded up: one shape for all blocks, so that nothing is compiled twice."""
+    """Returns the most hidden pairs of a block, rounded up: one shape for all blocks, so that each compiles once."""
     if hidden is None or not len(users):
         return 0
     degrees = np.diff(hidden.offsets)[users]

@@ -1,4 +1,4 @@
-"""What a mean of recalls hides: the items and users that it consists of, and the character of lists.
+"""Recall by items and by users, and the character of lists, which an average recall hides.
 
 Lists are `[users, k]` rows of items, the best first, -1 where a user has fewer, as `htd_jax.serving.best_items` returns
 them.

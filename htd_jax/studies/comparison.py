@@ -128,7 +128,7 @@ def answer(plan: Plan, every: Sequence[Row]) -> str:
 
 
 class Seen(NamedTuple):
-    """What a comparison reads besides the runs' results.
+    """The data that a comparison reads in addition to the runs' results.
 
     Attributes:
       curves: learning curves, see `plan.curves`.

@@ -1,4 +1,4 @@
-"""What students are like next to their teacher: the relations that they keep, and the lists that they show."""
+"""Studies that compare students with their teacher: the relations that they keep, and the lists that they show."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def _models(
 
 
 class Related(NamedTuple):
-    """What students keep of their teacher's relations, by row and seed.
+    """The teacher's relations that students keep, by row and seed.
 
     Attributes:
       kept: the relations of every side.
@@ -200,8 +200,8 @@ def _topology_answer(seen: Related) -> str:
 
 
 class Shown(NamedTuple):
-    """What a model's lists show: its metrics in thirds by `popularity` and by `activity`, the `character` of its lists,
-    and their `likeness` to the teacher's."""
+    """Measures of a model's lists: its metrics in thirds by `popularity` and by `activity`, the lists' `character`, and
+    their `likeness` to the teacher's."""
 
     popularity: list[Third]
     activity: list[Third]

@@ -54,7 +54,7 @@ class Plan:
     seeds: tuple[int, ...]
 
     def stages(self) -> list[list[Job]]:
-        """Returns every run: teachers; plain students; the others. A stage needs what the one before has trained.
+        """Returns all runs in stages: teachers; plain students; the others. A stage needs the models of the one before.
 
         Raises:
           UserError: if a run is invalid.
@@ -72,7 +72,7 @@ class Plan:
         return [unique(stage) for stage in (teachers, plain, distilled) if stage]
 
     def job(self, variant: Variant, dim: int, seed: int) -> Job:
-        """Returns a run. That of a plain student has the teacher, which other variants are given."""
+        """Returns the run of a variant. The plain student's run trains the teacher, which other variants reuse."""
         teacher = self.request.paths.teacher
         request = variant.apply(self.request)
         words = [*self.flags, *variant.flags(), *flag_words("student_dim", dim), *flag_words("seed", seed)]

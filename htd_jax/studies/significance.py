@@ -9,7 +9,7 @@ import chex
 import numpy as np
 from scipy import stats
 
-# The number of sign flips of a test over users; a test with no more flips in all uses each once.
+# The number of sign flips that a test over users samples; a test with fewer possible flips uses each once.
 RESAMPLES = 10_000
 
 # The number of signs in a batch: 8 MiB.
@@ -29,8 +29,8 @@ class Test:
       difference: the difference of their means over users, averaged over seeds.
       over_seeds: the p-value of `seeds_test`; None for one seed.
       over_users: the p-value of `users_test` per seed.
-      over_seeds_corrected, over_users_corrected: the same corrected for all methods that are tested against the
-        student, or against the best other, per seed; see `corrected`.
+      over_seeds_corrected, over_users_corrected: the same p-values, corrected for the number of methods that are tested
+        together: all against the student, or all against the best other method, per seed; see `corrected`.
     """
 
     __test__ = False  # not one of pytest's

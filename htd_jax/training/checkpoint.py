@@ -29,7 +29,7 @@ class Checkpoints:
     and it is read back before the previous step is deleted. Saving waits for the disk: the state is donated to the
     next epoch.
 
-    Steps are listed at every access, so that reading works while another process saves. Of two processes that save,
+    Steps are listed at every access, so that reading works while another process saves. If two processes save,
     the second is refused.
 
     Raises:

@@ -46,7 +46,7 @@ class Guidance:
     context: Any
 
 
-# `Trainer.guide` makes a `Guidance` of anything else; to pass that saves every epoch from doing so again.
+# `Trainer.guide` turns any of these into a `Guidance`; passing the `Guidance` on saves every epoch from repeating that.
 AnyTeacher = Guidance | Teacher | Representations | Lists | None
 
 
@@ -60,7 +60,7 @@ class Epoch(Protocol):
     """Returns the state after one more epoch, and the terms of the loss, averaged over the epoch's batches.
 
     Compiled; the given state is donated. The key is the same at every call, and differs from that of `Init`: all
-    randomness of an epoch follows from key and epoch number, so a resumed run samples what an unbroken one does.
+    randomness of an epoch follows from key and epoch number, so a resumed run samples the same as an unbroken one.
     """
 
     def __call__(
@@ -85,7 +85,7 @@ class Trainer(NamedTuple):
       init: see `Init`.
       epoch: see `Epoch`.
       guide: see `Guide`.
-      second_model: the distiller's.
+      second_model: the distiller's `second_model`.
     """
 
     make_model: MakeModel
@@ -106,7 +106,7 @@ def cosine(learning_rate: float, steps: int) -> optax.Schedule:
 
 
 def no_teacher(train: Interactions) -> Representations:
-    """Returns representations of no dimension, for a phase without distillation."""
+    """Returns representations of width 0, for a phase without distillation."""
     return Representations(jnp.zeros((train.num_users, 0)), jnp.zeros((train.num_items, 0)))
 
 
@@ -122,7 +122,7 @@ def make_trainer(
 
     Args:
       make_model: returns the Flax module for the training interactions, see `htd_jax.models`. It is called once per
-        epoch, so that what it computes from the interactions is no part of a step.
+        epoch, so that steps do not repeat what it computes from the interactions.
       distiller: see `htd_jax.distillers`.
       optimizer: applied to the parameters of model and distiller alike.
       batch_size: triples per step; the last batch of an epoch is padded.
