@@ -83,17 +83,19 @@ class Teacher:
         for need in needs:
             if not self.has(need):
                 has = [name for name in ("representations", "scores", "lists") if self.has(name)]
-                raise UserError(f"the method needs a teacher's {need}, and this one has {' and '.join(has) or 'none'}")
+                given = f"only {' and '.join(has)}" if has else "none"
+                raise UserError(f"the method needs the teacher's {need}, but this teacher has {given}")
         sizes = {"users": train.num_users, "items": train.num_items}
         if self.representations is not None:
             for name, table in self.representations._asdict().items():
                 if table.ndim != 2 or len(table) != sizes[name]:
-                    raise UserError(f"the teacher's {name} are {list(table.shape)}, the data has {sizes[name]} {name}")
+                    shape = list(table.shape)
+                    raise UserError(f"the teacher's {name} have shape {shape}, but the data has {sizes[name]} {name}")
             if self.representations.users.shape[1] != self.representations.items.shape[1]:
                 raise UserError("the teacher's users and items are of different widths")
         if self.lists is not None and (self.lists.items.ndim != 2 or len(self.lists.items) != sizes["users"]):
             shape = list(self.lists.items.shape)
-            raise UserError(f"the teacher's lists are {shape}, the data has {sizes['users']} users")
+            raise UserError(f"the teacher's lists have shape {shape}, but the data has {sizes['users']} users")
 
     def learner(self) -> tuple[MakeModel, Any]:
         """Returns the teacher as a model that can be trained further: what makes its module, and its variables.
@@ -108,7 +110,10 @@ class Teacher:
         if isinstance(scorer, ScoreAll):
             return scorer.make_model, self.scores.args[0]  # type: ignore[union-attr]
         if self.representations is None or not self.inner_product:
-            raise UserError("a teacher that learns must be a model, or representations whose products are its scores")
+            raise UserError(
+                "a teacher that is trained further must be a model, or representations whose inner products are its "
+                "scores"
+            )
         return ModelOf(BPRSettings(), self.dim), {"params": self.representations._asdict()}
 
     def top(self, train: Interactions, k: int) -> jax.Array:

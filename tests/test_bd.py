@@ -285,7 +285,7 @@ def test_what_cannot_learn_is_refused(data):
     with pytest.raises(UserError, match="representations"):
         htd_jax.distill(Lists(jnp.zeros((60, 3), jnp.int32)), data, method="bd", dim=2, **FEW)
     other = Teacher(representations=tables, scores=jax.tree_util.Partial(lambda users: jnp.zeros((len(users), 150))))
-    with pytest.raises(UserError, match="a teacher that learns"):
+    with pytest.raises(UserError, match="a teacher that is trained further"):
         other.learner()
     assert Teacher(representations=tables).learner()[0] == ModelOf(BPRSettings(), 2)
 

@@ -135,19 +135,22 @@ REFUSED = {
     "fields": (
         csv(TEXT.replace("u1,i1,", "u1,", 1)),
         (),
-        ["line 12 has 3 fields ('u1,", ", the first 4; --skip-bad-rows leaves such lines out"],
+        ["line 12 has 3 fields ('u1,", ", the first 4; set --skip-bad-rows to leave such lines out"],
     ),
     "missing values": (
         csv(TEXT.replace("u1,", ",", 2).replace(",i2,", ",,", 1)),
         (),
-        ["2 of 200 rows: missing in column 'user_id', first line 12", "missing in column 'item_id', first line 22"],
+        [
+            "2 of 200 rows: no value in column 'user_id', first in line 12",
+            "no value in column 'item_id', first in line 22",
+        ],
     ),
     "not UTF-8": (("log.csv", LATIN), (), ["line 12 is not UTF-8 (\\xe91,i1,", "save the file as UTF-8"]),
     "UTF-16": (("log.csv", TEXT.encode("utf-16")), (), ["it is UTF-16; save it as UTF-8"]),
     "ratings of text": (
         csv(TEXT.replace(",3,", ",good,")),
         ("--min-rating", "2"),
-        ["rows: not a number in column 'rating', first line", "('good'); --skip-bad-rows leaves such rows out"],
+        ["rows: not a number in column 'rating', first in line", "('good'); set --skip-bad-rows to leave such rows"],
     ),
     "times of text": (
         csv(TEXT.replace(",10", ",in spring 10")),
@@ -157,7 +160,7 @@ REFUSED = {
     "a date of text": (
         csv("user,item,time\n1,2,2024-02-29T10:00:00Z\n1,3,2024-02-30\n2,3,2024-03-01\n"),
         ("--split", "last"),
-        ["1 of 3 rows: not a date or number in column 'time', first line 3 ('2024-02-30')"],
+        ["1 of 3 rows: not a date or number in column 'time', first in line 3 ('2024-02-30')"],
     ),
     "no time": (csv("user,item\n1,2\n"), ("--split", "time"), ["no time column found"]),
     "nothing left": (csv(TEXT), ("--min-rating", "9"), ["no interaction is left of 200 rows (200 rows rated below 9"]),
@@ -231,7 +234,7 @@ def notes(text, tmp_path, **settings):
 
 def test_repeated_rows_are_merged_and_counted(tmp_path):
     data, told = notes(TEXT + "u1,i1,5,1\nu1,i1,5,2\n", tmp_path)
-    assert "2 rows merged, which repeat a user and item; the first in time counts" in told
+    assert "2 rows merged as repeats of a user and item; the first in time counts" in told
     assert set.union(*pairs_of(data)) == {row[:2] for row in ROWS}
 
 
@@ -254,7 +257,7 @@ def test_bad_rows_are_left_out_if_one_says_so(tmp_path):
     text = TEXT.replace("u1,", ",", 2).replace("u2,i2,", "u2,i2,x,", 1)
     data, told = notes(text, tmp_path, skip_bad_rows=True)
     assert "1 line left out: another number of fields" in told
-    assert "2 of 199 rows: missing in column 'user_id'" in told and "left out" in told
+    assert "2 of 199 rows: no value in column 'user_id'" in told and "left out" in told
     assert len(set.union(*pairs_of(data))) == len(ROWS) - 3
 
 

@@ -126,7 +126,7 @@ def state(folder):
 
 def test_a_run_with_a_method_is_not_continued_to_more_epochs(finished):
     message = refused("--htd.groups", 3, "--epochs", 5, "--runs", finished[0].parent)
-    assert "was trained for 3 epochs; more epochs make another teacher, and its student starts anew" in message
+    assert "was trained for 3 epochs; with more epochs the teacher changes, and the student must be" in message
 
 
 def test_a_moved_run_with_a_relative_teacher_is_taken_up(finished, tmp_path, monkeypatch):
@@ -419,9 +419,9 @@ def test_teachers_of_every_kind(data, teacher):
     for same in (of, Teacher.of(of), jax.tree.map(np.asarray, of), teacher.teacher()):
         chex.assert_trees_all_equal(distil(same, data, method="ftd").variables, expected)
     lists = Lists(jnp.zeros((60, 5), jnp.int32))
-    with pytest.raises(UserError, match="the method needs a teacher's representations, and this one has lists"):
+    with pytest.raises(UserError, match="needs the teacher's representations, but this teacher has only lists"):
         distil(lists, data, method="ftd")
-    with pytest.raises(UserError, match="the teacher's users are .* the data has 60 users"):
+    with pytest.raises(UserError, match="the teacher's users have shape .* the data has 60 users"):
         distil(of._replace(users=of.users[:-1]), data, method="ftd")
     with pytest.raises(UserError, match="of different widths"):
         distil(of._replace(users=of.users[:, :-1]), data, method="ftd")

@@ -198,7 +198,7 @@ def test_errors_are_bounded(seed, exponent, dim):
 
 
 def test_what_a_precision_cannot_hold():
-    with pytest.raises(UserError, match="float16 ends at 65504"):
+    with pytest.raises(UserError, match="float16 holds no number above 65504"):
         to_precision(np.array([[1e6]]), "float16")
     for bad in (np.nan, np.inf):
         with pytest.raises(UserError, match="not finite"):

@@ -361,7 +361,7 @@ def test_defaults_of_the_recipe():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bytes": 20, "student_dim": 30}, "`bytes` decides `student_dim` and `precision`"),
+        ({"bytes": 20, "student_dim": 30}, "`bytes` determines `student_dim` and `precision`"),
         ({"precision": "int4", "student_dim": 5}, "`student_dim` must be even, not 5"),
         ({"precision": "int8", "model": "neumf"}, "`precision` int8 needs a model whose scores are inner products"),
     ],

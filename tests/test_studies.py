@@ -105,7 +105,7 @@ def test_what_is_wrong_with_all_runs_is_said_before_any(compared, tmp_path):
     shutil.copytree(compared[0], folder)
     written = (folder / "comparison.html").read_bytes()
     said = line_of(start_command("study", "comparison", "--methods", "ftd", "--runs", folder))
-    assert "comparison.md: a report on other data" in said
+    assert "comparison.md: is a report on other data" in said
     assert (folder / "comparison.html").read_bytes() == written
     assert "--methods must name a method" in line_of(study("--methods", "--runs", tmp_path / "other"))
     assert "--shares must lie in" in line_of(start_command("study", "capacity", "--shares", "200", "--runs", folder))

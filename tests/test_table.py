@@ -147,7 +147,7 @@ def test_a_second_run_of_the_same_settings_and_seed_is_refused(add, tmp_path):
     add("first", recall_50=0.2)
     add("second", recall_50=0.4)
     message = line_of(start_table("--runs", tmp_path, "--metrics", "recall@50"))
-    assert "second: a second run with the same settings" in message
+    assert "second: is a second run with the same settings" in message
 
 
 @pytest.mark.parametrize("written", ["", "not json", "[]", "null", '{"phases": {}}', '{"phases": 3, "seed": 0}', '"x"'])

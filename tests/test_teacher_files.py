@@ -319,7 +319,7 @@ class TestRows:
             and "set `teacher_user_ids` to a file" in line
         )
         line = line_of(match_rows, table, Ids.from_values(["a", "b", "x"], "user"), self.DATA, "user")
-        assert "2 of the data's 4 users are not among its 3 ids, for example 'c'" in line
+        assert "the file's 3 ids lack 2 of the data's 4 users, for example 'c'" in line
         assert "2 ids, but" in line_of(match_rows, table, Ids.from_values(["a", "b"], "user"), self.DATA, "user")
 
     @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ class TestLists:
             "1 of 2 users are not in the data and were left out, for example 'q'" in notes and "1 of 4 items" in notes
         )
         nobody = RankedLists(pa.array([1, 2]), pa.array(["x", "y"]))
-        assert "none of its 2 users is among the data's 3" in line_of(to_lists, nobody, self.USERS, self.ITEMS)
+        assert "none of the file's 2 users is among the data's 3" in line_of(to_lists, nobody, self.USERS, self.ITEMS)
         apart = RankedLists(pa.array(["a", "q"]), pa.array(["w", "x"]))
         assert "no row has both" in line_of(to_lists, apart, self.USERS, self.ITEMS)
 

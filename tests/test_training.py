@@ -417,10 +417,10 @@ def test_score_is_the_models_and_differentiable(small_split):
 @pytest.mark.parametrize(
     ("needs", "given", "message"),
     [
-        (("representations",), None, "the method needs a teacher's representations, and this one has none"),
-        (("lists",), None, "the method needs a teacher's lists, and this one has none"),
-        (("scores",), "lists", "the method needs a teacher's scores, and this one has lists"),
-        (("lists", "representations"), "lists", "the method needs a teacher's representations, and this one has lists"),
+        (("representations",), None, "the method needs the teacher's representations, but this teacher has none"),
+        (("lists",), None, "the method needs the teacher's lists, but this teacher has none"),
+        (("scores",), "lists", "the method needs the teacher's scores, but this teacher has only lists"),
+        (("lists", "representations"), "lists", "needs the teacher's representations, but this teacher has only lists"),
     ],
 )
 def test_a_teacher_that_lacks_what_is_needed_is_refused(small_split, needs, given, message):
@@ -495,7 +495,7 @@ def test_a_teachers_scores_need_be_no_products(small_split):
     np.testing.assert_allclose(given.scores(users), scores, rtol=1e-5)
     every = np.asarray(model.apply(variables, jnp.arange(train.num_users), method="score_all"))
     np.testing.assert_array_equal(jax.jit(lambda t, train: t.top(train, 6))(given, train), best_unseen(every, train, 6))
-    with pytest.raises(UserError, match="the method needs a teacher's representations, and this one has scores"):
+    with pytest.raises(UserError, match="needs the teacher's representations, but this teacher has only scores"):
         fit(small_split, given, distillers.ftd(), epochs=1)
 
 
@@ -532,5 +532,5 @@ def test_a_finished_phase_goes_on_to_more_epochs(small_split, tmp_path):
     whole = fit(small_split, None, "none", tmp_path / "whole", epochs=5, eval_every=1)
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
     assert timeless(on.records) == timeless(whole.records)
-    with pytest.raises(UserError, match="holds 5 epochs, more than 4"):
+    with pytest.raises(UserError, match="already trained for 5 epochs, more than the requested 4"):
         fit(small_split, None, "none", tmp_path / "run", epochs=4, eval_every=1)

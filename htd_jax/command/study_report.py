@@ -39,7 +39,7 @@ def check_report(folder: Path, name: str, data: str) -> None:
     except OSError:
         return
     if found and found[1] != data:
-        raise UserError(f"{shown(path)}: a report on other data; set `runs` to another folder, or delete this one")
+        raise UserError(f"{shown(path)}: is a report on other data; set `runs` to another folder, or delete this one")
 
 
 def write_report(folder: Path, report: Report) -> Path:

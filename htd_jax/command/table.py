@@ -45,7 +45,9 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
             key = (results["dataset"], model["name"], protocol, -model["dim"], _order(phase), phase, identity)
             figures = entry["final"]["test"] | {"closed": results["gap_closed"].get(gap_metric)}
             if rows[key].setdefault(results["seed"], figures) is not figures and phase == results["method"]:
-                raise UserError(f"{folder}: a second run with the same settings and seed")
+                raise UserError(
+                    f"{folder}: is a second run with the same settings and seed; move one of the two to another folder"
+                )
     if not rows:
         raise UserError(f"no finished run in {options.runs} has {' or '.join(shown)}")
     print("| dataset | model | dimensions | | seeds |", " | ".join(shown), f"| gap closed ({gap_metric}) |")

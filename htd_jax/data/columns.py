@@ -358,7 +358,7 @@ def _read_text(
             number_at, expected, got, text = row.groups()
             raise UserError(
                 f"{shown(path)}: line {number_at} has {got} field{'s' * (got != '1')} ({_short(text.strip())}), the "
-                f"first {expected}; `skip_bad_rows` leaves such lines out"
+                f"first {expected}; set `skip_bad_rows` to leave such lines out"
             ) from None
         raise
 

@@ -183,13 +183,13 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
             return
         row = int(np.argmax(wrong))
         value = f" ({columns.by_role[role][row].as_py()!r})" if example else ""
-        where = f"in column {columns.names[role]!r}, first {columns.place(row)}{value}"
+        where = f"in column {columns.names[role]!r}, first in {columns.place(row)}{value}"
         message = f"{int(wrong.sum()):,} of {_count(size, 'row')}: {what} {where}"
         if reading.skip_bad_rows:
             notes.append(f"{message}; left out")
             bad[wrong] = True
         else:
-            problems.append(f"{source}: {message}; `skip_bad_rows` leaves such rows out")
+            problems.append(f"{source}: {message}; set `skip_bad_rows` to leave such rows out")
 
     numbers: dict[str, np.ndarray] = {}
     encoded: dict[str, tuple[np.ndarray, pa.Array]] = {}
@@ -202,7 +202,7 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
                     del numbers[role]
                 continue
             report(role, wrong & ~empty, "not a date or number" if role == "time" else "not a number")
-        report(role, empty, "missing", example=False)
+        report(role, empty, "no value", example=False)
         if role in ("user", "item"):
             try:
                 encoded[role] = _encode(column, role)
@@ -245,7 +245,7 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
             log, parts = _take(log, rows), parts[rows]
 
     first = "in time" if log.times is not None else "in the file"
-    keep(_distinct_pairs(log, parts), f"merged, which repeat a user and item; the first {first} counts")
+    keep(_distinct_pairs(log, parts), f"merged as repeats of a user and item; the first {first} counts")
     least = f"{_count(reading.min_per_user, 'item')} per user and {_count(reading.min_per_item, 'user')} per item"
     keep(_core(log, parts, reading), f"left out to reach {least}")
     if not len(log.users):
@@ -352,7 +352,7 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _iso_times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Does what `_times` does for ISO strings in mixed forms: with or without a time zone, in nanoseconds, or invalid."""
+    """Does what `_times` does for ISO strings in mixed forms: with a time zone, in nanoseconds, or invalid."""
 
     def parse(text: str) -> float:  # UTC unless it names a zone
         try:

@@ -128,8 +128,8 @@ def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONG
         if unknown == len(row_of_value):
             example = encoded.dictionary[0].as_py() if unknown else None
             raise UserError(
-                f"{ranked.name}: none of its {unknown} {ids.kind}s is among the data's {len(ids)}: its ids are like "
-                f"{example!r}, the data's like {ids.values[0].as_py()!r}"
+                f"{ranked.name}: none of the file's {unknown} {ids.kind}s is among the data's {len(ids)}; the file "
+                f"has ids like {example!r}, the data like {ids.values[0].as_py()!r}"
             )
         if unknown:
             example = encoded.dictionary[int(np.argmax(row_of_value < 0))].as_py()

@@ -62,7 +62,7 @@ def read_tables(paths: Sequence[Path | str]) -> Tables:
         if "item" in first and "user" in second and "user" not in first and "item" not in second:
             raise UserError(f"{shown(files[0])} {shown(files[1])}: the users' file comes first, then the items'")
         if files[0] == files[1]:
-            raise UserError(f"{shown(files[0])}: one file for both users and items; give one of each")
+            raise UserError(f"{shown(files[0])}: is given for both users and items; give one file for each")
         for path in files:
             try:
                 arrays[shown(path)] = _npy(path)
@@ -140,8 +140,8 @@ def match_rows(
         if missing := int((at < 0).sum()):
             example = data_ids.values[int(np.argmax(at < 0))].as_py()
             raise UserError(
-                f"{setting}: {missing} of the data's {size} {kind}s are not among its {rows} ids, for example "
-                f"{example!r}; its ids are like {row_ids.values[0].as_py()!r}"
+                f"{setting}: the file's {rows} ids lack {missing} of the data's {size} {kind}s, for example "
+                f"{example!r}; the file has ids like {row_ids.values[0].as_py()!r}"
             )
         return table[at]
     if pa.types.is_integer(data_ids.values.type) and size:
@@ -200,7 +200,7 @@ def _pair(path: Path, arrays: Mapping[str, LazyArray]) -> tuple[str, str]:
     held = ", ".join(f"{shown(name)} {list(array.shape)}" for name, array in [*arrays.items()][:LISTED])
     more = f" and {len(arrays) - LISTED} more" if len(arrays) > LISTED else ""
     raise UserError(
-        f"{shown(path)}: {lacking}, an array with 'user' or 'item' in its name; it holds {held or 'nothing'}{more}"
+        f"{shown(path)}: {lacking} found by name ('user' or 'item' in it); the file holds {held or 'nothing'}{more}"
     )
 
 

@@ -1,9 +1,9 @@
 """Ranking protocols: which items a held-out item is ranked against.
 
-A protocol is a value with two methods: `prepare(split)` returns a pytree of the arrays that `ranks` needs in addition to
-the split, and is called once; `ranks(model, split, prepared)` returns the ranks `[n]` of the held-out pairs of
-`split.valid` and of `split.test`, in their order. Memory grows with the number of pairs, not with the number of users
-times the largest number of pairs of one user.
+A protocol is a value with two methods: `prepare(split)` returns a pytree of arrays that `ranks` needs in addition to the
+split, and is called once; `ranks(model, split, prepared)` returns the ranks `[n]` of the held-out pairs of `split.valid`
+and of `split.test`, in their order. Memory grows with the number of pairs, not with the number of users times the
+largest number of pairs of one user.
 """
 
 import dataclasses
@@ -229,8 +229,8 @@ def _count(scores: jax.Array, bar: jax.Array) -> jax.Array:
 
 
 def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
-    """Counts, for each of `[n]` pairs in the order of users, the same user's pairs that do not score lower, the pair itself
-    included.
+    """Counts, for each of `[n]` pairs in the order of users, the same user's pairs that do not score lower,
+    itself included.
 
     In ascending order of scores, these are the pair's ties and all pairs after them. As above, nothing is lower than
     nan.

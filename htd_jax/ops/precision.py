@@ -120,7 +120,9 @@ def to_precision(table: jax.Array, precision: str) -> Rows:
     if not largest < float("inf"):  # nan too
         raise UserError("the table has numbers that are not finite")
     if precision == "float16" and largest > float(jnp.finfo(jnp.float16).max):
-        raise UserError(f"`precision` float16 ends at 65504, and the table has {largest:.4g}; use float32 or int8")
+        raise UserError(
+            f"`precision` float16 holds no number above 65504, and the table has {largest:.4g}; use float32 or int8"
+        )
     if precision == "int4" and table.shape[1] % 2:
         width = table.shape[1]
         raise UserError(f"`precision` int4 packs two numbers per byte, so the width must be even, not {width}")

@@ -121,7 +121,7 @@ class Experiment:
         checkpoints = None
         if folder is not None:
             if not spec.reproducible:
-                raise UserError("a custom function has no settings that identify its checkpoints; give no `folder`")
+                raise UserError("a custom function has no settings that identify its checkpoints; leave out `folder`")
             if runs and not spec.needs_teacher and not folder.exists():
                 found = find_phase(runs, spec.name, identity, spec.training.epochs, spec.early_stopping)
                 if found:
@@ -166,11 +166,12 @@ class Experiment:
             assert start is not None
             if start.settings["model"] != spec.describe_model():
                 raise UserError(
-                    f"`start` is a student of {start.settings['model']}, and this one is of {spec.describe_model()}"
+                    f"`start` is a student of model {start.settings['model']}, but the new student has model "
+                    f"{spec.describe_model()}"
                 )
             return start.variables
         if teacher is None or not teacher.inner_product:
-            raise UserError("svd needs a teacher whose scores are products of its representations")
+            raise UserError("svd needs a teacher whose scores are inner products of its representations")
         teacher.check(self.data.train)
         assert spec.dim is not None
         users, items = svd_factors(*teacher.representations, spec.dim)

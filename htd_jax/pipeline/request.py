@@ -192,7 +192,7 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     if settings.bytes:
         sized = for_bytes(settings.bytes, teacher_dim)
         if dim not in (None, sized[0]) or precision not in (None, sized[1]):
-            raise UserError("`bytes` decides `student_dim` and `precision`; set either")
+            raise UserError("`bytes` determines `student_dim` and `precision`; leave out `bytes`, or the other two")
         dim, precision = sized
     plain = request.training  # for phases without a method, to which its defaults do not apply
     if methods and plain.loss is None:

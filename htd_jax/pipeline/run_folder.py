@@ -115,8 +115,8 @@ class RunFolder:
                 if identity["method"] == "none":
                     continue
                 raise UserError(
-                    f"{folder}: was trained for {was[name]} epochs; more epochs make another teacher, and its student "
-                    "starts anew: choose another folder with `run`"
+                    f"{folder}: was trained for {was[name]} epochs; with more epochs the teacher changes, and the "
+                    "student must be trained again; choose another folder with `run`"
                 )
             raise UserError(
                 f"{folder}: made with other settings ({name} was {was.get(name)!r}, is {now.get(name)!r}); choose "
@@ -273,9 +273,9 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
         patience, metric = settings["training"]["patience"], settings["evaluation"]["metric"]
         settings["data"], settings["evaluation"]["cutoffs"]
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{shown(checkpoints)} holds a checkpoint of no known model") from None
+        raise UserError(f"{shown(checkpoints)}: the checkpoint is of an unknown model") from None
     if not history["finished"]:
-        raise UserError(f"{shown(checkpoints)} stopped after {steps.latest} epochs; finish it first")
+        raise UserError(f"{shown(checkpoints)}: stopped after {steps.latest} epochs, unfinished; resume the run first")
     settings["training"]["epochs"] = len(history["seconds"])
     stopping = None if patience is None else EarlyStopping(metric, patience)
     chosen = choose(history["records"], stopping)

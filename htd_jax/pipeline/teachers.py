@@ -33,7 +33,7 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
         return None
     if len(files) == 1 and (files[0].is_dir() or not files[0].suffix):
         if any(ids):
-            raise UserError("`teacher_user_ids` is for tables; a run folder knows its rows")
+            raise UserError("`teacher_user_ids` is for tables; a run folder already contains its ids")
         fitted = _trained_teacher(files[0], spec, experiment)
         _check_needs(fitted.teacher(), spec, experiment)
         return fitted
@@ -47,7 +47,7 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     value, bar = fitted.chosen["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
     if value <= float(bar) < 1:  # where popularity finds all, nothing can be better
         named = ", ".join(shown(path) for path in files)
-        rows = ": are its rows those of this data? Set `teacher_user_ids` and `teacher_item_ids`"
+        rows = "; if its rows are in another order than the data's ids, set `teacher_user_ids` and `teacher_item_ids`"
         note = f"{named} ranks no better than popularity (validation {metric} {value:.4f}, popularity {float(bar):.4f})"
         print(f"note: {note}{as_flags(rows) if teacher.representations is not None else ''}")
     return fitted
@@ -133,7 +133,7 @@ def _check_needs(teacher: Teacher, spec: RunSpec, experiment: Experiment) -> Non
     """
     phases = [phase for phase in (spec.student, spec.distilled) if phase]
     if any(phase.start == "svd" for phase in phases) and not teacher.inner_product:
-        raise UserError("`teacher`: svd needs a teacher whose scores are products of its representations")
+        raise UserError("`teacher`: svd needs a teacher whose scores are inner products of its representations")
     for phase in phases:
         for name, method in phase.methods:
             try:
@@ -153,7 +153,10 @@ def _trained_teacher(path: Path, spec: RunSpec, experiment: Experiment) -> Fitte
     if folder is None:
         raise UserError(f"`teacher`: no folder {shown(path)}")
     if run.config.is_file() and folder == path:
-        raise UserError(f"`teacher`: {shown(folder)}: that run trained no teacher; give the one that it was given")
+        raise UserError(
+            f"`teacher`: {shown(folder)}: that run was given a teacher and trained none; set `teacher` to the files "
+            "that it was given"
+        )
     folder = folder.parent if folder.name.isdecimal() else folder
     try:
         fitted = open_phase(folder, experiment.data)

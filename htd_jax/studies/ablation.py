@@ -73,7 +73,10 @@ def varied(values: Mapping[str, Sequence[float]]) -> tuple[Variant, ...]:
     defaults = vars(METHODS["htd"]())
     values = {name: sorted({*own, defaults[name]}) for name, own in values.items() if set(own) - {defaults[name]}}
     if not values:
-        raise UserError("`groups`, `weight`, `alpha` and `coldest` have default values only; give another value of one")
+        raise UserError(
+            "`groups`, `weight`, `alpha` and `coldest` have only their default values, so that nothing varies; give one "
+            "of them another value"
+        )
     return tuple(
         Variant(
             "htd",

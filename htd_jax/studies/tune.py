@@ -344,8 +344,8 @@ def _open(optuna: Any, tuning: Tuning) -> Any:
     for name in dict.fromkeys([*was, *identity]):
         if was.get(name) != identity.get(name):
             raise UserError(
-                f"{shown(tuning.folder)}: another search ({name} was {was.get(name)!r}, is {identity.get(name)!r}); "
-                "set `runs` to another folder, or delete this one"
+                f"{shown(tuning.folder)}: holds another search ({name} was {was.get(name)!r}, is "
+                f"{identity.get(name)!r}); set `runs` to another folder, or delete this one"
             )
     return study
 

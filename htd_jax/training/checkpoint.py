@@ -88,7 +88,8 @@ class Checkpoints:
                     remove(self.folder / str(other))
         except BlockingIOError:
             raise UserError(
-                f"{shown(self.folder)}: another process is using this folder; let it end, or choose another"
+                f"{shown(self.folder)}: another process is using this folder; wait for it to end, or choose "
+                "another folder"
             ) from None
         except UserError:
             raise

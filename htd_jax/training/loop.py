@@ -132,7 +132,10 @@ def run_phase(
         _check_settings(checkpoints, history["settings"], settings)
         records, seconds = history["records"], history["seconds"]
         if len(seconds) > epochs:
-            raise UserError(f"{shown(checkpoints.folder)}: holds {len(seconds)} epochs, more than {epochs}")
+            raise UserError(
+                f"{shown(checkpoints.folder)}: already trained for {len(seconds)} epochs, more than the requested "
+                f"{epochs}; name another run folder"
+            )
         restored = checkpoints.state({"train": state, "best": best})
         state, best = restored["train"], restored["best"]
 
