@@ -136,7 +136,7 @@ def test_a_step_that_is_replaced_while_it_is_read_is_read_anew(tmp_path, monkeyp
     first = save(tmp_path / "run", 1)
     second = Checkpoints(tmp_path / "run")
     first.save(2, state(2), HISTORY | {"seconds": [1.0] * 2})
-    assert len(second.history()["seconds"]) == 2  # listed anew
+    assert len(second.history()["seconds"]) == 2  # listed again
     latest = iter([2, 3, 3])
     monkeypatch.setattr(Checkpoints, "latest", property(lambda self: next(latest)))
     os.rename(tmp_path / "run" / "2", tmp_path / "run" / "3")  # between the listing and the reading

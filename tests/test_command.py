@@ -395,7 +395,7 @@ def test_a_diverged_run_ends_in_one_line_that_names_phase_and_epoch(tmp_path):
 
 
 def test_what_jax_and_python_are_told_by_the_environment(finished, tmp_path):
-    """64 bits, a notebook's backend, a cache of one's own, an ASCII terminal: the run is the same to the bit."""
+    """64 bits, a notebook's backend, a custom cache, an ASCII terminal: the run is the same to the bit."""
     cache = tmp_path / "cache"
     done = process(
         *SMALL,

@@ -204,7 +204,7 @@ def test_a_malformed_line_is_named(tmp_path, line, reason):
 
 @pytest.fixture
 def tagged(source, tmp_path, monkeypatch):
-    """A made-up `tag-item.dat` beside the `users.dat`: item 5 has no row, tag 1 no item."""
+    """A made-up `tag-item.dat` in the folder of the `users.dat`: item 5 has no row, tag 1 no item."""
     content = b"3 70 5 10\n1 99\n2 30 30\n2 10 40\n"
     (tmp_path / "tag-item.dat").write_bytes(content)
     made = source.published.sha256 | {"tag-item.dat": hashlib.sha256(content).hexdigest()}
@@ -247,7 +247,7 @@ def test_the_published_tags(citeulike_dir, monkeypatch):
     """The order in which citeulike numbers its items: with it, every user has in citeulike-t what it has there."""
     folder = citeulike_dir.parent / "citeulike-t"
     if not (folder / "tag-item.dat").is_file():
-        pytest.skip("needs the citeulike-t files beside citeulike/")
+        pytest.skip("needs the citeulike-t files in the folder that contains citeulike/")
     split = data.load("citeulike", citeulike_dir)
     users, items = lists.read_users_dat(folder / "users.dat")
     kept = (np.bincount(users) >= 5)[users]

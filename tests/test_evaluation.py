@@ -511,7 +511,7 @@ def test_a_registered_metric_is_evaluated_like_the_others(rng):
     register("worst", lambda pairs: jnp.where(pairs.places == pairs.counts, 1 / pairs.ranks, 0), shown=False)
     assert shown_metrics((10,)) == ["recall@10", "ndcg@10", "hit@10"]
     ranks = make_ranker(split)(make_model, variables)["test"]
-    found = evaluate(make_model, variables)["test"]  # compiled anew, though the evaluator was made before
+    found = evaluate(make_model, variables)["test"]  # compiled again, though the evaluator was made before
     users, values = by_user(make_model, variables)["test"]
     for k in CUTOFFS:
         best = np.array([ranks[split.test.users == user].min() for user in users])

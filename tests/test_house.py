@@ -64,7 +64,7 @@ def test_no_import_runs_upwards(path):
     own = room_of(path)
     for other in imports(path) - {own}:
         ground = FLOOR_OF[own] == FLOOR_OF[other] == 0
-        assert ground or FLOOR_OF[other] < FLOOR_OF[own], f"{own} imports {other}, which is above or beside it"
+        assert ground or FLOOR_OF[other] < FLOOR_OF[own], f"{own} imports {other}, which is above it or on its floor"
 
 
 def test_no_import_runs_in_a_circle():

@@ -323,7 +323,7 @@ def test_every_model_takes_it(data, teacher, model):
 
 
 def test_lists_teach_even_where_they_or_the_rest_are_empty():
-    """User 0 has no list, user 1 nothing beside its list and what it has seen."""
+    """User 0 has no list, user 1 no items other than its list and those it has seen."""
     pairs = lambda *rows: tuple(np.array(rows).T)
     split = make_split(pairs((0, 0), (1, 0), (2, 1)), pairs((0, 1)), pairs((1, 1)), 3, 4)
     lists = Lists(jnp.array([[-1, -1, -1], [3, 2, 1], [2, -1, -1]]))

@@ -18,7 +18,7 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 
 
 def outputs_of(notebook):
-    """Of every cell; all have run, in order, none into an error, and one has drawn a picture."""
+    """Returns the outputs of every cell. All cells ran, in order and without an error, and one made a picture."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]

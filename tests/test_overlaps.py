@@ -53,7 +53,7 @@ def test_identical_and_disjoint_lists(rng):
 
 
 def test_the_papers_lists():
-    """The paper's example: a b c d e f g beside z c a v w x y agrees by 0, 0, 2/3, 2/4, 2/5, 2/6, 2/7."""
+    """The paper's example: a b c d e f g and z c a v w x y agree by 0, 0, 2/3, 2/4, 2/5, 2/6, 2/7."""
     a, z = np.array([[0, 1, 2, 3, 4, 5, 6]]), np.array([[25, 2, 0, 21, 22, 23, 24]])
     agreement = np.array([0, 0, 2 / 3, 2 / 4, 2 / 5, 2 / 6, 2 / 7])
     for p in (0.5, 0.9):

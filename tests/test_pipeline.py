@@ -75,7 +75,7 @@ def test_a_named_teacher_is_used(finished, tmp_path):
         assert found["gap_closed"] == {}
 
 
-# Checkpoints at every epoch, so that there is one to be killed after.
+# Checkpoints at every epoch, so that a kill can follow one.
 OFTEN = f"""
 import runpy, sys
 from htd_jax.training import loop
@@ -179,8 +179,8 @@ def shared_runs(finished, tmp_path_factory):
     return folder
 
 
-# What a model gives to a method is representations: each method once (HTD is the finished run's), and each model with
-# a method that learns something of its own beside it; with svd, where it has products.
+# A model gives representations to a method: each method once (HTD is the finished run's), and each model with a method
+# that has its own parameters; with svd, where scores are products.
 PAIRS = [
     *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "rd", "ir-rrd", "unkd", "cd", "bd", "pckd")),
     *(("bpr", method) for method in ("freqd", "listwise", "rce-kd", "dcd", "ftd+fitnet")),

@@ -98,7 +98,7 @@ def test_extreme_scores_have_a_finite_loss_and_gradient(rng, scale):
 
 
 def test_the_likelihoods_of_all_orders_sum_to_one(rng):
-    """With nothing beside the items, exp(-loss) is the probability of their order."""
+    """Without other items, exp(-loss) is the probability of their order."""
     scores = rng.normal(size=4)
     orders = np.array([scores[list(order)] for order in itertools.permutations(range(4))])
     loss = jax.vmap(lambda row: relaxed_ranking_loss(row[None], jnp.zeros((1, 0))))(jnp.asarray(orders, jnp.float32))
@@ -266,7 +266,7 @@ def test_a_teacher_whose_scores_are_no_products_teaches(data):
 
 
 def test_lists_teach_even_where_they_or_the_rest_are_empty():
-    """User 0 has no list, user 1 nothing beside its list and what it has seen."""
+    """User 0 has no list, user 1 no items other than its list and those it has seen."""
     pairs = lambda *rows: tuple(np.array(rows).T)
     split = make_split(pairs((0, 0), (1, 0), (2, 1)), pairs((0, 1)), pairs((1, 1)), 3, 4)
     teacher = Teacher(lists=Lists(jnp.array([[-1, -1, -1], [3, 2, 1], [2, -1, -1]])))

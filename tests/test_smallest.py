@@ -99,8 +99,8 @@ def test_sampled_softmax_loss_against_float64():
 
 
 def test_drawn_items_stand_for_all(small_split):
-    """With many drawn, the loss of a batch of pairs is that over all items; with few, the sum over all is right on
-    average (of 400 draws, 5 standard errors)."""
+    """With many sampled items, the loss of a batch of pairs is that over all items; with few, the sum over all is right
+    on average (400 samples, 5 standard errors)."""
     train = small_split.train
     module = ModelOf(BPRSettings(), 4)(train)
     sizes = train.num_users, train.num_items
@@ -143,7 +143,7 @@ def uneven():
 
 
 def test_batches_of_users(uneven):
-    """Every user is in an epoch once; what is drawn of one is uniform over its seen and its unseen items (chi-square
+    """Every user is in an epoch once; its samples are uniform over its seen and its unseen items (chi-square
     of 4,000 epochs, false alarms 1e-4 each)."""
     draw = jax.jit(lambda key: softmax(1.0).draw(list(jax.random.split(key)), uneven, 6))
     triples = draw(jax.random.key(0))

@@ -1,9 +1,9 @@
 """Ranking protocols: which items a held-out item is ranked against.
 
-A protocol is a value with two methods: `prepare(split)` returns a pytree of arrays that `ranks` needs in addition to the
-split, and is called once; `ranks(model, split, prepared)` returns the ranks `[n]` of the held-out pairs of `split.valid`
-and of `split.test`, in their order. Memory grows with the number of pairs, not with the number of users times the
-largest number of pairs of one user.
+A protocol is a value with two methods: `prepare(split)` returns a pytree of arrays that `ranks` needs in addition to
+`split`, and is called once; `ranks(model, split, prepared)` returns the ranks `[n]` of the held-out pairs of
+`split.valid` and of `split.test`, in their order. Memory grows with the number of pairs, not with the number of users
+times the largest number of pairs of one user.
 """
 
 import dataclasses

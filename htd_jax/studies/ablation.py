@@ -74,8 +74,8 @@ def varied(values: Mapping[str, Sequence[float]]) -> tuple[Variant, ...]:
     values = {name: sorted({*own, defaults[name]}) for name, own in values.items() if set(own) - {defaults[name]}}
     if not values:
         raise UserError(
-            "`groups`, `weight`, `alpha` and `coldest` have only their default values, so that nothing varies; give one "
-            "of them another value"
+            "`groups`, `weight`, `alpha` and `coldest` have only their default values, so that nothing varies; give "
+            "one of them another value"
         )
     return tuple(
         Variant(
