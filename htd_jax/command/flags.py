@@ -156,7 +156,7 @@ def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
 def show_help(
     topic: str | None, names: dict[str, list[str]], components: dict[str, type], *, prog: str, description: str
 ) -> None:
-    """Prints the most needed flags, or those of a topic or a component, which may be named by other flags; then exits.
+    """Prints the most common flags, or those of a topic or a component, which may be named by other flags; then exits.
 
     Raises:
       SystemExit: always.
@@ -182,7 +182,7 @@ def show_help(
         for name, kind, is_common in kinds
         if dataclasses.fields(kind)
     ]
-    about = f"Flags of {topic or ' and '.join(named)}. --help shows the most needed flags, --help all every flag."
+    about = f"Flags: {topic or ' and '.join(named)}. --help shows the most common flags, --help all shows every flag."
     if common is FIRST:
         known = "\n".join(f"  --{kind}: {', '.join([*own.reserved, *own])}" for kind, own in REGISTRIES.items())
         others = f"--help TOPIC, where TOPIC is {', '.join(TOPICS)}, or a method, model or data set"

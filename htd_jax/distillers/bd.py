@@ -41,7 +41,7 @@ class BD(Method):
     samples: Annotated[int, Ge(1)] = 1
     """The number of items sampled per model and per interaction of a batch."""
     pool: Annotated[int, Ge(1)] = 128
-    """The number of items per model and user that are sampled at each ranking, from which each step takes some."""
+    """The number of items that are sampled per model and user at each ranking; each step uses some of them."""
     period: Annotated[int, Ge(1)] = 10
     """The number of epochs between two rankings of all unseen items."""
     ranks: Literal["best", "worst"] = "best"

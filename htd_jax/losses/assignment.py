@@ -103,7 +103,7 @@ def routed_assignment_loss(
     temperature: chex.Numeric,
     sides: tuple[int, ...] | None = None,
 ) -> jax.Array:
-    r"""Computes `group_assignment_loss` of the mixture `softmax(logits / temperature)`, at the cost of those in use.
+    r"""Computes `group_assignment_loss` of the mixture `softmax(logits / temperature)`, from the experts in use alone.
 
     .. math:: \sum_a w_a |t_a - \sum_{k:\, z_{ak} \ge \epsilon} z_{ak} f_k(s_a)|^2, \quad z_a = softmax(l_a / T)
 

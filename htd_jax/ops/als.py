@@ -82,8 +82,8 @@ def solve_rows(
 
     The normal equations of a row are (Y'Y + lambda + Y_S' W Y_S) x = Y_S' (W + 1) 1. Their common part is decomposed
     once, Y'Y = Q diag(e) Q': in the basis of Q it is the diagonal D = e + lambda, which preconditions the conjugate
-    gradients. The remainder has the rank of the row's entries, so that they converge in as many steps, and nearly in a
-    few.
+    gradients. The rank of the remainder is the row's number of entries, so that they converge in that many steps, and
+    nearly so in a few.
 
     Source: Hu et al., ICDM'08, equations 4 and 5; conjugate gradients from the last sweep's rows, Takacs et al.,
     RecSys'11.

@@ -6,7 +6,7 @@ of one expert for one row. A pair is a row and an expert whose weight is in use;
 | form | operations | bytes in addition to arguments and gradients |
 |---|---|---|
 | routed | 6 m per pair | CPU: O(n (d_t + K)); else 4 (pairs (3 d_t + 3 h) + 2 blocks m), pairs < 2 n + 128 s K |
-| dense | 6 m K per row | CPU: 256 rows'; else 20 ROWS_TIMES_UNITS, 0.7 GB, or 20 n K h if that is less |
+| dense | 6 m K per row | CPU: as for 256 rows; else 20 ROWS_TIMES_UNITS, 0.7 GB, or 20 n K h if that is less |
 
 The dense products run nearer to a device's peak than the routed ones, whose blocks are partly empty and whose weights
 are gathered. So the dense form is used on a CPU if more than one weight in 2.8 is in use, and elsewhere if more than

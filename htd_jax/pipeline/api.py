@@ -39,7 +39,7 @@ def fit(
       model: the name of a base model, its settings (`LightGCNSettings(layers=2)`), or a function that makes a module
         for the training interactions.
       dim: the width of its tables; the model's default width of a teacher if None.
-      seed: the seed of everything random. The same seed gives the same bits on a CPU.
+      seed: the seed of everything random. On a CPU, the same seed gives bit-identical results.
       folder: where checkpoints are written, from which the same call resumes; none are if None.
       progress: whether to show a progress line.
       settings: any field of `Training` and `Evaluation`: `epochs=50, cutoffs=(5, 10), patience=20`.
@@ -85,7 +85,8 @@ def distill(
       method: a name (`"htd"`, `"htd+fitnet"`), settings (`HTD(groups=60)`), a `Distiller`, or a list of them.
       model: see `fit`.
       dim: the width of the student; a tenth of the model's default teacher if None.
-      precision: the precision of the student's rows, which it is trained for: `float32`, `float16`, `int8` or `int4`.
+      precision: the precision to which the student's rows are rounded, in training too: `float32`, `float16`, `int8` or
+        `int4`.
       start: the initial student: `random`; `svd`, the best low-rank factors of the teacher's scores (bpr); or a trained
         student of the same model.
       seed: see `fit`.

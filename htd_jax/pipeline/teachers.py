@@ -48,7 +48,8 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     if value <= float(bar) < 1:  # where popularity finds all, nothing can be better
         named = ", ".join(shown(path) for path in files)
         rows = "; if its rows are in another order than the data's ids, set `teacher_user_ids` and `teacher_item_ids`"
-        note = f"{named} ranks no better than popularity (validation {metric} {value:.4f}, popularity {float(bar):.4f})"
+        figures = f"validation {metric} {value:.4f}, popularity {float(bar):.4f}"
+        note = f"{named}: ranks no better than popularity ({figures})"
         print(f"note: {note}{as_flags(rows) if teacher.representations is not None else ''}")
     return fitted
 

@@ -74,7 +74,7 @@ class Retriever:
           users: ids, one or many; all if None.
           k: the length of a list, at least 1. Lists are shorter if fewer items may be recommended.
           seen: whether items that the user has seen may be recommended. If `self.seen` is None, they are.
-          allow: ids of the only items that may be recommended.
+          allow: ids of items; only these may be recommended.
           deny: ids of items that may not be recommended.
           memory: MiB for scores, in addition to tables and lists.
 
@@ -159,8 +159,8 @@ class Retriever:
         """Returns rows of new users from the items that each has seen: `[n, d]` float32, for `recommend_vectors`.
 
         Nothing is trained: a row is the solution of `fold.least_squares`, times the factor that makes such rows as long
-        as the trained ones. The factor is measured on known users. Where neither the seen pairs nor the factor (kept in
-        exports) are known it is 1: a user's list stays the same, but its scores are not comparable with others'.
+        as the trained ones. The factor is measured on known users. If neither the seen pairs nor the factor (kept in
+        exports) is known, the factor is 1: a user's list is the same, but its scores are not comparable with others'.
 
         Args:
           items: ids of one user's items, or a list of such lists.
@@ -187,7 +187,7 @@ class Retriever:
 
         Args:
           folder: new, empty, or an earlier export, which is replaced.
-          seen: whether to write the pairs that are not recommended too. They are training data.
+          seen: whether to also write the seen pairs, which `recommend` leaves out. They are training data.
 
         Raises:
           UserError: if the folder holds other files or cannot be written, the scores are not products of rows, or

@@ -123,7 +123,7 @@ def users_test(first: chex.Array, second: chex.Array, *, resamples: int = RESAMP
 
 
 def corrected(ps: Sequence[float | None]) -> list[float | None]:
-    """Returns p-values corrected for many tests: among those at most q, an expected share of at most q is false.
+    """Returns p-values corrected for many tests: of all that are at most q, at most a share q is expected to be false.
 
     Source: Benjamini and Hochberg, "Controlling the False Discovery Rate", J. R. Stat. Soc. B, 1995.
 

@@ -26,7 +26,7 @@ GROUPS = 30
 # The neighbours of an entity, and the items retrieved by tags.
 NEIGHBOURS, RETRIEVED = 10, 100
 
-# The largest number of entities whose errors and neighbours are computed; of more, so many are sampled.
+# The largest number of entities whose errors and neighbours are computed; from more, this many are sampled.
 SAMPLE = 2**14
 
 # The number of pairs in memory at once, 4 bytes each.

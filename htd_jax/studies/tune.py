@@ -274,7 +274,7 @@ class Tuning:
 def search(
     tuning: Tuning, trials: int, *, log: Callable[[str, Fitted], None] = lambda name, fitted: None
 ) -> Iterator[Trial]:
-    """Yields trials, earlier ones first, up to a number in all; the first has the settings of the run.
+    """Yields trials, earlier ones first, up to a total number; the first has the settings of the run.
 
     Teacher and plain student are trained once, or reused. The settings of a trial depend only on the trials before it
     and on the run's seed, so that a resumed search equals an unbroken one.

@@ -97,7 +97,7 @@ def run_phase(
     also holds its `{"valid", "test"}` as `second_model`. With no epochs, the one record evaluates the initial model.
 
     A checkpoint is written every `CHECKPOINT_SECONDS` and at the end. If `checkpoints` holds a step written under the
-    same `settings`, the phase resumes there and ends with the same bits; a phase that ended after fewer epochs
+    same `settings`, the phase resumes there, with bit-identical results; a phase that ended after fewer epochs
     continues to `epochs`.
 
     Args:
