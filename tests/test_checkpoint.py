@@ -282,9 +282,7 @@ def test_a_damaged_checkpoint_is_said_to_be_one_and_what_to_delete(tmp_path, dam
         if path.is_file():
             path.write_bytes(damage(path.read_bytes()))
     for read in (Checkpoints.history, Checkpoints.tree, lambda checkpoints: checkpoints.state(state(0))):
-        with pytest.raises(
-            UserError, match=r"1: not a checkpoint of this program, or damaged .*; delete .*run/1 "
-        ) as e:
+        with pytest.raises(UserError, match=r"1: not a checkpoint of htd-jax, or damaged .*; delete .*run/1 ") as e:
             read(Checkpoints(folder))
         assert one_line(e)
 
@@ -299,7 +297,7 @@ def test_a_history_of_something_else_is_damaged(tmp_path, text):
 
 def test_another_structure_is_not_read_into(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(UserError, match="not a checkpoint of this program"):
+    with pytest.raises(UserError, match="not a checkpoint of htd-jax"):
         Checkpoints(tmp_path).state({"train": {"y": jnp.ones(3)}})
 
 

@@ -392,7 +392,7 @@ def test_a_run_on_a_file_keeps_its_ids_and_is_taken_up(tmp_path):
     again = trained("--dataset", moved, "--htd.groups", 3, "--run", folder)
     assert "epoch" not in again.out.split("\n")[0]
     other = start("--dataset", moved, "--htd.groups", 3, "--run", folder, "--split", "last")
-    assert "made by other settings" in line_of(other)
+    assert "made with other settings" in line_of(other)
     trained("--split-file", folder / "split.npz", "--method", "none", "--run", tmp_path / "again")
     assert read_ids(tmp_path / "again" / "users.parquet", "user").values.to_pylist()[0] == "u0"
 
