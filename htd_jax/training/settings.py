@@ -50,8 +50,8 @@ class Training:
     """Schedule of the learning rate; cosine decays it to 0 over all epochs. Default: constant, or cosine for
     softmax."""
     l2: Annotated[float, Ge(0)] | None = None
-    """L2 penalty: this value times each parameter is added to the parameter's gradient. Default: 1e-3; 1 for softmax, 0.4
-    for sampled softmax, 0.02 with --method best."""
+    """L2 penalty: this value times each parameter is added to the parameter's gradient. Default: 1e-3; 1 for softmax,
+    0.4 for sampled softmax, 0.02 with --method best."""
     eval_every: Annotated[int, Ge(1)] = 10
     """Number of epochs between evaluations."""
     patience: Annotated[int, Ge(1)] | None = None
