@@ -4,7 +4,7 @@
 saved; `load` opens it again. `htd_jax.losses` are the losses, as pure functions.
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read
