@@ -170,7 +170,7 @@ class Experiment:
                     f"{spec.describe_model()}"
                 )
             return start.variables
-        if teacher is None or not teacher.inner_product:
+        if teacher is None or teacher.representations is None or not teacher.inner_product:
             raise UserError("svd needs a teacher whose scores are inner products of its representations")
         teacher.check(self.data.train)
         assert spec.dim is not None
