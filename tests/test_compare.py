@@ -132,7 +132,7 @@ def test_what_is_no_finished_run_is_refused(add, tmp_path):
     (other / "results.json").unlink()
     assert f"{other}: not finished" in line_of(start_command("compare", first, other))
     (other / "config.json").write_text("[]")
-    assert "config.json: not the settings of a run" in line_of(start_command("compare", first, other))
+    assert "config.json: damaged" in line_of(start_command("compare", first, other))
     for few in ([], [first], [first, first]):
         assert "two or more finished runs" in line_of(start_command("compare", *few))
 
