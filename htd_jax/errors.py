@@ -22,9 +22,10 @@ class UserError(ValueError):
 def as_flags(message: str) -> str:
     """Returns a message with every setting named as its flag, for who typed flags.
 
-    >>> as_flags("`htd.group_level` is unknown")
-    '--htd.group-level is unknown'
+    >>> as_flags("`htd.group_level` is unknown; set `header=False`")
+    '--htd.group-level is unknown; set --no-header'
     """
+    message = re.sub(r"`((?:[\w-]+\.)?)(\w+)=False`", r"`\1no-\2`", message)
     return re.sub(r"`([a-z][\w.-]*)`", lambda name: "--" + name[1].replace("_", "-"), message)
 
 

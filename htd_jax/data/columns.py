@@ -289,7 +289,7 @@ def _find_separator(path: Path, suffix: str, first: str, separator: str | None, 
     elif separator == r"\t":  # as typed in a shell
         separator = "\t"
     elif len(separator) != 1 or not separator.isascii():
-        way = "; with ':' and `header` off, columns 1, 3, 5, ... are those between '::'" * (separator == "::")
+        way = "; with ':' and `header=False`, columns 1, 3, 5, ... are those between '::'" * (separator == "::")
         raise UserError(f"`separator` must be one character, not {separator!r}{way}")
     return separator
 

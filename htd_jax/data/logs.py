@@ -277,7 +277,7 @@ def _chooser(reading: Reading, source: str, text: bool = False) -> Any:
         wanted |= {role: wanted[role] or number for role, number in (("user", "1"), ("item", "2"))}
 
     def advice(role: str) -> str:
-        hint = ", or turn `header` off if the first line holds no names" if role == "user" and text else ""
+        hint = ", or set `header=False` if the first line holds no names" if role == "user" and text else ""
         return f"; set `{role}_column`{hint}"
 
     optional = () if reading.needs_time else ("time",)
