@@ -106,7 +106,7 @@ def test_drawn_items_stand_for_all(small_split):
     sizes = train.num_users, train.num_items
     tables = [0.5 * jax.random.normal(jax.random.key(size), (size, 4)) for size in sizes]
     model = module.bind({"params": dict(zip(("users", "items"), tables))})
-    triples = jax.tree.map(lambda x: x[0], own().draw(list(jax.random.split(jax.random.key(2))), train, 64))
+    triples = jax.tree.map(lambda x: x[0], own().sample(list(jax.random.split(jax.random.key(2))), train, 64))
     batch = distillers.Batch(None, triples, model.score)
     scores = np.asarray(tables[0] @ tables[1].T, float)[triples.users]
     pairs = scores[np.arange(64), triples.positives]
@@ -145,14 +145,14 @@ def uneven():
 def test_batches_of_users(uneven):
     """Every user is in an epoch once; its samples are uniform over its seen and its unseen items (chi-square
     of 4,000 epochs, false alarms 1e-4 each)."""
-    draw = jax.jit(lambda key: softmax(1.0).draw(list(jax.random.split(key)), uneven, 6))
+    draw = jax.jit(lambda key: softmax(1.0).sample(list(jax.random.split(key)), uneven, 6))
     triples = draw(jax.random.key(0))
     assert triples.users.shape == (4, 6) and softmax(1.0).steps(uneven, 6) == (4, 6)
     counted = np.asarray(triples.users)[np.asarray(triples.where)]
     assert sorted(counted) == [1, *range(3, 20)]  # neither who has seen nothing nor who has seen all
     seen = np.asarray(seen_mask(uneven, jnp.arange(20)))
     times = {True: np.zeros((20, 12)), False: np.zeros((20, 12))}
-    many = jax.jit(jax.vmap(lambda key: softmax(1.0).draw(list(jax.random.split(key)), uneven, 6)))
+    many = jax.jit(jax.vmap(lambda key: softmax(1.0).sample(list(jax.random.split(key)), uneven, 6)))
     found = many(jax.random.split(jax.random.key(1), 4000))
     where = np.asarray(found.where)
     for drawn, of_seen in ((found.positives, True), (found.negatives, False)):
@@ -180,7 +180,7 @@ def test_an_epoch_of_softmax_is_the_plain_loop(small_split):
     mine, moments = params, opt.init(params)
     for epoch in range(2):
         state, _ = trainer.epoch(state, key, train, None)
-        triples = objective.draw(list(jax.random.split(jax.random.fold_in(key, epoch), 3)[:2]), train, 32)
+        triples = objective.sample(list(jax.random.split(jax.random.fold_in(key, epoch), 3)[:2]), train, 32)
         for users, where in zip(triples.users, triples.where):
             seen = seen_mask(train, users)
 
