@@ -153,6 +153,7 @@ def given(scores):
     return Teacher.of(Representations(jnp.asarray(scores), jnp.eye(ITEMS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counted", ["best", "worst"])
 def test_both_sample_by_the_difference_of_ranks(small_split, tables, counted):
     train, times, pool = small_split.train, 250, 40  # of 320 proposals, few of 90 items are not among them
@@ -259,6 +260,7 @@ def teacher(data):
 SMALL = BD(pool=8, period=2)
 
 
+@pytest.mark.slow
 def test_both_learn_and_both_are_measured(data, teacher):
     student = htd_jax.fit(data, dim=4, **FEW)
     found = htd_jax.distill(teacher, data, method=SMALL, dim=4, start=student, **FEW)
@@ -269,6 +271,7 @@ def test_both_learn_and_both_are_measured(data, teacher):
     assert found.variables["params"]["users"].shape == (60, 4)
 
 
+@pytest.mark.slow
 def test_a_model_that_scores_by_no_product_is_taught_as_it_is(data):
     with jax.numpy_rank_promotion("allow"):  # NeuMF's
         settings = {**FEW, "epochs": 1}
@@ -290,6 +293,7 @@ def test_what_cannot_learn_is_refused(data):
     assert Teacher(representations=tables).learner()[0] == ModelOf(BPRSettings(), 2)
 
 
+@pytest.mark.slow
 def test_users_with_one_unseen_item_and_equal_rankings_train():
     """Nobody has anything to learn of such a user, but the teacher."""
     pairs = lambda *rows: tuple(np.array(rows).T)
@@ -299,6 +303,7 @@ def test_users_with_one_unseen_item_and_equal_rankings_train():
     assert all(np.isfinite(table).all() for table in student.representations())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_between_rankings(data, teacher, tmp_path):
     method = SMALL.make(4)
     trainer = make_trainer(ModelOf(BPRSettings(), 4), method, adam(0.01, 1e-3), batch_size=256)

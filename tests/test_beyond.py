@@ -88,6 +88,7 @@ def test_metrics_by_popularity_and_activity_are_their_definition(split, rng):
     assert [part.name for part in parts] == ["least", "middle", "most"]
 
 
+@pytest.mark.slow
 def test_the_thirds_of_users_make_the_mean_of_an_evaluation(split, rng):
     make_model = lambda train: BPR(train.num_users, train.num_items, 4)
     tables = {name: jnp.asarray(rng.normal(size=(n, 4)), jnp.float32) for name, n in (("users", 50), ("items", 40))}
@@ -154,7 +155,7 @@ def test_two_models_side_by_side(rng):
         ([[0.5]], None, "expected integers"),
         ([0], None, "expected integers"),
         ([[10], [0], [0]], None, r"items in \[-1, 10\)"),
-        ([[0]], None, r"one a list, \[1\], got \[3\]"),
+        ([[0]], None, r"one per list, \[1\], got \[3\]"),
     ],
 )
 def test_what_are_no_lists_is_refused(lists, users, reason):

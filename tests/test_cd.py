@@ -185,6 +185,7 @@ def test_what_is_refused(small_split):
         htd_jax.distill(lists, small_split, method="cd", dim=2, epochs=1, progress=False)
 
 
+@pytest.mark.slow
 def test_a_student_of_layers_guides(small_split, scores):
     with jax.numpy_rank_promotion("allow"):  # NeuMF's, not CD's
         method = CD(guide="student", items=5, pool=10)
@@ -193,6 +194,7 @@ def test_a_student_of_layers_guides(small_split, scores):
     assert np.isfinite(student.representations().users).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["teacher", "student"])
 def test_a_broken_run_goes_on_with_the_same(guide, small_split, scores, tmp_path):
     settings = CD(guide=guide, items=5, pool=10, refresh=3)

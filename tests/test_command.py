@@ -106,6 +106,7 @@ def contents(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if path.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_a_run_folder_of_other_settings_is_refused_and_left_alone(finished):
     folder, _ = finished
     before = contents(folder)
@@ -242,7 +243,7 @@ def test_flags_that_a_run_does_not_use_are_ignored_and_noted(capsys):
     assert capsys.readouterr().out == "note: --htd.* is ignored, because this run does not use htd\n"
     specs = [resolve_run(request, request.load_dataset()) for request in requests]
     assert specs[0] == specs[1]
-    request_of("--min-interactions", "3")
+    request_of("--min-per-user", "3")
     assert "flags for reading a file are ignored" in capsys.readouterr().out
 
 
@@ -292,6 +293,7 @@ def my_module(tmp_path, monkeypatch):
     sys.modules.pop("runs_method", None)
 
 
+@pytest.mark.slow
 def test_somebody_elses_method_has_flags_limits_and_a_place_in_the_folders(my_module, finished, tmp_path, monkeypatch):
     chosen = ["--method", "runs_method:Gentle", "--gentle.strength", "2"]
     assert "--gentle.strength must be at least 0, not -1" in refused(*chosen[:-1], "-1", "--runs", tmp_path / "runs")
@@ -356,6 +358,7 @@ def test_eighty_columns_show_whole_names(finished, monkeypatch):
     assert max(len(line) for line in printed.splitlines() if "run folder" not in line) <= 80
 
 
+@pytest.mark.slow
 def test_a_student_wider_than_its_teacher_is_allowed_but_said(tmp_path):
     done = trained("--method", "none", "--student-dim", 12, "--teacher-dim", 4, "--epochs", 1, "--runs", tmp_path)
     assert "note: the student (12) is wider than its teacher (4)" in done.out
@@ -394,6 +397,7 @@ def test_a_diverged_run_ends_in_one_line_that_names_phase_and_epoch(tmp_path):
 # --- processes of their own: how a script begins and ends
 
 
+@pytest.mark.slow
 def test_what_jax_and_python_are_told_by_the_environment(finished, tmp_path):
     """64 bits, a notebook's backend, a custom cache, an ASCII terminal: the run is the same to the bit."""
     cache = tmp_path / "cache"
@@ -418,6 +422,7 @@ def test_what_jax_and_python_are_told_by_the_environment(finished, tmp_path):
     assert any(cache.iterdir()) and not (tmp_path / "xdg" / "htd_jax").exists()
 
 
+@pytest.mark.slow
 def test_without_jit_a_run_ends_as_with_it(tmp_path):
     split = tmp_path / "tiny.npz"
     users, items = np.divmod(np.arange(5 * 3), 3)
@@ -439,6 +444,7 @@ def test_a_device_that_is_not_there_is_a_line():
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_run_quietly(finished, tmp_path):
     script = [sys.executable, str(EXPERIMENTS / "main.py"), *SMALL, "--htd.groups", "3", "--run", str(finished[0])]
     reader, writer = os.pipe()
@@ -448,6 +454,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly(finished, tmp_path):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_terminated_run_shows_the_cursor_again(tmp_path):
     chosen = [*DATA, "--epochs", "100000", "--eval-every", "50000", "--teacher-dim", "12", "--student-dim", "4"]
     script = [str(EXPERIMENTS / "main.py"), *chosen, "--method", "none", "--run", str(tmp_path / "run")]
@@ -472,6 +479,7 @@ def test_a_terminated_run_shows_the_cursor_again(tmp_path):
     assert printed.count(b"\x1b[?25l") == printed.count(b"\x1b[?25h") > 0
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_package(monkeypatch, capsys):
     for args in ([], ["--help"]):
         command.main(args)

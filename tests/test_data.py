@@ -521,6 +521,7 @@ def test_sampling_needs_no_rank_promotion(small_split):
         data.distinct(jnp.array([1, 2, 2]), jnp.ones(3, bool), 5)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**31))
 def test_shuffle_is_a_permutation_of_any_size(size, seed):

@@ -69,6 +69,7 @@ def test_the_teachers_best_users_of_an_item(small_split, tables, monkeypatch):
             assert [[u for u in row if u >= 0] for row in found] == [row[:k] for row in wanted]
 
 
+@pytest.mark.slow
 def test_a_models_scores_of_every_user(data, teacher):
     model = teacher.make_model(data.train)
     every = model.apply(teacher.variables, jnp.arange(80), method="score_all")
@@ -175,6 +176,7 @@ def test_every_different_user_and_seen_item_of_a_batch_counts_once(small_split, 
 # --- the method
 
 
+@pytest.mark.slow
 def test_what_is_sampled_every_third_epoch_is_part_of_the_state(data, teacher, tmp_path):
     """A run killed between two samples ends with the bits of an unbroken one."""
     settings = DCD(weight=0.1, items=8, users=6, pool=30, user_pool=20)
@@ -182,6 +184,7 @@ def test_what_is_sampled_every_third_epoch_is_part_of_the_state(data, teacher, t
     assert all(np.isfinite(one["dcd"]) for one in terms)
 
 
+@pytest.mark.slow
 def test_lists_teach_one_side_even_where_they_are_empty():
     pairs = lambda *rows: tuple(np.array(rows).T)
     split = make_split(pairs((0, 0), (1, 0), (2, 1)), pairs((0, 1)), pairs((1, 1)), 3, 4)

@@ -216,6 +216,7 @@ def gate(params, teacher):
     return np.log(oracle.softmax(teacher @ params["gate"]["kernel"] + params["gate"]["bias"]) + 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 4, EPOCHS - 1])
 def test_de_is_its_definition(entities, epoch):
     """Users, and half of positives and negatives, each under its own noise; the last epoch is the coldest."""
@@ -265,6 +266,7 @@ def test_de_anneals_from_the_first_epoch_to_the_last():
 # --- what holds for all
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_none_flows_to_the_teacher(method, entities):
     method, differentiate = method
     warmest = 0  # every expert is in use
@@ -296,6 +298,7 @@ def test_a_masked_row_changes_nothing_whatever_it_holds(method, entities):
     chex.assert_trees_all_close(of(spoilt), of(entities), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_keys_give_equal_bits(method, entities):
     method, differentiate = method
     of = start(method), entities, jax.random.key(5), 3
@@ -364,6 +367,7 @@ def test_fixed_groups_may_be_numpy_arrays(entities):
     chex.assert_trees_all_equal(*(run(htd(groups=groups), entities) for groups in (numpys, GIVEN)))
 
 
+@pytest.mark.slow
 def test_without_noise_the_key_changes_nothing(entities):
     quiet, noisy = htd(noise=False), htd()
     assert run(quiet, entities, key=1)[0] == run(quiet, entities, key=2)[0]
@@ -377,6 +381,7 @@ def test_without_noise_the_key_changes_nothing(entities):
     np.testing.assert_allclose(cold["assignment"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_assignment_of_htd_is_the_routed_mixture_of_its_sides(entities):
     """The noise of users is sampled with the key folded with 0, that of items with 1."""
     params, key = start(htd()), jax.random.key(2)

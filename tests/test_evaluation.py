@@ -168,6 +168,7 @@ def test_sampled_ranking_is_its_definition(small_split, rng, kind, monkeypatch):
             assert found[part] == pytest.approx(wanted[part], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_full_ranking_in_several_blocks(rng, monkeypatch):
     split = several_held_out(rng)
     scores = rng.normal(size=(100, 40))
@@ -234,6 +235,7 @@ def test_a_model_that_scores_nan_is_ranked_last(small_split):
     assert evaluate(small_split, scores)["test"] == pytest.approx(evaluate(small_split, np.zeros_like(scores))["test"])
 
 
+@pytest.mark.slow
 def test_a_model_over_the_training_pairs_makes_its_tables_once(small_split):
     made = []
 
@@ -291,6 +293,7 @@ def wanted_ranks(split, scores, candidates=None):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["distinct", "ties", "strange", "integers"])
 @pytest.mark.parametrize("several", [False, True])
 def test_ranks_are_exact_whatever_the_scores(small_split, rng, kind, several, monkeypatch):
@@ -410,6 +413,7 @@ def table_of(scores):
     return lambda train: Scores(scores.shape), {"params": {"table": jnp.asarray(scores, jnp.float32)}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [Full(), Sampled(8)])
 def test_the_metrics_are_the_means_of_users(small_split, rng, protocol):
     for split in (small_split, several_held_out(rng)):
@@ -477,6 +481,7 @@ def test_an_evaluation_that_is_built_again_is_not_compiled_again(small_split, rn
         assert len(traces) == 3
 
 
+@pytest.mark.slow
 def test_runs_that_differ_by_their_seeds_share_one_compiled_evaluation(data):
     fit = lambda seed: htd_jax.fit(data, dim=3, epochs=1, seed=seed, progress=False)
     fit(0)
@@ -500,6 +505,7 @@ def no_more_metrics():
     METRICS.update(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_more_metrics")
 def test_a_registered_metric_is_evaluated_like_the_others(rng):
     split = several_held_out(rng)

@@ -94,6 +94,7 @@ def test_a_method_is_known_by_its_name_and_by_its_class():
     assert Shrink.label == "Shrink"
 
 
+@pytest.mark.slow
 def test_a_method_trains_by_name_by_class_and_by_settings(data, teacher):
     by_name = distil(teacher, data, method="shrink")
     for method in (f"{__name__}:Shrink", Shrink()):
@@ -141,6 +142,7 @@ def test_a_model_fits_by_name_by_class_and_by_settings(data):
     np.testing.assert_allclose(np.linalg.norm(by_name.representations().users, axis=1), 5.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_is_distilled_in_a_smaller_precision(data, teacher):
     """`precision` is a field of every model whose scores are inner products."""
     student = distil(teacher, data, method="ftd", model="cosine", precision="int8")
@@ -157,6 +159,7 @@ def test_a_metric_is_computed_by_every_evaluation(data, teacher):
     assert set(student.metrics) == {f"{name}@{k}" for name in evaluation.METRICS for k in evaluation.CUTOFFS}
 
 
+@pytest.mark.slow
 def test_a_metric_is_shown_by_every_table(tmp_path):
     folder = tmp_path / "runs"
     printed = runs.trained("--method", "none", "--runs", folder).out

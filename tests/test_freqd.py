@@ -118,6 +118,7 @@ def test_an_epoch_keeps_a_share_of_edges_and_filters_the_teacher_with_these(cont
             np.testing.assert_allclose(sampled[name].teacher[0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", ["cosine", "squares"])
 def test_the_filter_after_the_projection_is_that_before_it(context, distance):
     """The loss and its gradient by the student's whole tables, against H P(S) in matrices."""
@@ -164,6 +165,7 @@ def test_the_filter_after_the_projection_is_that_before_it(context, distance):
         distillers.freqd(FreqD(distance="far"))
 
 
+@pytest.mark.slow
 def test_entities_that_share_nothing_are_not_smoothed_and_train():
     """No two users share an item, and no user has two items: there is no edge."""
     pairs = lambda *rows: tuple(np.array(rows).T)

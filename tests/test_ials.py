@@ -76,6 +76,7 @@ def test_rows_are_those_of_the_normal_equations(problem, entries, few, monkeypat
     np.testing.assert_allclose(left, (confidence * (seen - scores) ** 2).sum() + lengths.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_some_steps_come_closer(problem, monkeypatch):
     monkeypatch.setattr(als, "FEW", 0)
     owners, others, weights, table, penalties = problem
@@ -121,6 +122,7 @@ def fitted(data, epochs=8, **settings):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frequency", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_every_sweep_lowers_the_objective_to_where_nothing_pulls(data, steps, frequency):
@@ -163,6 +165,7 @@ def test_it_ranks_better_than_at_the_start(data):
     assert model.metrics["recall@50"] > htd_jax.fit(data, dim=8, epochs=1, progress=False).metrics["recall@50"]
 
 
+@pytest.mark.slow
 def test_it_teaches_students_of_another_model(tmp_path):
     done = start("--teacher-model", "ials", "--ials.alpha", "10", "--method", "ftd", "--run", tmp_path / "run")
     assert done.status == 0, done.err
@@ -178,6 +181,7 @@ def test_each_model_has_its_usual_epochs(tmp_path):
     assert "Default: 101" in start("--help").out
 
 
+@pytest.mark.slow
 def test_a_teachers_best_items_count_as_seen(data):
     teacher = fitted(data, alpha=10.0, regularization=3.0)
     of_model = {"alpha": 10.0, "regularization": 3.0, "steps": 0}
@@ -203,7 +207,7 @@ def test_what_it_refuses(data, tmp_path):
     needs = "pseudo needs a model that is fitted in closed form"
     alone = "ftd trains by gradients, and the model is fitted in closed form"
     assert f"--method {needs}" in refused("--model", "bpr", "--method", "pseudo")
-    assert "must join different methods" in refused("--model", "ials", "--method", "pseudo+ftd")
+    assert "cannot be joined with others" in refused("--model", "ials", "--method", "pseudo+ftd")
     assert f"--method {alone}" in refused("--model", "ials", "--method", "ftd")
     assert "--ials.alpha must be more than 1" in refused("--model", "ials", "--method", "none", "--ials.alpha", "1")
     teacher = htd_jax.fit(data, dim=4, epochs=1, progress=False)

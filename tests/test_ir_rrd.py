@@ -64,6 +64,7 @@ def test_users_of_items_are_ranked_block_by_block(small_split, scores, block, mo
 # --- samples
 
 
+@pytest.mark.slow
 def test_users_are_sampled_from_the_pool_and_from_the_rest(small_split, scores):
     """A correct sample fails with probability under 90 times 1e-5, and 1e-4."""
     train, size, times = small_split.train, 12, 400
@@ -79,6 +80,7 @@ def test_users_are_sampled_from_the_pool_and_from_the_rest(small_split, scores):
     agree_with(places, np.exp(-np.arange(size) / 3.0))
 
 
+@pytest.mark.slow
 def test_the_noise_that_is_not_made_would_change_nothing(small_split, scores):
     """Of a low temperature, only the first places are sampled, whatever the pool."""
     sampled = [
@@ -120,6 +122,7 @@ def in_batch(sampled):
     return np.unique(both[both >= 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_every_different_item_that_was_sampled_counts_once(small_split, scores, scale):
     train = small_split.train
@@ -155,6 +158,7 @@ def test_a_step_with_fewer_items_has_the_same_expectation(small_split, scores):
 # --- the method
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_not_sampled():
     """User 1 has seen all, and everyone has seen item 0."""
     train = Interactions.from_pairs(np.array([0, 1, 2, 1, 1]), np.array([0, 0, 0, 1, 2]), 3, 3)
@@ -175,6 +179,7 @@ def test_lists_do_not_do(small_split):
         htd_jax.distill(lists, small_split, method="ir-rrd", dim=2, epochs=1, progress=False)
 
 
+@pytest.mark.slow
 def test_a_broken_run_goes_on_with_the_same(small_split, scores, tmp_path):
     settings = IRRRD(interesting=5, uninteresting=5, item_interesting=5, item_uninteresting=5, items=30)
     resumes_to_the_bit(settings, ModelOf(BPRSettings(), 4), table_of(scores), small_split, tmp_path)

@@ -229,6 +229,7 @@ def test_every_different_user_of_a_batch_counts_once(small_split, tables, top, m
     np.testing.assert_array_equal(terms["listwise"], value)
 
 
+@pytest.mark.slow
 def test_the_users_of_a_step_stand_for_all_of_them(small_split, tables):
     """Each of 30 users is sampled as often as another (4,000 samples of 8, chi-square over 29 degrees of freedom, false
     alarms: 1e-4), and the mean of what they give is what all of them give."""
@@ -267,6 +268,7 @@ def test_fewer_users_than_may_be_sampled_count_once_each(small_split, tables):
     assert of(8, np.zeros(40, bool)) == 0
 
 
+@pytest.mark.slow
 def test_lists_give_probabilities_by_their_scores_or_by_rank(small_split):
     train = small_split.train
     seen = seen_of(train)
@@ -304,6 +306,7 @@ def test_teachers_of_unlike_scales_teach_alike(small_split, tables):
     assert np.isfinite(of(0.0))  # all alike
 
 
+@pytest.mark.slow
 def test_students_learn_their_teachers_distribution(data, teacher):
     method = Listwise(weight=1.0, seen=0, temperature=1.0, teacher_temperature=0.1)
     student = htd_jax.distill(
@@ -313,6 +316,7 @@ def test_students_learn_their_teachers_distribution(data, teacher):
     assert terms[-1] < 0.9 * terms[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["neumf", "lightgcn"])
 def test_every_model_takes_it(data, teacher, model):
     with jax.numpy_rank_promotion("allow"):
@@ -322,6 +326,7 @@ def test_every_model_takes_it(data, teacher, model):
     assert np.isfinite(student.representations().users).all()
 
 
+@pytest.mark.slow
 def test_lists_teach_even_where_they_or_the_rest_are_empty():
     """User 0 has no list, user 1 no items other than its list and those it has seen."""
     pairs = lambda *rows: tuple(np.array(rows).T)

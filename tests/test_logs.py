@@ -189,6 +189,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_files_are_refused_in_their_owners_words_and_leave_nothing(case, tmp_path):
     file, flags, expected = REFUSED[case]
@@ -380,6 +381,7 @@ def test_ids_of_all_kinds():
 # --- runs
 
 
+@pytest.mark.slow
 def test_a_run_on_a_file_keeps_its_ids_and_is_taken_up(tmp_path):
     path = write(tmp_path / "my log.csv")
     arguments = ("--dataset", path, "--htd.groups", 3, "--runs", tmp_path / "runs")

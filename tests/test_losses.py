@@ -152,6 +152,7 @@ def test_both_group_levels_train_something(level):
     assert np.abs(gradient).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_htd_is_entity_plus_group_level():
     student, teacher, groups, where = draw(5, 70, 4)
     for level in ("prototype-entity", "prototype-prototype"):
@@ -237,6 +238,7 @@ def test_routed_assignment_is_the_dense_one_at_every_temperature(rows):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.16, 0.1, 0.03, 1e-2, 1e-3])
 def test_weights_left_out_are_lost_in_rounding(temperature, rng):
     rows, num = 300, 30
@@ -249,6 +251,7 @@ def test_weights_left_out_are_lost_in_rounding(temperature, rng):
     assert_near_as_the_dense_one(experts, logits, student, teacher, temperature)
 
 
+@pytest.mark.slow
 def test_many_weights_that_are_each_lost_next_to_1_are_not_left_out(rng):
     """600 of about 1e-8: together they are a hundred roundings."""
     num = 600
@@ -275,6 +278,7 @@ def assert_near_as_the_dense_one(experts, logits, student, teacher, temperature)
         assert routed < 2 * dense + 3e-7  # a sum alone may be off by that
 
 
+@pytest.mark.slow
 def test_even_weights_under_the_rounding_are_not_left_out(rng):
     """In bfloat16 600 even weights are each lost next to a 1, yet the row must not count as masked."""
     num = 600
@@ -371,6 +375,7 @@ def test_groups_may_be_narrow_integers_and_numpy_arrays():
     np.testing.assert_allclose(call(groups.astype(np.int8)), call(jnp.asarray(groups)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_experts_may_be_numpy_arrays(rng):
     experts, rows = draw_experts(rng), np.float32(rng.normal(size=(9, 3)))
     teacher, logits = np.float32(rng.normal(size=(9, 6))), np.float32(rng.normal(size=(9, 4)))
@@ -493,6 +498,7 @@ def test_no_gradient_reaches_the_teacher(name):
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.slow
 @MANY
 def test_losses_map_over_a_batch_of_batches(loss):
     batches = [draw(seed, 80, 4) for seed in range(3)]

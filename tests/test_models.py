@@ -77,6 +77,7 @@ def f64(tree):
 # --- one interface
 
 
+@pytest.mark.slow
 def test_methods_agree_in_values_and_shapes(model, rng):
     variables = init(model, rng)
     call = lambda method, *arguments: jax.jit(lambda v: model.apply(v, *arguments, method=method))(variables)
@@ -253,6 +254,7 @@ def operator(graph, layers):
 
 
 # width: a row a pair, rows that are full and short, a row an entity
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "width"), [(0, 8), (1, 3), (2, 1), (2, 64), (3, 3), (3, 8)])
 def test_propagate_is_the_dense_product_and_so_is_its_gradient(graph, rng, monkeypatch, layers, width):
     monkeypatch.setattr(neighbours, "WIDTH", width)

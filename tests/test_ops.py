@@ -119,6 +119,7 @@ def test_prototypes(form, rows, level):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", [(3,), (90, 110), (0, 40), (31, 1, 8)])
 def test_mixtures_of_experts(form, sides):
     """Loss and all gradients: several sides at once, each with experts of its own, rows that count more or less."""
@@ -233,6 +234,7 @@ def inputs(count=64):
     return student, teacher, of, rng.normal(size=(count, 5)), draw_experts(rng, 5, 4, 5, 7)
 
 
+@pytest.mark.slow
 def test_one_program_for_many_seeds(call):
     """Value and gradient of a stack are those one by one."""
     many = [f32(x) for x in inputs(3 * 64)[:4]]
@@ -253,6 +255,7 @@ def test_no_rank_is_promoted(call):
         jax.jit(jax.value_and_grad(call, TRAINED))(*f32(inputs()))
 
 
+@pytest.mark.slow
 def test_short_floats_are_summed_in_float32(call):
     """To what float32 gives at the same, rounded, numbers; the gradient comes back in the argument's type."""
     for dtype in (jnp.float16, jnp.bfloat16):
@@ -265,6 +268,7 @@ def test_short_floats_are_summed_in_float32(call):
         np.testing.assert_allclose(value, jax.jit(call)(*long), rtol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", CALLS)
 def test_numpys_float64_is_float32(name):

@@ -78,7 +78,7 @@ def test_nobody_and_nothing():
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        ([[1, 1]], [[1, 2]], "stands twice"),
+        ([[1, 1]], [[1, 2]], "has an item twice"),
         ([[1.0]], [[1.0]], "expected integers"),
         ([[1, 2]], [[1]], "one shape"),
         ([1], [1], "one shape"),
@@ -91,7 +91,7 @@ def test_what_are_no_lists_is_refused(first, second, reason):
 
 
 def test_what_rankings_cannot_be():
-    with pytest.raises(ValueError, match="behind a -1"):
+    with pytest.raises(ValueError, match="an item follows a -1"):
         rank_biased_overlap(np.array([[-1, 2]]), np.array([[1, 2]]))
     for p in (0, 1, 1.5):
         with pytest.raises(ValueError, match="p: must be in"):

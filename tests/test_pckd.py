@@ -123,6 +123,7 @@ def test_items_are_sampled_by_rank_from_the_teachers_best(small_split, tables):
     assert stats.chisquare(counts, counts.sum() * expected / expected.sum()).pvalue > FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_the_term_is_that_of_the_experts_outputs_and_trains_them_alone(small_split, tables):
     """The first triples of a batch stand for all; the mixture is DE's, the student is a constant in it."""
     train = small_split.train
@@ -187,6 +188,7 @@ FEW = dict(epochs=2, eval_every=1, cutoffs=(1,), progress=False)
 SMALL = PCKD(experts=2, items=2, pool=3)
 
 
+@pytest.mark.slow
 def test_users_with_one_unseen_item_or_none_train():
     pairs = lambda *rows: tuple(np.array(rows).T)
     split = make_split(pairs((0, 0), (0, 1), (1, 0), (2, 1)), pairs((1, 1)), pairs((2, 2)), 3, 3)

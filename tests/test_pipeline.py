@@ -28,6 +28,7 @@ from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
 # --- the run
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_should(finished):
     folder, _ = finished
     found = results(folder)
@@ -84,6 +85,7 @@ runpy.run_path({str(EXPERIMENTS / "main.py")!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_each_phase_ends_as_an_unbroken_one(finished, tmp_path):
     folder, _ = finished
     mine = tmp_path / folder.name
@@ -104,6 +106,7 @@ def test_a_run_killed_in_each_phase_ends_as_an_unbroken_one(finished, tmp_path):
     assert untimed(strict(mine / "metrics.jsonl")) == untimed(strict(folder / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_run_of_more_epochs_goes_on_and_ends_as_one_that_never_stopped(tmp_path):
     """Without a method, whose temperature or whose teacher would be another."""
     chosen = ["--method", "none", "--eval-every", 1]
@@ -149,6 +152,7 @@ def test_a_split_is_given_back(finished, tmp_path):
     assert untimed(student) == untimed(results(folder)["phases"]["student"])
 
 
+@pytest.mark.slow
 def test_a_student_starts_at_the_factors_of_its_teacher(finished, tmp_path):
     folder, _ = finished
     chosen = ["--method", "ftd", "--student-init", "svd", "--learning-rate", "0", "--teacher", folder]
@@ -179,19 +183,23 @@ def shared_runs(finished, tmp_path_factory):
     return folder
 
 
-# A model gives representations to a method: each method once (HTD is the finished run's), and each model with a method
-# that has its own parameters; with svd, where scores are products.
+# Each method once (HTD is the finished run's), joined where they can be, and each model with a method that has
+# parameters of its own; with svd, where its scores are products.
 PAIRS = [
-    *(("bpr", method) for method in ("svd", "ftd", "fitnet", "de", "phr", "rd", "ir-rrd", "unkd", "cd", "bd", "pckd")),
-    *(("bpr", method) for method in ("freqd", "listwise", "rce-kd", "dcd", "ftd+fitnet")),
+    ("bpr", "ftd+fitnet+de+phr"),
+    ("bpr", "rd+unkd+cd"),
+    ("bpr", "ir-rrd+dcd"),
+    ("bpr", "listwise+rce-kd"),
+    ("bpr", "freqd+pckd"),
+    ("bpr", "bd"),
     ("neumf", "htd"),
     ("ials", "svd"),
     ("ials", "pseudo"),
-    ("lightgcn", "svd"),
     ("lightgcn", "fitnet"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "method"), PAIRS)
 def test_every_model_takes_every_method(model, method, shared_runs):
     chosen = ["--model", model, "--method", method]
@@ -215,6 +223,7 @@ def test_every_model_takes_every_method(model, method, shared_runs):
     assert set(strict(folder / "metrics.jsonl")[-1]["terms"]) - {"loss", "base"} == wanted
 
 
+@pytest.mark.slow
 def test_a_run_ranks_among_a_sample(tmp_path):
     done = trained("--method", "none", "--protocol", "sampled", "--candidates", 50, "--runs", tmp_path)
     found = results(tmp_path / "synthetic-sampled-none-4-seed0")
@@ -223,6 +232,7 @@ def test_a_run_ranks_among_a_sample(tmp_path):
         assert phase["final"]["test"]["recall@50"] > 0.9  # of 51, those who are not the last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "terms"),
     [
@@ -287,6 +297,7 @@ def teacher(data):
 distil = functools.partial(htd_jax.distill, dim=4, **FEW)
 
 
+@pytest.mark.slow
 def test_fit_is_the_teacher_of_a_run_and_distill_its_student(finished, data, teacher):
     phases = results(finished[0])["phases"]
     assert teacher.metrics == phases["teacher"]["final"]["test"]
@@ -319,6 +330,7 @@ def test_what_is_fitted_can_be_looked_into(data, teacher):
     assert teacher.settings["training"]["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_student_begins_where_another_ended(data, teacher, tmp_path):
     still = functools.partial(distil, teacher, data, method=Second(), learning_rate=0.0)
     student = distil(teacher, data, method="none")
@@ -332,6 +344,7 @@ def test_a_student_begins_where_another_ended(data, teacher, tmp_path):
         still(start=student, dim=3)
 
 
+@pytest.mark.slow
 def test_a_second_model_is_evaluated(data, teacher):
     """Under Adam a teacher that nothing moves stays where it was."""
     found = distil(teacher, data, method=[Second(), "ftd"], l2=0.0)
@@ -341,6 +354,7 @@ def test_a_second_model_is_evaluated(data, teacher):
         distillers.chain(Second().make(1), Second().make(1))
 
 
+@pytest.mark.slow
 def test_a_run_shows_both_and_starts_warm(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(distillers.METHODS, "_known", {**distillers.METHODS, "second": Second})
     done = trained("--method", "second", "--teacher", finished[0], "--runs", tmp_path, "--learning-rate", 0)
@@ -395,6 +409,7 @@ def test_a_folder_goes_on_to_the_same_bits(data, teacher, tmp_path, monkeypatch)
         distil(teacher, data, method=FTD(weight=0.5), folder=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_same_method_by_name_and_by_settings(data, teacher):
     by_name, by_settings, raw = (
         distil(teacher, data, method=method)
@@ -438,6 +453,7 @@ def test_a_list_of_methods_is_their_chain(data, teacher):
         distil(teacher, data, method=["ftd", FTD()])
 
 
+@pytest.mark.slow
 def test_models_by_name_by_settings_and_ones_own(data):
     fit = functools.partial(htd_jax.fit, data, dim=4, **FEW)
     deep = fit(model=LightGCNSettings(layers=0))
@@ -525,6 +541,7 @@ class Mine(Method):
         return Distiller(no_params, loss, lambda start: jax.random.uniform(start.key))
 
 
+@pytest.mark.slow
 def test_a_registered_method_is_one_of_them(data, teacher, monkeypatch):
     monkeypatch.setattr(distillers.METHODS, "_known", dict(distillers.METHODS))
     distillers.register("mine", Mine)

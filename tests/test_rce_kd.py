@@ -251,12 +251,14 @@ def test_every_different_user_of_a_batch_counts_once(small_split, tables):
     np.testing.assert_array_equal(terms["rce-kd"], value)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(data, teacher, tmp_path):
     settings = RCEKD(weight=1.0, best=8, sampled=8, pool=20)
     terms = resumes_to_the_bit(settings, teacher.make_model, teacher.teacher(), data, tmp_path, batch_size=256)
     assert all(np.isfinite(one["rce-kd"]) for one in terms)
 
 
+@pytest.mark.slow
 def test_lists_teach_even_where_they_are_empty():
     pairs = lambda *rows: tuple(np.array(rows).T)
     split = make_split(pairs((0, 0), (1, 0), (2, 1)), pairs((0, 1)), pairs((1, 1)), 3, 4)

@@ -189,11 +189,13 @@ def test_lists_teach_even_where_they_are_empty():
         htd_jax.distill(Teacher(), split, **settings)
 
 
+@pytest.mark.slow
 def test_a_broken_run_goes_on_with_the_same(small_split, tmp_path):
     teacher = table_of(np.random.default_rng(2).normal(size=(USERS, ITEMS)))
     resumes_to_the_bit(RD(start=2), ModelOf(BPRSettings(), 4), teacher, small_split, tmp_path)
 
 
+@pytest.mark.slow
 def test_students_learn_their_teachers_best(small_split):
     """With RD, more of the teacher's five best are among the student's."""
     settings = dict(dim=8, batch_size=64, learning_rate=0.02, progress=False)

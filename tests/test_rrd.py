@@ -243,6 +243,7 @@ def test_every_different_user_of_a_batch_counts_once(small_split, scores):
     np.testing.assert_array_equal(terms["rrd"], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [[], [distillers.HTD(groups=3)]], ids=["rrd", "htd+rrd"])
 def test_students_learn_their_teachers_order(data, teacher, others):
     """The loss of the last epoch is well below that of the first."""
@@ -253,6 +254,7 @@ def test_students_learn_their_teachers_order(data, teacher, others):
     assert last < 0.9 * first
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_scores_are_no_products_teaches(data):
     settings = dict(epochs=1, progress=False)
     teacher = htd_jax.fit(data, model="neumf", dim=4, **settings)
@@ -265,6 +267,7 @@ def test_a_teacher_whose_scores_are_no_products_teaches(data):
         np.testing.assert_allclose(scores[user][np.asarray(context.pool)[user]], scores[user][items], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lists_teach_even_where_they_or_the_rest_are_empty():
     """User 0 has no list, user 1 no items other than its list and those it has seen."""
     pairs = lambda *rows: tuple(np.array(rows).T)

@@ -25,7 +25,7 @@ from htd_jax.command.recommend import read_ids, recommend
 from htd_jax.data import Dataset, Ids, Interactions
 from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
-from htd_jax.pipeline import open_phases, open_run
+from htd_jax.pipeline import open_phases, open_run, resolve_run
 from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
 from htd_jax.serving.topk import Hidden, best_items, best_scored, concatenate
 from htd_jax.settings import check
@@ -606,11 +606,12 @@ def test_export(run, tmp_path, precision):
 
 
 def test_the_command_of_a_run_makes_it_again(run):
-    from htd_jax.command.flags import parse_config
+    from htd_jax.command.flags import parse_request
 
     config = runs.strict(run / "config.json")
     words = train_command(config).split()
-    made = parse_config(words[2:], prog="htd-jax train", description="").filled().as_json()
+    request = parse_request(words[2:], prog="htd-jax train", description="")
+    made = resolve_run(request, request.load_dataset()).identity
     assert {name: config[name] for name in made} == json.loads(json.dumps(made))
 
 

@@ -86,8 +86,8 @@ def test_many_users_take_little(rng):
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        ([1.0, np.nan], [0.0, 1.0], "no finite number"),
-        ([1.0, 0.0], [0.0, np.inf], "no finite number"),
+        ([1.0, np.nan], [0.0, 1.0], "one is not finite"),
+        ([1.0, 0.0], [0.0, np.inf], "one is not finite"),
         ([1.0], [0.0, 1.0], r"one length, got \[1\] and \[2\]"),
         ([[1.0]], [[0.0]], "two columns"),
     ],

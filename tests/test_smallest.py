@@ -124,6 +124,7 @@ def test_drawn_items_stand_for_all(small_split):
     assert abs(found.mean() - np.exp(exact[0])) < 5 * found.std() / 20
 
 
+@pytest.mark.slow
 def test_a_student_of_drawn_items_learns():
     data = htd_jax.data.make_synthetic(num_users=100, num_items=200)
     given = {"dim": 8, "loss": "softmax", "sampled_items": 64, "epochs": 100, "progress": False}
@@ -194,6 +195,7 @@ def test_an_epoch_of_softmax_is_the_plain_loop(small_split):
         np.testing.assert_allclose(state.params["model"]["params"][name], table, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_methods_work_beside_the_softmax(small_split):
     """Scores that are made once for all who ask, and methods of other kinds on batches of users."""
     data = small_split
@@ -207,6 +209,7 @@ def test_methods_work_beside_the_softmax(small_split):
 # Rows in fewer bytes
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-20, 4), st.integers(1, 5))
 def test_int4_rows_stand_for_the_middle_of_their_step(seed, exponent, half):
@@ -246,6 +249,7 @@ def test_rounding_is_passed_straight_through(precision):
     np.testing.assert_array_equal(gradient, np.where(beyond, 0, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [BPRSettings(), LightGCNSettings()])
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_a_student_is_served_in_the_bytes_that_it_was_trained_in(small_split, model, precision, tmp_path):
@@ -272,6 +276,7 @@ def test_a_student_is_served_in_the_bytes_that_it_was_trained_in(small_split, mo
     assert opened.recommend(k=5).rows.tolist() == student.recommend(k=5).rows.tolist()
 
 
+@pytest.mark.slow
 def test_training_for_a_precision_beats_rounding_afterwards():
     """The loss that is trained is that of the rounded rows: it ends lower than that of rows rounded afterwards."""
     train = htd_jax.data.make_synthetic(num_users=200, num_items=300).train

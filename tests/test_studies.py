@@ -56,6 +56,7 @@ def compared(tmp_path_factory):
 # --- end to end
 
 
+@pytest.mark.slow
 def test_a_comparison_trains_each_once_and_shows_all(compared):
     folder, done = compared
     assert done.status == 1, done.err
@@ -111,6 +112,7 @@ def test_what_is_wrong_with_all_runs_is_said_before_any(compared, tmp_path):
     assert "--shares must lie in" in line_of(start_command("study", "capacity", "--shares", "200", "--runs", folder))
 
 
+@pytest.mark.slow
 def test_another_width_finds_the_teacher(compared, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(compared[0], folder)
@@ -137,6 +139,7 @@ def test_other_settings_are_not_found_finished(compared):
     assert not is_finished([*flags, "5"])  # no folder
 
 
+@pytest.mark.slow
 def test_a_stopped_study_stops_its_runs_and_goes_on(tmp_path):
     command = [sys.executable, EXPERIMENTS / "study.py", "comparison", *FLAGS, "--methods", "ftd", "--runs", tmp_path]
     command += ["--epochs", "100000"]
@@ -184,6 +187,7 @@ def test_the_command_says_which_studies_there_are():
     assert "--jobs" in process("comparison", "--help", script="study.py").stdout
 
 
+@pytest.mark.slow
 def test_what_students_are_like(compared):
     """Of runs that are there: tables that agree with what the runs came to, a page, and pictures."""
     folder, _ = compared
@@ -443,6 +447,7 @@ def test_the_spread_is_the_sample_standard_deviation():
 # --- the frontier
 
 
+@pytest.mark.slow
 def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(frontier, "WIDTHS", (5,))  # a recipe less takes seconds less
     flags = ["study", "frontier", *DATA, "--seeds", "0", "--bytes", "4", "--runs", tmp_path]

@@ -174,6 +174,7 @@ def test_a_gap_that_there_is_not_is_left_empty(add, tmp_path):
     assert [row[6] for row in rows(tmp_path, "recall@50")[2:]] == ["", "", ""]
 
 
+@pytest.mark.slow
 def test_a_split_of_ones_own_is_called_by_its_file(finished, tmp_path):
     """Runs as they are, not made up: seed 0 on one split, seed 1 on another, a third sampled in another way."""
     save_split(tmp_path / "mine.npz", make_synthetic(7, num_users=60, num_items=150))

@@ -559,6 +559,7 @@ class TestListed:
         np.testing.assert_array_equal(scores, np.tile(counts, (3, 1)))
 
 
+@pytest.mark.slow
 def test_a_student_of_lists_in_a_file(tmp_path):
     split = htd_jax.data.make_synthetic(num_users=60, num_items=150)
     users, items = np.divmod(np.random.default_rng(0).permutation(60 * 150)[:3000], 150)

@@ -80,6 +80,7 @@ def check(folder, every_epoch):
     return of_phase
 
 
+@pytest.mark.slow
 def test_a_run_writes_every_epoch_and_evaluation(watched):
     assert set(check(watched, every_epoch=True)) == {"teacher", "student", "htd"}
     found = scalars(watched / "tensorboard" / "htd")
@@ -114,6 +115,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 2])
 def test_a_killed_run_writes_no_epoch_twice(kept, tmp_path, monkeypatch):
     """Killed some epochs after its last checkpoint, or with none, it trains them once more."""

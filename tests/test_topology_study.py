@@ -40,6 +40,7 @@ def by_pairs(teacher, student, groups):
         yield len(t), np.corrcoef(t, s)[0, 1], np.abs(t - s).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [topology.PAIRS, 90 * 7])
 def test_the_entity_level_is_its_definition(rng, pairs, monkeypatch):
     jax.clear_caches()
@@ -115,6 +116,7 @@ def test_the_group_level_is_its_definition(rng):
     assert found.agreement.error == pytest.approx(np.abs(t - s).mean(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_users_items_and_both_together(rng):
     make = lambda dim: Representations(*(jnp.asarray(rng.normal(size=(n, dim)), jnp.float32) for n in (40, 70)))
     teacher, student = make(6), make(2)

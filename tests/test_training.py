@@ -61,6 +61,7 @@ def trainer_of(method):
     return make(METHODS[method]())
 
 
+@pytest.mark.slow
 def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
     """Every pair once, a fresh negative each, the last batch short, L2 on every parameter at every step."""
     train = small_split.train
@@ -99,6 +100,7 @@ def test_an_epoch_is_the_plain_loop_over_shuffled_batches(small_split):
         np.testing.assert_allclose(found.params["model"]["params"][name], p, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["none", "ftd"])
 def test_a_step_adds_the_distillation_of_the_batchs_entities(small_split, teacher, method):
     """One batch of everything: the entities are then all users and items in it, each once."""
@@ -163,6 +165,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["none", "both"])
 def test_equal_seeds_give_equal_bits_and_so_does_a_run_killed_and_resumed(
     small_split, teacher, method, tmp_path, monkeypatch
@@ -396,6 +399,7 @@ def test_prepare_is_called_once_and_its_result_is_the_context(small_split, teach
     np.testing.assert_allclose([terms["seen"] for terms in found], np.mean(teacher.users), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_score_is_the_models_and_differentiable(small_split):
     """A loss that pushes one pair's score up does so, and what it reads is the model's own score."""
     train = small_split.train

@@ -184,6 +184,7 @@ def test_every_different_user_of_a_batch_counts_once(small_split, scores):
     np.testing.assert_array_equal(terms["unkd"], value)
 
 
+@pytest.mark.slow
 def test_lists_teach_even_where_they_are_empty():
     """User 0 has no list, and nobody two items of one group but user 1."""
     pairs = lambda *rows: tuple(np.array(rows).T)
@@ -199,6 +200,7 @@ def test_lists_teach_even_where_they_are_empty():
         htd_jax.distill(Teacher(), split, **settings)
 
 
+@pytest.mark.slow
 def test_a_broken_run_goes_on_with_the_same(small_split, scores, tmp_path):
     settings = UnKD(groups=3, pairs=3, pool=10)
     resumes_to_the_bit(settings, ModelOf(BPRSettings(), 4), table_of(scores), small_split, tmp_path)

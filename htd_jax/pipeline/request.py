@@ -38,16 +38,16 @@ class RunSettings:
     model: str = "bpr"
     """Base model of teacher and student."""
     method: str = "htd"
-    """Distillation method. best is the recommended recipe, a+b combines methods, none trains the plain student, svd
-    computes the student without training, package.module:Class loads your own."""
+    """Distillation method: best is the recommended recipe, a+b combines methods, none trains the plain student,
+    package.module:Class loads your own."""
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
-    """Random seed; runs with the same seed give bit-identical results."""
+    """Random seed; the same seed gives the same bits."""
     teacher_model: str | None = None
     """Base model of the teacher. Default: --model, or ials with --method best."""
     teacher_dim: Annotated[int, Ge(1)] | None = None
-    """Width of the teacher's tables. Default: 200, or 250 for neumf."""
+    """Width of the teacher's tables. Default: 200; neumf 250."""
     student_dim: Annotated[int, Ge(1)] | None = None
-    """Width of the student's tables. Default: 20, or 25 for neumf."""
+    """Width of the student's tables. Default: 20; neumf 25."""
     precision: Precision | None = None
     """Precision of the student's tables, to which rows are rounded in training too. int8 has a scale per row, int4 two
     numbers per byte. Default: float32."""

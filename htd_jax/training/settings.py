@@ -31,8 +31,7 @@ class Training:
     """Settings of the training of every phase, by Adam. None stands for the default of the loss or the method."""
 
     epochs: Annotated[int, Ge(1)] | None = None
-    """Number of passes over the training pairs, or over the users with the softmax loss. Default: 101; 15 for ials; for
-    softmax 20, or more to reach 800 steps."""
+    """Number of passes over the data. Default: 101; ials 15; the softmax loss 20, or more to reach 800 steps."""
     loss: Loss | None = None
     """Loss of the base model: own is the model's loss on batches of pairs; softmax is the cross-entropy of a user's
     seen items under a softmax over all items, for models whose scores are inner products. Default: own, or softmax
