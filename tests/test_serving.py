@@ -203,7 +203,7 @@ def test_what_a_precision_cannot_hold():
     for bad in (np.nan, np.inf):
         with pytest.raises(UserError, match="not finite"):
             to_precision(np.array([[bad]]), "int8")
-    with pytest.raises(UserError, match="unknown precision"):
+    with pytest.raises(UserError, match="must be one of float32, float16, int8, int4, not .int2."):
         to_precision(np.array([[1.0]]), "int2")
     assert [row_bytes(20, precision) for precision in PRECISIONS] == [80, 40, 24, 10]
     assert [to_precision(np.ones((2, 20)), p).row_bytes for p in PRECISIONS] == [80, 40, 24, 10]

@@ -154,7 +154,7 @@ class TestTables:
         assert ".safetensors" in line_of(read_tables, [tmp_path / "t.h5"])
         path = saved(tmp_path, "users.npy", USERS)
         assert "give two" in line_of(read_tables, [path])
-        assert "one of each" in line_of(read_tables, [path, path])
+        assert "one file for each" in line_of(read_tables, [path, path])
         items = saved(tmp_path, "items.npy", ITEMS)
         assert "the users' file comes first" in line_of(read_tables, [items, path])
         assert "one file or two" in line_of(read_tables, [items, path, path])
