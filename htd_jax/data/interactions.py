@@ -49,7 +49,7 @@ class Interactions:
         pairs = np.sort(users * num_items + items)
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         users, items = pairs // num_items, pairs % num_items
-        degree = np.bincount(users, minlength=num_users)
+        degree = np.bincount(np.asarray(users), minlength=num_users)
         return cls(
             users=jnp.asarray(users, jnp.int32),
             items=jnp.asarray(items, jnp.int32),

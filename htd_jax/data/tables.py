@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -326,7 +326,13 @@ def _safetensors(path: Path) -> dict[str, LazyArray]:
     import safetensors
 
     # All that matters about other types is that they are not floats.
-    types = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": BFLOAT16, "BOOL": np.bool_}
+    types: dict[str, Any] = {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": BFLOAT16,
+        "BOOL": np.bool_,
+    }
     types |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
     types |= {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
     open_file = lambda: safetensors.safe_open(path, framework="numpy")

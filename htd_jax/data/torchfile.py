@@ -22,7 +22,7 @@ from htd_jax.errors import UserError, reading, reason, shown
 BFLOAT16 = np.dtype(jnp.bfloat16)
 
 # The dtypes of storages, by name.
-STORAGES = {
+STORAGES: dict[str, np.dtype[Any]] = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
