@@ -24,6 +24,7 @@ from htd_jax.distillers import FTD, Distiller, FitNet, Lists, Method, Teacher
 from htd_jax.distillers.base import no_params
 from htd_jax.errors import UserError
 from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
+from htd_jax.training import step
 
 # --- the run
 
@@ -426,6 +427,23 @@ def test_a_distiller_without_settings_has_no_folder(data, teacher, tmp_path):
         distil(teacher, data, method=distillers.ftd(), folder=tmp_path / "run")
     with pytest.raises(UserError, match="a custom function has no settings"):
         distil(teacher, data, method=["fitnet", distillers.ftd()], folder=tmp_path / "run")
+
+
+def test_equal_phases_of_several_seeds_are_compiled_once(data):
+    htd_jax.fit(data, dim=6, **FEW)
+    before = step._compiled.cache_info()
+    found = htd_jax.fit(data, dim=6, seed=1, **FEW)
+    after = step._compiled.cache_info()
+    assert (after.misses, after.hits) == (before.misses, before.hits + 1)
+    assert found.settings["seed"] == 1
+
+
+def test_svd_needs_a_teacher_whose_scores_are_inner_products(data):
+    neumf = htd_jax.fit(data, model="neumf", dim=4, **FEW)
+    with pytest.raises(UserError, match="svd needs a teacher whose scores are inner products"):
+        distil(neumf, data, method="svd")
+    message = refused("--teacher-model", "neumf", "--method", "svd")
+    assert "svd needs a teacher whose scores are inner products" in message and "--teacher-model" in message
 
 
 def test_teachers_of_every_kind(data, teacher):

@@ -224,6 +224,12 @@ def test_other_settings_are_refused(small_split, teacher, tmp_path):
         fit(small_split, teacher, "none", tmp_path / "run", epochs=1, settings={"method": "another"})
 
 
+def test_a_checkpoint_of_another_format_names_the_version(small_split, teacher, tmp_path):
+    fit(small_split, teacher, "none", tmp_path / "run", epochs=1, settings={"format": 5})
+    with pytest.raises(UserError, match=r"another version of htd-jax \(format 5, not 6\)"):
+        fit(small_split, teacher, "none", tmp_path / "run", epochs=1, settings={"format": 6})
+
+
 def test_early_stopping_keeps_the_best_epoch_even_if_killed_after_it(small_split, teacher, tmp_path, monkeypatch):
     """The metric is handed in: it rises to epoch 3 and falls from there."""
     stopping = EarlyStopping("recall@10", 3)
