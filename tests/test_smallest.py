@@ -114,12 +114,12 @@ def test_drawn_items_stand_for_all(small_split):
 
     def of(number, key):
         objective = sampled_softmax(1.0, number)
-        return objective.loss(model, batch, objective.prepare(train), key)
+        return objective.loss(model, batch, objective.constants(train), key)
 
     np.testing.assert_allclose(of(200_000, jax.random.key(0)), exact.sum(), rtol=0.01)
     one = batch._replace(triples=jax.tree.map(lambda x: x[:1], triples))  # exp(loss) is linear in the sum
     objective = sampled_softmax(1.0, 32)
-    drawn = lambda key: jnp.exp(objective.loss(model, one, objective.prepare(train), key))
+    drawn = lambda key: jnp.exp(objective.loss(model, one, objective.constants(train), key))
     found = np.asarray(jax.vmap(drawn)(jax.random.split(jax.random.key(1), 400)))
     assert abs(found.mean() - np.exp(exact[0])) < 5 * found.std() / 20
 
