@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,10 +57,14 @@ def reading(path: Path, what: str) -> Iterator[None]:
       what: the expected content with its article, for the message: `a split`.
 
     Raises:
-      UserError: if the file cannot be opened or is damaged. Any exception counts as damage, since the bytes of a
-        damaged file can mean anything to a parser; a `UserError` passes unchanged.
+      UserError: if the file cannot be opened, is a pipe or a device, which may never end, or is damaged. Any exception
+        counts as damage, since the bytes of a damaged file can mean anything to a parser; a `UserError` passes
+        unchanged.
     """
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder raises an error of its own
+            raise UserError(f"{shown(path)}: is a pipe or a device; write its content to a file, and give that")
         yield
     except UserError:
         raise

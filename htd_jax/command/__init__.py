@@ -99,7 +99,7 @@ def use_devices() -> None:
     """
     import jax
 
-    from htd_jax.data.files import user_cache
+    from htd_jax.data.published import user_cache
 
     try:
         jax.devices()

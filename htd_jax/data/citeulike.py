@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split, make_split
+from htd_jax.data.published import Published, find_files
 from htd_jax.data.source import Source
 from htd_jax.errors import UserError, reading, shown
 

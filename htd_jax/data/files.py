@@ -1,88 +1,112 @@
-"""Published files: found on this machine or downloaded, and verified by their hashes."""
+"""Limits of the files that are read. Time and memory are linear in a file's bytes, or the file is refused in a line.
 
-import hashlib
-import os
+A few bytes can ask for any amount of memory: a compressed file of zeros, a header that names a size, one value that is
+repeated. Every such size is compared with the file's own before it is used. `htd_jax.errors.reading`, through which all
+readers go, also refuses pipes and devices, which may never end.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from htd_jax.errors import UserError, reading, shown
 
+# The largest JSON file: settings, results, histories. A history of 100,000 epochs has about 40 MiB.
+MOST_JSON = 2**26
 
-class Published(NamedTuple):
-    """The files of a published data set: its name, the URL of their folder, and each file's sha256."""
+# The largest pickle in a torch checkpoint. It holds no tensor data: large checkpoints need some hundred kilobytes.
+MOST_PICKLE = 2**24
 
-    name: str
-    url: str
-    sha256: dict[str, str]
+# The largest number of arrays in one file. Checkpoints of large models have some thousands.
+MOST_ARRAYS = 2**17
+
+# A compressed file may become this many times larger, and this many bytes (or rows of Parquet) in any case. Tables of
+# trained numbers shrink to 9 tenths, text to a tenth, and what shrinks further is either small or made to harm.
+INFLATION = 64
+SLACK = 2**24
 
 
-def find_files(published: Published, data_dir: Path | None) -> list[Path]:
-    """Returns the paths of the files, in the order of `published.sha256`.
+def most_inflated(size: int) -> int:
+    """Returns the largest number of bytes, or rows of Parquet, that `size` compressed bytes may stand for."""
+    return INFLATION * size + SLACK
 
-    Searches `data_dir`, `$HTD_DATA_DIR/<name>` and the user's cache folder, and downloads into the cache what is
-    missing. Checks all hashes.
+
+def check_inflated(path: Path, inflated: int, name: str = "", unit: str = "bytes") -> None:
+    """Raises UserError if a compressed file, or a part `name` of it, says that it becomes too large."""
+    size = path.stat().st_size
+    if inflated > most_inflated(size):
+        part = f" {name}:" if name else ""
+        advice = "write it without dictionaries" if unit == "rows" else "save it uncompressed"
+        raise UserError(
+            f"{shown(path)}:{part} its {size} bytes stand for {inflated} {unit}, more than {INFLATION} each; {advice}"
+        )
+
+
+def read_json(path: Path, what: str = "a JSON file") -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+      what: the expected content with its article, for messages.
 
     Raises:
-      UserError: if a file is neither found nor downloaded, or is not the published one.
+      UserError: if it cannot be read, is damaged, or is larger than `MOST_JSON`.
     """
-    names = ", ".join(published.sha256)
-    cache = root / published.name if (root := user_cache()) else None
-    folders = [data_dir] if data_dir else []
-    if given := os.environ.get("HTD_DATA_DIR"):
-        folders.append(Path(given) / published.name)
-    for folder in [*folders, cache] if cache else folders:
-        paths = [folder / name for name in published.sha256]
-        present = [path.name for path in paths if os.path.isfile(path)]  # False also if it may not be accessed
-        if len(present) == len(paths):
-            for path in paths:
-                _check_hash(path, published.sha256[path.name])
-            return paths
-        if present and folder != cache:
-            missing = ", ".join(name for name in published.sha256 if name not in present)
-            raise UserError(f"{shown(folder)}: {missing} missing; the {published.name} data set is the files {names}")
-    if cache is None:
-        tried = "".join(f"in {shown(folder)}, " for folder in folders)
-        raise UserError(
-            f"{published.name}: no {names} {tried}and no home folder to download to; set `data_dir` to the folder "
-            "that holds them, or `dataset` to synthetic, which needs no file"
-        )
-    return [_download(published, name, cache, folders) for name in published.sha256]
+    with reading(path, what):
+        size = path.stat().st_size
+        if size > MOST_JSON:
+            raise UserError(f"{shown(path)}: has {size} bytes; {what} has at most {MOST_JSON}")
+        return json.loads(path.read_bytes().decode())
 
 
-def user_cache() -> Path | None:
-    """Returns this program's cache folder; None for a user without a home, for whom `~` is not expanded."""
-    import platformdirs
+@contextlib.contextmanager
+def open_parquet(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Opens a Parquet file whose number of rows is in proportion to its bytes; see `INFLATION`.
 
-    try:
-        cache = platformdirs.user_cache_path("htd_jax")
-    except (OSError, RuntimeError, KeyError):
-        return None
-    return cache if cache.is_absolute() else None
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    with reading(path, "a file"):
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    if actual != expected:
-        raise UserError(
-            f"{shown(path)}: damaged or not the published file (sha256 {actual[:12]}..., expected "
-            f"{expected[:12]}...); delete it to download it again"
-        )
+    Raises:
+      UserError: if it claims more rows.
+      pa.ArrowException, OSError: if it cannot be read or is damaged.
+    """
+    with pq.ParquetFile(path, **options) as file:
+        check_inflated(path, file.metadata.num_rows, unit="rows")
+        yield file
 
 
-def _download(published: Published, name: str, cache: Path, folders: list[Path]) -> Path:
-    import pooch
+def open_inflated(path: Path, compression: str | None) -> BinaryIO:
+    """Opens a file of bytes, decompressed; reading raises UserError past `most_inflated`.
 
-    url = published.url + name
-    try:
-        pooch.get_logger().setLevel("ERROR")
-        return Path(pooch.retrieve(url, published.sha256[name], name, cache, progressbar=True))
-    except ValueError:
-        raise UserError(f"{url}: the download is not the published file (its sha256 differs)") from None
-    except OSError as error:  # includes failed requests
-        tried = ", ".join(map(shown, [*folders, cache]))
-        reason = f"{shown(cache)}: {error.strerror}" if error.strerror else f"{type(error).__name__} at {url}"
-        raise UserError(
-            f"{published.name}: no {name} in {tried}, and no download ({reason}); put "
-            f"{', '.join(published.sha256)} into {shown(cache)}, or set `dataset` to synthetic, which needs no file"
-        ) from None
+    Args:
+      compression: `gzip`, `zstd` or None.
+    """
+    if compression is None:
+        return open(path, "rb")
+    zipped = compression == "gzip"
+    raw: Any = gzip.open(path) if zipped else pa.input_stream(str(path), compression=compression)  # noqa: SIM115
+    return io.BufferedReader(_Inflated(raw, path), 2**20)
+
+
+class _Inflated(io.RawIOBase):
+    """A decompressed file that counts its bytes."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path, self._read = file, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        self._read += len(data)
+        check_inflated(self._path, self._read)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

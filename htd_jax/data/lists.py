@@ -7,8 +7,8 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Interval
 
-from htd_jax.data.files import Published, find_files
 from htd_jax.data.interactions import Split
+from htd_jax.data.published import Published, find_files
 from htd_jax.data.source import Source
 from htd_jax.data.splits import split_pairs
 from htd_jax.errors import UserError, reading, shown

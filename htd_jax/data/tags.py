@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from htd_jax.data.files import Published, find_files
 from htd_jax.data.lists import CITEULIKE_T, read_users_dat
+from htd_jax.data.published import Published, find_files
 from htd_jax.errors import UserError
 
 PUBLISHED = Published(
