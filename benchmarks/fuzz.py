@@ -31,8 +31,9 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 
 from htd_jax.data import Ids, Reading, read_log
+from htd_jax.data.idfiles import read_id_file
 from htd_jax.data.ranked import read_lists, to_lists
-from htd_jax.data.tables import match_rows, read_id_file, read_tables
+from htd_jax.data.tables import match_rows, read_tables
 from htd_jax.errors import UserError
 
 FILES = Path(__file__).parent.parent / "tests" / "files"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import htd_jax
 from htd_jax import data
 from htd_jax.command.export import export, train_command
-from htd_jax.command.recommend import read_ids, recommend
+from htd_jax.command.recommend import read_asked, recommend
 from htd_jax.data import Dataset, Ids, Interactions
 from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
@@ -415,8 +415,8 @@ def _damage(folder: Path, what: str) -> None:
     ("damage", "message"),
     [
         ("tables.safetensors:gone", "there is no such file"),
-        ("tables.safetensors:cut", "damaged, cut off, or not the tables of an export"),
-        ("tables.safetensors:text", "damaged, cut off, or not the tables of an export"),
+        ("tables.safetensors:cut", "damaged, cut off, or not a .safetensors file"),
+        ("tables.safetensors:text", "damaged, cut off, or not a .safetensors file"),
         ("tables.safetensors:nan", "not finite"),
         ("users.parquet:gone", "there is no such file"),
         ("items.parquet:cut", "damaged"),
@@ -735,7 +735,7 @@ def test_an_unfinished_phase_is_refused(run, tmp_path):
 
 def test_files_of_ids(tmp_path):
     write = lambda name, text: (tmp_path / name).write_text(text) and tmp_path / name
-    found = lambda path, kind="user": read_ids(path, kind).to_pylist()
+    found = lambda path, kind="user": read_asked(path, kind).to_pylist()
     assert found(write("a.txt", "\ufeff7\n\n x y \n")) == ["7", "x y"]
     assert found(write("a.csv", 'n,USER_ID:token\n1,"a,b"\n2,007\n3,\n')) == ["a,b", "007"]
     assert found(write("a.tsv", "id\tn\n q\t1\n")) == [" q"]

@@ -17,8 +17,9 @@ import safetensors.numpy
 
 import htd_jax
 from htd_jax.data import Ids, write_ids
+from htd_jax.data.idfiles import read_id_file
 from htd_jax.data.ranked import RankedLists, read_lists, to_lists
-from htd_jax.data.tables import match_rows, read_id_file, read_tables
+from htd_jax.data.tables import match_rows, read_tables
 from htd_jax.data.torchfile import Checkpoint
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Full, Sampled, make_evaluator
@@ -328,7 +329,7 @@ class TestRows:
             ("ids.txt", b"[PAD]\n007\n\xc3\xa9\n"),
             ("ids.txt", b"\xef\xbb\xbf[PAD]\r\n007\r\n\xc3\xa9"),
             ("ids.csv", b"id\n[PAD]\n007\n\xc3\xa9\n"),
-            ("ids.csv", b"what\n[PAD]\n007\n\xc3\xa9\n"),
+            ("ids.csv", b"[PAD]\n007\n\xc3\xa9\n"),
             ("ids.csv", b"n,user_id:token\n1,[PAD]\n1,007\n1,\xc3\xa9\n"),
             ("ids.tsv", b"n\tUSER\n1\t[PAD]\n1\t007\n1\t\xc3\xa9\n"),
         ],

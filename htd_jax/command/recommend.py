@@ -15,11 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from htd_jax.command.flags import parse
-from htd_jax.data.columns import read_id_column
+from htd_jax.data.idfiles import read_id_column
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
 
 if TYPE_CHECKING:
+    from htd_jax.data import Ids
     from htd_jax.serving import Recommendations, Retriever
 
 # The number of lines of a table on the screen, roughly.
@@ -72,9 +73,10 @@ def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None
     _check(options)
     if options.to:
         check_path(options.to)
-    ids = {name: read_ids(path, kind) for name, kind, path in _files(options) if path}
     use_devices()
     retriever = _open(options)
+    known = {"user": retriever.user_ids, "item": retriever.item_ids}
+    ids = {name: read_asked(path, kind, known[kind]) for name, kind, path in _files(options) if path}
     blocks, count, kind = _lists(retriever, options, ids)
     if options.to:
         number = _write(blocks, count, options.to)
@@ -198,13 +200,13 @@ def _plain(value: Any) -> str:
     return shown(str(value)).replace("[", "\\[")
 
 
-def read_ids(path: Path, kind: str) -> Any:
+def read_asked(path: Path, kind: str, known: "Ids | None" = None) -> Any:
     """Returns the ids in a file without empty ones, see `read_id_column`.
 
     Raises:
       UserError: if it cannot be read, or has no ids.
     """
-    ids = read_id_column(path, kind)[0].drop_null()
+    ids = read_id_column(path, kind, known).values.drop_null()
     if not len(ids):
         raise UserError(f"{shown(path)}: no ids in it")
     return ids

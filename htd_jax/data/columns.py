@@ -37,6 +37,7 @@ NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", " ": "spac
 USUAL = {
     role: names.split()
     for role, names in {
+        "id": "id ids",
         "user": "user userid useridx users uid customer customerid visitor visitorid reviewer reviewerid member "
         "memberid account accountid person personid session sessionid",
         "item": "item itemid itemidx items iid product productid movie movieid track trackid article articleid song "
@@ -97,7 +98,7 @@ def pick(
     chosen: dict[str, str] = {}
     problems = []
     for role, name in wanted.items():
-        matches = [n for n in names if (n == name if name else _plain(n) in USUAL[role])]
+        matches = [n for n in names if (n == name if name else is_usual(n, role))]
         if len(matches) == 1:
             chosen[role] = matches[0]
         elif name and not matches:
@@ -116,44 +117,9 @@ def pick(
     return chosen
 
 
-def read_id_column(path: Path, kind: str) -> tuple[pa.Array, Callable[[int], str]]:
-    """Reads the ids in a file: the column, null for an empty line or field, and a function from rows to their places.
-
-    Args:
-      path: a table with a single column, or with one named `id` or like the users (or items); or a text file with any
-        other suffix, one id per line.
-      kind: `user` or `item`.
-
-    Raises:
-      UserError: if the file cannot be read, or has no such column.
-    """
-    suffix, _ = _suffixes(path)
-    if suffix in ("", ".txt", ".dat", ".data"):
-        with _reading(path, "a text file"):
-            lines = [line.decode().strip().removeprefix("\ufeff") for line in _lines(path)]
-        while lines and not lines[-1]:
-            lines.pop()
-        return pa.array([line or None for line in lines], pa.string()), lambda row: f"line {row + 1}"
-
-    def choose(names: Sequence[str]) -> dict[str, str]:
-        known = [name for name in names if _plain(name) in ("id", *USUAL[kind])]
-        if len(names) != 1 and len(known) != 1:
-            existing = ", ".join(map(repr, names[:12])) or "none"
-            raise UserError(f"{shown(path)}: no single {kind} id column found (columns: {existing}); name it 'id'")
-        row = {"row": "row"} if sorted(names) == ["id", "row"] else {}  # as `write_ids` writes them
-        return {kind: known[0] if known else names[0], **row}
-
-    columns = read_file(path, choose)
-    column = undictionary(columns.by_role[kind]).combine_chunks()
-    if "row" in columns.by_role:
-        try:
-            rows = columns.by_role["row"].cast(pa.int64()).to_numpy()
-        except pa.ArrowException:
-            rows = np.zeros(0)
-        if not np.array_equal(np.sort(rows), np.arange(len(column))):
-            raise UserError(f"{shown(path)}: its column 'row' does not number the rows from 0")
-        column = column.take(pa.array(np.argsort(rows)))
-    return column, columns.place
+def is_usual(name: str, role: str) -> bool:
+    """Returns whether a column's name is a usual one of a role, see `USUAL`."""
+    return _plain(name) in USUAL[role]
 
 
 def undictionary(column: Any) -> Any:
@@ -215,7 +181,7 @@ def read_file(
         known = ", ".join(FORMATS)
         raise UserError(f"{shown(path)}: unknown format; the name must end in one of {known} (+ .gz, .zst)")
     kind = FORMATS[suffix]
-    with _reading(path, f"a {COMPRESSED[compressed.lower()]} file" if compressed else CONTENT[kind]):
+    with reading_text(path, f"a {COMPRESSED[compressed.lower()]} file" if compressed else CONTENT[kind]):
         if path.stat().st_size == 0:
             raise UserError(f"{shown(path)}: the file is empty")
         if kind == "csv":
@@ -253,7 +219,7 @@ def _suffixes(path: Path) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
+def reading_text(path: Path, what: str) -> Iterator[None]:
     """Turns errors into a `UserError` as `errors.reading` does, and names the line that is not UTF-8."""
     with reading(path, what):
         open(path, "rb").close()  # a missing file or a folder is reported by its own error

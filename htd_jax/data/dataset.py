@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from htd_jax.data.files import open_parquet
 from htd_jax.data.interactions import Interactions, Split
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
@@ -171,7 +172,8 @@ def read_ids(path: Path, kind: str) -> Ids:
       UserError: if the file cannot be read, is damaged, or holds something else.
     """
     with reading(path, "saved ids"):
-        table = pq.read_table(path, columns=["row", "id"], partitioning=None)
+        with open_parquet(path) as file:
+            table = file.read(columns=["row", "id"])
         table.validate(full=True)
         rows = table["row"].to_numpy()
         if not np.array_equal(rows, np.arange(len(rows))):

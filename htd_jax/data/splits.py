@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from htd_jax.data.arrays import open_npz
+from htd_jax.data.files import most_inflated
 from htd_jax.data.interactions import Split, as_pairs, make_split
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
@@ -97,12 +99,19 @@ def load_split(path: Path) -> Split:
       UserError: if the file cannot be read, is damaged, or holds something else.
     """
     with reading(path, "a saved split"):
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            sizes, *parts = (arrays[name] for name in ("sizes", *Split._fields))
-        if sizes.shape != (2,) or any(array.dtype.kind != "i" for array in (sizes, *parts)):
+        arrays = open_npz(path)
+        opened = [arrays[name] for name in ("sizes", *Split._fields)]
+        if opened[0].shape != (2,) or any(array.dtype.kind != "i" for array in opened):
             raise ValueError("its arrays are of other types")
-        if any(part.ndim != 2 or part.shape[1] != 2 for part in parts):
+        if any(len(part.shape) != 2 or part.shape[1] != 2 for part in opened[1:]):
             raise ValueError("its arrays are of other shapes")
+        sizes, *parts = (array.read() for array in opened)
+        for name, number in zip(("user", "item"), sizes.tolist()):
+            if number > most_inflated(path.stat().st_size):
+                raise UserError(
+                    f"{shown(path)}: says that there are {number} {name}s, which is more than its "
+                    f"{path.stat().st_size} bytes justify; number {name}s without gaps"
+                )
         train, valid, test = ((part[:, 0], part[:, 1]) for part in parts)
         try:
             return make_split(train, valid, test, *sizes.tolist())

@@ -7,6 +7,7 @@ opcodes itself, builds containers, numbers and strings, recognises the few names
 other objects, such as configurations and functions, by one inert value.
 """
 
+import itertools
 import math
 import pickletools
 import zipfile
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from htd_jax.data.files import MOST_ARRAYS, MOST_PICKLE
 from htd_jax.errors import UserError, reading, reason, shown
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -40,8 +42,8 @@ STORAGES: dict[str, np.dtype[Any]] = {
 # The start of files from before the zip archive: a pickle of a magic number.
 LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
-# The largest pickle. It holds no tensor data: even large checkpoints need some hundred kilobytes.
-MOST_PICKLE = 2**24
+# The longest key of a dict that is searched for tensors; names are keys joined with dots.
+LONGEST_KEY = 200
 
 # The largest depth of nested containers that is searched; checkpoints have three levels.
 DEPTH = 8
@@ -92,7 +94,9 @@ class Checkpoint:
             if order not in (b"little", b"big"):
                 raise ValueError("its byte order is neither little nor big")
             self._order: Literal["<", ">"] = "<" if order == b"little" else ">"
-            self.tensors = dict(_tensors(_run(program)))
+            self.tensors = dict(itertools.islice(_tensors(_run(program)), MOST_ARRAYS + 1))
+        if len(self.tensors) > MOST_ARRAYS:
+            raise UserError(f"{shown(path)}: holds more than {MOST_ARRAYS} tensors, which is the most that is read")
 
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor, as a view of its storage.
@@ -170,7 +174,6 @@ _PUSHES: dict[str, Callable[[], Any]] = {
 }
 # The number of values that opcodes pop; others pop back to the last mark.
 _POPS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "APPEND": 1, "NEWOBJ": 2, "NEWOBJ_EX": 3}
-_KEYS = (str, int, float, bytes, type(None))
 
 
 def _run(program: bytes) -> Any:
@@ -217,7 +220,7 @@ def _run(program: bytes) -> Any:
             if name == "DICT":
                 stack.append({})
             if type(stack[-1]) is dict:  # other keys never lead to tables, and may recurse when hashed
-                stack[-1].update((key, value) for key, value in zip(pairs[::2], pairs[1::2]) if isinstance(key, _KEYS))
+                stack[-1].update((key, value) for key, value in zip(pairs[::2], pairs[1::2]) if _is_key(key))
         elif name in ("APPEND", "APPENDS"):
             values = pop_for(name)
             if type(stack[-1]) is list:
@@ -227,7 +230,9 @@ def _run(program: bytes) -> Any:
         elif name == "GLOBAL":
             stack.append(_Name(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
-            stack.append(_Name(*map(str, pop(2))))
+            module, attribute = pop(2)
+            is_name = type(module) is str and type(attribute) is str
+            stack.append(_Name(module, attribute) if is_name else INERT)
         elif name == "REDUCE":
             stack.append(_called(*pop(2)))
         elif name == "BUILD":
@@ -248,15 +253,25 @@ def _run(program: bytes) -> Any:
     raise ValueError("its pickle has no end")
 
 
+def _is_key(key: Any) -> bool:
+    """Returns whether a key may lead to tensors: others may recurse, or take long, whenever they are hashed."""
+    if type(key) is int:
+        return abs(key) < 2**63
+    return type(key) in (str, float, bytes, bool, type(None))
+
+
 def _called(what: Any, arguments: Any) -> Any:
     """Returns the result of a call in the pickle: a tensor, a dict, or `INERT`."""
     if type(what) is not _Name or type(arguments) is not tuple:
         return INERT
     if what == ("collections", "OrderedDict"):
         pairs = arguments[0] if arguments and type(arguments[0]) is list else []
-        return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[0], _KEYS)}
+        made = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and _is_key(pair[0])}
+        pairs.clear()  # moved, so that a pickle that asks for one list again and again takes no longer
+        return made
     if what == ("torch._utils", "_rebuild_tensor_v2"):
-        return _tensor(*arguments[:4])
+        changed = len(arguments) > 6 and arguments[6]  # views that negate or conjugate when they are read
+        return INERT if changed else _tensor(*arguments[:4])
     if what.module == "torch._utils" and what.name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
         return arguments[0]
     return INERT
@@ -291,4 +306,5 @@ def _tensors(top: Any) -> Iterator[tuple[str, Tensor]]:
         elif type(value) in (dict, list, tuple) and id(value) not in seen and len(path) < DEPTH:
             seen.add(id(value))
             parts = list(value.items() if type(value) is dict else enumerate(value))
+            parts = [(key, part) for key, part in parts if not isinstance(key, (str, bytes)) or len(key) < LONGEST_KEY]
             waiting += [((*path, key), part) for key, part in parts[::-1]]

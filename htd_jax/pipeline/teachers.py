@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Dataset, read
+from htd_jax.data.arrays import SUFFIXES, TORCH
+from htd_jax.data.idfiles import read_id_file
 from htd_jax.data.ranked import read_lists, to_lists
-from htd_jax.data.tables import TABLES, TORCH, match_rows, read_id_file, read_tables
+from htd_jax.data.tables import match_rows, read_tables_and_notes
 from htd_jax.errors import UserError, as_flags, shown
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, listed, popularity
 from htd_jax.pipeline.experiment import FORMAT, Experiment, hash_of
@@ -78,22 +80,28 @@ def _read(
     paths: Sequence[Path], data: Dataset, user_ids: Path | None, item_ids: Path | None
 ) -> tuple[Teacher, tuple[str, ...]]:
     """Returns the teacher, and notes for the user, one line each."""
-    if len(paths) == 1 and paths[0].suffix.lower() not in (*TABLES, *TORCH):
+    if len(paths) == 1 and paths[0].suffix.lower() not in SUFFIXES:
         if user_ids or item_ids:
             raise UserError("`teacher_user_ids` is for tables; lists name their users and items")
         items, scores, notes = to_lists(read_lists(paths[0]), data.users, data.items)
         lists = Lists(jnp.asarray(items), None if scores is None else jnp.asarray(scores))
         return Teacher.of(lists), notes
-    users, items = read_tables(paths)
-    files = {"user": user_ids, "item": item_ids}
-    ids = {kind: read_id_file(file, kind) if file else None for kind, file in files.items()}
-    rows = match_rows(users, ids["user"], data.users, "user"), match_rows(items, ids["item"], data.items, "item")
-    unordered_torch = paths[0].suffix.lower() in TORCH and None in ids.values()
-    note = (
-        f"{shown(paths[0])}: row r is read as that of the r-th id; if a program numbered them in another order, as "
-        "RecBole does, give its order with `teacher_user_ids` and `teacher_item_ids`"
-    )
-    return Teacher.of(Representations(*map(jnp.asarray, rows))), (note,) if unordered_torch else ()
+    tables, notes = read_tables_and_notes(paths)
+    named = ", ".join(shown(path) for path in paths)
+    rows = []
+    for table, file, ids in zip(tables, (user_ids, item_ids), (data.users, data.items)):
+        rows.append(match_rows(table, read_id_file(file, ids.kind, ids) if file else None, ids, ids.kind))
+        if file is None and ids.numbered and len(table) == len(ids) + 1:
+            notes += (
+                f"{named}: {len(table)} rows of {ids.kind}s, one more than the data has; row r is read as that of id "
+                f"r; if row 0 stands for no {ids.kind}, set `teacher_{ids.kind}_ids`",
+            )
+    if paths[0].suffix.lower() in TORCH and None in (user_ids, item_ids):
+        notes += (
+            f"{named}: row r is read as that of the r-th id; if a program numbered them in another order, as RecBole "
+            "does, give its order with `teacher_user_ids` and `teacher_item_ids`",
+        )
+    return Teacher.of(Representations(*map(jnp.asarray, rows))), notes
 
 
 def given_teacher(teacher: Teacher, spec: RunSpec, experiment: Experiment) -> Fitted:

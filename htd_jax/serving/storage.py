@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.numpy
 
 from htd_jax.data import Ids, Interactions, read_ids, write_ids
+from htd_jax.data.arrays import open_arrays, safetensors_bytes
+from htd_jax.data.files import open_parquet, read_json
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.ops.precision import PRECISIONS, Rows
 from htd_jax.serving.card import card
@@ -143,7 +144,7 @@ def _write(folder: Path, export: Export) -> None:
         is_plain = rows.precision in ("float32", "float16")
         np.save(folder / f"{side}s.npy", np.asarray(rows.values if is_plain else rows.floats()))
     # Not `save_file`, which makes files that only their owner may read.
-    (folder / "tables.safetensors").write_bytes(safetensors.numpy.save(tables, {"format": "htd_jax"}))
+    (folder / "tables.safetensors").write_bytes(safetensors_bytes(tables, {"format": "htd_jax"}))
     write_ids(folder / "users.parquet", export.user_ids)
     write_ids(folder / "items.parquet", export.item_ids)
     if export.seen is not None:
@@ -167,7 +168,7 @@ def _write(folder: Path, export: Export) -> None:
 def _read_header(path: Path) -> dict[str, Any]:
     kinds = {"precision": str, "dim": int, "users": int, "items": int, "seen": bool, "metrics": dict, "about": dict}
     with reading(path, "the header of an export"):
-        head = json.loads(path.read_text(encoding="utf-8"))
+        head = read_json(path, "the header of an export")
         if head["format"] != FORMAT:
             raise UserError(
                 f"{shown(path)}: has format {head['format']!r}, and this version of htd-jax reads {FORMAT}; update it"
@@ -179,7 +180,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
     with reading(path, "the tables of an export"):
-        arrays = safetensors.numpy.load_file(path)
+        arrays = open_arrays(path)
     tables = []
     for side in ("user", "item"):
         precision, size, dim = head["precision"], head[f"{side}s"], head["dim"]
@@ -192,20 +193,23 @@ def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
             if name not in arrays:
                 raise UserError(f"{shown(path)}: the table {name} is missing; export it again")
             array = arrays[name]
-            if str(array.dtype) != dtype or array.shape != shape:
+            if array.dtype != dtype or array.shape != shape:
                 raise UserError(
                     f"{shown(path)}: {name} is {array.dtype}{list(array.shape)}, and {NAME} says {dtype}{list(shape)}"
                 )
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+        parts = {name: arrays[name].read() for name in expected}
+        for name, part in parts.items():
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
                 raise UserError(f"{shown(path)}: {name} holds numbers that are not finite; export it again")
-        parts = {name: jnp.asarray(arrays[name]) for name in expected}
+        parts = {name: jnp.asarray(part) for name, part in parts.items()}
         tables.append(Rows(parts[f"{side}s"], parts.get(f"{side}_scales"), parts.get(f"{side}_steps")))
     return tables
 
 
 def _read_seen(path: Path, user_ids: Ids, item_ids: Ids) -> Interactions:
     with reading(path, "the seen pairs of an export"):
-        table = pq.read_table(path, columns=["user", "item"], partitioning=None)
+        with open_parquet(path) as file:
+            table = file.read(columns=["user", "item"])
         table.validate(full=True)
         users, items = (table[name].to_numpy() for name in ("user", "item"))
         try:
