@@ -4,6 +4,7 @@ A named data set is one file: its settings, with a method `load(data_dir) -> Spl
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def fingerprint(data: Dataset | Split) -> str:
         digest.update(np.asarray(part.users).tobytes() + np.asarray(part.items).tobytes())
     for ids in (data.users, data.items) if isinstance(data, Dataset) else ():
         if not ids.numbered:
-            digest.update("\n".join(map(str, ids.values.to_pylist())).encode())
+            texts = [str(value) for value in ids.values.to_pylist()]
+            ambiguous = any("\n" in text for text in texts)
+            digest.update((json.dumps(texts) if ambiguous else "\n".join(texts)).encode())
     return digest.hexdigest()[:16]
 
 

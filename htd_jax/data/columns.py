@@ -3,23 +3,22 @@
 import contextlib
 import csv
 import dataclasses
-import gzip
-import io
 import itertools
 import json
-import re
+import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet as pq
 
+from htd_jax.data.files import open_inflated, open_parquet
 from htd_jax.errors import UserError, reading, shown
 
 # The format of a file, by its suffix, which `.gz` or `.zst` may follow.
@@ -49,8 +48,11 @@ USUAL = {
     }.items()
 }
 
-# Bytes that are read at once, and so the longest line of a JSON file.
+# Bytes that are read at once, and so the longest line of a text or JSON file.
 BLOCK = 2**24
+
+# Tables whose folder also holds files of earlier versions.
+VERSIONED = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +63,15 @@ class Columns:
       by_role: columns by their roles (`user`, `time`, ...); the columns of a text file are strings.
       names: each one's name in the source.
       place: returns the place of row r in the source: `line 7`.
-      skipped: number of lines that were left out because their number of fields differs from the first line's.
+      skipped: number of lines that were left out, such as those whose number of fields differs from the first line's.
+      notes: remarks on how it was read, a line each.
     """
 
     by_role: dict[str, pa.ChunkedArray]
     names: dict[str, str]
     place: Callable[[int], str]
     skipped: int = 0
+    notes: tuple[str, ...] = ()
 
 
 # Maps the names of all columns to those of the wanted ones, by role.
@@ -94,7 +98,7 @@ def pick(
     Raises:
       UserError: if a role has no column, or could have several; a line per role.
     """
-    existing = f"columns: {', '.join(map(repr, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
+    existing = f"columns: {', '.join(map(_short, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
     chosen: dict[str, str] = {}
     problems = []
     for role, name in wanted.items():
@@ -108,7 +112,7 @@ def pick(
         elif not matches:
             problems.append(f"{source}: no {role} column found ({existing}){advice(role)}")
         else:
-            several = " and ".join(map(repr, matches))
+            several = " and ".join(map(_short, matches[:4])) + " and more" * (len(matches) > 4)
             problems.append(f"{source}: columns {several} could be the {role} column{advice(role)}")
     if not problems and "user" in chosen and chosen["user"] == chosen.get("item"):
         problems.append(f"{source}: users and items are one column, {chosen['user']!r}; choose one for each")
@@ -120,6 +124,37 @@ def pick(
 def is_usual(name: str, role: str) -> bool:
     """Returns whether a column's name is a usual one of a role, see `USUAL`."""
     return _plain(name) in USUAL[role]
+
+
+def as_arrow(values: Any) -> pa.ChunkedArray:
+    """Converts a column of any library to Arrow, in its order; whatever its labels. Columns of mixed types become text.
+
+    Returns:
+      The column, in which all text is `string`, or a dictionary of strings, and NaN of a float column may remain.
+
+    Raises:
+      UserError: if a text cannot be written as UTF-8.
+      TypeError: if it is not a column.
+    """
+    column: Any = None
+    with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError, NotImplementedError):
+        if isinstance(values, pa.Array | pa.ChunkedArray):
+            column = values
+        elif hasattr(values, "__arrow_c_stream__") and not hasattr(values, "iloc"):
+            column = pa.chunked_array(values)
+        else:
+            values = values if hasattr(values, "dtype") or isinstance(values, list | tuple) else list(values)
+            column = pa.array(values, from_pandas=True)
+    if column is None:
+        texts = [_text(value) for value in values]
+        try:
+            column = pa.array(texts, pa.string())
+        except UnicodeEncodeError:
+            row = next(r for r, text in enumerate(texts) if text is not None and not _encodable(text))
+            raise UserError(f"row {row} holds half of a surrogate pair ({_short(ascii(texts[row]))})") from None
+    if isinstance(column, pa.Array):
+        column = pa.chunked_array([column])
+    return _plain_type(column)
 
 
 def undictionary(column: Any) -> Any:
@@ -135,10 +170,13 @@ def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     try:
         numbers = column.cast(pa.float64(), safe=False)
     except pa.ArrowException:
-        texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        try:
+            texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        except pa.ArrowException:  # a struct, a list, bytes
+            texts = pa.nulls(len(column), pa.string())
         valid = pc.match_substring_regex(texts, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
         numbers = pc.if_else(valid, texts, None).cast(pa.float64())
-    values = pc.fill_null(numbers, np.nan).to_numpy()
+    values = pc.fill_null(numbers, np.nan).to_numpy(zero_copy_only=False)
     return values, ~np.isfinite(values)
 
 
@@ -160,22 +198,35 @@ def stem(path: Path) -> str:
 
 
 def read_file(
-    path: Path, choose: Choose, *, separator: str | None = None, header: bool = True, skip_bad_rows: bool = False
+    path: Path,
+    choose: Choose,
+    *,
+    separator: str | None = None,
+    header: bool = True,
+    quoting: str = "auto",
+    skip_bad_rows: bool = False,
 ) -> Columns:
     """Reads columns of a CSV, TSV, Parquet, JSON lines or RecBole `.inter` file; `.gz` and `.zst` are decompressed.
 
     Args:
-      path: the file; its suffix tells its format.
+      path: the file; its suffix tells its format. Or a folder of such files of one format, which are read as one table:
+        names that begin with `.` or `_` are left out, and a folder named `key=value` adds a column.
       choose: picks columns by their names.
       separator: separator of a text file; the format's own if None, which is detected in the first line of `.txt` and
         `.dat` files.
       header: whether the first line of a text file holds names; otherwise columns are named `1`, `2`, and so on.
-      skip_bad_rows: whether to leave out lines whose number of fields differs from the first line's.
+      quoting: whether fields of a text file may be in double quotes: `yes`, `no`, or `auto`, which is `no` if it is
+        separated by tabs.
+      skip_bad_rows: whether to leave out lines that are not a JSON object, or whose number of fields differs from the
+        first line's.
 
     Raises:
       UserError: if the file cannot be read, is damaged or has no known format, or lines differ in their number of
         fields.
     """
+    if path.is_dir():
+        how: Any = {"separator": separator, "header": header, "quoting": quoting, "skip_bad_rows": skip_bad_rows}
+        return _read_folder(path, choose, how)
     suffix, compressed = _suffixes(path)
     if not suffix:
         known = ", ".join(FORMATS)
@@ -185,28 +236,92 @@ def read_file(
         if path.stat().st_size == 0:
             raise UserError(f"{shown(path)}: the file is empty")
         if kind == "csv":
-            return _read_text(path, suffix, choose, separator, header, skip_bad_rows)
+            return _read_text(path, suffix, choose, separator, header, quoting, skip_bad_rows)
         if kind == "json":
-            return _read_json(path, choose)
+            return _read_json(path, choose, skip_bad_rows)
         if compressed:
             raise UserError(f"{shown(path)}: Parquet is compressed inside; decompress the file, and name it .parquet")
         return _read_parquet(path, choose)
 
 
 def from_table(table: Any, choose: Choose) -> Columns:
-    """Returns columns of a table in memory: pandas, polars, pyarrow, or any that supports Arrow.
+    """Returns columns of a table in memory: pandas, polars, pyarrow, a dict, or any that supports Arrow.
+
+    The other columns are not converted. The named levels of a pandas index are columns too.
 
     Raises:
-      UserError: if a column has mixed types, or two have one name.
+      UserError: if it, or a chosen column, cannot be read.
     """
     try:
-        arrow = pa.table(table)
+        columns = _named_columns(table)
     except (pa.ArrowException, TypeError, ValueError) as error:
         why = shown("; ".join(map(str, error.args)) or type(error).__name__)[:160].rstrip(". ")
         raise UserError(f"the table cannot be read ({why}); a column must be of one type and have one name") from None
-    names = choose(arrow.column_names)
-    by_role = {role: arrow[arrow.column_names.index(name)] for role, name in names.items()}
+    existing = [name for name, _ in columns]
+    names = choose(existing)
+    by_role = {}
+    for role, name in names.items():
+        try:
+            by_role[role] = as_arrow(columns[existing.index(name)][1]())
+        except (UserError, TypeError) as error:
+            raise UserError(f"the table: column {name!r}: {error}") from None
+    if len({len(column) for column in by_role.values()}) > 1:
+        sizes = " and ".join(f"{name!r} has {len(by_role[role])} rows" for role, name in names.items())
+        raise UserError(f"the table: columns differ in length: {sizes}")
     return Columns(by_role, names, lambda row: f"row {row}")
+
+
+def _named_columns(table: Any) -> list[tuple[str, Callable[[], Any]]]:
+    """Returns a table's names, each with a function that returns the column."""
+    if isinstance(table, Mapping):
+        return [(str(name), lambda column=column: column) for name, column in table.items()]
+    if hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas
+        levels = [(k, str(name)) for k, name in enumerate(table.index.names) if name is not None]
+        existing = [str(name) for name in table.columns]
+        index = [(name, lambda k=k: table.index.get_level_values(k)) for k, name in levels if name not in existing]
+        return index + [(name, lambda k=k: table.iloc[:, k]) for k, name in enumerate(existing)]
+    if hasattr(table, "get_columns"):  # polars
+        return [(column.name, lambda column=column: column) for column in table.get_columns()]
+    arrow = pa.table(table)
+    return [(name, lambda k=k: arrow.column(k)) for k, name in enumerate(arrow.column_names)]
+
+
+def _plain_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Converts Arrow's many types of text to `string`, or a dictionary of it, and decodes other dictionaries."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    if pa.types.is_run_end_encoded(column.type):
+        column = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type)
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        if pa.types.is_string(kind.value_type):
+            return column
+        decoded = [_plain_type(pa.chunked_array([chunk.dictionary])).combine_chunks() for chunk in column.chunks]
+        if decoded and all(pa.types.is_string(values.type) for values in decoded):
+            pairs = [(chunk.indices, values) for chunk, values in zip(column.chunks, decoded)]
+            return pa.chunked_array([pa.DictionaryArray.from_arrays(indices, values) for indices, values in pairs])
+        return pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind.value_type)
+    text = (pa.types.is_string_view, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if any(is_kind(kind) for is_kind in (*text, pa.types.is_binary_view)):
+        with contextlib.suppress(pa.ArrowInvalid):  # bytes that are not text
+            short = (chunk.slice(r, 2**20) for chunk in column.chunks for r in range(0, len(chunk), 2**20))
+            return pa.chunked_array([part.cast(pa.string()) for part in short], pa.string())
+    return column
+
+
+def _text(value: Any) -> str | None:
+    """Returns a value of a mixed column as text; None if it is missing."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        return None
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
@@ -231,15 +346,68 @@ def reading_text(path: Path, what: str) -> Iterator[None]:
 
 def _open(path: Path) -> BinaryIO:
     """Opens a file, decompressed."""
-    compression = COMPRESSED.get(path.suffix.lower())
-    if compression == "gzip":
-        return gzip.open(path)  # type: ignore[return-value]
-    return pa.input_stream(str(path), compression=compression, buffer_size=2**20)
+    return open_inflated(path, COMPRESSED.get(path.suffix.lower()))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with _open(path) as raw, io.BufferedReader(raw, 2**20) as file:  # type: ignore[type-var]
-        yield from file
+    """Yields lines with their ends, which are those of any system; without a byte order mark of UTF-8.
+
+    Raises:
+      UserError: if a line is longer than `BLOCK`.
+    """
+    number, rest = 0, b""
+    with _open(path) as file:
+        while block := file.read(2**20):
+            lines = (rest + block if number or rest else block.removeprefix(b"\xef\xbb\xbf")).splitlines(True)
+            # The last line may go on, and a carriage return may be half of a line's end.
+            rest = lines.pop() if lines and (not lines[-1].endswith(b"\n")) else b""
+            number += len(lines)
+            yield from lines
+            if len(rest) > BLOCK:
+                raise UserError(_too_long(path, f"line {number + 1}"))
+    if rest:
+        yield rest
+
+
+class _Row(NamedTuple):
+    """A row of a text file: the number of its first line, its lines, and its fields, of Latin-1 characters."""
+
+    line: int
+    lines: tuple[str, ...]
+    fields: list[str]
+
+
+def _rows(path: Path, separator: str, quoted: bool) -> Iterator[_Row]:
+    """Yields the rows of a text file that are not empty, as pyarrow reads them; fields in quotes may hold line ends."""
+    lines: list[str] = []
+
+    def feed() -> Iterator[str]:
+        for line in _lines(path):
+            lines.append(line.decode("latin-1"))
+            yield lines[-1]
+
+    number = 1
+    for fields in _parse(feed(), separator, quoted):
+        if fields:
+            yield _Row(number, tuple(lines), fields)
+        number += len(lines)
+        lines.clear()
+
+
+def _parse(lines: Iterable[str], separator: str, quoted: bool, strict: bool = False) -> Iterator[list[str]]:
+    """Yields the fields of rows, which may be longer than csv's own limit."""
+    reader = csv.reader(
+        lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=strict
+    )
+    while True:
+        most = csv.field_size_limit(2**31 - 1)
+        try:
+            fields = next(reader, None)
+        finally:
+            csv.field_size_limit(most)
+        if fields is None:
+            return
+        yield fields
 
 
 def _find_separator(path: Path, suffix: str, first: str, separator: str | None, header: bool) -> str:
@@ -260,121 +428,303 @@ def _find_separator(path: Path, suffix: str, first: str, separator: str | None, 
     return separator
 
 
+class _Counting:
+    """A file that counts the lines of what is read, and notices quotes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.closed, self.ends, self.last, self.quotes = file, False, 0, b"", False
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if data:
+            self.ends += data.count(b"\n") - (self.last == b"\r" and data[:1] == b"\n")
+            if returns := data.count(b"\r"):
+                self.ends += returns - data.count(b"\r\n")
+            self.last, self.quotes = data[-1:], self.quotes or b'"' in data
+        return data
+
+    @property
+    def lines(self) -> int:
+        return self.ends + (self.last not in (b"", b"\n", b"\r"))
+
+    def close(self) -> None:
+        self.closed = True
+
+
 def _read_text(
-    path: Path, suffix: str, choose: Choose, separator: str | None, header: bool, skip_bad_rows: bool
+    path: Path, suffix: str, choose: Choose, separator: str | None, header: bool, quoting: str, skip_bad_rows: bool
 ) -> Columns:
-    number, line = next(_numbered(path), (0, b""))
-    if not number:
+    """Reads with pyarrow, which is told of line ends in quotes only if there are some, as it is slower then."""
+    first = next((line for line in _lines(path) if line.strip()), b"").decode().strip("\r\n")
+    if not first:
         raise UserError(f"{shown(path)}: the file is blank")
-    first = line.removeprefix(b"\xef\xbb\xbf").decode().rstrip("\r\n")
     separator = _find_separator(path, suffix, first, separator, header)
-    fields = _fields(first, separator)
+    quoted = quoting == "yes" or (quoting == "auto" and separator != "\t")
+    rows = _rows(path, separator, quoted)
+    row = next(rows)
+    fields = [field.encode("latin-1").decode() for field in row.fields]
     names = [name.strip() for name in fields] if header else [str(i) for i in range(1, len(fields) + 1)]
     if suffix == ".inter":
         names = [name.partition(":")[0] for name in names]
     chosen = choose(names)
-    if header and next(itertools.islice(_numbered(path), 1, None), None) is None:
+    if header and next(rows, None) is None:
         return Columns({role: pa.chunked_array([], pa.string()) for role in chosen}, chosen, lambda row: "line 1")
+    rows.close()  # type: ignore[attr-defined]
     at = {role: names.index(name) for role, name in chosen.items()}
-    unique = [f"{i}" for i in range(len(names))]  # names may repeat
+    width, before = len(names), row.line - 1 + header * len(row.lines)
+    data_rows = lambda: itertools.islice(_rows(path, separator, quoted), int(header), None)
     skipped = 0
+    counted: Any = None
 
     def skip(row: Any) -> str:
         nonlocal skipped
         skipped += 1
         return "skip"
 
-    def read(threads: bool) -> pa.Table:
-        with _no_tracebacks(), pa.input_stream(str(path), compression=COMPRESSED.get(path.suffix.lower())) as file:
+    def read(line_ends: bool) -> pa.Table:
+        nonlocal skipped, counted
+        skipped = 0
+        with _no_tracebacks(), _open(path) as file:
+            counted = _Counting(file)
             return pa.csv.read_csv(
-                file,
-                pa.csv.ReadOptions(
-                    use_threads=threads,
-                    block_size=BLOCK,
-                    column_names=unique,
-                    skip_rows=number if header else number - 1,
+                pa.PythonFile(counted, "r"),
+                pa.csv.ReadOptions(block_size=BLOCK, column_names=list(map(str, range(width))), skip_rows=before),
+                pa.csv.ParseOptions(
+                    delimiter=separator,
+                    quote_char='"' if quoted else False,
+                    newlines_in_values=line_ends,
+                    invalid_row_handler=skip if skip_bad_rows else None,
                 ),
-                pa.csv.ParseOptions(delimiter=separator, invalid_row_handler=skip if skip_bad_rows else None),
                 pa.csv.ConvertOptions(
                     column_types={
-                        unique[i]: pa.dictionary(pa.int32(), pa.string()) if role in ("user", "item") else pa.string()
+                        str(i): pa.dictionary(pa.int32(), pa.string()) if role in ("user", "item") else pa.string()
                         for role, i in at.items()
                     },
-                    include_columns=[unique[i] for i in dict.fromkeys(at.values())],
+                    include_columns=[str(i) for i in dict.fromkeys(at.values())],
                     null_values=[""],
                     strings_can_be_null=True,
                 ),
             )
 
+    notes = []
     try:
-        table = read(True)
+        table = error = None
+        try:
+            table = read(False)
+        except pa.ArrowInvalid as invalid:
+            error = invalid
+        if quoted and counted.quotes and (table is None or len(table) + skipped + before != counted.lines):
+            total, note = _check_quotes(path, separator, data_rows())
+            if note:
+                table, notes = read(True), [note]
+            elif table is None:
+                raise error  # type: ignore[misc]
+            if len(table) + skipped != total:
+                raise UserError(f"{shown(path)}: has {total:,} rows, and {len(table):,} could be read")
+        elif table is None:
+            raise error  # type: ignore[misc]
         if skip_bad_rows:
             table.validate(full=True)
-    except pa.ArrowInvalid as error:
-        if "UTF8" in str(error):
+    except pa.ArrowInvalid as invalid:
+        if "UTF8" in str(invalid):
             raise UserError(_not_utf8(path)) from None
-        if "columns, got" not in str(error):
-            raise
-        try:
-            read(False)  # single-threaded, the error names the row
-        except pa.ArrowInvalid as where:
-            row = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", str(where), re.DOTALL)
-            if row is None:
-                raise
-            number_at, expected, got, text = row.groups()
-            raise UserError(
-                f"{shown(path)}: line {number_at} has {got} field{'s' * (got != '1')} ({_short(text.strip())}), the "
-                f"first {expected}; set `skip_bad_rows` to leave such lines out"
-            ) from None
+        for row in data_rows():
+            if not skip_bad_rows and len(row.fields) != width:
+                text = "".join(row.lines).strip().encode("latin-1").decode(errors="replace")
+                mark = ", or `quoting` to yes if fields in quotes hold tabs" if not quoted and '"' in text else ""
+                raise UserError(
+                    f"{shown(path)}: line {row.line} has {len(row.fields)} field{'s' * (len(row.fields) != 1)} "
+                    f"({_short(text)}), the first {width}; set `skip_bad_rows` to leave such lines out{mark}"
+                ) from None
+            if sum(map(len, row.lines)) > BLOCK:
+                raise UserError(_too_long(path, f"the row in line {row.line}")) from None
         raise
+    if quoting == "auto" and not quoted and counted.quotes:
+        notes += _note_quotes(chosen, {role: table[str(i)] for role, i in at.items()})
+
+    def place(number: int) -> str:
+        lines = (row.line for row in data_rows() if not skipped or len(row.fields) == width)
+        return f"line {next(itertools.islice(lines, number, None), number + 1)}"
+
+    return Columns({role: table[str(i)] for role, i in at.items()}, chosen, place, skipped, tuple(notes))
+
+
+def _check_quotes(path: Path, separator: str, rows: Iterator[_Row]) -> tuple[int, str]:
+    """Returns the number of rows, and a note if some have line ends in quotes.
+
+    Raises:
+      UserError: if the quotes of such a row are not those of a field, so that several rows may have been taken as one.
+    """
+    total = several = longest = first = 0
+    for row in rows:
+        total += 1
+        if len(row.lines) > 1:
+            try:
+                list(_parse(row.lines, separator, True, strict=True))
+            except csv.Error:
+                raise UserError(
+                    f"{shown(path)}: line {row.line}: a quote opens a field and does not close it "
+                    f"({_short(row.lines[0].strip())}); set `quoting` to no if quotes are part of the text"
+                ) from None
+            several, longest, first = several + 1, max(longest, len(row.lines)), first or row.line
+    if not several:
+        return total, ""
+    return total, (
+        f"{several:,} row{'s' * (several != 1)} with line breaks in quotes, of up to {longest} lines, first in line "
+        f"{first}; set `quoting` to no if quotes are part of the text"
+    )
+
+
+def _note_quotes(names: dict[str, str], columns: dict[str, pa.ChunkedArray]) -> list[str]:
+    """Returns a note for each column of ids in which some are in quotes."""
+    notes = []
+    for role, column in columns.items():
+        if role in ("user", "item") and column.num_chunks:
+            ids = column.unify_dictionaries().chunk(0).dictionary
+            if number := pc.sum(pc.match_substring_regex(ids, '(?s)^".*"$')).as_py():
+                of = f"{number:,} of {len(ids):,} ids in column {names[role]!r}"
+                notes.append(
+                    f"{of} are in quotes, which are read as part of them; set `quoting` to yes if they are not"
+                )
+    return notes
+
+
+def _read_folder(path: Path, choose: Choose, how: dict[str, Any]) -> Columns:
+    """Reads the files of a folder as one table."""
+    parts: list[Columns] = []
+    files = _part_files(path)
+    for file in files:
+        folders = (part.partition("=") for part in file.relative_to(path).parts[:-1])
+        keys = {key: urllib.parse.unquote(value) for key, equal, value in folders if equal}
+        fixed: dict[str, str] = {}
+
+        def choose_part(names: Sequence[str], keys: Any = keys, fixed: Any = fixed) -> dict[str, str]:
+            chosen = choose([*names, *(key for key in keys if key not in names)])
+            fixed |= {role: name for role, name in chosen.items() if name not in names}
+            return {role: name for role, name in chosen.items() if name in names}
+
+        part = read_file(file, choose_part, **how)
+        if not part.by_role:
+            raise UserError(f"{shown(path)}: none of the columns is in its files")
+        size = len(next(iter(part.by_role.values())))
+        for role, name in fixed.items():
+            value = None if keys[name] == "__HIVE_DEFAULT_PARTITION__" else keys[name]
+            part.by_role[role] = pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), size)])
+        parts.append(dataclasses.replace(part, names=part.names | fixed))
+    roles = [role for role in parts[0].by_role if all(role in part.by_role for part in parts)]
+    notes = [f"{file.name}: {note}" for file, part in zip(files, parts) for note in part.notes]
+    for role in {role for part in parts for role in part.by_role} - set(roles):
+        notes.append(f"not all of its {len(parts)} files have a {role} column, which is not read")
+    ends = np.cumsum([len(part.by_role["user"]) for part in parts])
 
     def place(row: int) -> str:
-        if skipped:
-            return f"row {row + 1} of those read"
-        return f"line {_line_of(path, row + header)}"
+        k = int(np.searchsorted(ends, row, side="right"))
+        return f"{shown(files[k].relative_to(path))}, {parts[k].place(row - int(ends[k - 1] if k else 0))}"
 
-    return Columns({role: table[unique[i]] for role, i in at.items()}, chosen, place, skipped)
+    by_role = {role: _concatenate([part.by_role[role] for part in parts]) for role in roles}
+    return Columns(by_role, parts[0].names, place, sum(part.skipped for part in parts), tuple(notes))
+
+
+def _part_files(path: Path) -> list[Path]:
+    """Returns the files of a folder that is a table, sorted by name.
+
+    Raises:
+      UserError: if it holds no table, or one of several versions.
+    """
+    for name, what in VERSIONED.items():
+        if (path / name).is_dir():
+            raise UserError(f"{shown(path)}: is {what}, with files of earlier versions; write it as plain Parquet")
+    hidden = lambda name: name.startswith((".", "_")) and "=" not in name
+    found = []
+    for root, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not hidden(name)]
+        found += [Path(root, name) for name in names if not hidden(name)]
+    found = sorted(file for file in found if not file.is_file() or file.stat().st_size)
+    kinds: dict[str, Path] = {}
+    for file in found:
+        kinds.setdefault(FORMATS.get(_suffixes(file)[0], ""), file)
+    if not found:
+        raise UserError(f"{shown(path)}: is a folder without files")
+    if len(kinds) > 1 or "" in kinds:
+        files = " and ".join(_short(shown(file.name)) for file in kinds.values())
+        raise UserError(f"{shown(path)}: is a folder, whose files must all be parts of one table, unlike {files}")
+    return found
+
+
+def _concatenate(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """Concatenates columns; as text if their types have no other in common."""
+    columns = [column for column in columns if len(column)] or columns[:1]
+    if len({column.type for column in columns}) == 1:
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
+    tables = [pa.table([undictionary(column)], ["x"]) for column in columns]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")["x"]
+    except pa.ArrowException:
+        texts = [pa.chunked_array([pa.array([_text(v) for v in t["x"].to_pylist()], pa.string())]) for t in tables]
+        return pa.chunked_array([chunk for text in texts for chunk in text.chunks])
 
 
 def _read_parquet(path: Path, choose: Choose) -> Columns:
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         schema = file.schema_arrow
         names = choose(schema.names)
         texts = [n for n in names.values() if pa.types.is_string(schema.field(schema.names.index(n)).type)]
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
+    with open_parquet(path, read_dictionary=texts) as file:
         table = file.read(columns=list(dict.fromkeys(names.values())))
         table.validate(full=True)
-    return Columns({role: table[name] for role, name in names.items()}, names, lambda row: f"row {row + 1}")
+    by_role = {role: _plain_type(table[name]) for role, name in names.items()}
+    return Columns(by_role, names, lambda row: f"row {row + 1}")
 
 
-def _read_json(path: Path, choose: Choose) -> Columns:
+def _read_json(path: Path, choose: Choose, skip_bad_rows: bool) -> Columns:
     """Reads with pyarrow if every column has one type; otherwise line by line, which also finds the invalid line."""
     entry = _object(path, *next(_numbered(path), (1, b"")))
     names = choose(list(entry))
     example = {name: value for name, value in entry.items() if name in names.values()}
     kinds = {int: pa.int64(), str: pa.string(), float: pa.float64()}
-    place = lambda row: f"line {_line_of(path, row)}"
     if all(type(value) in kinds for value in example.values()):
         schema = pa.schema([(name, kinds[type(value)]) for name, value in example.items()])
         parse = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         try:
-            with pa.input_stream(str(path), compression=COMPRESSED.get(path.suffix.lower())) as file:
-                table = pa.json.read_json(file, pa.json.ReadOptions(block_size=BLOCK), parse)
+            with _open(path) as file:
+                table = pa.json.read_json(pa.PythonFile(file, "r"), pa.json.ReadOptions(block_size=BLOCK), parse)
             table.validate(full=True)
-            return Columns({role: table[name] for role, name in names.items()}, names, place)
+            at_line = lambda row: f"line {next(itertools.islice(_numbered(path), row, None), (row + 1, b''))[0]}"
+            return Columns({role: table[name] for role, name in names.items()}, names, at_line)
         except (pa.ArrowException, MemoryError):
             pass
     values: dict[str, list[Any]] = {name: [] for name in names.values()}
+    lines: list[int] = []
+    skipped = 0
     for number, line in _numbered(path):
-        entry = _object(path, number, line)
+        try:
+            entry = _object(path, number, line)
+            row = {name: _json_value(path, number, name, entry.get(name)) for name in values}
+        except UserError:
+            if not skip_bad_rows:
+                raise
+            skipped += 1
+            continue
+        lines.append(number)
         for name, column in values.items():
-            value = entry.get(name)
-            if isinstance(value, (dict, list, bool)):
-                raise UserError(
-                    f"{shown(path)}: line {number}: {name!r} is {_short(json.dumps(value))}, not a number or text"
-                )
-            column.append(value)
-    return Columns({role: pa.chunked_array([_mixed(values[name])]) for role, name in names.items()}, names, place)
+            column.append(row[name])
+    by_role = {role: pa.chunked_array([_mixed(values[name])]) for role, name in names.items()}
+    return Columns(by_role, names, lambda row: f"line {lines[row]}", skipped)
+
+
+def _json_value(path: Path, number: int, name: str, value: Any) -> Any:
+    """Returns a number, a text or None.
+
+    Raises:
+      UserError: if it is something else.
+    """
+    if isinstance(value, dict | list | bool) or (isinstance(value, str) and not _encodable(value)):
+        text = _short(json.dumps(value))
+        what = "has half of a surrogate pair" if isinstance(value, str) else "not a number or text"
+        raise UserError(
+            f"{shown(path)}: line {number}: {name!r} is {text}, {what}; set `skip_bad_rows` to leave such lines out"
+        )
+    return value
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -382,14 +732,9 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
 
 
-def _line_of(path: Path, row: int) -> int:
-    """Returns the number of the row-th line, from 0, that is not blank."""
-    return next(itertools.islice(_numbered(path), row, None), (row + 1, b""))[0]
-
-
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        entry = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode(), parse_constant=lambda name: None)
+        entry = json.loads(line.decode(), parse_constant=lambda name: None)
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError):
@@ -413,14 +758,6 @@ def _mixed(values: list[Any]) -> pa.Array:
 def _plain(name: str) -> str:
     """Normalises a column's name, without RecBole's type behind a colon."""
     return "".join(c for c in name.partition(":")[0].lower() if c.isalnum())
-
-
-def _fields(line: str, separator: str) -> list[str]:
-    """Splits a line, respecting quotes."""
-    try:
-        return next(csv.reader([line], delimiter=separator), [])
-    except csv.Error:
-        return line.split(separator)
 
 
 @contextlib.contextmanager
@@ -449,3 +786,7 @@ def _not_utf8(path: Path) -> str:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _too_long(path: Path, place: str) -> str:
+    return f"{shown(path)}: {place} is longer than {BLOCK // 2**20} MiB"

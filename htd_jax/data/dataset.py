@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from htd_jax.data.columns import as_arrow
 from htd_jax.data.files import open_parquet
 from htd_jax.data.interactions import Interactions, Split
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
+
+# A whole number: `7`, `-7` and `7.0`, but not `007` or `+7`.
+WHOLE = r"^(?:(?:0|-?[1-9][0-9]{0,18})|-?(?:0|[1-9][0-9]{0,18})\.0+)$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +39,12 @@ class Ids:
 
     @classmethod
     def from_values(cls, values: Any, kind: str) -> "Ids":
-        """Converts a column, an array or a list, in its order.
+        """Converts a column, an array or a list, in its order; see `whole_numbers`.
 
         Raises:
-          UserError: if an id is missing, occurs twice, or is neither a number nor a string.
+          UserError: if an id is missing, occurs twice, or is neither a whole number nor a string.
         """
-        column = as_column(values, kind)
+        column = whole_numbers(as_column(values, kind))
         if column.null_count:
             raise UserError(f"{kind} ids: row {int(np.argmax(column.is_null().to_numpy(False)))} is missing")
         if len(pc.unique(column)) < len(column):
@@ -57,10 +61,14 @@ class Ids:
         return np.array_equal(self.values.to_numpy(), np.arange(len(self)))
 
     def find(self, ids: Any) -> np.ndarray:
-        """Returns the rows `[m]` int64 of ids `[m]`, -1 for unknown ids; `"7"` and 7 are one id."""
+        """Returns the rows `[m]` int64 of ids `[m]`, -1 for unknown ids; `"7"` and 7 are one id.
+
+        Raises:
+          UserError: see `as_column`.
+        """
         column = as_column(ids, self.kind)
         if column.type != self.values.type:
-            column = _as_type(column, self.values.type)
+            column = column.cast(pa.string()) if pa.types.is_string(self.values.type) else _each_whole(column)
         rows = pc.index_in(column, value_set=self.values, skip_nulls=True)
         return pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
@@ -128,30 +136,40 @@ class Dataset:
 
 
 def as_column(values: Any, kind: str) -> pa.Array:
-    """Converts `[n]` ids of any kind to int64 if all are whole numbers, else to strings.
+    """Converts `[n]` ids of any library to int64 or string, as they are: the text `7` is a string.
+
+    Empty text and NaN stand for missing ids, and become null.
 
     Raises:
-      UserError: if it is not a column of ids.
+      UserError: if it is not a column of whole numbers or text; floats of 2^53 and more may have lost digits.
     """
-    if isinstance(values, pa.ChunkedArray):
-        column = values.combine_chunks()
-    elif isinstance(values, pa.Array):
-        column = values
-    else:
-        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            values = [values]
-        if getattr(values, "ndim", 1) != 1:
-            raise UserError(f"{kind} ids must be one column, not an array of shape {values.shape}")
-        try:
-            column = pa.array(values if hasattr(values, "__arrow_c_array__") else _plain(values), from_pandas=True)
-        except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            try:
-                column = pa.array([None if x is None else str(x) for x in values])  # a column of numbers and strings
-            except TypeError:
-                raise UserError(f"{kind} ids must be one column, which this {type(values).__name__} is not") from None
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    return _normal(column, kind)
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        values = [values]
+    if getattr(values, "ndim", 1) != 1:
+        raise UserError(f"{kind} ids must be one column, not an array of shape {values.shape}")
+    try:
+        column = as_arrow(values)
+    except TypeError:
+        raise UserError(f"{kind} ids must be one column, which this {type(values).__name__} is not") from None
+    except UserError as error:
+        raise UserError(f"{kind} ids: {error}") from None
+    return _int64_or_string(column, kind).combine_chunks()
+
+
+def whole_numbers(ids: pa.Array) -> pa.Array:
+    """Converts strings to int64 if all are whole numbers (`7` or `7.0`, but not `007`) that int64 holds.
+
+    This one rule makes ids independent of where they come from: a text file has only text, a column of a table with
+    missing values has floats.
+    """
+    if not pa.types.is_string(ids.type) or ids.null_count == len(ids):
+        return ids
+    if not pc.all(pc.match_substring_regex(ids, WHOLE)).as_py():  # skips missing ids
+        return ids
+    try:
+        return _digits(ids).cast(pa.int64())
+    except pa.ArrowInvalid:
+        return ids
 
 
 def write_ids(path: Path, ids: Ids) -> None:
@@ -184,36 +202,40 @@ def read_ids(path: Path, kind: str) -> Ids:
             raise UserError(f"{shown(path)}: {error}") from None
 
 
-def _plain(values: Any) -> Any:
-    return values if hasattr(values, "dtype") or isinstance(values, (list, tuple)) else list(values)
-
-
-def _normal(column: pa.Array, kind: str) -> pa.Array:
+def _int64_or_string(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     given = column.type
     if pa.types.is_dictionary(given):
-        return _normal(column.dictionary_decode(), kind)
-    if pa.types.is_integer(given) and not pa.types.is_uint64(given):
-        return column.cast(pa.int64())
-    try:
-        if pa.types.is_uint64(given) or pa.types.is_floating(given):
-            return column.cast(pa.int64())  # fails if a number is not whole, or too large
-    except pa.ArrowInvalid:
-        pass
-    if pa.types.is_nested(given):
+        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], given.value_type)
+    elif pa.types.is_null(given):
+        return column.cast(pa.string())
+    if pa.types.is_string(column.type):
+        return pc.if_else(pc.equal(column, ""), None, column)
+    if pa.types.is_floating(given):
+        column = column.cast(pa.float64())
+        column = pc.if_else(pc.is_nan(column), None, column)
+        wrong = pc.or_(pc.not_equal(pc.trunc(column), column), pc.greater_equal(pc.abs(column), 2.0**53))
+        if pc.any(wrong).as_py():
+            example = column.filter(wrong)[0].as_py()
+            why = "may have lost digits" if abs(example) >= 2**53 else "is not a whole number"
+            raise UserError(f"{kind} ids must be numbers or strings, but {example!r} {why}; convert them to strings")
+    elif not (pa.types.is_integer(given) or pa.types.is_decimal(given)):
         raise UserError(f"{kind} ids must be numbers or strings, not {given}")
     try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:  # beyond int64, or with decimals
         return column.cast(pa.string())
-    except pa.ArrowException:
-        raise UserError(f"{kind} ids must be numbers or strings, not {given}") from None
 
 
-def _as_type(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    if pa.types.is_string(type_):
-        return column.cast(type_)
-    numbers = []
-    for text in column.to_pylist():
-        try:
-            numbers.append(None if text is None or str(int(text)) != text else int(text))
-        except ValueError:
-            numbers.append(None)
-    return pa.array([x if x is not None and abs(x) < 2**63 else None for x in numbers], type_)
+def _each_whole(ids: pa.Array) -> pa.Array:
+    """Converts each string that is a whole number to int64, and others to null."""
+    texts = _digits(pc.if_else(pc.match_substring_regex(ids, WHOLE), ids, None))
+    try:
+        return texts.cast(pa.int64())
+    except pa.ArrowInvalid:
+        numbers = (None if text is None else int(text) for text in texts.to_pylist())
+        return pa.array([x if x is not None and -(2**63) <= x < 2**63 else None for x in numbers], pa.int64())
+
+
+def _digits(ids: pa.Array) -> pa.Array:
+    """Drops `.0` at the ends of whole numbers."""
+    return pc.replace_substring_regex(ids, r"\.0+$", "") if pc.any(pc.match_substring(ids, ".")).as_py() else ids

@@ -12,17 +12,36 @@ import pyarrow.compute as pc
 from annotated_types import Ge, Interval
 
 from htd_jax.data.columns import Columns, as_numbers, from_table, is_text, pick, read_file, stem, undictionary
-from htd_jax.data.dataset import Dataset, Ids, as_column
+from htd_jax.data.dataset import Dataset, Ids, as_column, whole_numbers
 from htd_jax.data.interactions import Pairs, make_split
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
 
+# Text that programs write for a missing value. Among whole numbers it is one; among other text it may be an id.
+MARKERS = [
+    "NULL",
+    "Null",
+    "null",
+    "\\N",
+    "NA",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "<NA>",
+    "None",
+    "none",
+    "NaN",
+    "nan",
+    "NaT",
+    "nil",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """Settings of reading and splitting a file of interactions, one per row: CSV, TSV, Parquet, JSON lines or RecBole's
-    .inter, also as .gz or .zst."""
+    .inter, also as .gz or .zst, or a folder of them."""
 
     user_column: str | None = None
     """Name of the user column. Default: the one named user, user_id, uid, customer_id or similar."""
@@ -39,6 +58,9 @@ class Reading:
     header: bool = True
     """Whether the first line of a text file holds column names. If not, columns are named 1, 2, ..., with users in
     column 1 and items in column 2."""
+    quoting: Literal["auto", "yes", "no"] = "auto"
+    """Whether fields of a text file may be in double quotes, which are then not part of them. auto: yes, but no in
+    files separated by tabs, such as RecBole's."""
     skip_bad_rows: bool = False
     """Leaves out rows that cannot be read, and reports their number."""
     clean_ids: bool = False
@@ -88,7 +110,7 @@ class Log(NamedTuple):
     Attributes:
       users, items: `[n]` int32, positions in the ids.
       times: `[n]` float64, or None.
-      user_ids, item_ids: distinct ids.
+      user_ids, item_ids: distinct ids, as written.
       notes: remarks on what was left out or is unusual, a line each.
       keep_ids: whether ids without an interaction are kept.
     """
@@ -106,11 +128,12 @@ def read_log(path: Path, reading: Reading | None = None) -> Dataset:
     """Reads a file of interactions as a data set.
 
     Rows follow the order of the ids, numbers by value and strings by their characters, so neither the data set nor its
-    split depends on the order of the file. If a user and an item meet more than once, the first time counts.
+    split depends on the order or the format of the file. If a user and an item meet more than once, the first time
+    counts.
 
     Args:
-      path: CSV, TSV, `.inter`, Parquet or JSON lines, also as `.gz` or `.zst`; in `.txt` and `.dat` files the separator
-        is detected.
+      path: CSV, TSV, `.inter`, Parquet or JSON lines, also as `.gz` or `.zst`, or a folder of them; in `.txt` and
+        `.dat` files the separator is detected.
       reading: columns, filters and split.
 
     Raises:
@@ -120,7 +143,7 @@ def read_log(path: Path, reading: Reading | None = None) -> Dataset:
     parts = [path, reading.valid_file, reading.test_file] if reading.split == "files" else [path]
     logs = []
     for part in filter(None, parts):
-        how: Any = {"separator": reading.separator, "header": reading.header, "skip_bad_rows": reading.skip_bad_rows}
+        how: Any = {name: getattr(reading, name) for name in ("separator", "header", "quoting", "skip_bad_rows")}
         columns = read_file(part, _chooser(reading, shown(part), is_text(part)), **how)
         logs.append(make_log(columns, reading, shown(part)))
     return make_dataset(logs, reading, stem(path))
@@ -137,11 +160,11 @@ def read_table(table: Any, reading: Reading | None = None) -> Dataset:
 
 def read_pairs(users: Any, items: Any, reading: Reading | None = None) -> Dataset:
     """Does what `read_log` does for two columns of ids of any kind."""
-    columns = [as_column(users, "user"), as_column(items, "item")]
-    if len(columns[0]) != len(columns[1]):
-        raise UserError(f"pairs need as many users as items, not {len(columns[0])} and {len(columns[1])}")
+    columns = {"user": as_column(users, "user"), "item": as_column(items, "item")}
+    if len(columns["user"]) != len(columns["item"]):
+        raise UserError(f"pairs need as many users as items, not {len(columns['user'])} and {len(columns['item'])}")
     reading = dataclasses.replace(reading or Reading(), user_column=None, item_column=None)
-    return read_table(pa.table(columns, ["user", "item"]), reading)
+    return read_table(columns, reading)
 
 
 def read_matrix(matrix: Any, reading: Reading | None = None) -> Dataset:
@@ -169,21 +192,22 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
     Raises:
       UserError: if values are missing, ratings or times are invalid, or no interaction is left; a line per problem.
     """
-    notes: list[str] = []
+    notes = [*columns.notes]
     problems: list[str] = []
     if columns.skipped:
-        notes.append(f"{_count(columns.skipped, 'line')} left out: another number of fields")
+        notes.append(f"{_count(columns.skipped, 'line')} left out: another number of fields, or not a JSON object")
     size = len(columns.by_role["user"])
     if not size:
         raise UserError(f"{source}: it holds no interactions")
     bad = np.zeros(size, bool)
 
-    def report(role: str, wrong: np.ndarray, what: str, example: bool = True) -> None:
+    def report(role: str, wrong: np.ndarray, what: str) -> None:
         if not wrong.any():
             return
         row = int(np.argmax(wrong))
-        value = f" ({columns.by_role[role][row].as_py()!r})" if example else ""
-        where = f"in column {columns.names[role]!r}, first in {columns.place(row)}{value}"
+        value = columns.by_role[role][row].as_py()
+        example = "" if value is None else f" ({_short(value)})"
+        where = f"in column {columns.names[role]!r}, first in {columns.place(row)}{example}"
         message = f"{int(wrong.sum()):,} of {_count(size, 'row')}: {what} {where}"
         if reading.skip_bad_rows:
             notes.append(f"{message}; left out")
@@ -194,20 +218,26 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
     numbers: dict[str, np.ndarray] = {}
     encoded: dict[str, tuple[np.ndarray, pa.Array]] = {}
     for role, column in columns.by_role.items():
-        empty = column.is_null().to_numpy()
-        if role in ("time", "rating"):
-            numbers[role], wrong = (_times if role == "time" else as_numbers)(column)
-            if role == "time" and not reading.needs_time:
-                if wrong.any():
-                    del numbers[role]
-                continue
-            report(role, wrong & ~empty, "not a date or number" if role == "time" else "not a number")
-        report(role, empty, "no value", example=False)
         if role in ("user", "item"):
             try:
-                encoded[role] = _encode(column, role)
+                codes, ids, marked = _encode(column, role)
             except UserError as error:
                 problems.append(f"{source}: column {columns.names[role]!r}: {error}")
+                continue
+            report(role, codes < 0, "no value")
+            notes += [f"{_count(rows, 'row')} with the {role} {name!r}, kept as an id" for name, rows in marked]
+            encoded[role] = codes, ids
+            continue
+        numbers[role], wrong = (_times if role == "time" else as_numbers)(column)
+        if role == "time" and not reading.needs_time:
+            if wrong.any():
+                del numbers[role]
+                few = f"{int(wrong.sum()):,} of {_count(size, 'row')} hold no date or number"
+                notes.append(f"column {columns.names[role]!r} is not read: {few}")
+            continue
+        empty = column.is_null().to_numpy()
+        report(role, wrong & ~empty, "not a date or number" if role == "time" else "not a number")
+        report(role, empty, "no value")
     if problems:
         raise UserError(*problems)
     if "rating" in numbers and reading.min_rating is not None:
@@ -217,15 +247,9 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
     if bad.all():
         raise UserError(f"{source}: no interaction is left of {_count(size, 'row')} ({'; '.join(notes)})")
     kept = slice(None) if not bad.any() else ~bad
-    coded = []
-    for role in ("user", "item"):
-        codes, ids = encoded[role]
-        codes, ids, note = _merge_similar(codes, ids, role, reading.clean_ids)
-        notes += [note] if note else []
-        coded.append((codes[kept], ids))
-    (users, user_ids), (items, item_ids) = coded
+    (users, user_ids), (items, item_ids) = encoded["user"], encoded["item"]
     times = numbers["time"][kept] if "time" in numbers else None
-    return Log(users, items, times, user_ids, item_ids, tuple(f"{source}: {note}" for note in notes))
+    return Log(users[kept], items[kept], times, user_ids, item_ids, tuple(f"{source}: {note}" for note in notes))
 
 
 def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
@@ -234,8 +258,8 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
     Raises:
       UserError: if a part is empty.
     """
-    notes = [note for log in logs for note in log.notes]
-    log, parts = _join(logs)
+    log, parts = _join(logs, reading)
+    notes = list(log.notes)
 
     def keep(rows: np.ndarray, why: str) -> None:
         nonlocal log, parts
@@ -288,49 +312,69 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def _encode(column: pa.ChunkedArray, role: str) -> tuple[np.ndarray, pa.Array]:
-    """Returns positions `[n]` int32 in the distinct ids, 0 if missing, and the distinct ids."""
-    if not pa.types.is_dictionary(column.type):
-        column = pa.chunked_array([as_column(column, role)]).dictionary_encode()
-    column = column.unify_dictionaries()
-    ids = column.chunk(0).dictionary if column.num_chunks else pa.array([], pa.string())
-    codes = [pc.fill_null(chunk.indices, 0).to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return np.concatenate(codes).astype(np.int32, copy=False), as_column(_whole_numbers(ids), role)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _whole_numbers(ids: pa.Array) -> pa.Array:
-    """Converts strings to integers if all are canonical whole numbers: "7" but not "007"."""
-    if not pa.types.is_string(ids.type) or not len(ids):
-        return ids
-    if not pc.all(pc.match_substring_regex(ids, "^(0|-?[1-9][0-9]{0,17})$")).as_py():
-        return ids
-    return ids.cast(pa.int64())
+def _encode(column: pa.ChunkedArray, role: str) -> tuple[np.ndarray, pa.Array, list[tuple[str, int]]]:
+    """Returns positions `[n]` int32 in the distinct ids, -1 if missing; these; and counts of `MARKERS` among them."""
+    if not pa.types.is_dictionary(column.type) and not pa.types.is_string(column.type):
+        column = pa.chunked_array([as_column(column, role)])
+    column = column.dictionary_encode().unify_dictionaries()
+    ids = as_column(column.chunk(0).dictionary if column.num_chunks else pa.array([], pa.string()), role)
+    indices = [pc.fill_null(chunk.indices, len(ids)).to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    codes = np.concatenate(indices).astype(np.int32, copy=False)
+    missing = ids.is_null().to_numpy(zero_copy_only=False)
+    marked = np.zeros(len(ids), bool)
+    if pa.types.is_string(ids.type):
+        marked = pc.fill_null(pc.is_in(ids, pa.array(MARKERS)), False).to_numpy(zero_copy_only=False)
+        rest = ids.filter(pa.array(~marked & ~missing))
+        if marked.any() and len(rest) and pa.types.is_integer(whole_numbers(rest).type):
+            missing, marked = missing | marked, np.zeros(len(ids), bool)
+    found = [(ids[int(k)].as_py(), int((codes == k).sum())) for k in np.flatnonzero(marked)]
+    if missing.any() or (codes == len(ids)).any():
+        new = np.where(missing, -1, np.cumsum(~missing) - 1).astype(np.int32)
+        codes, ids = np.append(new, np.int32(-1))[codes], ids.filter(pa.array(~missing))
+    return codes, ids, found
 
 
-def _merge_similar(codes: np.ndarray, ids: pa.Array, role: str, clean: bool) -> tuple[np.ndarray, pa.Array, str]:
-    """Merges ids that differ only in case or white space at their ends, or only notes them."""
-    if not pa.types.is_string(ids.type):
-        return codes, ids, ""
-    plain = pc.utf8_lower(pc.utf8_trim_whitespace(ids))
+def _one_rule(ids: pa.Array, role: str, clean: bool) -> tuple[pa.Array, list[str]]:
+    """Returns ids `[n]` as numbers if all are whole numbers, see `whole_numbers`, and cleaned if `clean`; and notes."""
+    numbers = whole_numbers(ids)
+    notes = []
+    if pa.types.is_integer(numbers.type):
+        if merged := len(ids) - len(pc.unique(numbers)):
+            notes.append(f"{_count(merged, f'{role} id')} written in two ways, such as '7' and '7.0': merged")
+        return numbers, notes
+    trimmed = pc.utf8_trim_whitespace(ids)
+    plain = pc.utf8_lower(trimmed)
     encoded = plain.dictionary_encode()
     number = len(ids) - len(encoded.dictionary)
-    if not number:
-        return codes, ids, ""
-    places = encoded.indices.to_numpy()
-    note = f"{_count(number, f'{role} id')} differing from another only in case or white space"
+    padded = pc.sum(pc.not_equal(trimmed, ids)).as_py()
+    if number:
+        what = f"{_count(number, f'{role} id')} differing from another only in case or white space"
+    elif padded:
+        what = f"{_count(padded, f'{role} id')} with white space at an end"
+    else:
+        return ids, notes
     if clean:
-        return places.astype(np.int32)[codes], _whole_numbers(encoded.dictionary), f"{note}: merged"
-    order = np.argsort(places, kind="stable")
-    second = int(order[1:][places[order][1:] == places[order][:-1]][0])
-    first = int(np.argmax(places == places[second]))
-    example = f"{ids[first].as_py()!r}, {ids[second].as_py()!r}"
-    return codes, ids, f"{note} ({example}): kept apart; `clean_ids` merges them"
+        return whole_numbers(plain if number else trimmed), [f"{what}: {'merged' if number else 'removed'}"]
+    if number:
+        places = encoded.indices.to_numpy()
+        order = np.argsort(places, kind="stable")
+        second = int(order[1:][places[order][1:] == places[order][:-1]][0])
+        first = int(np.argmax(places == places[second]))
+        example = f"{_short(ids[first].as_py())}, {_short(ids[second].as_py())}"
+        return ids, [f"{what} ({example}): kept apart; `clean_ids` merges them"]
+    example = _short(ids.filter(pc.not_equal(trimmed, ids))[0].as_py())
+    return ids, [f"{what} ({example}): kept; `clean_ids` removes it"]
 
 
 def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Does what `as_numbers` does for times: numbers are unchanged, dates are in seconds."""
     column = undictionary(column)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if pa.types.is_string(column.type):
         numbers, wrong = as_numbers(column)
         if not wrong.all():
             return numbers, wrong
@@ -367,25 +411,33 @@ def _iso_times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return times, ~np.isfinite(times)
 
 
-def _join(logs: Sequence[Log]) -> tuple[Log, np.ndarray]:
+def _join(logs: Sequence[Log], reading: Reading) -> tuple[Log, np.ndarray]:
     """Concatenates logs over the sorted union of their ids; also returns each row's log."""
-    users, user_ids = _join_ids([(log.users, log.user_ids) for log in logs])
-    items, item_ids = _join_ids([(log.items, log.item_ids) for log in logs])
+    users, user_ids, of_users = _join_ids([(log.users, log.user_ids) for log in logs], "user", reading.clean_ids)
+    items, item_ids, of_items = _join_ids([(log.items, log.item_ids) for log in logs], "item", reading.clean_ids)
     known = [log.times for log in logs if log.times is not None]
     times = np.concatenate(known) if len(known) == len(logs) else None
     parts = np.repeat(np.arange(len(logs), dtype=np.int8), [len(log.users) for log in logs])
-    return Log(users, items, times, user_ids, item_ids, keep_ids=all(log.keep_ids for log in logs)), parts
+    notes = (*(note for log in logs for note in log.notes), *of_users, *of_items)
+    return Log(users, items, times, user_ids, item_ids, notes, all(log.keep_ids for log in logs)), parts
 
 
-def _join_ids(coded: Sequence[tuple[np.ndarray, pa.Array]]) -> tuple[np.ndarray, pa.Array]:
-    """Concatenates codes as positions in the sorted union of ids, and returns that union."""
+def _join_ids(
+    coded: Sequence[tuple[np.ndarray, pa.Array]], role: str, clean: bool
+) -> tuple[np.ndarray, pa.Array, list[str]]:
+    """Concatenates codes as positions in the sorted union of ids, and returns that union and notes."""
     values = [ids for _, ids in coded]
     if len({str(ids.type) for ids in values}) > 1:
         values = [ids.cast(pa.string()) for ids in values]
-    union = pc.unique(pa.chunked_array(values)) if len(values) > 1 else values[0]
+    written = pc.unique(pa.chunked_array(values)) if len(values) > 1 else values[0]
+    ids, notes = _one_rule(written, role, clean)
+    union = pc.unique(ids)
     union = union.take(pc.sort_indices(union))
-    places = [pc.index_in(ids, union).to_numpy().astype(np.int32) for ids in values]
-    return np.concatenate([place[codes] for place, (codes, _) in zip(places, coded)]), union
+    rows = pc.index_in(ids, union).to_numpy(zero_copy_only=False).astype(np.int32)
+    places = [
+        rows if len(values) == 1 else rows[pc.index_in(v, written).to_numpy(zero_copy_only=False)] for v in values
+    ]
+    return np.concatenate([place[codes] for place, (codes, _) in zip(places, coded)]), union, notes
 
 
 def _distinct_pairs(log: Log, parts: np.ndarray) -> np.ndarray:
