@@ -253,16 +253,15 @@ def from_table(table: Any, choose: Choose) -> Columns:
       UserError: if it, or a chosen column, cannot be read.
     """
     try:
-        columns = _named_columns(table)
+        existing, column_at = _named_columns(table)
     except (pa.ArrowException, TypeError, ValueError) as error:
         why = shown("; ".join(map(str, error.args)) or type(error).__name__)[:160].rstrip(". ")
         raise UserError(f"the table cannot be read ({why}); a column must be of one type and have one name") from None
-    existing = [name for name, _ in columns]
     names = choose(existing)
     by_role = {}
     for role, name in names.items():
         try:
-            by_role[role] = as_arrow(columns[existing.index(name)][1]())
+            by_role[role] = as_arrow(column_at(existing.index(name)))
         except (UserError, TypeError) as error:
             raise UserError(f"the table: column {name!r}: {error}") from None
     if len({len(column) for column in by_role.values()}) > 1:
@@ -271,19 +270,20 @@ def from_table(table: Any, choose: Choose) -> Columns:
     return Columns(by_role, names, lambda row: f"row {row}")
 
 
-def _named_columns(table: Any) -> list[tuple[str, Callable[[], Any]]]:
-    """Returns a table's names, each with a function that returns the column."""
+def _named_columns(table: Any) -> tuple[list[str], Callable[[int], Any]]:
+    """Returns a table's names, and a function that returns the k-th column."""
     if isinstance(table, Mapping):
-        return [(str(name), lambda column=column: column) for name, column in table.items()]
+        columns = list(table.values())
+        return [*map(str, table)], lambda k: columns[k]
     if hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas
-        levels = [(k, str(name)) for k, name in enumerate(table.index.names) if name is not None]
-        existing = [str(name) for name in table.columns]
-        index = [(name, lambda k=k: table.index.get_level_values(k)) for k, name in levels if name not in existing]
-        return index + [(name, lambda k=k: table.iloc[:, k]) for k, name in enumerate(existing)]
+        names = [*map(str, table.columns)]
+        levels = [name for name in table.index.names if name is not None and str(name) not in names]
+        of_index = lambda k: table.index.get_level_values(levels[k])
+        return [*map(str, levels), *names], lambda k: of_index(k) if k < len(levels) else table.iloc[:, k - len(levels)]
     if hasattr(table, "get_columns"):  # polars
-        return [(column.name, lambda column=column: column) for column in table.get_columns()]
+        return [*table.columns], lambda k: table.get_columns()[k]
     arrow = pa.table(table)
-    return [(name, lambda k=k: arrow.column(k)) for k, name in enumerate(arrow.column_names)]
+    return arrow.column_names, arrow.column
 
 
 def _plain_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
