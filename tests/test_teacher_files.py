@@ -1,9 +1,11 @@
 """A teacher from files: what is read is what was written, and what is wrong is said in a line."""
 
 import gzip
+import json
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,9 +19,10 @@ import safetensors.numpy
 
 import htd_jax
 from htd_jax.data import Ids, write_ids
-from htd_jax.data.idfiles import read_id_file
+from htd_jax.data.arrays import open_arrays, safetensors_bytes
+from htd_jax.data.idfiles import read_id_column, read_id_file
 from htd_jax.data.ranked import RankedLists, read_lists, to_lists
-from htd_jax.data.tables import match_rows, read_tables
+from htd_jax.data.tables import match_rows, read_tables, read_tables_and_notes
 from htd_jax.data.torchfile import Checkpoint
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Full, Sampled, make_evaluator
@@ -288,6 +291,79 @@ class TestTorch:
         assert "compressed" in line_of(read_tables, [path])
 
 
+class TestBiases:
+    """Scores are the product plus the biases, as in LightFM."""
+
+    RNG = np.random.default_rng(0)
+    USERS, ITEMS = RNG.normal(size=(4, 3)).astype(np.float32), RNG.normal(size=(5, 3)).astype(np.float32)
+    OF_USERS, OF_ITEMS = RNG.normal(size=4).astype(np.float32), RNG.normal(size=5).astype(np.float32)
+
+    @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+    @pytest.mark.parametrize("names", [("user_biases", "item_biases"), ("users.bias.weight", "item_bias.weight")])
+    @pytest.mark.parametrize("axes", [1, 2])
+    def test_they_are_dimensions(self, tmp_path, suffix, names, axes):
+        biases = [bias.reshape(-1, *[1] * (axes - 1)) for bias in (self.OF_USERS, self.OF_ITEMS)]
+        arrays = {"user_embeddings": self.USERS, "item_embeddings": self.ITEMS, **dict(zip(names, biases))}
+        path = tmp_path / f"t.{suffix}"
+        np.savez(path, **arrays) if suffix == "npz" else safetensors.numpy.save_file(arrays, path)
+        (users, items), notes = read_tables_and_notes([path])
+        assert users.shape == (4, 5) and items.shape == (5, 5)
+        expected = self.USERS @ self.ITEMS.T + self.OF_USERS[:, None] + self.OF_ITEMS
+        np.testing.assert_allclose(users @ items.T, expected, atol=1e-5)
+        assert [sum(name in note for note in notes) for name in names] == [1, 1]
+
+    def test_of_torch(self, tmp_path):
+        bias = tensor("1", 0, (5, 1), (1, 1))
+        made = tables_program(tensor(), tensor("2", 0, (5, 3)))[:-2] + b"X\x10\0\0\0item_bias.weight" + bias + b"u."
+        data = {"_0": USERS.tobytes(), "_1": self.OF_ITEMS.tobytes(), "_2": ITEMS.tobytes()}
+        users, items = read_tables([torch_file(tmp_path / "t.pth", made, **data)])
+        np.testing.assert_allclose(users @ items.T, USERS @ ITEMS.T + self.OF_ITEMS)
+
+    def test_zeros_are_left_out_and_other_arrays_are_named(self, tmp_path):
+        other = {"item_biases": np.zeros(5), "mlp.weight": np.zeros((2, 2))}
+        np.savez(tmp_path / "t.npz", users=USERS, items=ITEMS, **other)
+        tables, notes = read_tables_and_notes([tmp_path / "t.npz"])
+        check(tables)
+        assert len(notes) == 1 and "users, items are read, other arrays are not: mlp.weight [2, 2]" in notes[0]
+
+    @pytest.mark.parametrize(
+        "biases, says",
+        [
+            (dict(item_bias=np.zeros(4)), "item_bias has shape [4], but items has 5 rows"),
+            (dict(item_bias=np.zeros(5), item_biases=np.zeros(5)), "could be the biases of items; save only one"),
+            (
+                dict(item_bias=np.array([0, np.nan, 0, 0, 0])),
+                "item_bias: one of 5 rows holds numbers that are",
+            ),
+            (dict(item_bias=np.zeros(5, int)), "item_bias: holds int64, not floats"),
+        ],
+    )
+    def test_refused(self, tmp_path, biases, says):
+        np.savez(tmp_path / "t.npz", users=USERS, items=ITEMS, **biases)
+        assert says in line_of(read_tables, [tmp_path / "t.npz"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, ">f4", ">f2"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        np.asfortranarray,
+        lambda x: x[::-1],
+        lambda x: x[:, ::-1],
+        lambda x: x[::2, 1:],
+        lambda x: np.array(x, order="K").T,
+    ],
+    ids=["columns", "rows reversed", "columns reversed", "slices", "transposed"],
+)
+def test_any_layout_in_memory_is_saved_as_the_array(tmp_path, layout, dtype):
+    table = layout((np.arange(24).reshape(6, 4) - 12).astype(dtype))
+    table.flags.writeable = False
+    (tmp_path / "t.safetensors").write_bytes(safetensors_bytes({"x": table}, {}))
+    read = open_arrays(tmp_path / "t.safetensors")["x"].read()
+    assert read.dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_array_equal(read, table)
+
+
 class TestRows:
     DATA = Ids.from_values(["a", "b", "c", "d"], "user")
 
@@ -356,6 +432,8 @@ class TestRows:
             ("ids.txt", b"\xff\n", "not UTF-8"),
             ("ids.csv", b"", "empty"),
             ("ids.csv", b"id\n", "no id"),
+            ("ids.csv", b"item_id\nx\n", "its column is named 'item_id', and ids of users are expected"),
+            ("ids.txt", b"item_id\nx\n", "its column is named 'item_id', and ids of users are expected"),
             ("ids.csv", b"a,b\n1,2\n", "no single user id column found (columns: 'a', 'b')"),
             ("ids.parquet", b"PAR1", "ids.parquet"),
             ("ids.npy", b"", "ids.npy"),
@@ -364,6 +442,21 @@ class TestRows:
     def test_id_files_that_are_none(self, tmp_path, name, data, says):
         (tmp_path / name).write_bytes(data)
         assert says in line_of(read_id_file, tmp_path / name, "user")
+
+    @pytest.mark.parametrize("name", ["deny.csv", "deny.tsv", "deny.inter", "deny.txt", "deny.csv.gz", "deny"])
+    def test_the_first_line_is_a_header_if_it_names_a_column(self, tmp_path, name):
+        path = tmp_path / name
+
+        def found(text, known=None):
+            path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+            return read_id_column(path, "item", known and Ids.from_values(known, "item")).values.to_pylist()
+
+        deny = ["tin-soldier", "blue valley", "7"]
+        assert found("\n".join(deny)) == found("\ufeff" + "\r\n".join(deny) + "\r\n") == deny
+        for header in ("item", "item_id", "ItemId", "id", "track_id"):
+            assert found("\n".join([header, *deny])) == deny
+        assert found("book\nlamp\n") == ["lamp"]
+        assert "'book', is the name of a column and the id of an item" in line_of(found, "book\nlamp", ["lamp", "book"])
 
     def test_id_arrays_that_are_none(self, tmp_path):
         for values in (np.array([{}]), np.zeros((2, 2), int), np.zeros(2)):
@@ -412,6 +505,64 @@ class TestLists:
         lists = read(tmp_path, '{"user": 1, "item": "2020-01-02"}\n', "l.jsonl")
         assert lists.users.to_pylist() == [1] and lists.items.to_pylist() == ["2020-01-02"]
 
+    @pytest.mark.parametrize(
+        "head, best",
+        [
+            ("userID,itemID,rating,prediction", [2, 9, 5]),
+            ("user,item,score,rating", [5, 9, 2]),
+            ("user,item,x,y", [5, 2, 9]),
+        ],
+    )
+    def test_predictions_come_before_ratings(self, tmp_path, head, best):
+        lists = read(tmp_path, f"{head}\n0,5,3,.1\n0,2,1,.9\n0,9,2,.5\n")
+        found = to_lists(lists, Ids.numbers(1, "user"), Ids.numbers(10, "item"))
+        assert found.items.tolist() == [best]
+        assert ["the scores are those in" in note for note in found.notes] == [True] * ("rating" in head)
+
+    def test_ranks_that_contradict_the_scores(self, tmp_path):
+        lists = read(tmp_path, "user,item,rank,score\n0,5,1,.1\n0,2,2,.9\n1,1,1,2\n1,2,2,1\n")
+        found = to_lists(lists, Ids.numbers(2, "user"), Ids.numbers(10, "item"))
+        assert found.items.tolist() == [[5, 2], [1, 2]]
+        assert "ordered by rank; by score, 1 of 2 would be in another order" in " ".join(found.notes)
+
+    ORDER = ([2, 9, 5], [7])
+
+    @pytest.mark.parametrize("format", ["parquet", "jsonl"])
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            {"items": ORDER},
+            {"item_ids": ORDER},
+            {"items": ([5, 2, 9], [7]), "scores": ([0.1, 0.9, 0.5], [1.0])},
+            {"recommendations": [[{"item": i, "rating": 1 - r / 9} for r, i in enumerate(own)] for own in ORDER]},
+            {"recs": [[{"movieId": i, "rank": r} for r, i in enumerate(own)][::-1] for own in ORDER]},
+        ],
+        ids=lambda columns: " ".join(columns),
+    )
+    def test_a_row_per_user(self, tmp_path, format, columns):
+        table = pa.table({"user": [1, 0], **columns})
+        path = tmp_path / f"lists.{format}"
+        if format == "parquet":
+            pq.write_table(table, path)
+        else:
+            path.write_text("\n".join(map(json.dumps, table.to_pylist())))
+        found = to_lists(read_lists(path), Ids.numbers(3, "user"), Ids.numbers(10, "item"))
+        assert found.items.tolist() == [[7, -1, -1], [2, 9, 5], [-1, -1, -1]]
+
+    @pytest.mark.parametrize(
+        "columns, says",
+        [
+            ({"items": [[1, 2]], "scores": [[0.5]]}, "row 1 has 2 items, but 1 entries in column 'scores'"),
+            ({"items": [[1, 2]], "score": [0.5]}, "column 'score' holds double, and 'items' whole lists"),
+            ({"items": [[1, None]]}, "1 row without an item, the first in row 1"),
+            ({"items": [[[1]]]}, "item ids must be numbers or strings, not list"),
+            ({"recs": [[{"a": 1}]]}, "'recs': no item column found (columns: 'a')"),
+        ],
+    )
+    def test_rows_that_are_no_lists(self, tmp_path, columns, says):
+        pq.write_table(pa.table({"user": [1], **columns}), tmp_path / "l.parquet")
+        assert says in line_of(read_lists, tmp_path / "l.parquet")
+
     def test_another_separator(self, tmp_path):
         text = ROWS.replace(",", ";")
         assert "holds no commas, but semicolons; set `separator` to ';'" in refused(read, tmp_path, text)[0]
@@ -425,6 +576,8 @@ class TestLists:
             ("user,item\n", ["no row"]),
             ("a,b\n1,2\n", ["no user column found (columns: 'a', 'b')", "no item column found"]),
             ("user,item,user\n1,2,3\n", ["columns 'user' and 'user' could be the user column"]),
+            ("user,item,score,prediction\n1,2,3,4\n", ["columns 'score' and 'prediction' could be the score"]),
+            ("user,item,rank,position\n1,2,3,4\n", ["columns 'rank' and 'position' could be the rank"]),
             ("user,item\n1,2\n1,2,3\n", ["line 3 has 3 fields ('1,2,3'), the first 2"]),
             ("user,item,score\n,2,1\n1,,2\n1,3,\n1,4,nan\n1,5,1e39\n1,6,good\n",
              ["1 row without a user, the first in line 2", "1 row without an item, the first in line 3",
@@ -574,16 +727,24 @@ def test_a_student_of_lists_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(fuzz.FORMATS))
-def test_damaged_files_give_a_result_or_a_line(tmp_path, name):
-    for seed in range(50):
-        outcome, message = fuzz.attempt(fuzz.FORMATS[name], seed, tmp_path)
-        assert outcome != "failed", f"--seed {seed}: {message}"
+def test_any_file_is_read_or_refused_in_bounded_time_and_memory(tmp_path, name):
+    for seed in range(20):
+        outcome = fuzz.attempt(name, seed, tmp_path)
+        assert outcome.kind != "failed", f"--format {name} --seed {seed}: {outcome.message}"
 
 
 def test_fuzz_sees_what_is_wrong(tmp_path):
-    def read(path):
+    def fails(path):
         raise ValueError("no UserError")
 
-    broken = fuzz.FORMATS["ids"]._replace(read=read)
-    outcome, message = fuzz.attempt(broken, 0, tmp_path)
-    assert outcome == "failed" and "ValueError" in message
+    def takes_long(path):
+        begin = time.process_time()
+        while time.process_time() < begin + 1.1 * fuzz.SECONDS + fuzz.SECONDS_PER_MIB / 2**10:
+            pass
+
+    def takes_much(path):
+        assert np.ones(fuzz.MEMORY // 8 + 2**17).sum()
+
+    for read, says in ((fails, "ValueError"), (takes_long, "more than"), (takes_much, "MiB for")):
+        outcome = fuzz.attempt("ids", 0, tmp_path, read)
+        assert outcome.kind == "failed" and says in outcome.message

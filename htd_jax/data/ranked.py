@@ -1,17 +1,34 @@
-"""A teacher's ranked lists from a file: rows of a user, an item and, optionally, a score or a rank."""
+"""A teacher's ranked lists from a file: rows of a user and an item, or of a user and all items of the list."""
 
-from collections.abc import Callable
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from htd_jax.data.columns import as_numbers, pick, read_file, undictionary
+from htd_jax.data.columns import (
+    BLOCK,
+    COMPRESSED,
+    FORMATS,
+    Columns,
+    as_numbers,
+    is_usual,
+    pick,
+    read_file,
+    undictionary,
+)
 from htd_jax.data.dataset import Ids, as_column
-from htd_jax.errors import UserError, shown
+from htd_jax.data.files import open_inflated
+from htd_jax.errors import UserError, reading, shown
 
 NEEDED = ("user", "item")
+
+# Usual names of a column that holds a user's whole list, besides those of items: Spark's, and those of others.
+WHOLE = ("recommendations", "recs", "item_ids", "itemids", "predictions", "topk")
 
 # The largest length of a list; methods read some hundreds of items.
 LONGEST = 1000
@@ -25,6 +42,7 @@ class RankedLists(NamedTuple):
       scores: `[n]` float64, larger is better, or None.
       ranks: `[n]` int64, smaller is better, or None.
       name: name of the file, for messages.
+      notes: remarks on how it was read, a line each.
     """
 
     users: pa.Array
@@ -32,6 +50,7 @@ class RankedLists(NamedTuple):
     scores: np.ndarray | None = None
     ranks: np.ndarray | None = None
     name: str = "lists"
+    notes: tuple[str, ...] = ()
 
 
 class RowLists(NamedTuple):
@@ -59,17 +78,22 @@ def read_lists(
 ) -> RankedLists:
     """Reads ranked lists from a file in any format of `read_file`.
 
-    Columns are found by their usual names (`user_id`, `itemId`, `score`, `rank`), or by the given ones. Strings stay as
-    they are: `007` is not 7.
+    Columns are found by their usual names (`user_id`, `itemId`, `score`, `rank`), or by the given ones. A row is a user
+    and an item; or, in Parquet and JSON lines, a user and a list: of items, the best first, with an optional list of
+    scores, or of structs `{item, score}`, as Spark writes them. Strings stay as they are: `007` is not 7.
 
     Raises:
-      UserError: if the file cannot be read, is damaged or empty; a column, an id, a score or a rank is missing; a score
-        is not finite; a rank is not a whole number; or two ranks of a user are equal. A line per problem.
+      UserError: if the file cannot be read, is damaged or empty; a column, an id, a score or a rank is missing, or
+        could be one of several; a score is not finite; a rank is not a whole number; or two ranks of a user are equal.
+        A line per problem.
     """
     path = Path(path)
     named = {"user": user_column, "item": item_column, "score": score_column, "rank": rank_column}
-    choose = lambda names: pick(names, named, shown(path), optional=("score", "rank"))
-    source = read_file(path, choose, separator=separator)
+    notes: list[str] = []
+    choose = lambda names: _choose(names, named, shown(path), notes)
+    source = _read_lines(path, choose) or read_file(path, choose, separator=separator)
+    if pa.types.is_nested(source.by_role["item"].type):
+        source = _unnested(source, shown(path), notes)
     if not len(source.by_role["user"]):
         raise UserError(f"{shown(path)}: it holds no row")
     problems: list[str] = []
@@ -105,7 +129,14 @@ def read_lists(
         problems += _equal_ranks(path, columns, source.place)
     if problems:
         raise UserError(*problems)
-    return RankedLists(columns["user"], columns["item"], columns.get("score"), columns.get("rank"), shown(path))
+    return RankedLists(
+        columns["user"],
+        columns["item"],
+        columns.get("score"),
+        columns.get("rank"),
+        shown(path),
+        tuple(dict.fromkeys(notes)),
+    )
 
 
 def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONGEST) -> RowLists:
@@ -120,7 +151,7 @@ def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONG
     Raises:
       UserError: if none of the users, or none of the items, is in the data.
     """
-    rows, notes = [], []
+    rows, notes = [], [*ranked.notes]
     for ids, column in ((users, ranked.users), (items, ranked.items)):
         encoded = column.dictionary_encode()
         row_of_value = ids.find(encoded.dictionary)
@@ -148,6 +179,13 @@ def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONG
         notes.append(f"{ranked.name}: {repeated} rows repeat a user's item; the best of each was kept")
     kept = kept[np.sort(first)]
     owner = rows[0][kept]
+    if ranked.ranks is not None and ranked.scores is not None:
+        other = (np.diff(ranked.scores[kept]) > 0) & (np.diff(owner) == 0)
+        if other.any():
+            notes.append(
+                f"{ranked.name}: lists are ordered by rank; by score, {len(np.unique(owner[1:][other]))} of "
+                f"{len(np.unique(owner))} would be in another order"
+            )
     degree = np.bincount(owner, minlength=len(users))
     if without := int((degree == 0).sum()):
         example = users.values[int(np.argmin(degree))].as_py()
@@ -164,6 +202,107 @@ def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONG
         scores = np.zeros(lists.shape, np.float32)
         scores[owner, place] = ranked.scores[kept]
     return RowLists(lists, scores, tuple(notes))
+
+
+def _choose(names: Sequence[str], named: dict[str, str | None], source: str, notes: list[str]) -> dict[str, str]:
+    """Returns the names of columns by their roles, see `pick`; adds a note if the score was one of several."""
+    named = dict(named)
+    usual = lambda role: [name for name in names if is_usual(name, role)]
+    if named["item"] is None and not usual("item"):
+        whole = [name for name in names if name.lower() in WHOLE]
+        named["item"] = whole[0] if len(whole) == 1 else None
+    for role in ("score", "rank"):
+        several = usual(role)
+        if named[role] is not None or len(several) < 2:
+            continue
+        # Ratings next to predictions are those that users gave.
+        predicted = [name for name in several if not name.lower().startswith("rating")]
+        if role == "rank" or len(predicted) != 1:
+            could = " and ".join(repr(name[:40]) for name in several[:4])
+            raise UserError(f"{source}: columns {could} could be the {role}; leave only one in the file")
+        named[role] = predicted[0]
+        others = " and ".join(repr(name[:40]) for name in several if name != predicted[0])
+        notes.append(f"{source}: the scores are those in column {predicted[0]!r}, not in {others}")
+    return pick(
+        names, named, source, optional=("score", "rank"), advice=lambda role: f"; name one column {role!r} and no other"
+    )
+
+
+def _read_lines(path: Path, choose: Callable[[Sequence[str]], dict[str, str]]) -> Columns | None:
+    """Reads JSON lines of a user and a list; None if the first line, or the format, is another."""
+    bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    if FORMATS.get(bare.suffix.lower()) != "json" or path.is_dir():
+        return None
+    values: dict[str, list[Any]] = {}
+    numbers: list[int] = []
+    names: dict[str, str] = {}
+    with reading(path, "a JSON file"), open_inflated(path, COMPRESSED.get(path.suffix.lower())) as file:
+        number = 0
+        while line := file.readline(BLOCK):
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+            except (ValueError, RecursionError):
+                entry = None
+            if not numbers and not (isinstance(entry, dict) and any(isinstance(x, list) for x in entry.values())):
+                return None
+            if not isinstance(entry, dict):
+                raise UserError(f"{shown(path)}: line {number}: not a JSON object; each line must be one {{...}}")
+            if not numbers:
+                names = choose(list(entry))
+                if not isinstance(entry[names["item"]], list):
+                    return None
+                values = {role: [] for role in names}
+            numbers.append(number)
+            for role, name in names.items():
+                values[role].append(entry.get(name))
+        columns = {}
+        for role, column in values.items():
+            try:
+                columns[role] = pa.chunked_array([pa.array(column)])
+            except (pa.ArrowException, OverflowError):
+                texts = [[str(x) for x in row] if isinstance(row, list) else row and str(row) for row in column]
+                columns[role] = pa.chunked_array([pa.array(texts)])
+    return Columns(columns, names, lambda row: f"line {numbers[row]}") if numbers else None
+
+
+def _unnested(source: Columns, name: str, notes: list[str]) -> Columns:
+    """Returns a row per entry of lists.
+
+    Raises:
+      UserError: if a column is not of lists, or lists of one row differ in length.
+    """
+    lists = {role: column.combine_chunks() for role, column in source.by_role.items() if role != "user"}
+    is_list = lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    for role, column in lists.items():
+        if not is_list(column.type):
+            raise UserError(
+                f"{name}: column {source.names[role]!r} holds {str(column.type)[:60]}, and {source.names['item']!r} "
+                "whole lists or structs; each row is a user, a list of items and, optionally, a list of scores"
+            )
+    lengths = {role: pc.fill_null(pc.list_value_length(column), 0).to_numpy() for role, column in lists.items()}
+    for role, length in lengths.items():
+        if (differ := length != lengths["item"]).any():
+            row = int(np.argmax(differ))
+            raise UserError(
+                f"{name}: {source.place(row)} has {lengths['item'][row]} items, but {length[row]} entries in column "
+                f"{source.names[role]!r}"
+            )
+    parents = np.repeat(np.arange(len(lists["item"])), lengths["item"])
+    columns = {role: pc.list_flatten(column) for role, column in lists.items()}
+    if pa.types.is_struct(columns["item"].type):
+        structs = columns.pop("item")
+        unnamed: dict[str, str | None] = {"item": None, "score": None, "rank": None}
+        chosen = _choose([field.name for field in structs.type], unnamed, f"{name}: {source.names['item']!r}", notes)
+        columns |= {role: pc.struct_field(structs, [field]) for role, field in chosen.items()}
+    columns["user"] = source.by_role["user"].take(pa.array(parents))
+    by_role = {
+        role: column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+        for role, column in columns.items()
+    }
+    return dataclasses.replace(source, by_role=by_role, place=lambda row: source.place(int(parents[row])))
 
 
 def _equal_ranks(path: Path, columns: dict[str, Any], place: Callable[[int], str]) -> list[str]:

@@ -88,7 +88,8 @@ def read_tables_and_notes(paths: Sequence[Path | str]) -> tuple[Tables, tuple[st
     columns = {kind: column for kind, column in columns.items() if column.any()}
     for kind in columns:
         notes += (f"{shown(files[0])}: {short(biases[kind][0])} is added to the scores, as one more dimension",)
-    return _with_biases(*tables, columns), notes
+    users, items = tables
+    return _with_biases(users, items, columns), notes
 
 
 def match_rows(

@@ -201,8 +201,8 @@ def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
         for name, part in parts.items():
             if part.dtype.kind == "f" and not np.isfinite(part).all():
                 raise UserError(f"{shown(path)}: {name} holds numbers that are not finite; export it again")
-        parts = {name: jnp.asarray(part) for name, part in parts.items()}
-        tables.append(Rows(parts[f"{side}s"], parts.get(f"{side}_scales"), parts.get(f"{side}_steps")))
+        on_device = {name: jnp.asarray(part) for name, part in parts.items()}
+        tables.append(Rows(on_device[f"{side}s"], on_device.get(f"{side}_scales"), on_device.get(f"{side}_steps")))
     return tables
 
 
