@@ -440,7 +440,26 @@ def _hostile_safetensors(rng: np.random.Generator) -> bytes:
 def _hostile_text(rng: np.random.Generator) -> bytes:
     """Text with separated fields: many columns, long fields, many quotes, lines of one kind again and again."""
     parts = [
-        *'user item rating time rank score , " "" 1 2.5 1e999 - NaN é NULL ; 2020-01-01'.split(),
+        *[
+            "user",
+            "item",
+            "rating",
+            "time",
+            "rank",
+            "score",
+            ",",
+            '"',
+            '""',
+            "1",
+            "2.5",
+            "1e999",
+            "-",
+            "NaN",
+            "é",
+            "NULL",
+            ";",
+            "2020-01-01",
+        ],
         "\t",
         "\n",
         "\r\n",
@@ -456,9 +475,25 @@ def _hostile_text(rng: np.random.Generator) -> bytes:
 def _hostile_json(rng: np.random.Generator) -> bytes:
     """JSON: deep, long, with many keys, large numbers and equal names."""
     deep = str(rng.choice(["[", '{"user":', '[{"item":', "-", "1", '"a'])) * _size(rng)
-    values = ['1 -0 1e999 "x" "\\ud800" null [] [1,2] {"item":1} NaN [[]]'.split(), ["9" * 400, deep[:2000]]]
+    values = [
+        ["1", "-0", "1e999", '"x"', '"\\ud800"', "null", "[]", "[1,2]", '{"item":1}', "NaN", "[[]]"],
+        ["9" * 400, deep[:2000]],
+    ]
     value = lambda: _one(rng, *values[0], *values[1])
-    keys = "user item items recommendations scores rank rating timestamp phases final format dataset".split()
+    keys = [
+        "user",
+        "item",
+        "items",
+        "recommendations",
+        "scores",
+        "rank",
+        "rating",
+        "timestamp",
+        "phases",
+        "final",
+        "format",
+        "dataset",
+    ]
     entry = lambda: (
         "{" + ",".join(f'"{_one(rng, *keys)}{i if i > 20 else ""}":{value()}' for i in range(rng.integers(0, 9))) + "}"
     )
@@ -497,7 +532,10 @@ def _hostile_parquet(rng: np.random.Generator) -> bytes:
         lambda: pa.array(short([b"\xff", b"a"])),
         lambda: pa.array(short([2**63 - 1, -1])).cast(pa.timestamp("us")),
     ]
-    names = [*"user item items recommendations row id rating timestamp score rank".split(), _name(rng)]
+    names = [
+        *["user", "item", "items", "recommendations", "row", "id", "rating", "timestamp", "score", "rank"],
+        _name(rng),
+    ]
     chosen = rng.choice(len(names), rng.integers(1, 6), replace=False).tolist()
     columns = {names[k]: kinds[rng.integers(len(kinds))]() for k in [0, 1, *chosen]}
     rows = min(map(len, columns.values()))
@@ -510,7 +548,7 @@ def _hostile_parquet(rng: np.random.Generator) -> bytes:
 
 def _hostile_toml(rng: np.random.Generator) -> bytes:
     parts = [
-        *"[ ] a . = 1 { } , true x=[1, 1979-05-27".split(),
+        *["[", "]", "a", ".", "=", "1", "{", "}", ",", "true", "x=[1,", "1979-05-27"],
         "\n",
         '"',
         "'",
