@@ -339,6 +339,12 @@ FORMATS = {
 }
 
 
+# Parts of hostile text and JSON.
+_NAMES = ["user", "item", "items", "recommendations", "scores", "score", "rank", "rating", "timestamp", "row", "id"]
+_FIELDS = [*_NAMES, ";", "1", "2.5", "1e999", "-", "NaN", "é", "NULL", "2020-01-01"]
+_JSON = ["1", "-0", "1e999", '"x"', '"\\ud800"', "null", "[]", "[1,2]", '{"item":1}', "NaN", "[[]]"]
+
+
 def _one(rng: np.random.Generator, *values: str) -> str:
     return values[rng.integers(len(values))]
 
@@ -439,63 +445,23 @@ def _hostile_safetensors(rng: np.random.Generator) -> bytes:
 
 def _hostile_text(rng: np.random.Generator) -> bytes:
     """Text with separated fields: many columns, long fields, many quotes, lines of one kind again and again."""
-    parts = [
-        *[
-            "user",
-            "item",
-            "rating",
-            "time",
-            "rank",
-            "score",
-            ",",
-            '"',
-            '""',
-            "1",
-            "2.5",
-            "1e999",
-            "-",
-            "NaN",
-            "é",
-            "NULL",
-            ";",
-            "2020-01-01",
-        ],
-        "\t",
-        "\n",
-        "\r\n",
-    ]
-    parts += ["\ufeff", "a" * 999, "0" * 400, " ", "\0", "\u2028", str(_number(rng))]
+    parts = [*_FIELDS, ",", "\t", "\n", "\r\n", '"', '""', "\ufeff", "a" * 999, "0" * 400, " ", "\0", "\u2028"]
     head = _one(rng, "user,item\n", "user,item,rating,timestamp\n", "user\titem\tscore\n", "id\n", "")
     weights = rng.dirichlet(np.full(len(parts), 0.3))
     line = lambda size: "".join(parts[i] for i in rng.choice(len(parts), size, p=weights))
     body = line(_size(rng)) if rng.random() < 0.5 else line(int(rng.integers(1, 30))) * min(_size(rng), 2**14)
-    return (head + body).encode()
+    return (head + body).encode()[: 2**20]
 
 
 def _hostile_json(rng: np.random.Generator) -> bytes:
     """JSON: deep, long, with many keys, large numbers and equal names."""
     deep = str(rng.choice(["[", '{"user":', '[{"item":', "-", "1", '"a'])) * _size(rng)
-    values = [
-        ["1", "-0", "1e999", '"x"', '"\\ud800"', "null", "[]", "[1,2]", '{"item":1}', "NaN", "[[]]"],
-        ["9" * 400, deep[:2000]],
-    ]
-    value = lambda: _one(rng, *values[0], *values[1])
-    keys = [
-        "user",
-        "item",
-        "items",
-        "recommendations",
-        "scores",
-        "rank",
-        "rating",
-        "timestamp",
-        "phases",
-        "final",
-        "format",
-        "dataset",
-    ]
+    values = [*_JSON, "9" * 400, deep[:2000]]
+    value = lambda: _one(rng, *values)
     entry = lambda: (
-        "{" + ",".join(f'"{_one(rng, *keys)}{i if i > 20 else ""}":{value()}' for i in range(rng.integers(0, 9))) + "}"
+        "{"
+        + ",".join(f'"{_one(rng, *_NAMES)}{i if i > 20 else ""}":{value()}' for i in range(rng.integers(0, 9)))
+        + "}"
     )
     kind = rng.choice(4)
     if kind == 0:
@@ -532,10 +498,7 @@ def _hostile_parquet(rng: np.random.Generator) -> bytes:
         lambda: pa.array(short([b"\xff", b"a"])),
         lambda: pa.array(short([2**63 - 1, -1])).cast(pa.timestamp("us")),
     ]
-    names = [
-        *["user", "item", "items", "recommendations", "row", "id", "rating", "timestamp", "score", "rank"],
-        _name(rng),
-    ]
+    names = [*_NAMES, _name(rng)]
     chosen = rng.choice(len(names), rng.integers(1, 6), replace=False).tolist()
     columns = {names[k]: kinds[rng.integers(len(kinds))]() for k in [0, 1, *chosen]}
     rows = min(map(len, columns.values()))

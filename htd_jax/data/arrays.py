@@ -116,7 +116,9 @@ def read_id_array(path: Path) -> pa.Array:
     with reading(path, "a file of ids"):
         ids = array.read()
         ids = np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids
-        return pa.array(ids.tolist() if ids.dtype.kind == "U" else ids.astype(ids.dtype.newbyteorder("=")))
+        column = pa.array(ids.tolist() if ids.dtype.kind == "U" else ids.astype(ids.dtype.newbyteorder("=")))
+        column.validate(full=True)
+        return column
 
 
 def safetensors_bytes(arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> bytes:
@@ -179,6 +181,8 @@ def _header(file: IO[bytes], name: str, size: int) -> tuple[np.dtype, tuple[int,
             shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
         except Exception:  # numpy's own messages are about its internals
             raise ValueError("its header cannot be read") from None
+    if len(shape) > 32:
+        raise ValueError(f"its header says {len(shape)} axes")
     start = file.tell()
     if any(size < 0 for size in shape):
         raise UserError(f"{name}: damaged: its header says shape {list(shape)}")

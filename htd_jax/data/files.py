@@ -30,7 +30,7 @@ MOST_ARRAYS = 2**17
 # A compressed file may become this many times larger, and this many bytes (or rows of Parquet) in any case. Tables of
 # trained numbers shrink to 9 tenths, text to a tenth, and what shrinks further is either small or made to harm.
 INFLATION = 64
-SLACK = 2**24
+SLACK = 2**22
 
 
 def most_inflated(size: int) -> int:

@@ -92,6 +92,7 @@ def read_lists(
     notes: list[str] = []
     choose = lambda names: _choose(names, named, shown(path), notes)
     source = _read_lines(path, choose) or read_file(path, choose, separator=separator)
+    notes += [f"{shown(path)}: {note}" for note in source.notes]
     if pa.types.is_nested(source.by_role["item"].type):
         source = _unnested(source, shown(path), notes)
     if not len(source.by_role["user"]):

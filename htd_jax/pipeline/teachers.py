@@ -1,6 +1,7 @@
 """A given teacher: trained here before, or anywhere, as tables or as lists."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     files, ids = paths.teacher, [paths.teacher_user_ids, paths.teacher_item_ids]
     if not files:
         return None
-    if len(files) == 1 and (files[0].is_dir() or not files[0].suffix):
+    if len(files) == 1 and (files[0].is_dir() or not files[0].suffix) and not _holds_parts(files[0]):
         if any(ids):
             raise UserError("`teacher_user_ids` is for tables; a run folder already contains its ids")
         fitted = _trained_teacher(files[0], spec, experiment)
@@ -56,6 +57,11 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     return fitted
 
 
+def _holds_parts(folder: Path) -> bool:
+    """Returns whether a folder holds the parts of one table, as Spark writes lists."""
+    return folder.is_dir() and any(path.name.startswith("part") and path.is_file() for path in folder.iterdir())
+
+
 def read_teacher(
     *paths: Path | str, data: Any, user_ids: Path | str | None = None, item_ids: Path | str | None = None
 ) -> Teacher:
@@ -63,17 +69,22 @@ def read_teacher(
 
     Args:
       paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or torch `.pth` with both; or a file
-        of lists: user, item, and score or rank.
+        or folder of lists: user, item, and score or rank; or user and items. Biases become dimensions.
       data: the data set, or anything that `htd_jax.read` takes.
       user_ids: a file of the ids of the users' rows, in their order; without it, rows are in the order of the data's
         ids, or at the numbers that ids are, see `htd_jax.data.tables.match_rows`.
       item_ids: the same for items.
 
+    Warns of what was decided or left out, a line each.
+
     Raises:
       UserError: if a file cannot be read, or is not of this data.
     """
     id_files = [None if file is None else Path(file) for file in (user_ids, item_ids)]
-    return _read([Path(path) for path in paths], read(data), *id_files)[0]
+    teacher, notes = _read([Path(path) for path in paths], read(data), *id_files)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return teacher
 
 
 def _read(
