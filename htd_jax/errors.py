@@ -8,13 +8,22 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+# The largest number of characters of a message.
+LONGEST = 2000
+
 
 class UserError(ValueError):
     """Invalid input: the message is one line that says what is wrong, where, and what to do.
 
     A setting or argument is named in backquotes, as a caller in Python writes it: "`dim` must be at least 1". Nothing
     else in a message is in backquotes. Several errors at once are several arguments, one line each.
+
+    Names and values in a message may come from any file: characters that are not printable are escaped, and the middle
+    of a line of more than `LONGEST` characters is left out.
     """
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*(_shortened(shown(str(line))) for line in lines))
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
@@ -40,6 +49,10 @@ def shown(text: str | os.PathLike[str]) -> str:
     caf\\udce9/two\\nlines
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 + 5 :]}"
 
 
 def reason(error: BaseException) -> str:

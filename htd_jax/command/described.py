@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from htd_jax.data.files import read_text
 from htd_jax.errors import UserError, as_flags, shown
 from htd_jax.settings import flag_words
 
@@ -57,12 +58,12 @@ def read_flags(path: Path) -> list[str]:
       UserError: if it cannot be read, is not TOML, or holds something that is not a flag.
     """
     try:
-        return list(_flags(tomllib.loads(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise UserError(f"`file` {shown(path)}: cannot be read ({error.strerror})") from None
+        return list(_flags(tomllib.loads(read_text(path, "a TOML file"))))
+    except UserError as error:
+        raise UserError(*(f"`file` {line}" for line in error.args)) from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"`file` {shown(path)}: not TOML ({shown(str(error))})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"`file` {shown(path)}: {shown(str(error))}") from None
 
 

@@ -162,6 +162,14 @@ def undictionary(column: Any) -> Any:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
+def value_of(column: Any, row: int) -> Any:
+    """Returns a value for a message; text if Python has no such value, as for dates past the year 9999."""
+    try:
+        return column[row].as_py()
+    except (OverflowError, ValueError):
+        return "a value that cannot be shown"
+
+
 def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Converts a column to `[n]` float64, and returns where it is not a finite number, or missing: `[n]` bool."""
     column = undictionary(column)

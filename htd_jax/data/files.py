@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from htd_jax.errors import UserError, reading, shown
 
-# The largest JSON file: settings, results, histories. A history of 100,000 epochs has about 40 MiB.
+# The largest JSON or TOML file: settings, results, histories. A history of 100,000 epochs has about 40 MiB.
 MOST_JSON = 2**26
 
 # The largest pickle in a torch checkpoint. It holds no tensor data: large checkpoints need some hundred kilobytes.
@@ -49,6 +49,15 @@ def check_inflated(path: Path, inflated: int, name: str = "", unit: str = "bytes
         )
 
 
+def read_text(path: Path, what: str) -> str:
+    """Returns the content of a text file of at most `MOST_JSON` bytes, see `read_json`."""
+    with reading(path, what):
+        size = path.stat().st_size
+        if size > MOST_JSON:
+            raise UserError(f"{shown(path)}: has {size} bytes; {what} has at most {MOST_JSON}")
+        return path.read_bytes().decode()
+
+
 def read_json(path: Path, what: str = "a JSON file") -> Any:
     """Returns the content of a JSON file.
 
@@ -59,10 +68,7 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
       UserError: if it cannot be read, is damaged, or is larger than `MOST_JSON`.
     """
     with reading(path, what):
-        size = path.stat().st_size
-        if size > MOST_JSON:
-            raise UserError(f"{shown(path)}: has {size} bytes; {what} has at most {MOST_JSON}")
-        return json.loads(path.read_bytes().decode())
+        return json.loads(read_text(path, what))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from htd_jax.data.arrays import read_id_array
+from htd_jax.data.arrays import read_id_array, short
 from htd_jax.data.columns import COMPRESSED, FORMATS, SEPARATORS, is_usual, read_file, reading_text, undictionary
 from htd_jax.data.dataset import Ids
 from htd_jax.data.files import open_inflated
@@ -64,7 +64,7 @@ def read_id_column(path: Path, kind: str, known: Ids | None = None) -> IdColumn:
         named = [name for name in names if is_usual(name, kind) or is_usual(name, "id")]
         other = [name for name in names if _kind_of(name) not in (None, kind)]
         if len(named) != 1 and (len(names) != 1 or other):
-            existing = ", ".join(map(repr, names[:12])) or "none"
+            existing = ", ".join(repr(short(name)) for name in names[:12]) or "none"
             raise UserError(f"{shown(path)}: no single {kind} id column found (columns: {existing}); name it 'id'")
         row = {"row": "row"} if sorted(names) == ["id", "row"] else {}  # as `write_ids` writes them
         return {kind: named[0] if named else names[0], **row}
@@ -130,11 +130,13 @@ def _names_column(path: Path, first: str, kind: str, known: Ids | None) -> bool:
         return False
     if known is not None and known.find([first])[0] >= 0:
         raise UserError(
-            f"{shown(path)}: the first line, {first!r}, is the name of a column and the id of {_an(kind)}; give the "
-            "ids as a Parquet file"
+            f"{shown(path)}: the first line, {short(first)!r}, is the name of a column and the id of {_an(kind)}; give "
+            "the ids as a Parquet file"
         )
     if _kind_of(first) not in (None, kind):
-        raise UserError(f"{shown(path)}: its column is named {first!r}, and ids of {kind}s are expected; name it 'id'")
+        raise UserError(
+            f"{shown(path)}: its column is named {short(first)!r}, and ids of {kind}s are expected; name it 'id'"
+        )
     return True
 
 

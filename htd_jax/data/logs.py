@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from annotated_types import Ge, Interval
 
-from htd_jax.data.columns import Columns, as_numbers, from_table, is_text, pick, read_file, stem, undictionary
+from htd_jax.data.columns import Columns, as_numbers, from_table, is_text, pick, read_file, stem, undictionary, value_of
 from htd_jax.data.dataset import Dataset, Ids, as_column, whole_numbers
 from htd_jax.data.interactions import Pairs, make_split
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
@@ -205,7 +205,7 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
         if not wrong.any():
             return
         row = int(np.argmax(wrong))
-        value = columns.by_role[role][row].as_py()
+        value = value_of(columns.by_role[role], row)
         example = "" if value is None else f" ({_short(value)})"
         where = f"in column {columns.names[role]!r}, first in {columns.place(row)}{example}"
         message = f"{int(wrong.sum()):,} of {_count(size, 'row')}: {what} {where}"

@@ -20,6 +20,7 @@ from htd_jax.data.columns import (
     pick,
     read_file,
     undictionary,
+    value_of,
 )
 from htd_jax.data.dataset import Ids, as_column
 from htd_jax.data.files import open_inflated
@@ -122,7 +123,7 @@ def read_lists(
         wrong &= ~missing
         if wrong.any():
             at = int(np.argmax(wrong))
-            example = shown(str(values[at].as_py())[:40])
+            example = shown(str(value_of(values, at))[:40])
             what = "not a finite number" if role == "score" else "not a whole number"
             problems.append(f"{shown(path)}: {_count(wrong, role)} {what}, the first {example!r} in {source.place(at)}")
         columns[role] = numbers

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.data import Dataset, load_dataset, save_dataset
+from htd_jax.data.files import read_json
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, ModelOf
@@ -168,7 +169,7 @@ class RunFolder:
         """Returns the lines of `metrics.jsonl`; none if it is missing or damaged."""
         try:
             return [json.loads(line) for line in self.metrics.read_text().splitlines()]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -377,13 +378,12 @@ def _folders(runs: Path) -> list[Path]:
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(missing) from None
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown(path)}: damaged ({error})") from None
+    found = read_json(path, "a JSON object")
     if not isinstance(found, dict):
         raise UserError(f"{shown(path)}: damaged")
     return found
