@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import runs
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,23 +219,36 @@ def lists_of(rng, rows: int, sizes: list[int]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_squares_against_float64(precision):
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_least_squares_against_an_optimiser(precision, scale):
+    scale = 1.0 if precision == "float16" else scale
     rng = np.random.default_rng(4)
-    table = to_precision(rng.normal(size=(90, 6)), precision)
-    y = np.asarray(table.floats(), np.float64)
-    lists = lists_of(rng, 90, [1, 2, 3, 17, 90, 4])
+    table = to_precision(scale * rng.normal(size=(90, 6)), precision)
+    y = np.asarray(table.floats(), np.float64) / scale
+    lists = lists_of(rng, 90, [1, 2, 17, 90, 4])
     found = fold.least_squares(table, lists, unseen=0.03, ridge=0.2)
+
     for x, rows in zip(found, lists):
-        matrix = y[rows].T @ y[rows] + 0.03 * y.T @ y + 0.2 * np.eye(6)
-        np.testing.assert_allclose(x, np.linalg.solve(matrix, y[rows].sum(0)), rtol=2e-4, atol=1e-6)
+
+        def objective(x, rows=rows):
+            fits, all_rows = y[rows] @ x, y @ x
+            value = ((1 - fits) ** 2).sum() + 0.03 * (all_rows**2).sum() + 0.2 * (y**2).mean() * (x**2).sum()
+            slope = y[rows].T @ (fits - 1) + 0.03 * y.T @ all_rows + 0.2 * (y**2).mean() * x
+            return value, 2 * slope
+
+        best = scipy.optimize.minimize(objective, np.zeros(6), jac=True, options={"gtol": 1e-9}).x
+        np.testing.assert_allclose(x * scale, best, rtol=1e-4, atol=1e-6)
 
 
-def test_the_gram_matrix_in_blocks(monkeypatch):
+def test_sums_in_blocks(monkeypatch):
+    rng = np.random.default_rng(5)
+    table = Rows(jnp.asarray(rng.normal(size=(83, 3)), jnp.float32))
+    lists = lists_of(rng, 83, [1, 40, 83, 2, 3, 3, 30])
+    whole = fold.summarise(table, lists)
     monkeypatch.setattr(fold, "CELLS", 60)
-    y = np.random.default_rng(5).normal(size=(83, 3)).astype(np.float32)
-    fold._gram.clear_cache()
-    np.testing.assert_allclose(fold._gram(Rows(jnp.asarray(y))), y.T @ y, rtol=1e-5)
-    fold._gram.clear_cache()
+    fold._moments.clear_cache()
+    np.testing.assert_allclose(fold.summarise(table, lists), whole, rtol=1e-5)
+    fold._moments.clear_cache()
 
 
 def test_an_empty_list_is_refused():
@@ -241,19 +256,131 @@ def test_an_empty_list_is_refused():
         fold.least_squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
 
 
-def test_newcomers_are_as_long_as_the_others():
+def test_the_regression_against_an_optimiser(monkeypatch):
+    """At one ridge, the weights minimise the penalised squares; of several, the one with the least error on rows left
+    out one by one is taken."""
+    rng = np.random.default_rng(6)
+    x = np.column_stack([np.ones(40), rng.normal(3, [1, 5, 0.2], (40, 3)), np.full(40, 7.0)])
+    y, importance = x[:, 1:3] @ rng.normal(size=(2, 2)) + 20 + rng.normal(size=(40, 2)), rng.uniform(1, 3, 40)
+
+    def solved(x, y, importance, ridge):
+        share = importance / importance.sum()
+        spread = np.sqrt(share @ (x - share @ x) ** 2)
+
+        def objective(flat):
+            weights = flat.reshape(x.shape[1], -1)
+            errors = x @ weights - y
+            value = share @ (errors**2).sum(1) + ridge * ((spread[:, None] * weights) ** 2).sum()
+            return value, 2 * (x.T @ (share[:, None] * errors) + ridge * spread[:, None] ** 2 * weights).ravel()
+
+        start = np.zeros(x.shape[1] * y.shape[1])
+        return scipy.optimize.minimize(objective, start, jac=True, options={"gtol": 1e-9}).x.reshape(x.shape[1], -1)
+
+    errors = []
+    for ridge in (0.001, 0.1, 10.0):
+        monkeypatch.setattr(fold, "FIT_RIDGES", [ridge])
+        np.testing.assert_allclose(x @ fold._regress(x, y, importance), x @ solved(x, y, importance, ridge), rtol=1e-4)
+        error = 0.0
+        for row in range(40):
+            others = np.arange(40) != row
+            # The spread is that of all rows, so that a ridge means the same with and without one.
+            share = importance / importance.sum()
+            spread = np.sqrt(share @ (x - share @ x) ** 2)[1:4]
+            centre, goal = share @ x[:, 1:4], share @ y
+            z = (x[:, 1:4] - centre) / spread
+            full = np.column_stack([np.ones(40), z])
+            matrix = (full[others] * share[others, None]).T @ full[others] + ridge * np.diag([0, 1, 1, 1])
+            weights = np.linalg.solve(matrix, (full[others] * share[others, None]).T @ (y - goal)[others])
+            error += share[row] * ((full[row] @ weights - (y - goal)[row]) ** 2).sum()
+        errors.append(error)
+    monkeypatch.setattr(fold, "FIT_RIDGES", [0.001, 0.1, 10.0])
+    chosen = fold._regress(x, y, importance)
+    best = solved(x, y, importance, (0.001, 0.1, 10.0)[int(np.argmin(errors))])
+    np.testing.assert_allclose(x @ chosen, x @ best, rtol=1e-4)
+
+
+def planted(precision: str = "float32", scale: float = 1.0) -> tuple[Rows, Rows, Interactions]:
+    """Users of a few tastes with a common part, and items whose rows follow from their users and from how many those
+    are."""
+    rng = np.random.default_rng(9)
+    tastes = rng.normal(size=(5, 6))
+    of_user, of_item = rng.integers(0, 5, 400), rng.integers(0, 5, 500)
+    users = tastes[of_user] + 0.3 * rng.normal(size=(400, 6)) + [2, 0, 0, 0, 0, 0]
+    chance = np.where(of_user[:, None] == of_item, 0.12, 0.005) * rng.uniform(0.05, 2, 500)
+    seen = Interactions.from_pairs(*np.nonzero(rng.random((400, 500)) < chance), 400, 500)
+    counts = np.bincount(np.asarray(seen.items), minlength=500)
+    sums = np.zeros((500, 6))
+    np.add.at(sums, np.asarray(seen.items), users[np.asarray(seen.users)])
+    turn = rng.normal(size=(6, 6))
+    items = (sums / np.maximum(counts, 1)[:, None]) @ turn * (0.2 + 0.1 * np.log2(np.maximum(counts, 1)))[:, None]
+    return to_precision(users * scale, precision), to_precision(items * scale, precision), seen
+
+
+def by_owner(owners: Any, others: Any, number: int) -> list[np.ndarray]:
+    return [np.asarray(others)[np.asarray(owners) == owner] for owner in range(number)]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_known_items_get_their_rows_back(precision, scale):
+    scale = 1.0 if precision == "float16" else scale
+    users, items, seen = planted(precision, scale)
+    row_map = fold.fit_map(items, users, seen, "items")
+    lists = by_owner(seen.items, seen.users, 500)
+    known = [item for item in range(500) if len(lists[item])]
+    rows, trained = row_map.rows(users, [lists[i] for i in known]), np.asarray(items.floats())[known]
+    assert rows.dtype == np.float32 and rows.shape == (len(known), 6)
+    error = np.linalg.norm(rows - trained, axis=1) / np.linalg.norm(trained, axis=1).mean()
+    assert error.mean() < (0.15 if precision == "int4" else 0.05)
+    few, many = row_map.rows(users, [np.array([3]), np.arange(400)])
+    assert np.isfinite([few, many]).all() and (np.linalg.norm([few, many], axis=1) > 0).all()
+
+
+def test_tables_that_say_nothing_give_finite_rows():
     rng = np.random.default_rng(8)
-    users, items = (rng.normal(size=(n, 4)).astype(np.float32) * by for n, by in ((30, 3), (50, 0.5)))
     seen = pairs(rng, 30, 50, 200)
-    mine, other = Rows(jnp.asarray(items)), Rows(jnp.asarray(users))
-    factor = fold.length_factor(mine, other, seen, "items")
-    of_item = [np.asarray(seen.users)[np.asarray(seen.items) == item] for item in range(50)]
-    known = [item for item in range(50) if len(of_item[item])]
-    solved = fold.least_squares(other, [of_item[item] for item in known])
-    lengths = [np.linalg.norm(x, axis=1).mean() for x in (items[known], solved)]
-    assert factor == pytest.approx(lengths[0] / lengths[1], rel=1e-4)
-    assert fold.length_factor(Rows(jnp.zeros((50, 4))), other, seen, "items") == 1
-    assert fold.length_factor(mine, other, Interactions.from_pairs([], [], 30, 50), "items") == 1
+    zeros, same = Rows(jnp.zeros((30, 4))), Rows(jnp.ones((30, 4)))
+    some = rng.normal(size=(50, 4)).astype(np.float32)
+    some[::2] = 0
+    for users in (zeros, same, Rows(jnp.asarray(rng.normal(size=(30, 4)) * 1e-30, jnp.float32))):
+        for items in (jnp.zeros((50, 4)), jnp.asarray(some), jnp.asarray(some) * 1e30):
+            items = Rows(jnp.asarray(items, jnp.float32))
+            for side, mine, other in (("users", users, items), ("items", items, users)):
+                row_map = fold.fit_map(mine, other, seen, side)
+                lists = [np.array([1]), np.array([0, 2, 4]), np.arange(30)]
+                assert np.isfinite(row_map.rows(other, lists)).all() and np.isfinite(row_map.weights).all()
+    one = fold.fit_map(Rows(jnp.asarray(some)), same, Interactions.from_pairs([3], [1], 30, 50), "items")
+    np.testing.assert_allclose(one.rows(same, [np.array([5, 6])]), some[[1]], rtol=1e-6)
+    assert fold.fit_map(Rows(jnp.asarray(some)), same, Interactions.from_pairs([], [], 30, 50), "items") is None
+
+
+@pytest.mark.parametrize("loss", ["own", "softmax"])
+@pytest.mark.slow
+def test_folded_rows_stand_in_as_many_lists_as_trained_ones(loss):
+    """Items of every number of users, and no student's rows are too long or too short."""
+    found = htd_jax.data.make_synthetic(num_users=900, num_items=1200, seed=3)
+    student = htd_jax.fit(found, dim=10, loss=loss, epochs=30, progress=False)
+    model, train = student.retriever("int8"), student.train
+    users, items = (np.asarray(table.floats()) for table in (model.users, model.items))
+    lists = by_owner(train.items, train.users, 1200)
+    scores = scores_of_pairs(model.users, model.items, train)
+    bars = np.sort(scores, axis=1)[:, -20]
+    counts = np.array([len(its) for its in lists])
+    for least, beyond in ((3, 8), (8, 20), (20, 60), (60, 900)):
+        some = np.flatnonzero((counts >= least) & (counts < beyond))
+        if len(some) < 30:
+            continue
+        folded = model.fold_in_items([[int(u) for u in lists[i]] for i in some])
+        listed = []
+        for rows in (items[some], folded):
+            reached = users @ rows.T >= bars[:, None]
+            for column, item in enumerate(some):
+                reached[lists[item], column] = False
+            listed.append(reached.sum() / len(some) + 0.5)
+        assert 1 / 1.6 < listed[1] / listed[0] < 1.6, (least, listed)
+    own = by_owner(train.users, train.items, 900)
+    cosine = lambda x, y: ((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)).mean()
+    assert cosine(model.fold_in([[int(i) for i in its] for its in own]), users) > 0.85
 
 
 # The retriever
@@ -320,7 +447,18 @@ def test_newcomers_are_recommended_to():
     np.testing.assert_array_equal(found.rows, oracle(scores, 5)[0])
     assert found.users.tolist() == [0, 1]
     assert retriever.fold_in_items(["u1", "u2"]).shape == (1, 6)
+    for one in (5, np.int64(5), "5", np.array(5), np.array([[5]]), pa.array([5]), pa.array([[5]]), ([5],), {5}):
+        np.testing.assert_allclose(retriever.fold_in(one), retriever.fold_in([5]), rtol=1e-6)
     for wrong, message in (
+        (lambda: retriever.fold_in(None), "`items` must be ids, or a list of lists of ids, not None; pass a list"),
+        (lambda: retriever.fold_in(x for x in [5]), "not a generator; pass a list"),
+        (lambda: retriever.fold_in({5: 2.0}), "not a dict; pass a list"),
+        (lambda: retriever.fold_in([[5], 15]), "not both"),
+        (lambda: retriever.fold_in([5, [15]]), "not both"),
+        (lambda: retriever.fold_in([[[5]]]), "item ids must be"),
+        (lambda: retriever.fold_in([5, None]), "item None: not among"),
+        (lambda: retriever.fold_in_items(None), "`users` must be ids"),
+        (lambda: retriever.recommend_vectors(vectors, seen=iter([5])), "`seen` must be ids"),
         (lambda: retriever.fold_in([]), "empty"),
         (lambda: retriever.fold_in([[5], []]), "list 1 is empty"),
         (lambda: retriever.fold_in([1]), "item 1: not among"),
@@ -377,7 +515,7 @@ def test_saved_and_opened(tmp_path, precision):
         np.testing.assert_array_equal(np.asarray(mine.floats()), np.asarray(its.floats()))
         assert its.precision == precision
     assert opened.user_ids.values.equals(retriever.user_ids.values)
-    assert opened.about == retriever.about | {"lengths": retriever.length_factors()}
+    assert opened.about == retriever.about and list(opened.row_maps) == ["users", "items"]
     one, other = (x.recommend(k=5) for x in (retriever, opened))
     np.testing.assert_array_equal(one.rows, other.rows)
     np.testing.assert_allclose(np.load(tmp_path / "model" / "items.npy"), np.asarray(retriever.items.floats()))
@@ -386,6 +524,12 @@ def test_saved_and_opened(tmp_path, precision):
     assert unseen.seen is None
     np.testing.assert_allclose(unseen.fold_in([5, 15]), retriever.fold_in([5, 15]), rtol=1e-6)
     np.testing.assert_allclose(unseen.fold_in_items(["u1"]), retriever.fold_in_items(["u1"]), rtol=1e-6)
+    rounded = unseen.with_precision("float16").fold_in_items(["u1"])
+    np.testing.assert_allclose(rounded, retriever.fold_in_items(["u1"]), rtol=0.05, atol=0.01)
+    bare = dataclasses.replace(unseen, row_maps={})
+    assert bare.fold_in([5, 15]).shape == (1, 6)
+    with pytest.raises(UserError, match="needs a model that knows its training pairs"):
+        bare.fold_in_items(["u1"])
     assert not (tmp_path / "model" / "seen.parquet").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert "made" in (tmp_path / "model" / "README.md").read_text()
@@ -644,6 +788,15 @@ def test_recommend_on_the_screen(run, tmp_path):
     assert [(row["user"], row["item"]) for row in rows] == [("3", "8"), ("5", "8")]
 
 
+def test_new_users_of_a_file_are_left_out_and_named(run, tmp_path):
+    (tmp_path / "users.txt").write_text("".join(f"{user}\n" for user in ("new", 3, 99, 5, *range(100, 105))))
+    out = done(recommend, "--run", run, "--users", tmp_path / "users.txt", "--k", 2, "--to", tmp_path / "lists.csv")
+    assert "note: 7 of 9 users are not known to the model and left out: new, 99, 100, 101, 102, ...\n" in out
+    rows = list(csv.DictReader((tmp_path / "lists.csv").read_text().splitlines()))
+    assert [row["user"] for row in rows] == ["3", "3", "5", "5"]
+    assert "note: 7 of 9" in done(recommend, "--run", run, "--users", tmp_path / "users.txt")
+
+
 def test_an_export_without_seen_pairs_says_so(run, tmp_path):
     done(export, "--run", run, "--to", tmp_path / "model")
     note = "this export has no seen pairs"
@@ -671,6 +824,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
     write("bad.parquet", "hello")
     write("ragged.csv", "age,user\n3\n")
     write("unknown.txt", "1\n99\nx\n")
+    write("new.txt", "99\nx\n")
     write("users.txt", "1\n")
     before = sorted(here.iterdir())
     of_run, to = ("--run", run), ("--to", here / "lists.csv")
@@ -700,7 +854,8 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, [*of_run, "--users", here / "latin.txt", *to], "line 1 is not UTF-8 (caf"),
         (recommend, [*of_run, "--users", here / "bad.parquet", *to], "damaged, cut off, or not a Parquet file"),
         (recommend, [*of_run, "--users", here / "ragged.csv", *to], "line 2 has 1 field ("),
-        (recommend, [*of_run, "--users", here / "unknown.txt", *to], "user '99' and 1 more: not among"),
+        (recommend, [*of_run, "--users", here / "new.txt", *to], "user '99' and 1 more: not among"),
+        (recommend, [*of_run, "--user", "1", "99", *to], "user '99': not among the 60 users"),
         (recommend, [*of_run, "--allow", here / "unknown.txt", *to], "item 'x': not among the 150 items"),
         (recommend, [*of_run, "--allow", here / "users.txt", "--deny", here / "users.txt", *to], "no item is left"),
         (recommend, [*of_run, "--similar", "999"], "item '999': not among"),

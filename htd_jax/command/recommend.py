@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from annotated_types import Ge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from htd_jax.data import Ids
     from htd_jax.serving import Recommendations, Retriever
 
-# The number of lines of a table on the screen, roughly.
-LINES = 40
+# The number of lines of a table on the screen, roughly, and the number of unknown users that a note names.
+LINES, NAMED = 40, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Options:
     phase: str | None = None
     """Phase of the run: teacher, student, or the method's name. Default: the distilled student."""
     user: tuple[str, ...] = ()
-    """Ids of users. Default: all users."""
+    """Ids of users, all of which must be known. Default: all users."""
     users: Path | None = None
-    """File of user ids, in place of --user."""
+    """File of user ids, in place of --user. Users that the model does not know are left out, and a note says which."""
     similar: tuple[str, ...] = ()
     """Ids of items whose neighbours are shown in place of recommendations."""
     k: Annotated[int, Ge(1)] = 20
@@ -128,7 +129,7 @@ def _lists(
     filters: dict[str, Any] = {"allow": allow, "deny": deny, "memory": options.memory}
     if options.similar:
         return iter([retriever.similar(list(options.similar), options.k, **filters)]), len(options.similar), "item"
-    users = ids.get("users", list(options.user) or None)
+    users = _known(retriever.user_ids, ids["users"]) if "users" in ids else list(options.user) or None
     count = len(retriever.users) if users is None else len(users)
     if not options.to:
         if users is None:
@@ -136,6 +137,24 @@ def _lists(
         retriever.user_ids.rows(users)  # refuses unknown ids, also of users that are not shown
         users = users[:shown_users]
     return retriever.recommend_in_blocks(users, options.k, seen=options.keep_seen, **filters), count, "user"
+
+
+def _known(ids: "Ids", given: pa.Array) -> pa.Array:
+    """Returns the ids of a file that the model knows, and prints a note on the others: new users are no reason to give
+    the known ones no lists.
+
+    Raises:
+      UserError: if none is known.
+    """
+    known = ids.find(given) >= 0
+    if not known.any():
+        ids.rows(given)
+    if unknown := given.filter(pa.array(~known)).to_pylist():
+        examples = ", ".join(shown(str(x)) for x in unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
+        print(
+            f"note: {len(unknown):,} of {len(given):,} {ids.kind}s are not known to the model and left out: {examples}"
+        )
+    return given.filter(pa.array(known))
 
 
 def _write(blocks: Iterator["Recommendations"], count: int, path: Path) -> int:

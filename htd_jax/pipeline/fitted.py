@@ -103,9 +103,13 @@ class Fitted:
         """Returns the k nearest items, see `Retriever.similar`."""
         return self._retriever.similar(items, k, **options)
 
-    def fold_in(self, items: Any, **options: float) -> np.ndarray:
+    def fold_in(self, items: Any) -> np.ndarray:
         """Returns rows `[n, d]` of new users from the items they have seen, see `Retriever.fold_in`."""
-        return self._retriever.fold_in(items, **options)
+        return self._retriever.fold_in(items)
+
+    def fold_in_items(self, users: Any) -> np.ndarray:
+        """Returns rows `[n, d]` of new items from the users who have seen them, see `Retriever.fold_in_items`."""
+        return self._retriever.fold_in_items(users)
 
     def recommend_vectors(self, vectors: Any, k: int = 20, **options: Any) -> Recommendations:
         """Returns the k best items of the rows that `fold_in` returns, see `Retriever.recommend_vectors`."""

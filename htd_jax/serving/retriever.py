@@ -1,7 +1,7 @@
 """A trained model ready to serve: its tables, and the ids of their rows."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ class Retriever:
       user_ids, item_ids: the ids of their rows.
       seen: pairs that are not recommended; None if unknown.
       about: how the model was made, as JSON.
+      row_maps: for `users` and `items`, the function from interactions to rows, as far as it is known, see `fold_in`.
       scores: maps users `[n]` to scores `[n, num_items]`, if they are not products of the tables' rows; None if they
         are. A model with such scores can neither be saved nor folded into.
+      trained: the pairs that the tables were trained on; `seen` if None.
     """
 
     users: Rows
@@ -39,8 +41,9 @@ class Retriever:
     item_ids: Ids
     seen: Interactions | None = None
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    row_maps: dict[str, fold.RowMap] = dataclasses.field(default_factory=dict, repr=False)
     scores: Callable[[jax.Array], jax.Array] | None = None
-    _factors: dict[Any, float] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    trained: Interactions | None = None
 
     @property
     def precision(self) -> str:
@@ -56,7 +59,8 @@ class Retriever:
         if precision == self.precision:
             return self
         users, items = (to_precision(rows.floats(), precision) for rows in (self.users, self.items))
-        return dataclasses.replace(self, users=users, items=items)
+        fits = self.seen is None and self.trained is None  # else they are fitted again, to the rounded rows
+        return dataclasses.replace(self, users=users, items=items, row_maps=self.row_maps if fits else {})
 
     def recommend(
         self,
@@ -128,7 +132,7 @@ class Retriever:
             raise UserError(f"`vectors` must be [n, {self.dim}], not {list(vectors.shape)}")
         hidden = None
         if seen is not None:
-            lists = _lists(seen, self.item_ids)
+            lists = _lists(seen, self.item_ids, "seen")
             if len(lists) != len(vectors):
                 raise UserError(f"`seen` must hold one list per vector: {len(lists)} lists for {len(vectors)} vectors")
             hidden = Hidden.from_lists(lists)
@@ -155,32 +159,54 @@ class Retriever:
         top = concatenate(best_items(mine, unit, k, hidden=itself, candidates=candidates, memory=memory), k)
         return Recommendations(self.item_ids.take(rows), *top, self.item_ids, ("item", "similar"))
 
-    def fold_in(self, items: Any, *, unseen: float = fold.UNSEEN, ridge: float = fold.RIDGE) -> np.ndarray:
+    def fold_in(self, items: Any) -> np.ndarray:
         """Returns rows of new users from the items that each has seen: `[n, d]` float32, for `recommend_vectors`.
 
-        Nothing is trained: a row is the solution of `fold.least_squares`, times the factor that makes such rows as long
-        as the trained ones. The factor is measured on known users. If neither the seen pairs nor the factor (kept in
-        exports) is known, the factor is 1: a user's list is the same, but its scores are not comparable with others'.
+        Nothing is trained: a row is a function of its interactions, see `fold.RowMap`, fitted to the trained rows when
+        it is first used, and kept in exports. If neither the function nor pairs to fit it to are known, a row is the
+        solution of `fold.least_squares`: its list is comparable with others' lists, its scores are not.
 
         Args:
-          items: ids of one user's items, or a list of such lists.
-          unseen, ridge: see `fold.least_squares`.
+          items: ids of one user's items, or a list of such lists; one id is a list of one. A repeated id counts once.
 
         Raises:
-          UserError: if an id is unknown, or a list is empty.
+          UserError: if an id is unknown, a list is empty, or it is no list of ids.
         """
         self._check_products("fold_in")
-        solved = fold.least_squares(self.items, _lists(items, self.item_ids), unseen=unseen, ridge=ridge)
-        return solved * self._length_factor("users", unseen, ridge)
+        lists = _lists(items, self.item_ids, "items")
+        row_map = self.row_map("users")
+        return fold.least_squares(self.items, lists) if row_map is None else row_map.rows(self.items, lists)
 
-    def fold_in_items(self, users: Any, *, unseen: float = fold.UNSEEN, ridge: float = fold.RIDGE) -> np.ndarray:
+    def fold_in_items(self, users: Any) -> np.ndarray:
         """Returns rows of new items from the users who have seen each: `[n, d]` float32, see `fold_in`.
 
-        The factor matters here: without it new items score too low to be recommended among others.
+        A new item stands in about as many lists as trained items with as many users.
+
+        Args:
+          users: ids of one item's users, or a list of such lists; one id is a list of one. A repeated id counts once.
+
+        Raises:
+          UserError: if an id is unknown, a list is empty, it is no list of ids, or neither the function nor pairs are
+            known, so that nothing says how long the rows must be.
         """
         self._check_products("fold_in_items")
-        solved = fold.least_squares(self.users, _lists(users, self.user_ids), unseen=unseen, ridge=ridge)
-        return solved * self._length_factor("items", unseen, ridge)
+        lists = _lists(users, self.user_ids, "users")
+        row_map = self.row_map("items")
+        if row_map is None:
+            raise UserError(
+                "`fold_in_items` needs a model that knows its training pairs, or an export with their summary; export "
+                "the run again"
+            )
+        return row_map.rows(self.users, lists)
+
+    def row_map(self, side: str) -> fold.RowMap | None:
+        """Returns the function from interactions to rows of a side, `users` or `items`; None if it is unknown."""
+        known = self.seen if self.trained is None else self.trained
+        if side not in self.row_maps and known is not None:
+            mine, other = (self.users, self.items) if side == "users" else (self.items, self.users)
+            if (fitted := fold.fit_map(mine, other, known, side)) is not None:
+                self.row_maps[side] = fitted
+        return self.row_maps.get(side)
 
     def save(self, folder: Path | str, *, seen: bool = False) -> None:
         """Writes an export, a folder that `htd_jax.load` opens, see `storage.py`.
@@ -196,28 +222,10 @@ class Retriever:
         self._check_products("this model cannot be saved for serving")
         if seen and self.seen is None:
             raise UserError("`seen`: the seen pairs are unknown, so they cannot be saved; leave it out")
-        factors = self.length_factors()
-        about = self.about | ({"lengths": factors} if factors else {})
         known = self.seen if seen else None
-        export = storage.Export(self.users, self.items, self.user_ids, self.item_ids, known, about)
+        maps = {side: row_map for side in ("users", "items") if (row_map := self.row_map(side)) is not None}
+        export = storage.Export(self.users, self.items, self.user_ids, self.item_ids, known, self.about, maps)
         storage.write_export(Path(folder), export)
-
-    def length_factors(self) -> dict[str, float] | None:
-        """Returns the factors of `fold_in` and `fold_in_items` by default: `{"users": ..., "items": ...}`, or None."""
-        if self.seen is None:
-            known: dict[str, float] | None = self.about.get("lengths")
-            return known
-        return {side: self._length_factor(side, fold.UNSEEN, fold.RIDGE) for side in ("users", "items")}
-
-    def _length_factor(self, side: str, unseen: float, ridge: float) -> float:
-        if self.seen is None:
-            default = (unseen, ridge) == (fold.UNSEEN, fold.RIDGE)
-            return float((self.about.get("lengths") or {}).get(side, 1.0)) if default else 1.0
-        key = (side, unseen, ridge)
-        if key not in self._factors:
-            mine, other = (self.users, self.items) if side == "users" else (self.items, self.users)
-            self._factors[key] = fold.length_factor(mine, other, self.seen, side, unseen=unseen, ridge=ridge)
-        return self._factors[key]
 
     def _check_products(self, what: str) -> None:
         if self.scores is not None:
@@ -291,7 +299,8 @@ def retriever_of(
     if not isinstance(model, InnerProduct):
         scores = model_scores(make_model, variables, dataset.train)
     seen = known_pairs(dataset.split) if seen is None else seen
-    return Retriever(users, items, dataset.users, dataset.items, seen, about or {}, scores)
+    ids = dataset.users, dataset.items
+    return Retriever(users, items, *ids, seen, about or {}, scores=scores, trained=dataset.train)
 
 
 def known_pairs(split: Split) -> Interactions:
@@ -312,17 +321,35 @@ def _unit(table: Rows) -> Rows:
     return bare.replace(scales=jnp.where(length > jnp.finfo(jnp.float32).tiny, 1 / length, 0))  # type: ignore[attr-defined]
 
 
-def _lists(given: Any, ids: Ids) -> list[np.ndarray]:
-    """Returns the distinct rows of one list of ids, or of several."""
-    given = list(given) if isinstance(given, (list, tuple)) or getattr(given, "ndim", 1) == 2 else given
-    nested = isinstance(given, list) and bool(given) and not isinstance(given[0], (str, bytes))
-    several = given if nested and hasattr(given[0], "__len__") else [given]
+def _lists(given: Any, ids: Ids, name: str) -> list[np.ndarray]:
+    """Returns the distinct rows of one list of ids, or of several; `name` is the argument's, for messages."""
+    if getattr(given, "ndim", 1) in (0, 2):
+        given = np.asarray(given)
+        given = [given[()]] if given.ndim == 0 else list(given)
+    elif not _is_list(given):
+        if given is None or (isinstance(given, Iterable) and not isinstance(given, (str, bytes))):
+            kind = "None" if given is None else f"a {type(given).__name__}"
+            raise UserError(f"`{name}` must be ids, or a list of lists of ids, not {kind}; pass a list")
+        given = [given]
+    elif isinstance(given, (pa.Array, pa.ChunkedArray)) and pa.types.is_nested(given.type):
+        given = given.to_pylist()
+    nested = [_is_list(one) for one in given]
+    if len(set(nested)) > 1:
+        raise UserError(f"`{name}` must be ids, or a list of lists of ids, not both; put single ids into lists")
+    several = list(given) if any(nested) else [given]
     sizes = [len(one) for one in several]
     if not sum(sizes):
         return [np.zeros(0, np.int64) for _ in several]
     # All at once: each look-up builds a hash table of all ids.
     rows = ids.rows(pa.concat_arrays([*_columns([one for one in several if len(one)], ids.kind)]))
     return [np.unique(part) for part in np.split(rows, np.cumsum(sizes)[:-1])]
+
+
+def _is_list(given: Any) -> bool:
+    """Returns whether it is a list, an array or a column, and neither one id nor a mapping."""
+    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__len__"):
+        return False
+    return isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
 
 
 def _columns(lists: list[Any], kind: str) -> Iterator[pa.Array]:

@@ -2,7 +2,8 @@
 
     htd_jax.json          {"format": 1, "precision", "dim", "users", "items", "seen", "metrics", "about"}
     tables.safetensors    users [num_users, dim], items [num_items, dim]; with int8 also user_scales, item_scales; with
-                          int4, two numbers per byte, user_steps, item_steps: see `htd_jax.ops.precision.Rows`
+                          int4, two numbers per byte, user_steps, item_steps: see `htd_jax.ops.precision.Rows`;
+                          and for new rows user_map, user_knots, item_map, item_knots: see `fold.RowMap`
     users.npy, items.npy  the same tables as plain arrays; int8 and int4 are decoded to float32
     users.parquet, items.parquet   row, id
     seen.parquet          user, item: rows of the pairs that are not recommended; only on request
@@ -26,6 +27,7 @@ from htd_jax.data.files import open_parquet, read_json
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.ops.precision import PRECISIONS, Rows
 from htd_jax.serving.card import card
+from htd_jax.serving.fold import RowMap
 from htd_jax.writing import is_partial, remove, whole
 
 FORMAT = 1
@@ -50,6 +52,7 @@ class Export(NamedTuple):
       user_ids, item_ids: the ids of their rows.
       seen: pairs that are not recommended, or None.
       about: how the model was made, as JSON.
+      row_maps: for `users` and `items`, how new rows are computed; empty if unknown.
     """
 
     users: Rows
@@ -58,6 +61,7 @@ class Export(NamedTuple):
     item_ids: Ids
     seen: Interactions | None
     about: dict[str, Any]
+    row_maps: dict[str, RowMap]
 
 
 def is_export(folder: Path) -> bool:
@@ -123,7 +127,7 @@ def read_export(folder: Path) -> Export:
     if not is_export(folder):
         raise UserError(f"{shown(folder)}: not an exported model (no {NAME}); pass a run folder as `run`")
     head = _read_header(folder / NAME)
-    users, items = _read_tables(folder / "tables.safetensors", head)
+    (users, items), row_maps = _read_tables(folder / "tables.safetensors", head)
     ids = []
     for side, rows in (("user", users), ("item", items)):
         ids.append(read_ids(folder / f"{side}s.parquet", side))
@@ -131,7 +135,7 @@ def read_export(folder: Path) -> Export:
             raise UserError(f"{shown(folder)}: {len(ids[-1])} {side} ids for {len(rows)} rows; export it again")
     user_ids, item_ids = ids
     seen = _read_seen(folder / "seen.parquet", user_ids, item_ids) if head["seen"] else None
-    return Export(users, items, user_ids, item_ids, seen, {**head["about"], "metrics": head["metrics"]})
+    return Export(users, items, user_ids, item_ids, seen, {**head["about"], "metrics": head["metrics"]}, row_maps)
 
 
 def _write(folder: Path, export: Export) -> None:
@@ -141,6 +145,8 @@ def _write(folder: Path, export: Export) -> None:
         for name in ("scales", "steps"):
             if (numbers := getattr(rows, name)) is not None:
                 tables[f"{side}_{name}"] = np.asarray(numbers)
+        if (row_map := export.row_maps.get(f"{side}s")) is not None:
+            tables[f"{side}_map"], tables[f"{side}_knots"] = row_map
         is_plain = rows.precision in ("float32", "float16")
         np.save(folder / f"{side}s.npy", np.asarray(rows.values if is_plain else rows.floats()))
     # Not `save_file`, which makes files that only their owner may read.
@@ -178,10 +184,10 @@ def _read_header(path: Path) -> dict[str, Any]:
     return head
 
 
-def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
+def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str, RowMap]]:
     with reading(path, "the tables of an export"):
         arrays = open_arrays(path)
-    tables = []
+    tables, row_maps = [], {}
     for side in ("user", "item"):
         precision, size, dim = head["precision"], head[f"{side}s"], head["dim"]
         expected: dict[str, Any] = {f"{side}s": (precision, (size, dim))}
@@ -189,6 +195,11 @@ def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
             expected[f"{side}_scales"] = ("float32", (size,))
         if precision == "int4":
             expected = {f"{side}s": ("uint8", (size, dim // 2)), f"{side}_steps": ("float32", (dim,))}
+        stored = list(expected)
+        if f"{side}_map" in arrays:  # exports of earlier versions have none
+            shape = arrays[f"{side}_knots"].shape if f"{side}_knots" in arrays else ()
+            knots = shape[-1] if shape else 0
+            expected |= {f"{side}_map": ("float32", (2 + 4 * dim, dim)), f"{side}_knots": ("float32", (2, knots))}
         for name, (dtype, shape) in expected.items():
             if name not in arrays:
                 raise UserError(f"{shown(path)}: the table {name} is missing; export it again")
@@ -201,9 +212,14 @@ def _read_tables(path: Path, head: dict[str, Any]) -> list[Rows]:
         for name, part in parts.items():
             if part.dtype.kind == "f" and not np.isfinite(part).all():
                 raise UserError(f"{shown(path)}: {name} holds numbers that are not finite; export it again")
-        on_device = {name: jnp.asarray(part) for name, part in parts.items()}
+        if f"{side}_map" in parts:
+            row_map = RowMap(parts[f"{side}_map"], parts[f"{side}_knots"])
+            if not row_map.knots.size or (np.diff(row_map.knots[0]) <= 0).any():
+                raise UserError(f"{shown(path)}: {side}_knots are not in ascending order; export it again")
+            row_maps[f"{side}s"] = row_map
+        on_device = {name: jnp.asarray(parts[name]) for name in stored}
         tables.append(Rows(on_device[f"{side}s"], on_device.get(f"{side}_scales"), on_device.get(f"{side}_steps")))
-    return tables
+    return tables, row_maps
 
 
 def _read_seen(path: Path, user_ids: Ids, item_ids: Ids) -> Interactions:
