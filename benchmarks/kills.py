@@ -1,0 +1,348 @@
+"""Kills every command at random moments, resumes it, and demands that nothing is lost: `kills.py --kills 1000`.
+
+Each scenario is a command in a folder of its own, on a small synthetic data set. It runs once unbroken. Then it is
+started again in a fresh folder, killed with its process group (SIGKILL, SIGTERM or SIGINT; a study also alone) after a
+random time or as a temporary folder appears, and started again until it ends; and so from the beginning, until all
+kills are spent. After every kill, every file that it writes must be what it was or what it becomes, and every JSON file
+and checkpoint whole; at its end, all must have the bits of the unbroken run, and no temporary folder may be left.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from htd_jax.distillers import METHODS
+from htd_jax.training import Checkpoints
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "--synthetic.users",
+    "60",
+    "--synthetic.items",
+    "150",
+    "--epochs",
+    "4",
+    "--eval-every",
+    "1",
+    "--teacher-dim",
+    "12",
+    "--student-dim",
+    "4",
+]
+BASE = ["train", *SMALL, "--method", "ftd", "--run", "base"]
+SIGNALS = {"SIGKILL": 0.6, "SIGTERM": 0.2, "SIGINT": 0.2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A command that is killed.
+
+    Attributes:
+      name: its name in the summary.
+      arguments: of `htd-jax`.
+      before: the commands whose results it finds.
+      targets: files or folders that are the old or the new at every moment.
+    """
+
+    name: str
+    arguments: list[str]
+    before: tuple[list[str], ...] = ()
+    targets: tuple[str, ...] = ()
+
+
+def scenarios() -> list[Scenario]:
+    """Returns every command: training with every method, several joined, and other models; studies; and serving."""
+    train = lambda name, *words: Scenario(f"train {name}", ["train", *SMALL, *words, "--run", "run"])
+    groups = lambda name: ["--htd.groups", "3"] if "htd" in name.split("+") else []
+    methods = [*METHODS, "htd+rrd", "ftd+fitnet", "rrd+listwise"]
+    closed = lambda name: ["--model", "ials"] if METHODS[name.split("+")[0]].closed_form else []
+    found = [train(name, "--method", name, *groups(name), *closed(name)) for name in methods]
+    found += [
+        train("best int4", "--method", "best", "--precision", "int4"),
+        train("lightgcn", "--model", "lightgcn", "--method", "ftd"),
+        train("neumf", "--model", "neumf", "--method", "rd"),
+        train("ials", "--model", "ials", "--method", "none"),
+        train("patience", "--method", "none", "--patience", "2"),
+    ]
+    export = ["export", "--run", "base", "--to", "model"]
+    first = ["recommend", "--run", "base", "--to", "lists.csv"]
+    served = [
+        Scenario("export over an export", [*export, "--seen"], (BASE, [*export, "--precision", "int8"]), ("model",)),
+        Scenario("lists over lists", [*first, "--k", "30"], (BASE, first), ("lists.csv",)),
+        Scenario("lists in Parquet", [*first[:-1], "lists.parquet"], (BASE,), ("lists.parquet",)),
+        Scenario("table", ["table", "--runs", "."], (BASE,)),
+        Scenario("compare", ["compare", "base", "other"], (BASE, [*BASE[:-1], "other"])),
+    ]
+    small = ["--size", "small", *SMALL[:-2], "--runs", "runs"]
+    studies = [
+        Scenario("study comparison", ["study", "comparison", *small, "--methods", "svd", "ftd", "--student-dims", "4"]),
+        Scenario(
+            "study tune",
+            ["study", "tune", *SMALL, "--method", "ftd", "--trials", "4", "--runs", "runs", "--search", "ftd.weight"],
+        ),
+    ]
+    return [*found, *served * 3, *studies * 3]
+
+
+class Kills:
+    """The state of the whole: what was killed, and what was found."""
+
+    def __init__(self, folder: Path, seed: int, say):
+        self.folder, self.random, self.say = folder, random.Random(seed), say
+        self.counts = {"kills": 0, "ends": 0, "starts": 0, "at a write": 0}
+        self.by_signal: dict[str, int] = {}
+        self.by_command: dict[str, int] = {}
+        self.problems: list[str] = []
+        self.notes: dict[str, int] = {}
+        self.running = 0.0
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }
+
+    def start(self, arguments: list[str], cwd: Path) -> "subprocess.Popen[bytes]":
+        self.counts["starts"] += 1
+        out = (cwd.with_name(cwd.name + ".out")).open("wb")
+        command = [sys.executable, "-P", "-m", "htd_jax", *arguments]
+        return subprocess.Popen(
+            command, cwd=cwd, env=self.environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def unbroken(self, arguments: list[str], cwd: Path) -> float:
+        begin = time.monotonic()
+        process = self.start(arguments, cwd)
+        if process.wait() != 0:
+            raise RuntimeError(f"{' '.join(arguments)}: {output(cwd)[-400:]}")
+        return time.monotonic() - begin
+
+    def prepare(self, scenario: Scenario) -> tuple[dict, dict, float]:
+        """Returns what the folder holds before and after the unbroken command, and the seconds it takes."""
+        reference = self.folder / "reference" / scenario.name.replace(" ", "-")
+        if reference.exists():
+            shutil.rmtree(reference)
+        start = reference.with_name(reference.name + "-start")
+        if not start.exists():
+            start.mkdir(parents=True)
+            for arguments in scenario.before:
+                self.unbroken(arguments, start)
+        shutil.copytree(start, reference)
+        self.unbroken(scenario.arguments, reference)  # compiles
+        shutil.rmtree(reference)
+        shutil.copytree(start, reference)
+        seconds = self.unbroken(scenario.arguments, reference)
+        return snapshot(start), {**snapshot(reference), "output": shown_output(scenario, reference)}, seconds
+
+    def go(self, scenario: Scenario, kills: int, known: dict) -> None:
+        """Runs a scenario from its beginning to its end, as often as it takes for this number of kills."""
+        if scenario.name not in known:
+            known[scenario.name] = self.prepare(scenario)
+        before, after, seconds = known[scenario.name]
+        start = self.folder / "reference" / f"{scenario.name.replace(' ', '-')}-start"
+        cwd = self.folder / "killed" / scenario.name.replace(" ", "-")
+        spent = 0
+        while spent < kills:
+            if cwd.exists():
+                shutil.rmtree(cwd)
+            shutil.copytree(start, cwd)
+            here = 0
+            while True:
+                if not self.kill_once(scenario, cwd, seconds, last=spent >= kills or here >= 12):
+                    break
+                spent, here = spent + 1, here + 1
+                self.check(scenario, cwd, before, after)
+            self.counts["ends"] += 1
+            found = {**snapshot(cwd), "output": shown_output(scenario, cwd)}
+            for name in sorted(found.keys() | after.keys()):
+                if found.get(name) != after.get(name):
+                    self.problems.append(f"{scenario.name}: {name} differs from the unbroken run's")
+            if left := [str(path.relative_to(cwd)) for path in cwd.rglob(".partial-*")]:
+                self.problems.append(f"{scenario.name}: left behind {left}")
+
+    def kill_once(self, scenario: Scenario, cwd: Path, seconds: float, *, last: bool) -> bool:
+        """Starts the command, and returns whether it was killed; False if it ended."""
+        name = self.random.choices([*SIGNALS], [*SIGNALS.values()])[0]
+        at_write = self.random.random() < 0.4
+        skip, deadline = int(self.random.expovariate(0.5)), self.random.uniform(0.3, 1.0) * seconds
+        begin = time.monotonic()
+        process = self.start(scenario.arguments, cwd)
+        seen: set[str] = set()
+        killed = False
+        while process.poll() is None:
+            passed = time.monotonic() - begin
+            if passed > 600:
+                self.problems.append(f"{scenario.name}: takes longer than 600 s")
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            if last:
+                time.sleep(0.05)
+                continue
+            if at_write:
+                seen |= {str(path) for path in partials(cwd)}
+            if len(seen) > skip or (passed > deadline and not at_write):
+                killed = True
+                self.counts["at a write"] += at_write
+                alone = scenario.name.startswith("study") and name == "SIGKILL" and self.random.random() < 0.5
+                (os.kill if alone else os.killpg)(process.pid, signal.Signals[name])
+                break
+            time.sleep(0.001 if at_write else 0.02)
+        status = process.wait(timeout=300)
+        self.running += time.monotonic() - begin
+        end = time.monotonic() + 30
+        while time.monotonic() < end:  # its children end with it
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.02)
+        else:
+            self.problems.append(f"{scenario.name}: a child outlives its parent")
+            os.killpg(process.pid, signal.SIGKILL)
+        text = output(cwd)
+        if killed and status == 0:
+            killed = False  # it had just ended
+        if not killed:
+            if status != 0:
+                self.problems.append(f"{scenario.name}: ended with {status}: {text[-300:]!r}")
+            return False
+        if "Traceback" in text:
+            self.notes["tracebacks after a signal"] = self.notes.get("tracebacks after a signal", 0) + 1
+        self.counts["kills"] += 1
+        self.by_signal[name] = self.by_signal.get(name, 0) + 1
+        self.by_command[scenario.name] = self.by_command.get(scenario.name, 0) + 1
+        if self.counts["kills"] % 10 == 0:
+            self.say(self.summary())
+        return True
+
+    def check(self, scenario: Scenario, cwd: Path, before: dict, after: dict) -> None:
+        """Checks what a kill left."""
+        try:
+            now = snapshot(cwd)
+        except Exception as error:
+            self.problems.append(f"{scenario.name}: something is not whole after a kill: {error!r}"[:300])
+            return
+        for target in scenario.targets:
+            if part(now, target) not in (part(before, target), part(after, target)):
+                self.problems.append(f"{scenario.name}: {target} is neither the old nor the new after a kill")
+        for name, content in before.items():
+            if not any(name == t or name.startswith(f"{t}/") for t in scenario.targets) and now.get(name) != content:
+                self.problems.append(f"{scenario.name}: {name}, which it only reads, has changed")
+
+    def summary(self) -> dict:
+        hours = {"hours of killed work": round(self.running / 3600, 2)}
+        found = {"problems": len(self.problems), "first problems": self.problems[:10], **self.notes}
+        return {**self.counts, **hours, "by signal": self.by_signal, "by command": self.by_command, **found}
+
+
+def part(snapshot: dict, target: str) -> dict:
+    return {name: content for name, content in snapshot.items() if name.split("/")[0] == target}
+
+
+def partials(folder: Path) -> list[Path]:
+    return [*folder.glob(".partial-*"), *folder.glob("*/.partial-*"), *folder.glob("*/checkpoints/*/.partial-*")]
+
+
+def output(cwd: Path) -> str:
+    return cwd.with_name(cwd.name + ".out").read_text(errors="replace")
+
+
+def shown_output(scenario: Scenario, cwd: Path) -> str:
+    """What table and compare print, but for times; others write files."""
+    if scenario.name not in ("table", "compare"):
+        return ""
+    return "\n".join(line for line in output(cwd).splitlines() if "seconds" not in line)
+
+
+def untimed(value):
+    """JSON without what depends on the clock."""
+    if isinstance(value, dict):
+        return {name: untimed(x) for name, x in value.items() if not name.startswith(("seconds", "peak"))}
+    return [untimed(x) for x in value] if isinstance(value, list) else value
+
+
+def snapshot(folder: Path) -> dict[str, object]:
+    """Returns what is in a folder, whole: files without the times in them, and the numbers of every checkpoint."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if ".partial-" in name or "/state/" in name:
+            continue
+        if path.is_dir():
+            if path.parent.name == "checkpoints" and any(child.name.isdecimal() for child in path.iterdir()):
+                found[f"{name} arrays"] = arrays_of(Checkpoints(path).tree())
+            continue
+        if path.name == "history.json" and path.parent.parent.parent.name == "checkpoints":
+            steps = [int(step.name) for step in path.parent.parent.iterdir() if step.name.isdecimal()]
+            if int(path.parent.name) < max(steps):
+                continue  # an older step, which a kill has left for the next save to remove
+        if path.suffix == ".json":
+            found[name] = untimed(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            found[name] = untimed([json.loads(line) for line in path.read_text().splitlines()])
+        elif path.suffix in (".html", ".svg", ".md", ".csv", ".png") and "runs" in path.parts and path.stem != "tune":
+            found[name] = "times stand in it"
+        elif path.suffix not in (".log", ".db", ".db-journal"):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def arrays_of(tree) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def kill_all(kills: int, seed: int, folder: Path, chosen: list[Scenario], say) -> Kills:
+    """Spends the kills on the scenarios in turn, a few each."""
+    state, known, number = Kills(folder, seed, say), {}, 0
+    order = chosen[:]
+    state.random.shuffle(order)
+    while state.counts["kills"] < kills:
+        scenario = order[number % len(order)]
+        number += 1
+        state.go(scenario, min(3, kills - state.counts["kills"]), known)
+    return state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="a part of the names of the scenarios")
+    parser.add_argument("--to", type=Path, help="a JSON file for the summary, written as it goes")
+    options = parser.parse_args()
+    begin = time.monotonic()
+
+    def say(summary: dict) -> None:
+        summary = {**summary, "seconds": round(time.monotonic() - begin)}
+        print(json.dumps(summary), flush=True)
+        if options.to:
+            options.to.write_text(json.dumps(summary, indent=2) + "\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [scenario for scenario in scenarios() if options.only in scenario.name]
+        state = kill_all(options.kills, options.seed, Path(folder), chosen, say)
+    say({**state.summary(), "finished": True})
+    sys.exit(bool(state.problems))
+
+
+if __name__ == "__main__":
+    main()
