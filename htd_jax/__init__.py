@@ -4,7 +4,12 @@
 saved; `load` opens it again. `htd_jax.losses` are the losses, as pure functions.
 """
 
+import sys
+
 __version__ = "0.4.0"
+
+if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv and not sys.flags.safe_path:
+    del sys.path[0]  # `python -m htd_jax` in a folder of somebody's files does not import a pandas.py that lies there
 
 from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read

@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
-    """Classes of settings by name; a name of the form `package.module:Class` is imported.
+    """Classes of settings by name: those that are registered, and any other of this process as `package.module:Class`.
+
+    Looking up a name never imports anything, because names also stand in files that somebody else may have made; `load`
+    imports, and is called with names that the user gave.
 
     Attributes:
       kind: the kind of component that is registered, and the setting that chooses one: `method`.
@@ -65,14 +68,36 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         """Returns the class of this name.
 
         Raises:
-          UserError: if the name is neither registered nor that of a class that can be imported.
+          UserError: if the name is neither registered nor that of a class whose module is imported.
         """
+        if not isinstance(name, str):
+            raise UserError(f"the name of a {self.kind} must be a text, not {name!r}")
         if name in self._known:
             return self._known[name]
+        named = [kind for kind in _subclasses(self.base) if f"{kind.__module__}:{kind.__name__}" == name]
+        if named:
+            try:
+                self._check(name, named[-1])  # the newest, where a notebook defines it again
+            except ValueError as error:
+                raise UserError(f"cannot use {self.kind} {name} ({error}); set `{self.kind}`") from None
+            return named[-1]
+        if ":" in name:
+            raise UserError(
+                f"{self.kind} {shown(name)!r} is code from outside this package, which is not run because a file names "
+                f"it; if you trust it, set `trust_code` {shown(name)} (in Python, import its module first)"
+            )
+        known = ", ".join([*self.reserved, *self._known])
+        raise UserError(f"unknown {self.kind} {name!r} (known: {known}); set `{self.kind}`")
+
+    def load(self, name: str) -> type[T]:
+        """Returns the class of a name that the user gave; that of `package.module:Class` is imported.
+
+        Raises:
+          UserError: if the name is unknown, or no class of settings can be imported by it.
+        """
         module, colon, attribute = name.partition(":")
-        if not colon:
-            known = ", ".join([*self.reserved, *self._known])
-            raise UserError(f"unknown {self.kind} {name!r} (known: {known}); set `{self.kind}`")
+        if not colon or name in self._known:
+            return self[name]
         try:
             settings = getattr(importlib.import_module(module), attribute)
             self._check(name, settings)
@@ -101,6 +126,12 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             raise ValueError(f"the setting {bare[0]!r} of {self.kind} {name!r} must have a default")
 
 
+def _subclasses(kind: type[T]) -> Iterator[type[T]]:
+    for own in type.__subclasses__(kind):
+        yield own
+        yield from _subclasses(own)
+
+
 def flag_name(name: str) -> str:
     """Returns the prefix of a component's flags: `htd` for `htd`, `my-method` for `package.module:MyMethod`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name.rpartition(":")[2]).replace("_", "-").lower()
@@ -113,12 +144,18 @@ def flag_words(name: str, value: Any) -> list[str]:
     ['--htd.group-level', 'prototype-entity']
     >>> flag_words("htd.noise", False), flag_words("cutoffs", [5, 10])
     (['--htd.no-noise'], ['--cutoffs', '5', '10'])
+    >>> flag_words("model", "-x"), flag_words("teacher", (Path("users.npy"), Path("-items.npy")))
+    (['--model=-x'], ['--teacher', 'users.npy', './-items.npy'])
     """
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         head, dot, last = flag.rpartition(".")
         return [f"--{flag}" if value else f"--{head}{dot}no-{last}"]
-    return [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    parts = value if isinstance(value, list | tuple) else [value]
+    words = [f"./{part}" if isinstance(part, Path) and str(part)[0] == "-" else str(part) for part in parts]
+    if words and words[0].startswith("-"):  # a word of its own that begins with a dash is another flag
+        return [f"--{flag}={words[0]}", *words[1:]]
+    return [f"--{flag}", *words]
 
 
 def check(settings: Settings, prefix: str = "") -> None:

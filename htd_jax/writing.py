@@ -1,8 +1,13 @@
 """Files and folders that are written atomically: complete, or not at all."""
 
 import contextlib
+import ctypes
+import errno
 import os
+import re
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,29 +17,34 @@ except ImportError:  # not POSIX: no locks
     fcntl = None  # type: ignore[assignment]
 
 _PARTIAL = ".partial-"
+_BEFORE = "before"
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path next to `path` to write a file or a folder to, which then replaces `path`.
+    """Yields a temporary path to write a file or a folder to, which then replaces `path`.
 
-    The content is flushed to disk before it replaces `path`, so that a power cut leaves no empty file. After an error
-    the temporary path is removed; after a kill it stays, is recognised by `is_partial`, and is removed by the next
-    write to `path`. Only one writer may be active at a time.
+    At every moment, also after a kill or a power cut, `path` is what it was or what it becomes: the content is flushed
+    to disk first, and a folder changes places with the earlier one in one step, where the system can do that (Linux, on
+    local disks); elsewhere the next write restores an earlier folder that a kill left aside. A link is followed, and
+    stays. Several may write to one path: each has a temporary path of its own, and the last to end wins.
+
+    The temporary path lies in a temporary folder next to the target. After an error that folder is removed; after a
+    kill it stays, is recognised by `is_partial`, and is removed by the next write to any path of the same folder.
 
     Raises:
       OSError: if it cannot be written.
     """
-    partial = path.with_name(_PARTIAL + path.name)
-    remove(partial)
-    try:
+    path = Path(os.path.realpath(path))
+    if path.exists() and stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        raise OSError(errno.ENOTSUP, "is a device or a pipe, which a file would replace", str(path))
+    with _room(path.parent) as room:
+        partial = room / path.name
         yield partial
         _flush(partial)
-        os.replace(partial, path)
+        _replace(partial, path, room)
         _flush_one(path.parent)
-    finally:
-        with contextlib.suppress(OSError):  # report the error that led here, not this one
-            remove(partial)
 
 
 def is_partial(path: Path) -> bool:
@@ -51,11 +61,8 @@ def remove(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    if not is_partial(path):
-        partial = path.with_name(_PARTIAL + path.name)
-        remove(partial)
-        path = path.rename(partial)
-    shutil.rmtree(path)
+    with _room(path.parent) as room:
+        path.rename(room / path.name)
 
 
 @contextlib.contextmanager
@@ -68,20 +75,92 @@ def alone(folder: Path) -> Iterator[None]:
       BlockingIOError: if another process holds the lock.
       OSError: if the folder cannot be opened.
     """
-    if fcntl is None:
+    with _lock(folder):
         yield
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Locks a folder, and yields whether the file system has locks."""
+    if fcntl is None:
+        yield False
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        locked = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError:
-            pass
-        yield
+            locked = False
+        yield locked
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _room(parent: Path) -> Iterator[Path]:
+    """Yields a new temporary folder in `parent`, locked while it is used; removes those that dead processes left."""
+    clean(parent)
+    with contextlib.ExitStack() as stack:
+        while True:
+            room = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=parent))
+            stack.callback(shutil.rmtree, room, ignore_errors=True)
+            try:
+                stack.enter_context(_lock(room))
+                room.stat()
+                break
+            except (BlockingIOError, FileNotFoundError):  # another process took it for one that is left
+                continue
+        yield room
+
+
+def clean(parent: Path) -> None:
+    """Removes the temporary folders of dead processes, and restores an earlier folder that one of them left aside.
+
+    Nothing is raised, because what comes next does not need it.
+    """
+    with contextlib.suppress(OSError):
+        for room in _folders(parent):
+            if re.fullmatch(r"\.partial-\w{8}", room.name):
+                with contextlib.suppress(OSError), _lock(room) as locked:
+                    for aside in _folders(room) if locked else ():
+                        for before in _folders(aside) if aside.name == _BEFORE else ():
+                            if not os.path.lexists(parent / before.name):
+                                before.rename(parent / before.name)
+                    if locked:
+                        shutil.rmtree(room)
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Returns the folders in a folder, without links, which may lead anywhere."""
+    with os.scandir(parent) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _replace(partial: Path, path: Path, room: Path) -> None:
+    """Moves a file or a folder to `path`; what was there may end up in the temporary folder `room`."""
+    if not (partial.is_dir() and path.is_dir()):
+        os.replace(partial, path)
+    elif not _exchange(partial, path):
+        before = room / _BEFORE / path.name
+        before.parent.mkdir()
+        path.rename(before)
+        try:
+            os.replace(partial, path)
+        except BaseException:
+            before.rename(path)
+            raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Lets two folders change places in one step, and returns whether the system can do so."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # not Linux
+        return False
+    return rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
 
 
 def _flush(path: Path) -> None:

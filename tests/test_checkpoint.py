@@ -57,7 +57,7 @@ def test_the_path_is_a_path_and_no_pattern(tmp_path, name):
 def test_only_the_newest_step_stays_and_what_kills_left_is_removed(tmp_path):
     folder = tmp_path / "run"
     save(folder, 9)
-    for name in (".partial-10", ".partial-3"):
+    for name in (".partial-abcdefgh", ".partial-12345678"):
         (folder / name / "state").mkdir(parents=True)
     os.rename(folder / "9", folder / "8")  # killed after 9 was there and before 8 was deleted
     save(folder, 11)

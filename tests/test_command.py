@@ -501,3 +501,59 @@ def test_config_json_holds_every_choice_but_places(finished):
     assert found["htd"]["groups"] == 3 and found["synthetic"]["users"] == 60 and found["teacher_dim"] == 12
     assert not {"runs", "run", "teacher_folder", "data_dir", "split_file"} & set(found)
     assert str(finished[0].parent) not in json.dumps(found)
+
+
+# --- odd surroundings
+
+
+def ended(arguments, tmp_path, **options):
+    """How `htd-jax` ends, started by a shell with these redirections."""
+    command = f"exec {sys.executable} -P -m htd_jax {arguments}"
+    environment = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent), **options}
+    return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("--help >&-", 0),
+        ("--help <&- >&- 2>&-", 0),
+        ("--help >/dev/full", 2),
+        ("table --runs nowhere 2>/dev/full", 2),
+        ("table --runs nowhere 2>&-", 2),
+        ("table --runs nowhere >/dev/full 2>/dev/full", 2),
+    ],
+)
+def test_closed_and_full_streams(arguments, status, tmp_path):
+    done = ended(arguments, tmp_path)
+    assert done.returncode == status and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr, done
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TERM": "", "NO_COLOR": "1", "COLUMNS": "1"},
+        {"TZ": "No/Where", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"HOME": "/nowhere", "XDG_CACHE_HOME": "/proc/nowhere", "TMPDIR": "/nowhere", "MPLCONFIGDIR": "/nowhere"},
+    ],
+)
+def test_odd_surroundings(environment, tmp_path):
+    done = ended("summary --dataset synthetic --picture p.png", tmp_path, **environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_a_value_may_begin_with_a_dash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "no finished run in -runs has" in line_of(start_command("table", "--runs=-runs"))
+    assert "-run: not a run folder" in line_of(start_command("recommend", "--run=-run", "--user=-1", "-2"))
+    assert "unknown method '-m'" in line_of(start_command("train", "--method=-m"))
+    os.mkdir("-run")
+    (tmp_path / "-run" / "notes.txt").write_text("mine")
+    assert "-run: exists and is not a run folder" in line_of(start_command("train", *SMALL, "--run=-run"))
+    teacher = start_command("train", *SMALL, "--teacher=-t.npy", "u.npy")
+    assert teacher.status == 2 and "error: -t.npy: there is no such file" in teacher.err
+    assert "unknown method '-m'" in line_of(start_command("study", "comparison", "--methods=-m"))

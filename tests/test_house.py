@@ -13,7 +13,7 @@ PACKAGE = Path(htd_jax.__file__).parent
 
 # From the ground up; rooms of one floor do not import one another.
 FLOORS = [
-    {"errors", "writing", "settings"},
+    {"errors", "escaping", "writing", "settings"},
     {"data"},
     {"ops"},
     {"losses"},

@@ -200,7 +200,7 @@ def test_a_registry_may_ask_for_a_base_class():
     with pytest.raises(ValueError, match="the settings of method 'other' must inherit Base"):
         known.register("other", Mine)
     with pytest.raises(UserError, match=r"must inherit Base\); set `method`"):
-        known["test_settings:Mine"]
+        known.load("test_settings:Mine")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_registry_may_ask_for_a_base_class():
 )
 def test_what_a_registry_does_not_find(name, message):
     with pytest.raises(UserError) as refused:
-        registry(reserved=("none",))[name]
+        registry(reserved=("none",)).load(name)
     assert message in str(refused.value)
 
 

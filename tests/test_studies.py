@@ -57,6 +57,21 @@ def compared(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_run_ends_with_its_study(tmp_path):
+    """However that ends, and whatever the run is doing."""
+    program = runs._PROGRAM.replace(
+        "from htd_jax.command import main\nmain()", "print('runs', flush=True)\nwhile True: pass"
+    )
+    starts = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE).wait()"
+    )
+    study = subprocess.Popen([sys.executable, "-c", starts, program], stdout=subprocess.PIPE, text=True)
+    assert study.stdout.readline() == "runs\n"
+    study.kill()
+    assert study.stdout.read() == ""  # at the end of the last process that has it
+    study.wait()
+
+
 def test_a_comparison_trains_each_once_and_shows_all(compared):
     folder, done = compared
     assert done.status == 1, done.err

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from htd_jax.errors import UserError, as_flags
+from htd_jax.errors import UserError, as_flags, shown
 
 USAGE = """usage: htd-jax COMMAND ...
 
@@ -57,10 +57,7 @@ def enter(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     _silence_readers()
-    sys.path.append(os.getcwd())  # custom methods are imported from here, as by `python`
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")  # type: ignore[union-attr]
+    _open_streams()
     before = None
     with contextlib.suppress(ValueError):  # not in the main thread
         before = signal.signal(signal.SIGTERM, _terminate)
@@ -69,21 +66,54 @@ def enter(
         sys.stdout.flush()
     except UserError as error:
         for line in error.args:
-            print(f"error: {as_flags(str(line))}", file=sys.stderr)
+            _complain(f"error: {as_flags(str(line))}")
         sys.exit(2)
     except BrokenPipeError:  # the reader has left, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
-        print("stopped" + "; the same command resumes at the last checkpoint" * resumes, file=sys.stderr)
+        _complain("stopped" + "; the same command resumes at the last checkpoint" * resumes)
         sys.exit(130)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        place = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        _complain(f"error: {place}{error.strerror or error}")
         sys.exit(2)
     finally:
+        _close_streams()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _open_streams() -> None:
+    """Makes sure that something takes what is printed.
+
+    What a character set lacks is written as an escape. A stream that the caller has closed, as a daemon does, leads
+    nowhere, so that no file that is opened later takes its place.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")  # type: ignore[union-attr]
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError):  # the status tells it too
+        print(line, file=sys.stderr, flush=True)
+
+
+def _close_streams() -> None:
+    """Drops what a full or closed stream has not taken, so that Python does not try again, and complain, as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from htd_jax.command.flags import parse
+from htd_jax.command.flags import import_trusted, parse
 from htd_jax.errors import UserError, shown
+from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
 from htd_jax.pipeline import RunFolder, flat, label
 
@@ -32,6 +32,9 @@ class Options:
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of two or more runs."""
+    trust_code: tuple[str, ...] = ()
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
+    runs; without this flag, a file's name runs none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Row:
 
 def compare(arguments: Sequence[str], prog: str = "htd-jax compare") -> None:
     folders = tuple(dict.fromkeys(parse(Options, arguments, prog=prog, description=__doc__).runs))
+    import_trusted(arguments)
     if len(folders) < 2:
         raise UserError("name the folders of two or more finished runs")
     runs = read_runs(folders)
@@ -79,7 +83,7 @@ def compare(arguments: Sequence[str], prog: str = "htd-jax compare") -> None:
         if others := [k for k in run.cutoffs if k not in cutoffs]:
             left = ", ".join(map(str, others))
             print(f"note: cutoffs {left} of {run.name} are left out, because not all runs have them")
-    print(f"{runs[0].results['dataset']}: test")
+    print(f"{shown(str(runs[0].results['dataset']))}: test")
     Console(width=None if os.isatty(1) else 120).print(make_table(runs, sections(runs, cutoffs)))
 
 
@@ -175,9 +179,9 @@ def make_table(runs: Sequence[Finished], found: Sequence[Sequence[Row]]) -> Tabl
     table = Table()
     table.add_column("", no_wrap=True)
     for run in runs:
-        table.add_column(escape(run.name), justify="right", overflow="fold")
+        table.add_column(markup(run.name), justify="right", overflow="fold")
     for section in found:
         for row in section:
-            cells = [f"[bold]{escape(x)}[/bold]" if i in row.best else escape(x) for i, x in enumerate(row.cells)]
-            table.add_row(escape(row.name), *cells, end_section=row is section[-1])
+            cells = [f"[bold]{markup(x)}[/bold]" if i in row.best else markup(x) for i, x in enumerate(row.cells)]
+            table.add_row(markup(row.name), *cells, end_section=row is section[-1])
     return table

@@ -70,6 +70,8 @@ def read_flags(path: Path) -> list[str]:
 def _flags(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in table.items():
         name = prefix + key.replace("_", "-")
+        if name == "trust-code":
+            raise ValueError(f"{name} cannot stand in a file; type it, because it runs code")
         if isinstance(value, dict):
             yield from _flags(value, f"{name}.")
         elif isinstance(value, bool):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import htd_jax
-from htd_jax.command.flags import REGISTRIES, default_settings, parse
+from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
 from htd_jax.errors import UserError, shown
 from htd_jax.ops.precision import Precision
 from htd_jax.settings import as_json, check, flag_words
@@ -35,6 +35,9 @@ class Options:
     test metrics of each. Default: the precision that the student was trained for."""
     seen: bool = False
     """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
+    trust_code: tuple[str, ...] = ()
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
+    runs; without this flag, a file's name runs none."""
 
 
 def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
@@ -44,6 +47,7 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
 
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
+    import_trusted(arguments)
     check_target(options.to)
     if options.run.absolute() == options.to.absolute():
         raise UserError(f"`to` {shown(options.to)} is the run's own folder; choose another")

@@ -3,13 +3,16 @@
 import ast
 import contextlib
 import dataclasses
+import importlib
 import inspect
 import io
 import itertools
+import os
 import re
+import sys
 import textwrap
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -22,6 +25,7 @@ from htd_jax.models import MODELS, ModelSettings
 from htd_jax.pipeline import Paths, RunRequest, RunSettings
 from htd_jax.settings import Registry, as_json, flag_name
 from htd_jax.training import Training, resolve_training
+from htd_jax.training.settings import Loss
 
 T = TypeVar("T")
 
@@ -44,7 +48,7 @@ ALL = {part: tuple(field.name for field in dataclasses.fields(kind)) for part, k
 TOPICS = {
     "data": {"reading": ALL["reading"], "paths": ("data_dir", "split_file")},
     "teacher": {
-        "paths": ("teacher", "teacher_user_ids", "teacher_item_ids"),
+        "paths": ("teacher", "teacher_user_ids", "teacher_item_ids", "trust_code"),
         "settings": ("teacher_model", "teacher_dim"),
     },
     "training": {
@@ -57,6 +61,75 @@ TOPICS = {
 }
 
 REGISTRIES: dict[str, Registry[Any]] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
+
+# The flags of a run that may name a class as `package.module:Class`.
+NAMING: dict[str, Registry[Any]] = {
+    "--dataset": SOURCES,
+    "--model": MODELS,
+    "--teacher-model": MODELS,
+    "--method": METHODS,
+    "--methods": METHODS,
+}
+
+
+def import_typed(arguments: Sequence[str]) -> None:
+    """Imports the classes that the user's own words name, and what `--trust-code` names.
+
+    Names that stand in files, also in that of `--file`, are looked up among what is imported then, see `Registry`.
+
+    Args:
+      arguments: of a run or a study, as typed.
+
+    Raises:
+      UserError: if one cannot be imported.
+    """
+    import_trusted(arguments)
+    with _working_directory():
+        for flag, word in _typed(arguments):
+            for name in word.split("+") if NAMING.get(flag) is METHODS else [word]:
+                if flag in NAMING and ":" in name and not is_path(name):
+                    NAMING[flag].load(name)
+
+
+def import_trusted(arguments: Sequence[str]) -> None:
+    """Imports what `--trust-code` names in the arguments of any command.
+
+    Raises:
+      UserError: if it cannot be imported.
+    """
+    with _working_directory():
+        for flag, name in _typed(arguments):
+            if flag == "--trust-code":
+                try:
+                    importlib.import_module(name.partition(":")[0])
+                except (ImportError, ValueError) as error:
+                    raise UserError(f"`trust_code`: cannot import {name} ({error})") from None
+
+
+def _typed(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields each flag's values."""
+    flag = ""
+    for word in arguments:
+        if not word.startswith("--"):
+            yield flag, word
+            continue
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if equals:
+            yield flag, value
+
+
+@contextlib.contextmanager
+def _working_directory() -> Iterator[None]:
+    """Imports modules of the working directory too, after all others; elsewhere they are never imported, because the
+    folder may hold somebody's files."""
+    here = None
+    with contextlib.suppress(OSError):  # it is deleted
+        sys.path.append(here := os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = [folder for folder in sys.path if folder is not here]  # an equal one before it stays
 
 
 def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
@@ -76,14 +149,17 @@ def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description
 def parse_known(
     settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None
 ) -> tuple[T, list[str]]:
-    """Returns the same, and the arguments that are not among its flags, in their order."""
+    """Returns the same, and the arguments that are not among its flags, in their order.
+
+    A flag's value that begins with a dash is `--name=-value`.
+    """
     known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
     own: list[str] = []
     rest: list[str] = []
     into = rest
-    for argument in itertools.chain.from_iterable(map(_split_equals, arguments)):
+    for argument in arguments:
         if argument[:2] == "--" or argument == "-h":
-            into = own if argument in (*known, "--help", "-h") else rest
+            into = own if argument.partition("=")[0] in (*known, "--help", "-h") else rest
         into.append(argument)
     return parse(settings, own, prog=prog, description=description), rest
 
@@ -112,7 +188,6 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
       UserError: if a flag or a value is invalid.
       SystemExit: after `--help`.
     """
-    arguments = [part for argument in arguments for part in _split_equals(argument)]
     chosen = {kind: value for kind in REGISTRIES if (value := _value(arguments, kind))}
     names = {kind: value.split("+") if kind == "method" else [value] for kind, value in chosen.items()}
     components: dict[str, type] = {}
@@ -135,9 +210,10 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
 def default_settings(model: str, loss: Any = None, methods: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the defaults of all common settings by name, with those of a model, loss and methods."""
     common = {name: x for kind in COMMON.values() for name, x in as_json(kind()).items()}
-    epochs = MODELS[model].epochs if model in MODELS else ModelSettings.epochs
+    epochs = MODELS[model].epochs if model in [*MODELS] else ModelSettings.epochs
     own = {name: x for method in methods if method in METHODS for name, x in METHODS[method].training_defaults.items()}
-    return common | as_json(resolve_training(Training(loss=loss), None, epochs=epochs, defaults=own))
+    training = Training(loss=loss if loss in typing.get_args(Loss) else None)  # what a file holds may be anything
+    return common | as_json(resolve_training(training, None, epochs=epochs, defaults=own))
 
 
 def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
@@ -147,7 +223,7 @@ def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
     for name in request.components:
         if name not in map(flag_name, used):
             print(f"note: --{name}.* is ignored, because this run does not use {name}")
-    if request.paths.split_file and "--dataset" in arguments:
+    if request.paths.split_file and _value(arguments, "dataset"):
         print("note: --dataset is ignored, because --split-file names the data")
     if request.reading != Reading() and request.data_file is None:
         print("note: flags for reading a file are ignored, because --dataset names no file")
@@ -235,12 +311,6 @@ def _field(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _split_equals(argument: str) -> list[str]:
-    name, equals, value = argument.partition("=")
-    return [name, value] if equals and name.startswith("--") else [argument]
-
-
 def _value(arguments: Sequence[str], name: str) -> str | None:
     """Returns the value of a flag, the last if it is given several times."""
-    places = [i for i, argument in enumerate(arguments[:-1]) if argument == f"--{name}"]
-    return arguments[places[-1] + 1] if places else None
+    return next((value for flag, value in reversed([*_typed(arguments)]) if flag == f"--{name}"), None)

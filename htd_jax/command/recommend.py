@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from htd_jax.command.flags import parse
+from htd_jax.command.flags import import_trusted, parse
 from htd_jax.data.idfiles import read_id_column
 from htd_jax.errors import UserError, shown
+from htd_jax.escaping import markup
 from htd_jax.settings import check
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Options:
     """File to write all lists to, .csv or .parquet: user, item, score, rank. Default: show some on the screen."""
     memory: Annotated[int, Ge(1)] = 256
     """Memory for scores in MiB, in addition to the tables."""
+    trust_code: tuple[str, ...] = ()
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
+    runs; without this flag, a file's name runs none."""
 
 
 def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None:
@@ -72,6 +76,7 @@ def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
     _check(options)
+    import_trusted(arguments)
     if options.to:
         check_path(options.to)
     use_devices()
@@ -206,17 +211,12 @@ def _show(blocks: Iterator["Recommendations"], count: int, kind: str) -> None:
                 table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
         lists = (columns[name].to_pylist() for name in (block.names[0], "rank", block.names[1], "score"))
         for owner, rank, item, score in zip(*lists):
-            table.add_row(_plain(owner), str(rank), _plain(item), f"{score:.5g}")
+            table.add_row(markup(owner), str(rank), markup(item), f"{score:.5g}")
         number += len(block)
     if table is not None:
         console.print(table)
     if number < count:
         print(f"the first {number} of {count:,} {kind}s; --to FILE.csv or FILE.parquet writes all")
-
-
-def _plain(value: Any) -> str:
-    """Returns an id without markup and control characters."""
-    return shown(str(value)).replace("[", "\\[")
 
 
 def read_asked(path: Path, kind: str, known: "Ids | None" = None) -> Any:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from htd_jax.errors import shown
+from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
 from htd_jax.pipeline import RunFolder, RunResult, label
 from htd_jax.writing import whole
@@ -39,8 +40,10 @@ def print_table(result: RunResult) -> None:
     for number, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if number else "left", no_wrap=wide)
     for number, row in enumerate(rows[1:]):
-        table.add_row(*row, end_section=wide and bool(closed) and number == len(rows) - 3)
-    print(f"{results['dataset']}, {results['model']}, seed {results['seed']}: test, {when}")  # a title would be wrapped
+        table.add_row(*map(markup, row), end_section=wide and bool(closed) and number == len(rows) - 3)
+    print(
+        f"{shown(results['dataset'])}, {results['model']}, seed {results['seed']}: test, {when}"
+    )  # a title would be wrapped
     console.print(table)
 
 

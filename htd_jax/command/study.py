@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from htd_jax.command.described import described
-from htd_jax.command.flags import parse_known, parse_request
+from htd_jax.command.flags import import_typed, parse_known, parse_request
 from htd_jax.command.study_report import about, check_report, write_report
 from htd_jax.command.tensorboard import choose_callback, note_ignored
 from htd_jax.command.tune import tune
@@ -87,6 +87,7 @@ def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
         return
     if arguments[0] not in STUDIES:
         raise UserError(f"unknown study {arguments[0]!r} (known: {', '.join(STUDIES)})")
+    import_typed(arguments[1:])
     with described(arguments[1:]) as flags:
         STUDIES[arguments[0]](flags, f"{prog} {arguments[0]}")
 

@@ -11,6 +11,7 @@ import jax
 import htd_jax
 from htd_jax.data import Dataset, fingerprint
 from htd_jax.errors import UserError, shown
+from htd_jax.escaping import markdown
 from htd_jax.studies.report import Report, can_draw, page, png, svg
 from htd_jax.writing import whole
 
@@ -35,8 +36,8 @@ def check_report(folder: Path, name: str, data: str) -> None:
     """Raises UserError if the folder holds a report of that name on data of another fingerprint."""
     path = folder / f"{name}.md"
     try:
-        found = re.search(r"^- data: .*fingerprint (\w+)$", path.read_text(), re.M)
-    except OSError:
+        found = re.search(r"^- data: .*fingerprint (\w+)$", path.read_text("utf-8"), re.M)
+    except (OSError, ValueError):
         return
     if found and found[1] != data:
         raise UserError(f"{shown(path)}: is a report on other data; set `runs` to another folder, or delete this one")
@@ -44,7 +45,9 @@ def check_report(folder: Path, name: str, data: str) -> None:
 
 def write_report(folder: Path, report: Report) -> Path:
     """Writes a report, and returns the file to open first: the page, or the Markdown if charts cannot be drawn."""
-    text = f"# {report.title}\n\n{report.markdown()}\n" + "\n".join(f"- {k}: {v}" for k, v in report.foot.items())
+    text = f"# {report.title}\n\n{report.markdown()}\n" + "\n".join(
+        f"- {k}: {markdown(v)}" for k, v in report.foot.items()
+    )
     _write(folder / f"{report.name}.md", text + "\n")
     for table in report.tables:
         name = report.name if table.name == report.name else f"{report.name}-{table.name}"

@@ -18,7 +18,7 @@ from htd_jax import data
 from htd_jax.command.flags import parse
 from htd_jax.command.report import save_picture
 from htd_jax.data import Dataset, Reading, Summary
-from htd_jax.errors import as_flags
+from htd_jax.errors import as_flags, shown
 
 
 @dataclasses.dataclass
@@ -70,7 +70,7 @@ def print_summary(dataset: Dataset, counts: Summary) -> None:
         rows.append(("to", moment(last)))
     for name, value in rows:
         table.add_row(name, value)
-    print(dataset.name)
+    print(shown(dataset.name))
     Console().print(table)
 
 

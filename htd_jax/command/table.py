@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from htd_jax.command.flags import REGISTRIES, default_settings, parse
+from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
+from htd_jax.escaping import markdown
 from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, label
 from htd_jax.settings import as_json
 from htd_jax.studies import spread
@@ -28,10 +29,14 @@ class Options:
     metrics: tuple[str, ...] = ("recall@10", "recall@20", "recall@50", "ndcg@50")
     """Metrics to show in columns; runs that have none of them are left out. The gap closed is that of the last
     recall."""
+    trust_code: tuple[str, ...] = ()
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
+    runs; without this flag, a file's name runs none."""
 
 
 def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
     options = parse(Options, arguments, prog=prog, description=__doc__)
+    import_trusted(arguments)
     shown = options.metrics
     gap_metric = next((name for name in reversed(shown) if name.startswith("recall")), shown[-1])
     rows: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
@@ -63,7 +68,8 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
         closed = [figures["closed"] for figures in by_seed.values()]
         cells.append(spread(closed, ".0%") if phase not in (TEACHER, STUDENT) else "")
         seeds = ", ".join(map(str, sorted(by_seed)))
-        print("|", " | ".join([dataset, model, str(-width), title, seeds, *cells]), "|")
+        names = map(markdown, (dataset, model, str(-width), title))
+        print("|", " | ".join([*names, seeds, *cells]), "|")
 
 
 def _finished(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.errors import UserError
+from htd_jax.escaping import markdown
 from htd_jax.pipeline import Callback, Fitted, MakeCallback, Paths, RunFolder, RunSpec, flat, no_callback
 from htd_jax.training import Progress
 
@@ -107,4 +108,6 @@ def tag(name: str) -> str:
 def settings_text(settings: dict[str, Any]) -> str:
     """Returns settings as a table in Markdown."""
     known = {name: value for name, value in settings.items() if value is not None}
-    return "| setting | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in known.items())
+    return "| setting | |\n|---|---|\n" + "".join(
+        f"| {markdown(name)} | {markdown(value)} |\n" for name, value in known.items()
+    )

@@ -3,7 +3,7 @@ shows what share of the gap between student and teacher is closed by distillatio
 
 from collections.abc import Sequence
 
-from htd_jax.command.flags import parse_request
+from htd_jax.command.flags import import_typed, parse_request
 from htd_jax.command.report import draw_curves, print_table
 from htd_jax.command.tensorboard import choose_callback
 from htd_jax.pipeline import numerics, open_teacher, prepare_run, run
@@ -12,6 +12,7 @@ from htd_jax.pipeline import numerics, open_teacher, prepare_run, run
 def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
     from htd_jax.command import use_devices
 
+    import_typed(arguments)
     request = parse_request(arguments, prog=prog, description=__doc__ or "")
     callback = choose_callback(request.paths)
     use_devices()

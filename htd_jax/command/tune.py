@@ -71,7 +71,7 @@ def tune(arguments: Sequence[str], prog: str) -> None:
             if best := study.best_first(trials):
                 text += f"\nTrain with the best:\n\n    {study.command(flags, best[0].settings)}\n"
             with whole(tuning.folder / "tune.md") as partial:
-                partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}")
+                partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}", "utf-8")
     print(f"\n{text}\ntable: {tuning.folder / 'tune.md'}")
     if not best:
         raise UserError("no trial was completed; set other ranges with `search`, and another folder with `runs`")

@@ -37,7 +37,7 @@ def load(name: str, data_dir: Path | None = None, **settings: Any) -> Split:
     """Returns a named data set.
 
     Args:
-      name: one of `SOURCES`.
+      name: one of `SOURCES`, or `package.module:Class`, which is imported.
       data_dir: the folder that is searched first for its files.
       settings: settings of its class: `data.load("citeulike-t", split="ratio")`.
 
@@ -45,7 +45,7 @@ def load(name: str, data_dir: Path | None = None, **settings: Any) -> Split:
       UserError: if the name is unknown, a setting is invalid, or a file is not found or cannot be read.
       TypeError: if a setting is unknown.
     """
-    source = override(SOURCES[name](), **settings)
+    source = override(SOURCES.load(name)(), **settings)
     check(source, f"{name}.")
     split: Split = source.load(data_dir)
     return split

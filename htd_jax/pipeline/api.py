@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax import data as datasets
+from htd_jax.distillers import METHODS
 from htd_jax.evaluation import Evaluation
-from htd_jax.models import MakeModel, ModelSettings, Representations
+from htd_jax.models import MODELS, MakeModel, ModelSettings, Representations
 from htd_jax.pipeline.experiment import Experiment, numerics
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import progress_line, silent
@@ -123,6 +124,7 @@ def _train(
     folder: Path | str | None,
     progress: bool,
 ) -> Fitted:
+    _import_named(request)
     with numerics():
         dataset = datasets.read(data)
         spec = resolve(request, dataset.split)
@@ -133,6 +135,19 @@ def _train(
             folder=None if folder is None else Path(folder),
             progress=progress_line if progress else silent,
         )
+
+
+def _import_named(request: PhaseRequest) -> None:
+    """Imports the model and the methods that the caller names as `package.module:Class`.
+
+    Raises:
+      UserError: if one cannot be imported.
+    """
+    methods = request.method if isinstance(request.method, list | tuple) else [request.method]
+    names = [(METHODS, part) for method in methods if isinstance(method, str) for part in method.split("+")]
+    for registry, name in [(MODELS, request.model), *names]:
+        if isinstance(name, str) and ":" in name:
+            registry.load(name)  # type: ignore[attr-defined]
 
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:

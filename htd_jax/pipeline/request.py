@@ -79,6 +79,9 @@ class Paths:
     teacher_item_ids: Path | None = None
     """File with the item ids of the rows of the teacher's tables, one per line. Default: rows are in the order of the
     data's ids."""
+    trust_code: tuple[str, ...] = ()
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
+    runs; without this flag, a file's name runs none."""
     tensorboard: bool = False
     """Whether to write event files for TensorBoard to <run>/tensorboard/<phase>; needs tensorboardX."""
 

@@ -13,21 +13,23 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from htd_jax.data import Dataset, load_dataset, save_dataset
 from htd_jax.data.files import read_json
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, reason, shown
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, ModelOf
+from htd_jax.ops.precision import PRECISIONS
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.spec import STUDENT, TEACHER
 from htd_jax.serving import Retriever, load_export
-from htd_jax.settings import override
+from htd_jax.settings import check, override
 from htd_jax.training import Checkpoints, EarlyStopping, choose, is_finished
-from htd_jax.writing import alone, is_partial, whole
+from htd_jax.writing import alone, clean, is_partial, whole
 
 # The settings that distinguish phases of the same name.
 _IDENTITY = ("data", "model", "training", "seed", "start", "methods", "teacher")
@@ -60,16 +62,16 @@ class RunFolder:
         return self.path / "curves.png"
 
     def checkpoints(self, phase: str) -> Path:
-        """Returns the folder of a phase's checkpoints."""
-        return self.path / "checkpoints" / phase
+        """Returns the folder of a phase's checkpoints, see `_part` for what it raises."""
+        return self.path / "checkpoints" / _part(phase)
 
     def tensorboard(self, phase: str) -> Path:
         """Returns the folder of a phase's event files."""
-        return self.path / "tensorboard" / phase
+        return self.path / "tensorboard" / _part(phase)
 
     def user_metrics(self, phase: str) -> Path:
         """Returns the file in which a study keeps a metric of each user."""
-        return self.path / f"users-{phase}.npz"
+        return self.path / f"users-{_part(phase)}.npz"
 
     def begin(self, identity: Mapping[str, Any], data: Dataset) -> None:
         """Writes the settings and the data of the run.
@@ -78,6 +80,8 @@ class RunFolder:
           UserError: see `check`.
         """
         self.check(identity)
+        for path in (self.path, *self.path.glob("checkpoints"), *self.path.glob("checkpoints/*")):
+            clean(path)  # what kills left where nothing is written again
         write_json(self.config, identity)
         save_dataset(self.path, data)
 
@@ -97,7 +101,7 @@ class RunFolder:
                 ):
                     raise UserError(f"{folder}: exists and is not a run folder; choose another with `run`")
                 return
-            found = json.loads(self.config.read_text())
+            found = json.loads(self.config.read_text(encoding="utf-8"))
             if not isinstance(found, dict):
                 raise ValueError("not an object")
         except UserError:
@@ -157,18 +161,15 @@ class RunFolder:
         """
         results = _read_json(self.results, f"{shown(self.path)}: not finished; the command that started it resumes it")
         try:
-            for name in ("dataset", "method", "seed", "gap_closed"):
-                results[name]
-            for entry in results["phases"].values():
-                entry["final"]["test"], entry["settings"]["model"]["name"]
+            _check_results(results)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{shown(self.results)}: not the results of a run ({error})") from None
+            raise UserError(f"{shown(self.results)}: not the results of a run ({reason(error)})") from None
         return results
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the lines of `metrics.jsonl`; none if it is missing or damaged."""
         try:
-            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+            return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError, RecursionError):
             return []
 
@@ -180,7 +181,7 @@ class RunFolder:
         """Writes `metrics.jsonl` from the records of each phase."""
         lines = [{"phase": phase, **record} for phase, of_phase in records.items() for record in of_phase]
         with whole(self.metrics) as partial:
-            partial.write_text("".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines))
+            partial.write_text("".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines), "utf-8")
 
     def phases(self) -> list[str]:
         """Returns the names of the phases that have checkpoints.
@@ -270,11 +271,17 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
         distiller = tree["train"]["params"].get("distiller") or {}
         fields = dict(settings["model"])
         name, dim, precision = fields.pop("name"), fields.pop("dim"), fields.pop("precision", "float32")
-        make_model = ModelOf(override(MODELS[name](), **fields), dim, precision)
+        model = override(MODELS[name](), **fields)
+        check(model, f"{name}.")
+        if precision not in PRECISIONS or not isinstance(dim, int) or dim < 1:
+            raise TypeError
+        make_model = ModelOf(model, dim, precision)
         patience, metric = settings["training"]["patience"], settings["evaluation"]["metric"]
         settings["data"], settings["evaluation"]["cutoffs"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{shown(checkpoints)}: the checkpoint is of an unknown model") from None
+    except UserError as error:
+        raise UserError(f"{shown(checkpoints)}: {error}") from None
     if not history["finished"]:
         raise UserError(f"{shown(checkpoints)}: stopped after {steps.latest} epochs, unfinished; resume the run first")
     settings["training"]["epochs"] = len(history["seconds"])
@@ -340,7 +347,7 @@ def claimed(folder: Path, by: str = "process", setting: str = "run") -> Iterator
 def write_json(path: Path, value: Any) -> None:
     """Writes strict JSON, whole or not at all; numbers that are not finite become null."""
     with whole(path) as partial:
-        partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,6 +356,36 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         found.update({f"{name}.{n}": x for n, x in value.items()} if isinstance(value, dict) else {name: value})
     return found
+
+
+def _check_results(results: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or AttributeError if `results.json` is not what tables and cards show."""
+    texts = [results[name] for name in ("dataset", "method")]
+    figures = [results["gap_closed"]]
+    numbers = [results["seed"]]
+    for entry in results["phases"].values():
+        texts += [entry["settings"]["model"]["name"], entry["settings"]["evaluation"]["protocol"]]
+        figures += [entry["final"]["test"], *[x["test"] for x in [entry["final"].get("second_model")] if x]]
+        numbers += [entry["parameters"], entry.get("seconds_per_epoch"), entry.get("epochs"), entry.get("peak_memory")]
+    for names in figures:
+        if wrong := [name for name in names if not re.fullmatch(r"[\w-]+@\d{1,9}", name)]:
+            raise TypeError(f"{wrong[0]!r} is no metric")
+        numbers += names.values()
+    if wrong := [text for text in texts if not isinstance(text, str | None)]:
+        raise TypeError(f"{wrong[0]!r} is no name")
+    if wrong := [number for number in numbers if not isinstance(number, int | float | None)]:
+        raise TypeError(f"{wrong[0]!r} is no number")
+
+
+def _part(phase: str) -> str:
+    """Returns the name of a phase, which `config.json` may hold, as that of a file.
+
+    Raises:
+      UserError: if it leads to another folder.
+    """
+    if phase in ("", ".", "..") or "/" in phase or "\\" in phase or not phase.isprintable():
+        raise UserError(f"{shown(phase)!r} is no name of a phase; known: {TEACHER}, {STUDENT}, and methods")
+    return phase
 
 
 def _about(fitted: Fitted, phase: str, config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from htd_jax.data import Interactions, Split
 from htd_jax.distillers import METHODS, Distiller, Method
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation, EvaluationSpec
 from htd_jax.models import MODELS, MakeModel, ModelOf, ModelSettings
 from htd_jax.ops.precision import PRECISIONS
@@ -215,12 +215,24 @@ def label(phase: str) -> str:
 
     >>> label("htd+fitnet"), label("teacher"), label("svd")
     ('student + HTD + FitNet', 'teacher', 'SVD of the teacher')
+
+    A method that is unknown here, of a run made elsewhere, keeps its name.
+
+    >>> label("ftd+somebodys:Method")
+    'student + FTD + somebodys:Method'
     """
     if phase in (TEACHER, STUDENT):
         return phase
-    methods = [METHODS[name] for name in phase.split("+")]
-    labels = [method.label for method in methods]
-    return " + ".join([STUDENT, *labels] if all(method.trains for method in methods) else labels)
+    labels, trains = [], True
+    for name in phase.split("+"):
+        try:
+            method = METHODS[name]
+        except UserError:
+            labels.append(shown(name))
+        else:
+            labels.append(method.label)
+            trains &= method.trains
+    return " + ".join([STUDENT, *labels] if trains else labels)
 
 
 def _model(request: PhaseRequest) -> tuple[MakeModel, int | None]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from htd_jax.escaping import code_block, markdown
 from htd_jax.evaluation import shown_metrics
 
 # The licences of data sets that come with the package, where they are known.
@@ -27,8 +28,11 @@ def card(header: dict[str, Any]) -> str:
         tables, and test metrics: `{"int8": {"row_bytes": 24, "megabytes": 0.7, "metrics": {"recall@50": ...}}}`.
     """
     about = header["about"]
-    name = about.get("dataset", "data")
-    parts = [f"# {about.get('model', 'recommender')}, {header['dim']} dimensions, on {name}", _summary(header, name)]
+    name = markdown(about.get("dataset") or "data")
+    parts = [
+        f"# {markdown(about.get('model') or 'recommender')}, {header['dim']} dimensions, on {name}",
+        _summary(header, name),
+    ]
     if header["seen"]:
         parts.append("`seen.parquet` holds the pairs that are not recommended. They are training data.")
     if about.get("phases"):
@@ -37,23 +41,23 @@ def card(header: dict[str, Any]) -> str:
         parts += ["## What each precision costs", _precisions(about["precisions"], header["precision"])]
     parts += ["## Use", USE]
     if about.get("command"):
-        parts += ["## How it was made", f"```bash\n{about['command']}\n```"]
+        parts += ["## How it was made", code_block(about["command"], "bash")]
     versions = about.get("versions") or {"jax": jax.__version__}
-    parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+    parts.append("Versions: " + ", ".join(markdown(f"{name} {version}") for name, version in versions.items()) + ".")
     return "\n\n".join(parts) + "\n"
 
 
 def _summary(header: dict[str, Any], name: str) -> str:
     about = header["about"]
-    lines = [f"- Method: {about['method']}."] if about.get("method") else []
+    lines = [f"- Method: {markdown(about['method'])}."] if about.get("method") else []
     sizes = f"{header['users']:,} users, {header['items']:,} items"
     if counts := about.get("interactions"):
-        sizes += "; interactions: " + ", ".join(f"{count:,} in {part}" for part, count in counts.items())
+        sizes += "; interactions: " + ", ".join(f"{count:,} in {markdown(part)}" for part, count in counts.items())
     return "\n".join(
         [
             *lines,
             f"- Data: {name}: {sizes}.",
-            f"- Licence of the data: {about.get('licence') or LICENCES.get(name, 'unknown')}.",
+            f"- Licence of the data: {markdown(about.get('licence') or LICENCES.get(name, 'unknown'))}.",
             f"- Tables: {header['precision']}, {header['dim']} numbers per row; a score is the product of a user's row "
             "and an item's.",
         ]
@@ -64,7 +68,7 @@ def _protocol(about: dict[str, Any]) -> str:
     evaluation = about.get("evaluation", {})
     against = "all items that the user has not seen"
     if evaluation.get("protocol") == "sampled":
-        against = f"{evaluation['candidates']} sampled items that the user has not seen"
+        against = f"{markdown(evaluation['candidates'])} sampled items that the user has not seen"
     return f"Held-out items of the test part, ranked among {against}."
 
 
@@ -73,9 +77,9 @@ def _phases(about: dict[str, Any]) -> str:
     names = _shown(next(iter(phases.values()))["test"])
     lines = [_head("parameters", *names)]
     for phase, entry in phases.items():
-        figures = " | ".join(f"{entry['test'][name]:.4f}" for name in names)
+        figures = " | ".join(_figure(entry["test"].get(name)) for name in names)
         mark = " (this one)" if phase == about.get("phase") else ""
-        lines.append(f"| {phase}{mark} | {entry['parameters']:,} | {figures} |")
+        lines.append(f"| {markdown(phase)}{mark} | {entry['parameters']:,} | {figures} |")
     closed = about.get("gap_closed") or {}
     if any(closed.get(name) is not None for name in names):
         cells = " | ".join("" if closed.get(name) is None else f"{closed[name]:.0%}" for name in names)
@@ -91,6 +95,10 @@ def _precisions(precisions: dict[str, Any], chosen: str) -> str:
         mark = " (this one)" if precision == chosen else ""
         lines.append(f"| {precision}{mark} | {entry['row_bytes']} | {entry['megabytes']:.2f} | {figures} |")
     return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _head(*columns: str) -> str:

@@ -13,6 +13,7 @@ The `.npy` files are for other programs: `read_export` reads the others.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from htd_jax.errors import UserError, reading, shown
 from htd_jax.ops.precision import PRECISIONS, Rows
 from htd_jax.serving.card import card
 from htd_jax.serving.fold import RowMap
-from htd_jax.writing import is_partial, remove, whole
+from htd_jax.writing import is_partial, whole
 
 FORMAT = 1
 NAME = "htd_jax.json"
@@ -72,56 +73,64 @@ def is_export(folder: Path) -> bool:
 def check_target(folder: Path) -> None:
     """Raises UserError if no export can be written there: the folder holds other files, or the path is unusable."""
     try:
+        folder = Path(os.path.realpath(folder))
         if folder.is_dir():
             others = [path for path in folder.iterdir() if not is_partial(path)]
             others = [path for path in others if not is_export(folder) or path.name not in FILES]
             if others:
                 name = shown(min(others).name)
                 raise UserError(f"{shown(folder)}: holds something else, {name}; name a new folder, or empty this one")
-        elif folder.exists() or folder.is_symlink():
+        elif os.path.lexists(folder):
             raise UserError(f"{shown(folder)}: is not a folder; name another")
     except OSError as error:
         raise UserError(f"{shown(folder)}: cannot be used ({error.strerror}); name another") from None
 
 
 def write_export(folder: Path, export: Export) -> None:
-    """Writes an export atomically: the folder is complete, or as it was before.
+    """Writes an export atomically: at every moment the folder is complete, or as it was before.
 
     Args:
-      folder: new, empty, or an earlier export, which is replaced.
+      folder: new, empty, or an earlier export, which is replaced; a link to one is followed.
       export: `seen.parquet` is written if its `seen` is not None.
 
     Raises:
       UserError: if the folder holds other files or cannot be written.
     """
-    folder = folder.absolute()
     check_target(folder)
-    before = folder.with_name(f".partial-before-{folder.name}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove(before)
-        try:
-            with whole(folder) as partial:
-                partial.mkdir()
-                _write(partial, export)
-                if folder.is_dir():  # os.replace replaces an empty folder only
-                    folder.rename(before)
-        except BaseException:
-            if before.is_dir() and not folder.exists():
-                before.rename(folder)
-            raise
-        remove(before)
+        Path(os.path.realpath(folder)).parent.mkdir(parents=True, exist_ok=True)
+        with whole(folder) as partial:
+            partial.mkdir()
+            _write(partial, export)
+            check_target(folder)  # nothing else was put there meanwhile
     except OSError as error:
         raise UserError(f"{shown(folder)}: cannot be written ({error.strerror or error})") from None
 
 
 def read_export(folder: Path) -> Export:
-    """Reads what `write_export` wrote.
+    """Reads what `write_export` wrote, all from one export, also while another replaces it.
 
     Raises:
       UserError: if the folder holds no export, a file is missing or damaged, sizes do not match, or the format is
         unknown.
     """
+    while True:
+        which = _inode(folder)
+        try:
+            export = _read(folder)
+        except UserError:
+            if _inode(folder) == which:
+                raise
+        else:
+            if _inode(folder) == which:
+                return export
+
+
+def _inode(folder: Path) -> int | None:
+    return folder.stat().st_ino if folder.is_dir() else None
+
+
+def _read(folder: Path) -> Export:
     if not folder.is_dir():
         raise UserError(f"{shown(folder)}: there is no such folder")
     if not is_export(folder):

@@ -13,6 +13,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from htd_jax.escaping import markdown
+
 # The version of Vega-Lite in which charts are written, see vl_convert.
 VEGA_LITE = "6.4"
 
@@ -65,7 +67,7 @@ class Table:
 
     def markdown(self) -> str:
         """Returns the table as Markdown."""
-        line = lambda cells: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        line = lambda cells: "| " + " | ".join(markdown(cell) for cell in cells) + " |"
         text = "\n".join([line(self.head), "|---" * len(self.head) + "|", *map(line, self.rows)])
         return text + (f"\n\n{self.note}" if self.note else "") + "\n"
 
@@ -168,10 +170,10 @@ def page(report: Report) -> str:
     """Returns the report as one HTML file that loads nothing from elsewhere."""
     import vl_convert
 
-    template = string.Template(importlib.resources.files(__package__).joinpath("report.html").read_text())
+    template = string.Template(importlib.resources.files(__package__).joinpath("report.html").read_text("utf-8"))
     specs = {chart.name: chart.spec for chart in report.charts}
-    # "</" would end the script.
-    as_script = lambda value: json.dumps(value, allow_nan=False).replace("</", "<\\/")
+    # "</" and "<!--" would end the script, or its end.
+    as_script = lambda value: json.dumps(value, allow_nan=False).replace("<", "\\u003c")
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     return template.substitute(
         title=html.escape(report.title),

@@ -12,6 +12,14 @@ from pathlib import Path
 import htd_jax
 from htd_jax.pipeline import RunSpec
 
+# The program of a run's process. It ends with its parent, however that ends: the parent has the other end of its input.
+_PROGRAM = """
+import os, threading
+threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
+from htd_jax.command import main
+main()
+"""
+
 # Seconds between looks at the processes.
 POLL_SECONDS = 0.2
 
@@ -93,10 +101,10 @@ def log_path(job: Job) -> Path:
 def _start(job: Job, cores: set[int]) -> "subprocess.Popen[bytes]":
     here = str(Path(htd_jax.__file__).parent.parent)  # also works in a checkout that is not installed
     paths = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH")) if part)
-    command = [sys.executable, "-m", "htd_jax", "train", *job.arguments]
+    command = [sys.executable, "-P", "-c", _PROGRAM, "train", *job.arguments]  # -P: imports nothing from this folder
     with _pinned(cores), log_path(job).open("wb") as log:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths}
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths}
         )
 
 

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath  # the paths that Orbax's handlers take
 
 from htd_jax.errors import UserError, shown
-from htd_jax.writing import alone, is_partial, remove, whole
+from htd_jax.writing import alone, remove, whole
 
 T = TypeVar("T")
 
@@ -75,8 +75,6 @@ class Checkpoints:
                     raise BlockingIOError
                 if latest is not None and epoch <= latest:
                     raise ValueError(f"epoch {epoch} is saved after epoch {latest}")
-                for path in filter(is_partial, self.folder.iterdir()):  # left by kills
-                    remove(path)
                 with whole(step) as partial:
                     partial.mkdir()
                     _save_state(partial / "state", state)

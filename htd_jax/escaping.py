@@ -1,0 +1,34 @@
+"""Text from files and from users in output of several formats, where it is shown as it is and means nothing."""
+
+import re
+from typing import Any
+
+import rich.markup
+
+from htd_jax.errors import shown
+
+
+def markdown(text: Any) -> str:
+    r"""Returns text for a line or a cell of Markdown: no markup, HTML, links or line breaks of its own.
+
+    >>> print(markdown("<b>a|b</b> [c](d)\n"), markdown("citeulike-t"))
+    &lt;b&gt;a\|b&lt;/b&gt; \[c\](d)\\n citeulike-t
+    """
+    plain = re.sub(r"([\\`*\[\]|#~]|(?<!\w)_|_(?!\w))", r"\\\1", shown(str(text)).replace("&", "&amp;"))
+    return plain.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;&#47;")
+
+
+def code_block(text: str, language: str) -> str:
+    """Returns one line of code as a block of Markdown that ends where it ends."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{shown(text)}\n{fence}"
+
+
+def markup(text: Any) -> str:
+    r"""Returns text for rich's tables: no styles, and no codes for the terminal.
+
+    >>> print(markup("[red]a\x1b[2J"))
+    \[red]a\\x1b[2J
+    """
+    return rich.markup.escape(shown(str(text)))
