@@ -92,12 +92,13 @@ def save_split(path: Path, split: Split) -> None:
         raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from None
 
 
-def load_split(path: Path) -> Split:
+def load_split(path: Path | str) -> Split:
     """Reads a split that `save_split` wrote.
 
     Raises:
       UserError: if the file cannot be read, is damaged, or holds something else.
     """
+    path = Path(path)
     with reading(path, "a saved split"):
         arrays = open_npz(path)
         opened = [arrays[name] for name in ("sizes", *Split._fields)]
