@@ -251,7 +251,7 @@ def _export() -> dict[str, bytes]:
     rows = [Rows(jnp.asarray(rng.normal(size=(size, 4)), jnp.float32)) for size in (6, 9)]
     seen = Interactions.from_pairs(range(6), range(6), 6, 9)
     with tempfile.TemporaryDirectory() as folder:
-        write_export(Path(folder, "x"), Export(*rows, USERS, ITEMS, seen, {"model": "bpr"}))
+        write_export(Path(folder, "x"), Export(*rows, USERS, ITEMS, seen, {"model": "bpr"}, {}))
         return {path.name: path.read_bytes() for path in Path(folder, "x").iterdir()}
 
 
