@@ -733,7 +733,9 @@ def test_any_file_is_read_or_refused_in_bounded_time_and_memory(tmp_path, name):
         assert outcome.kind != "failed", f"--format {name} --seed {seed}: {outcome.message}"
 
 
-def test_fuzz_sees_what_is_wrong(tmp_path):
+def test_fuzz_sees_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "MEMORY", 2**25)
+
     def fails(path):
         raise ValueError("no UserError")
 
