@@ -410,7 +410,7 @@ def _hostile_npz(rng: np.random.Generator) -> bytes:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # about equal names
-        for _ in range(rng.integers(0, min(_size(rng), 2000) + 2)):
+        for _ in range(rng.integers(0, _size(rng) // 128 + 3)):
             name = _one(rng, "users", "items", "user_bias", "item_bias", "train", "valid", "test", "sizes", _name(rng))
             if rng.random() < 0.5:
                 shape = (int(rng.integers(0, 9)), int(rng.integers(0, 3)))
@@ -429,7 +429,7 @@ def _hostile_split(rng: np.random.Generator) -> bytes:
 
 def _hostile_safetensors(rng: np.random.Generator) -> bytes:
     header: dict[str, Any] = {}
-    for i in range(rng.integers(0, _size(rng) // 16 + 2)):
+    for i in range(rng.integers(0, _size(rng) // 64 + 2)):
         name = f"{_name(rng)}{i if rng.random() < 0.5 else ''}"
         shape = [_number(rng) if rng.random() < 0.3 else 1 for _ in range(rng.integers(0, 4))]
         low, high = sorted(rng.integers(0, 200, 2).tolist())
