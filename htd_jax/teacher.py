@@ -14,9 +14,14 @@ from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, ScoreAll
 from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
+from htd_jax.ops.rows import safe_divisor
 
 # Scores that a teacher computes at once: 16 MiB.
 SCORES = 2**22
+
+# The root-mean-square length of the rows that methods regress. Those of a BPR teacher on CiteULike have 3.1 and 1.5, so
+# that the published weights of these methods keep their meaning.
+USER_LENGTH, ITEM_LENGTH = 3.0, 1.5
 
 
 class Lists(NamedTuple):
@@ -60,6 +65,8 @@ class Teacher:
         if isinstance(teacher, Lists):
             return cls(lists=teacher)
         if isinstance(teacher, Representations):
+            with np.errstate(over="ignore"):  # such numbers are refused later, see `check`
+                teacher = Representations(*map(jnp.asarray, teacher))  # a NumPy array takes no traced index
             return cls(representations=teacher, scores=jax.tree_util.Partial(_products, *teacher))
         raise TypeError(f"expected a Teacher, its Representations or its Lists, not {type(teacher).__name__}")
 
@@ -74,12 +81,24 @@ class Teacher:
         """The width of the representations, 0 if there are none."""
         return self.representations.users.shape[1] if self.representations else 0
 
+    def hints(self) -> Representations:
+        """Returns the representations for methods that regress them or compute with their size.
+
+        Each table is multiplied by one number, so that its rows have a root-mean-square length of `USER_LENGTH` or
+        `ITEM_LENGTH`: neither a teacher's scale nor how users and items share it changes what a student learns.
+        """
+        if self.representations is None:
+            raise ValueError("a teacher without representations")
+        users, items = self.representations
+        return Representations(scale_rows(users, USER_LENGTH), scale_rows(items, ITEM_LENGTH))
+
     def has(self, need: str) -> bool:
         """Returns whether it has `representations`, `scores` or `lists`, which scores imply."""
         return getattr(self, need) is not None or (need == "lists" and self.scores is not None)
 
     def check(self, train: Interactions, needs: tuple[str, ...] = ()) -> None:
-        """Raises UserError if it lacks one of `needs`, or has other numbers of users or items than `train`."""
+        """Raises UserError if it lacks one of `needs`, has other numbers of users or items than `train`, or holds
+        numbers that are not finite, or whose products are not, in float32."""
         for need in needs:
             if not self.has(need):
                 has = [name for name in ("representations", "scores", "lists") if self.has(name)]
@@ -96,6 +115,7 @@ class Teacher:
         if self.lists is not None and (self.lists.items.ndim != 2 or len(self.lists.items) != sizes["users"]):
             shape = list(self.lists.items.shape)
             raise UserError(f"the teacher's lists have shape {shape}, but the data has {sizes['users']} users")
+        _check_numbers(self, train.num_items)
 
     def learner(self) -> tuple[MakeModel, Any]:
         """Returns the teacher as a model that can be trained further: what makes its module, and its variables.
@@ -182,6 +202,72 @@ class Teacher:
         users = jnp.arange(blocks * width, dtype=jnp.int32).reshape(blocks, width)
         (values, best), _ = jax.lax.scan(merge, none, users)
         return jnp.where(values > -jnp.inf, best, -1)
+
+
+# The limits of products of a teacher's rows: float32's, with room for their sums and differences.
+SMALLEST, LARGEST = 1e-31, 1e31
+
+
+def _check_numbers(teacher: Teacher, num_items: int) -> None:
+    """Raises UserError if the teacher holds a number that is not finite in float32, tables whose products are too large
+    or too small for it, or lists of unknown items. Traced arrays pass: they were checked before."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(teacher)):
+        return
+    if (tables := teacher.representations) is not None:
+        most_users, most_items = (_largest(f"the teacher's {name}", table) for name, table in tables._asdict().items())
+        product = most_users * most_items * tables.users.shape[1]
+        if teacher.inner_product and not (product == 0 or SMALLEST < product < LARGEST):
+            raise UserError(
+                f"the teacher's scores would not be finite in float32, or all 0: users up to {most_users:.3g}, "
+                f"items up to {most_items:.3g}; multiply a table by a constant, which changes no ranking"
+            )
+    if teacher.lists is not None:
+        check_lists(teacher.lists, num_items)
+    if teacher.lists is not None and teacher.lists.scores is not None:
+        items, scores = np.asarray(teacher.lists.items), np.asarray(teacher.lists.scores)
+        if items.shape != scores.shape:
+            raise UserError(
+                f"the teacher's lists have items of shape {list(items.shape)}, but scores of shape {list(scores.shape)}"
+            )
+        _largest("the scores of the teacher's lists", np.where(items >= 0, scores, 0))
+    if not teacher.inner_product:
+        for leaf in jax.tree.leaves(teacher.scores):
+            if jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating) and np.isnan(leaf).any():
+                raise UserError("the teacher's scores are computed from numbers that are not finite (nan)")
+
+
+def _largest(name: str, table: Any) -> float:
+    """Returns the largest absolute number of a table `[n, d]`, in float32.
+
+    Raises:
+      UserError: if a number is not finite.
+    """
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(table).astype(np.float32, copy=False)
+    largest = max(float(numbers.max(initial=0)), -float(numbers.min(initial=0)))
+    if not np.isfinite(largest):
+        row, column = np.argwhere(~np.isfinite(numbers))[0]
+        raise UserError(
+            f"{name} hold numbers that are not finite in float32: {np.asarray(table)[row, column]} in row {row}, "
+            "counted from 0"
+        )
+    return largest
+
+
+def scale_rows(table: jax.Array, length: float) -> jax.Array:
+    """Multiplies a table `[n, d]` by the number that gives its rows a root-mean-square length of `length`; a table of
+    zeros stays as it is.
+
+    It is first divided by its largest number, so that squares neither overflow nor vanish, and a power of two as the
+    table's scale changes no bit.
+
+    >>> scale_rows(jnp.array([[3e30, 4e30], [0, 0]]), 5.0).round(3).tolist()
+    [[4.242999..., 5.656999...], [0.0, 0.0]]
+    """
+    largest = jnp.max(jnp.abs(table), initial=0)
+    table = table / safe_divisor(largest)
+    square = jnp.sum(table**2) / max(len(table), 1)
+    return table * jnp.where(square > 0, length / jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def _products(users_table: jax.Array, items_table: jax.Array, users: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -330,11 +331,36 @@ def test_somebody_elses_method_has_flags_limits_and_a_place_in_the_folders(my_mo
 
 def test_what_a_run_prints(finished):
     _, printed = finished
-    for word in ("teacher", "student + HTD", "gap closed", "recall@50", "synthetic, bpr, seed 0: test, last epoch"):
+    title = "synthetic, bpr, seed 0: test, best epoch in validation recall@50"
+    for word in ("teacher", "student + HTD", "gap closed", "recall@50", title):
         assert word in printed
     assert "\x1b" not in printed  # nobody's terminal
     lines = [line.split() for line in printed.splitlines() if "s/epoch" in line]
     assert [line[line.index("epoch") + 1] for line in lines] == ["0/2", "2/2"] * 3
+
+
+def test_the_table_shows_every_model_at_its_best_epoch_in_validation(finished):
+    folder, printed = finished
+    rows = {
+        cells[1].strip(): cells
+        for cells in (re.split("[│┃|]", line) for line in printed.splitlines())
+        if len(cells) > 4
+    }
+    for phase, name in (("student", "student"), ("htd", "student + HTD")):
+        best = results(folder)["phases"][phase]["best"]
+        assert rows[name][3].strip() == str(best["epoch"])
+        assert f"{best['test']['recall@50']:.4f}" in [cell.strip() for cell in rows[name]]
+
+
+@pytest.mark.slow
+def test_baselines_have_the_students_bytes(tmp_path):
+    run = tmp_path / "run"
+    done = trained("--method", "none", "--baselines", "--epochs", 1, "--run", run)
+    found = results(run)["baselines"]
+    assert list(found) == ["teacher in 16 bytes per row", "iALS in 16 bytes per row"]  # 4 dimensions in float32
+    for name, entry in found.items():
+        assert (entry["dim"], entry["precision"], entry["row_bytes"]) == (8, "int4", 16)
+        assert name in done.out and f"{entry['test']['recall@50']:.4f}" in done.out
 
 
 def test_the_same_command_again_has_nothing_to_train_but_shows_it(finished):

@@ -13,25 +13,34 @@ from rich.table import Table
 from htd_jax.errors import shown
 from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
-from htd_jax.pipeline import RunFolder, RunResult, label
+from htd_jax.pipeline import RunFolder, RunResult, gap_closed, label
 from htd_jax.writing import whole
 
 
 def print_table(result: RunResult) -> None:
     """Prints the test metrics of each phase, and the share of the gap closed: a row per phase, or a column if the
-    terminal is too narrow."""
+    terminal is too narrow.
+
+    Every phase is shown at its best epoch in validation: a plain student overfits before the last, so that there a
+    distilled one would look better than it is. `results.json` has the last epoch too, as `final`.
+    """
     spec, results = result.spec, result.results
-    when = f"best epoch in validation {spec.evaluation.metric}" if spec.student.early_stopping else "last epoch"
-    recorded = set.intersection(*(set(entry["final"]["test"]) for entry in results["phases"].values()))
+    recorded = set.intersection(*(set(entry["best"]["test"]) for entry in results["phases"].values()))
     metrics = shown_metrics(spec.evaluation.cutoffs, recorded)
-    rows = [["", "parameters", *metrics]]
+    figures = lambda record: [f"{record['test'][name]:.4f}" for name in metrics]
+    rows = [["", "parameters", "epoch", *metrics]]
     for phase, entry in results["phases"].items():
-        figures = lambda record: [f"{record['test'][name]:.4f}" for name in metrics]
-        rows.append([label(phase), f"{entry['parameters']:,}", *figures(entry["final"])])
-        if "second_model" in entry["final"]:
-            rows.append(["its second model", "", *figures(entry["final"]["second_model"])])
-    if closed := results["gap_closed"]:
-        rows.append(["gap closed", "", *("-" if closed[name] is None else f"{closed[name]:.0%}" for name in metrics)])
+        best = entry["best"]
+        rows.append([label(phase), f"{entry['parameters']:,}", str(best["epoch"]), *figures(best)])
+        if "second_model" in best:
+            rows.append(["its second model", "", "", *figures(best["second_model"])])
+    size = lambda entry: f"{entry['dim']} x {entry['precision']}"
+    for name, entry in results.get("baselines", {}).items():
+        rows.append([f"{name}, {entry['seconds']:.0f} s", size(entry), "", *figures(entry)])
+    if closed := gap_closed(results["phases"], results["method"], "best"):
+        rows.append(
+            ["gap closed", "", "", *("-" if closed[name] is None else f"{closed[name]:.0%}" for name in metrics)]
+        )
     console = Console(width=None if os.isatty(1) else 120)
     wide = sum(max(len(row[i]) for row in rows) + 3 for i in range(len(rows[0]))) + 1 <= console.width
     if not wide:
@@ -41,9 +50,9 @@ def print_table(result: RunResult) -> None:
         table.add_column(name, justify="right" if number else "left", no_wrap=wide)
     for number, row in enumerate(rows[1:]):
         table.add_row(*map(markup, row), end_section=wide and bool(closed) and number == len(rows) - 3)
-    print(
-        f"{shown(results['dataset'])}, {results['model']}, seed {results['seed']}: test, {when}"
-    )  # a title would be wrapped
+    when = f"best epoch in validation {spec.evaluation.metric}"
+    title = f"{shown(results['dataset'])}, {results['model']}, seed {results['seed']}: test, {when}"
+    print(title)  # that of a table would be wrapped
     console.print(table)
 
 

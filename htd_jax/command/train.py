@@ -19,7 +19,7 @@ def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
     with numerics():
         spec, experiment = prepare_run(request)
         teacher = open_teacher(request.paths, spec, experiment)
-        result = run(spec, experiment, teacher, callback=callback)
+        result = run(spec, experiment, teacher, callback=callback, baselines=request.paths.baselines)
     print_table(result)
     draw_curves(result)
     print(f"run folder: {result.spec.folder}")

@@ -37,7 +37,8 @@ class Side(NamedTuple):
 
     Attributes:
       student: `[n, d_s]`, the representations being trained.
-      teacher: `[n, d_t]`, the teacher's representations of the same entities; `[n, 0]` if it has none.
+      teacher: `[n, d_t]`, the teacher's representations of the same entities, see `Teacher.hints`; `[n, 0]` if it has
+        none.
       where: `[n]` bool, False where an entity repeats an earlier one and does not count.
       ids: `[n]` int32, which users or items they are.
     """

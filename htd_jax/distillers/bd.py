@@ -92,7 +92,8 @@ def bd(settings: BD = BD()) -> Distiller:
     `ranks="worst"` does: the student then learns what it overestimates. It samples in each step; here a step takes
     random items of a user's pool, which was sampled from the same distribution, see `resample`.
 
-    A teacher whose scores are products of representations is trained as two tables, whatever model made them.
+    A teacher whose scores are products of representations is trained as two tables, whatever model made them. Its
+    scores are logits, of its own base loss too, so their scale matters, unlike in most methods.
 
     Cost per user: the state holds 2 pools of P items (1 KB). A ranking scores all items with both models and sorts
     them, O(N (d + log N)), once in `settings.period` epochs. A step scores 2 m pairs per triple with both models.

@@ -74,7 +74,7 @@ def cd(settings: CD = CD()) -> Distiller:
     averaged). At T = 20 the ranking's end is sampled almost as often as its beginning. Both sample two of the best
     3,000 items at a time and keep the better one, which is not in the definition.
 
-    A teacher needs scores.
+    A teacher needs scores. They are read as logits, so their scale matters, unlike in most methods.
 
     Cost per user: 2 N numbers in memory (4 KB) if the teacher guides, and twice the items in the state (400 bytes); a
     step scores the items, O(d) each. The student's ranking computes all scores of both models, in blocks of users.

@@ -12,7 +12,9 @@ from htd_jax.distillers.base import Side, concatenate
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import routed_assignment_loss
 from htd_jax.losses.assignment import tempered_softmax
+from htd_jax.models import Representations
 from htd_jax.ops.experts import mixed_outputs
+from htd_jax.teacher import Teacher
 
 PROBABILITY_FLOOR = 1e-10
 COLDEST = 1e-10
@@ -122,12 +124,13 @@ def learned_groups(params: dict[str, Any], teacher: tuple[jax.Array, jax.Array])
 
     Args:
       params: trained parameters from `init_experts`.
-      teacher: representations of users `[num_users, d_t]` and items `[num_items, d_t]`.
+      teacher: its representations of all users `[num_users, d_t]` and items `[num_items, d_t]`, at any scale.
 
     Returns:
       `[num_users]` and `[num_items]` int32 in [0, K).
     """
-    logits = _logits(params, list(teacher))
+    hints = Teacher(Representations(*teacher)).hints()
+    logits = _logits(params, list(hints))
     user_groups, item_groups = jnp.split(jnp.argmax(logits, axis=-1).astype(jnp.int32), [len(teacher[0])])
     return user_groups, item_groups
 

@@ -66,7 +66,7 @@ class Graph:
 
 @struct.dataclass
 class Context:
-    """The teacher's representations, and the graphs of users and items."""
+    """The teacher's representations, see `Teacher.hints`, and the graphs of users and items."""
 
     representations: Representations
     users: Graph
@@ -112,10 +112,9 @@ def freqd(settings: FreqD = FreqD()) -> Distiller:
     kept, distance = 1 - settings.dropped, DISTANCES[settings.distance]
 
     def prepare(teacher: Teacher, train: Interactions) -> Context:
-        assert teacher.representations is not None
         users = cooccurrence(train, settings.neighbours)
         items = cooccurrence(train.transposed(), settings.neighbours)
-        return Context(teacher.representations, users, items)
+        return Context(teacher.hints(), users, items)
 
     def init(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
         teacher_dim = context.representations.users.shape[1]

@@ -15,6 +15,7 @@ from htd_jax.data import Interactions, seen_mask, was_seen
 from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, sum_over_users
 from htd_jax.distillers.sampling import map_blocks
 from htd_jax.losses import listed_loss, listwise_loss, log_partition
+from htd_jax.ops.rows import safe_divisor
 from htd_jax.teacher import Lists, Teacher
 
 # The probability of the items that a teacher of lists alone does not list, by default.
@@ -151,9 +152,9 @@ def _from_scores(
     """Returns the context of a teacher of scores, computed in blocks of users."""
     scores = teacher.scores
     assert scores is not None
-    variances = map_blocks(lambda users: jnp.var(scores(users), axis=1), train.num_users, train.num_items)
-    scaled = temperature * _unit(variances)
-    tiny = jnp.finfo(variances.dtype).tiny
+    deviations = map_blocks(lambda users: _deviations(scores(users)), train.num_users, train.num_items)
+    scaled = temperature * _unit(deviations)
+    tiny = jnp.finfo(deviations.dtype).tiny
 
     def summarise(users: jax.Array) -> Any:
         values, seen = scores(users), seen_mask(train, users)
@@ -184,14 +185,27 @@ def _from_lists(lists: Lists, train: Interactions, settings: Listwise) -> Listed
     if lists.scores is None:
         logits = -rank / settings.rank_temperature
     else:
-        scores = jnp.where(items >= 0, jnp.asarray(lists.scores), 0)
-        unit = _unit(jnp.var(scores, axis=1, where=items >= 0), (items >= 0).any(1))
-        logits = scores / (settings.teacher_temperature * unit)
+        scores = jnp.where(items >= 0, jnp.asarray(lists.scores, jnp.float32), 0)
+        unit = _unit(_deviations(scores, items >= 0), (items >= 0).any(1))
+        logits = scores / unit / settings.teacher_temperature
     probabilities = jax.nn.softmax(jnp.where(kept, logits, jnp.finfo(jnp.float32).min / 2), axis=1)
     return ListedContext(train, jnp.where(kept, items, -1), jnp.where(kept, (1 - rest) * probabilities, 0))
 
 
-def _unit(variances: jax.Array, where: jax.Array | None = None) -> jax.Array:
-    """Returns the standard deviation of scores from their variances `[num_users]`; 1 if all scores are equal."""
-    mean = jnp.mean(variances, where=jnp.ones(len(variances), bool) if where is None else where)
-    return jnp.where(mean > 0, jnp.sqrt(mean), 1)
+def _deviations(scores: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    """Returns the standard deviation of each row of `scores` `[n, m]`: `[n]`; only finite scores count.
+
+    Rows are divided by their largest score first, so that squares neither overflow nor vanish at any scale.
+    """
+    where = jnp.isfinite(scores) if where is None else where & jnp.isfinite(scores)
+    scores = jnp.where(where, scores, 0)
+    largest = jnp.max(jnp.abs(scores), axis=1, initial=0)
+    deviations = jnp.std(scores / safe_divisor(largest)[:, None], axis=1, where=where)
+    return jnp.where(where.any(1), deviations, 0) * largest
+
+
+def _unit(deviations: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    """Returns the root mean square of the rows' deviations `[num_users]`; 1 if all scores are equal."""
+    largest = jnp.max(deviations, initial=0)
+    mean = jnp.mean((deviations / safe_divisor(largest)) ** 2, where=where)
+    return jnp.where(largest > 0, jnp.sqrt(mean) * largest, 1)

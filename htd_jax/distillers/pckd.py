@@ -48,7 +48,8 @@ class PCKD(Method):
 
 @struct.dataclass
 class Context:
-    """The teacher's representations, and its best unseen items `[num_users, pool]`, -1 where a user has fewer."""
+    """The teacher's representations, see `Teacher.hints`, and its best unseen items `[num_users, pool]`, -1 where a
+    user has fewer."""
 
     representations: Representations
     pool: jax.Array
@@ -81,8 +82,7 @@ def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
     gate_temperature = annealing(epochs, first=0)
 
     def prepare(teacher: Teacher, train: Interactions) -> Context:
-        assert teacher.representations is not None
-        return Context(teacher.representations, teacher.top(train, settings.pool))
+        return Context(teacher.hints(), teacher.top(train, settings.pool))
 
     def init(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
         return init_experts(key, student.dim, context.representations.users.shape[1], settings.experts)

@@ -95,7 +95,8 @@ def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
     Every different user of a batch counts once; in the authors' code once per triple. The largest score is subtracted
     before exponentiation, which their code omits.
 
-    A teacher that gives only lists has the first K of a list as its best items. An item that is not listed scores like
+    The softmax reads the teacher's scores as logits, so their scale matters, unlike in most methods. A teacher that
+    gives only lists has the first K of a list as its best items. An item that is not listed scores like
     the rank after the list's end, or, if the lists have scores, like the list's last item.
 
     Cost per user: an epoch's refresh computes all scores of student and teacher, m (d_S + d_T), in blocks of users, and

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.losses.checks import check_dtype, check_floats, check_where
+from htd_jax.losses.checks import check_dtype, check_floats, check_scalar, check_where
 from htd_jax.ops.experts import Experts, Layer, Regression, mixed_outputs, mixture_regression
 from htd_jax.ops.rows import keep_rows
 
@@ -40,7 +40,7 @@ def gumbel_softmax(key: chex.PRNGKey, logits: chex.Array, temperature: chex.Nume
     >>> print(gumbel_softmax(jax.random.key(0), jnp.log(jnp.array([0.01, 0.98, 0.01])), 0.1).round(2))
     [0. 1. 0.]
     """
-    _check_temperature(temperature)
+    check_scalar("temperature", temperature, jnp.float32)
     return tempered_softmax(perturb(key, logits), temperature)
 
 
@@ -50,7 +50,7 @@ def perturb(key: chex.PRNGKey, logits: chex.Array) -> jax.Array:
     Args, raises: as `gumbel_softmax`. Returns: `[..., K]`.
     """
     logits = check_floats("logits", logits, *(None,) * max(jnp.ndim(logits), 1))
-    return logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+    return logits + jax.random.gumbel(key, logits.shape, jnp.float32)  # a key's noise is the same in float64
 
 
 def group_assignment_loss(
@@ -134,9 +134,8 @@ def routed_assignment_loss(
       AssertionError: if an argument has a wrong rank, shape or dtype.
     """
     s, t, logits, experts, where = _check_mixture_of_experts(student, teacher, "logits", logits, experts, where, sides)
-    _check_temperature(temperature)
+    temperature = jax.lax.stop_gradient(check_scalar("temperature", temperature, s.dtype))
     w = jnp.ones(len(s), s.dtype) if weights is None else check_floats("weights", weights, len(s)).astype(s.dtype)
-    temperature = jax.lax.stop_gradient(jnp.asarray(temperature, s.dtype))
     z = keep_rows(tempered_softmax(keep_rows(logits, where), temperature), where)
     lost = jnp.finfo(z.dtype).eps / (2 * z.shape[1])  # a row's largest weight is always more
     in_use = ~(z < lost)  # true of NaN, so that the loss shows it
@@ -150,13 +149,7 @@ def tempered_softmax(logits: jax.Array, temperature: chex.Numeric) -> jax.Array:
     """Returns `softmax(logits / temperature)`, subtracting the largest logit first: at 1e-10 a quotient's rounding is
     hundreds, and a compiler that fuses division and subtraction would put it into the exponent."""
     largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    return jax.nn.softmax((logits - largest) / temperature, axis=-1)
-
-
-def _check_temperature(temperature: chex.Numeric) -> None:
-    chex.assert_rank(
-        temperature, 0, custom_message=f"temperature: expected a scalar, got shape {jnp.shape(temperature)}"
-    )
+    return jax.nn.softmax((logits - largest) / jnp.asarray(temperature, logits.dtype), axis=-1)
 
 
 def _check_mixture_of_experts(

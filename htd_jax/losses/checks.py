@@ -19,6 +19,7 @@ __all__ = [
     "check_entries",
     "check_floats",
     "check_ints",
+    "check_scalar",
     "check_seen",
     "check_two_entries",
     "check_where",
@@ -47,6 +48,12 @@ def check_dtype(name: str, value: chex.Array, dtype: jax.typing.DTypeLike) -> No
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     if _dtype(value) != dtype:
         raise AssertionError(f"{name}: expected {dtype}, as the student has, got {value.dtype}")
+
+
+def check_scalar(name: str, value: chex.Numeric, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Asserts that `value` is a scalar; returns it in `dtype`, so that NumPy's float64 does not widen a loss."""
+    chex.assert_rank(value, 0, custom_message=f"{name}: expected a scalar, got shape {jnp.shape(value)}")
+    return jnp.asarray(value, dtype)
 
 
 def check_where(where: Where, rows: int) -> jax.Array | None:

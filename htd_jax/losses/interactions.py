@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.losses.checks import check_entries, check_floats, check_seen, check_where, keep_rows
+from htd_jax.losses.checks import check_entries, check_floats, check_scalar, check_seen, check_where, keep_rows
 from htd_jax.losses.softmaxes import log_sum, subtract_best
 
 
@@ -89,7 +89,7 @@ def softmax_loss(
     """
     scores = check_floats("scores", scores, None, None)
     seen, where = check_seen(seen, scores), check_where(where, len(scores))
-    scores = subtract_best(scores, where) / temperature
+    scores = subtract_best(scores, where) / check_scalar("temperature", temperature, scores.dtype)
     counted = seen if where is None else seen & where[:, None]
     seen_scores = jnp.sum(jnp.where(counted, scores, 0), axis=1)
     return jnp.sum(jnp.sum(counted, axis=1) * jax.nn.logsumexp(scores, axis=1) - seen_scores)
@@ -133,10 +133,11 @@ def sampled_softmax_loss(
     """
     sampled = check_floats("sampled", sampled, None, None)
     positives = check_floats("positives", positives, len(sampled))
-    counts = jnp.broadcast_to(check_floats("counts", counts, *counts.shape), sampled.shape)
+    counts = jnp.broadcast_to(check_floats("counts", counts, *counts.shape).astype(sampled.dtype), sampled.shape)
     where = check_entries(where, sampled)
     positives = jnp.where(where.any(1), positives, 0)
-    logits = (jnp.where(where, sampled, 0) - positives[:, None]) / temperature - jnp.log(counts)
+    gap = jnp.where(where, sampled, 0) - positives[:, None]
+    logits = gap / check_scalar("temperature", temperature, sampled.dtype) - jnp.log(counts)
     return jnp.sum(jax.nn.softplus(log_sum(logits, where)))
 
 

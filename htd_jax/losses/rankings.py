@@ -9,6 +9,7 @@ from htd_jax.losses.checks import (
     check_entries,
     check_floats,
     check_ints,
+    check_scalar,
     check_seen,
     check_two_entries,
     check_where,
@@ -145,7 +146,7 @@ def position_weights(count: int, decay: float) -> jax.Array:
     >>> print(position_weights(3, 1.0).round(3))
     [0.665 0.245 0.09 ]
     """
-    return jax.nn.softmax(-jnp.arange(count) / decay)
+    return jax.nn.softmax(-jnp.arange(count, dtype=jnp.float32) / check_scalar("decay", decay, jnp.float32))
 
 
 def discrepancy_weights(scores: chex.Array, sampled: chex.Array, *, num_items: int, sharpness: float) -> jax.Array:
@@ -165,7 +166,7 @@ def discrepancy_weights(scores: chex.Array, sampled: chex.Array, *, num_items: i
       sharpness: mu.
 
     Returns:
-      `[n, K]` float32, without gradient.
+      `[n, K]` floats, without gradient.
 
     Raises:
       AssertionError: if an argument has a wrong rank, shape or dtype.
@@ -182,8 +183,8 @@ def discrepancy_weights(scores: chex.Array, sampled: chex.Array, *, num_items: i
     above = jnp.sum(others[:, None, :] > own[:, :, None], axis=2)
     whole, part = divmod(num_items - 1, max(size, 1))
     rank = above * whole + above * part // max(size, 1)  # (N - 1) above / S, whose product may overflow int32
-    behind = rank - jnp.arange(own.shape[1])[None, :]
-    return jax.lax.stop_gradient(jnp.tanh(jnp.maximum(sharpness * behind, 0)))
+    behind = (rank - jnp.arange(own.shape[1])[None, :]).astype(own.dtype)
+    return jax.lax.stop_gradient(jnp.tanh(jnp.maximum(check_scalar("sharpness", sharpness, own.dtype) * behind, 0)))
 
 
 def listwise_loss(
@@ -234,13 +235,14 @@ def listwise_loss(
     """
     scores = check_floats("student", student, None, None)
     seen, where = check_seen(seen, scores), check_where(where, len(scores))
-    guide = jax.lax.stop_gradient(check_floats("teacher", teacher, *scores.shape))
+    guide = jax.lax.stop_gradient(check_floats("teacher", teacher, *scores.shape).astype(scores.dtype))
+    guide = guide / check_scalar("teacher_temperature", teacher_temperature, scores.dtype)
     unseen = ~seen if where is None else ~seen & where[:, None]
     if log_partition is None:
-        log_partition = log_sum(guide / teacher_temperature, unseen)
-    guide_sum = check_floats("log_partition", log_partition, len(scores))
-    scores = subtract_best(scores, where) / temperature
-    logits = jnp.where(unseen, guide / teacher_temperature - guide_sum[:, None], 0)
+        log_partition = log_sum(guide, unseen)
+    guide_sum = check_floats("log_partition", log_partition, len(scores)).astype(scores.dtype)
+    scores = subtract_best(scores, where) / check_scalar("temperature", temperature, scores.dtype)
+    logits = jnp.where(unseen, guide - guide_sum[:, None], 0)
     probabilities = jax.lax.stop_gradient(jnp.where(unseen, jnp.exp(logits), 0))
     unseen_sum = log_sum(scores, unseen)
     to_teacher = jnp.where(unseen.any(1), unseen_sum - jnp.sum(probabilities * scores, axis=1), 0)
@@ -291,11 +293,11 @@ def listed_loss(
     scores = check_floats("student", student, None, None)
     seen, where = check_seen(seen, scores), check_where(where, len(scores))
     items = check_ints("items", items, len(scores), None)
-    shares = jax.lax.stop_gradient(check_floats("probabilities", probabilities, *items.shape))
+    shares = jax.lax.stop_gradient(check_floats("probabilities", probabilities, *items.shape).astype(scores.dtype))
     counted = items >= 0 if where is None else (items >= 0) & where[:, None]
     unseen = ~seen if where is None else ~seen & where[:, None]
     shares = jnp.where(counted, shares, 0)
-    scores = subtract_best(scores, where) / temperature
+    scores = subtract_best(scores, where) / check_scalar("temperature", temperature, scores.dtype)
     unseen_sum = log_sum(scores, unseen)
     to_rest: jax.Array | float = 0.0
     if others:
@@ -315,7 +317,8 @@ def log_partition(scores: chex.Array, seen: chex.Array, temperature: float | jax
 
     It is finite but meaningless in a row without unseen items.
     """
-    return log_sum(check_floats("scores", scores, None, None) / temperature, ~seen)
+    scores = check_floats("scores", scores, None, None)
+    return log_sum(scores / check_scalar("temperature", temperature, scores.dtype), ~seen)
 
 
 def rejuvenated_loss(
@@ -365,12 +368,13 @@ def rejuvenated_loss(
     """
     scores = check_floats("best", best, None, None)
     rest = check_floats("others", others, len(scores), None)
-    guide = check_floats("best_teacher", best_teacher, *scores.shape)
-    rest_guide = check_floats("others_teacher", others_teacher, *rest.shape)
-    share = check_floats("shared", shared, len(scores))
+    check_dtype("others", others, best.dtype)
+    guide = check_floats("best_teacher", best_teacher, *scores.shape).astype(scores.dtype)
+    rest_guide = check_floats("others_teacher", others_teacher, *rest.shape).astype(scores.dtype)
+    share = check_floats("shared", shared, len(scores)).astype(scores.dtype)
     first, second = check_two_entries(where, scores, rest)
     share = jnp.where(first.any(1) | second.any(1), share, 0)
-    weight = jax.lax.stop_gradient(jnp.exp(-beta * share))
+    weight = jax.lax.stop_gradient(jnp.exp(-check_scalar("beta", beta, scores.dtype) * share))
     on_best = cross_entropies(scores, guide, first, temperature)
     on_rest = cross_entropies(rest, rest_guide, second, temperature)
     return jnp.sum((1 - weight) * on_best + weight * on_rest)
@@ -386,4 +390,4 @@ def _seen_cross_entropy(
     number = jnp.sum(seen, axis=1)
     mean = jnp.sum(jnp.where(seen, scores, 0), axis=1) / jnp.maximum(number, 1)
     total = jnp.logaddexp(unseen_sum, log_sum(scores, seen))
-    return weight * jnp.sum(jnp.where(number > 0, total - mean, 0))
+    return check_scalar("seen_weight", weight, scores.dtype) * jnp.sum(jnp.where(number > 0, total - mean, 0))

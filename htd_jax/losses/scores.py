@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.losses.checks import check_dtype, check_entries, check_floats
+from htd_jax.losses.checks import check_dtype, check_entries, check_floats, check_scalar
 from htd_jax.losses.softmaxes import cross_entropies
 
 
@@ -77,7 +77,7 @@ def soft_bce_loss(
     check_dtype("guide", guide, logits.dtype)
     where = check_entries(where, s)
     s = jnp.where(where, s, 0)
-    g = jax.lax.stop_gradient(jnp.where(where, g, 0)) / temperature
+    g = jax.lax.stop_gradient(jnp.where(where, g, 0)) / check_scalar("temperature", temperature, s.dtype)
     entropy = jax.nn.sigmoid(g) * jax.nn.log_sigmoid(s) + jax.nn.sigmoid(-g) * jax.nn.log_sigmoid(-s)
     return -jnp.sum(jnp.where(where, entropy, 0))
 

@@ -1,7 +1,10 @@
 """Parts that the losses with a softmax share."""
 
+import chex
 import jax
 import jax.numpy as jnp
+
+from htd_jax.losses.checks import check_scalar
 
 
 def subtract_best(scores: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -19,7 +22,7 @@ def log_sum(scores: jax.Array, where: jax.Array) -> jax.Array:
     return best + jnp.log(jnp.sum(jnp.exp(scores - best[:, None]), axis=1))
 
 
-def cross_entropies(scores: jax.Array, guide: jax.Array, where: jax.Array, temperature: float) -> jax.Array:
+def cross_entropies(scores: jax.Array, guide: jax.Array, where: jax.Array, temperature: chex.Numeric) -> jax.Array:
     """Returns each row's cross-entropy between the softmaxes of `scores` and of `guide`, which is a constant.
 
     Args:
@@ -32,6 +35,7 @@ def cross_entropies(scores: jax.Array, guide: jax.Array, where: jax.Array, tempe
     """
     if not scores.shape[1]:
         return jnp.zeros(len(scores), scores.dtype)
+    temperature = check_scalar("temperature", temperature, scores.dtype)
     # Masked entries get a share of 0. They stay finite, since the difference of two infinities has no gradient.
     scaled = lambda x: jnp.where(where, jnp.where(where, x, 0) / temperature, jnp.finfo(scores.dtype).min / 2)
     share = jax.nn.softmax(jax.lax.stop_gradient(scaled(guide)), axis=1)

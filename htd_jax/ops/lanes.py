@@ -35,6 +35,7 @@ def accumulate(
 
     def turn(number: jax.Array, state: Any) -> Any:
         total, _ = state
+        number = jnp.asarray(number, jnp.int32)  # with 64 bits enabled too: the type that `memory` was made for
         done = [work(number * LANES + lane) for lane in range(LANES)]
         for one in done:
             total = add(total, one)

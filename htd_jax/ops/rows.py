@@ -31,7 +31,7 @@ def unit_rows(x: jax.Array) -> jax.Array:
     squares then neither overflow nor vanish.
     """
     largest = _largest(x)[:, None]
-    x = x / _divisor(largest)
+    x = x / safe_divisor(largest)
     square = jnp.sum(x**2, axis=1, keepdims=True)
     return x * jnp.where(largest == 0, 0, jax.lax.rsqrt(jnp.where(largest == 0, 1, square)))
 
@@ -52,7 +52,7 @@ def group_directions(x: jax.Array, groups: jax.Array, num_groups: int) -> jax.Ar
     """
     row_largest, row_groups = alike(_largest(x), groups)
     largest = _group_largest(row_largest, row_groups, num_groups)
-    divisor = _divisor(largest).at[groups].get(mode="fill", fill_value=1)
+    divisor = safe_divisor(largest).at[groups].get(mode="fill", fill_value=1)
     return unit_rows(_group_sums(*alike(x / divisor[:, None], groups), num_groups))
 
 
@@ -60,7 +60,7 @@ def group_sizes(groups: jax.Array, num_groups: int) -> jax.Array:
     """Returns the number of rows of each group: `[num_groups]` int32."""
     return platforms.by_platform(
         lambda groups: jax.ops.segment_sum(jnp.ones_like(groups, jnp.int32), groups, num_groups),
-        lambda groups: _reduced(jnp.sum, _members(groups, num_groups).astype(jnp.int32)),
+        lambda groups: _reduced(jnp.sum, _members(groups, num_groups).astype(jnp.int32)).astype(jnp.int32),
         groups,
     )
 
@@ -113,7 +113,7 @@ def _largest(x: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, initial=0))
 
 
-def _divisor(largest: jax.Array) -> jax.Array:
+def safe_divisor(largest: jax.Array) -> jax.Array:
     """Returns a safe divisor: 1 instead of 0, and small enough that its reciprocal, by which a compiler may multiply
     instead, does not vanish."""
     return jnp.where(largest == 0, 1, jnp.minimum(largest, 1 / jnp.finfo(largest.dtype).tiny))

@@ -5,7 +5,7 @@ from htd_jax.pipeline.experiment import Experiment, hash_of, numerics
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import Callback, MakeCallback, no_callback, progress_line, silent
 from htd_jax.pipeline.request import Paths, RunRequest, RunSettings, RunSpec, resolve_run, run_name
-from htd_jax.pipeline.run import RunResult, prepare_run, run, run_identity, train_phases
+from htd_jax.pipeline.run import RunResult, gap_closed, prepare_run, run, run_identity, train_phases
 from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_phases, open_run, write_json
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
 from htd_jax.pipeline.teachers import open_teacher, read_teacher
@@ -30,6 +30,7 @@ __all__ = [
     "distill",
     "fit",
     "flat",
+    "gap_closed",
     "hash_of",
     "label",
     "load",

@@ -1,6 +1,7 @@
 """The Python API: `fit` and `distill`."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from htd_jax.pipeline.experiment import Experiment, numerics
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import progress_line, silent
 from htd_jax.pipeline.spec import STUDENT, TEACHER, AnyMethod, PhaseRequest, resolve
+from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.settings import override
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import Training
@@ -99,8 +101,12 @@ def distill(
       The student, with its metrics and records.
 
     Raises:
-      UserError: if a value is invalid, the teacher lacks what the method needs, or the folder holds something else.
+      UserError: if a value is invalid, the teacher lacks what the method needs or holds numbers that are not finite, or
+        the folder holds something else.
       TypeError: if a setting is unknown.
+
+    Warns if the rows of a given teacher seem to be in another order than the data's, or if it seems to have been
+    trained on held-out items.
     """
     first = start if isinstance(start, Fitted) else None
     request = PhaseRequest(
@@ -128,9 +134,16 @@ def _train(
     with numerics():
         dataset = datasets.read(data)
         spec = resolve(request, dataset.split)
-        return Experiment(dataset, spec.evaluation).train(
+        experiment = Experiment(dataset, spec.evaluation)
+        given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
+        here = isinstance(teacher, Fitted) and teacher.settings["data"] == experiment.fingerprint
+        if teacher is not None and not here:
+            given.check(dataset.train)
+            for note in notes_on_fit(given, dataset.split):
+                warnings.warn(f"the teacher: {note}", stacklevel=3)
+        return experiment.train(
             spec,
-            teacher if isinstance(teacher, Fitted) else Teacher.of(teacher),
+            teacher if isinstance(teacher, Fitted) else given,
             start=start,
             folder=None if folder is None else Path(folder),
             progress=progress_line if progress else silent,

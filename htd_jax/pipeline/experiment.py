@@ -20,7 +20,7 @@ from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
 from htd_jax.pipeline.run_folder import find_phase
 from htd_jax.pipeline.spec import TEACHER, PhaseSpec
-from htd_jax.teacher import Teacher, check_lists
+from htd_jax.teacher import Teacher
 from htd_jax.training import (
     Checkpoints,
     Progress,
@@ -36,7 +36,7 @@ from htd_jax.training import (
 )
 
 # The format of checkpoints; those of another format are not resumed.
-FORMAT = 6
+FORMAT = 7
 
 # The random key of a phase is folded from these: a distilled student starts where the plain one does, on the same
 # batches.
@@ -107,8 +107,8 @@ class Experiment:
         title = title or spec.name
         teacher_settings = teacher.settings if isinstance(teacher, Fitted) else {}
         teacher = teacher.teacher() if isinstance(teacher, Fitted) else teacher
-        if teacher is not None and teacher.lists is not None:
-            check_lists(teacher.lists, self.data.train.num_items)
+        if teacher is not None:
+            teacher.check(self.data.train)
         initial = self._initial(spec, teacher, start)
         settings = {"format": FORMAT, "data": self.fingerprint, **spec.describe(), "teacher": None}
         if spec.needs_teacher:

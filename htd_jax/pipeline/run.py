@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from htd_jax.errors import as_flags
+from htd_jax.pipeline.baselines import measure_baselines
 from htd_jax.pipeline.experiment import Experiment, hash_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import MakeCallback, ProgressLine, no_callback, progress_line
@@ -41,6 +42,7 @@ def run(
     *,
     progress: ProgressLine = progress_line,
     callback: MakeCallback = no_callback,
+    baselines: bool = False,
 ) -> RunResult:
     """Trains the phases of a run that are not yet trained, and writes its run folder, see `RunFolder`.
 
@@ -50,6 +52,7 @@ def run(
       teacher: the given teacher, from `open_teacher`, if there is one.
       progress: the progress line.
       callback: makes the callback of each phase.
+      baselines: whether to measure baselines of the student's size, see `measure_baselines`.
 
     Raises:
       UserError: if the folder holds something else; then nothing is written.
@@ -87,6 +90,8 @@ def run(
 
         phases = train_phases(spec, teacher, train)
         results = summarise(spec, phases)
+        if baselines:
+            results["baselines"] = measure_baselines(spec, experiment, phases[TEACHER])
         folder.write_metrics(records)
         folder.write_results(results)
         return RunResult(spec, phases, results)
@@ -166,10 +171,11 @@ def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
     }
 
 
-def gap_closed(phases: Mapping[str, Any], method: str) -> dict[str, float | None]:
-    """Returns (distilled - student) / (teacher - student) by test metric; None where the teacher is not better."""
+def gap_closed(phases: Mapping[str, Any], method: str, record: str = "final") -> dict[str, float | None]:
+    """Returns (distilled - student) / (teacher - student) by test metric, of each phase's `record`, `final` or `best`;
+    None where the teacher is not better."""
     closed: dict[str, float | None] = {}
-    for name in phases[TEACHER]["final"]["test"] if method in phases else ():
-        teacher, student, distilled = (phases[p]["final"]["test"][name] for p in (TEACHER, STUDENT, method))
+    for name in phases[TEACHER][record]["test"] if method in phases else ():
+        teacher, student, distilled = (phases[p][record]["test"][name] for p in (TEACHER, STUDENT, method))
         closed[name] = (distilled - student) / (teacher - student) if teacher > student else None
     return closed

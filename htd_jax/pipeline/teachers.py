@@ -20,6 +20,7 @@ from htd_jax.pipeline.experiment import FORMAT, Experiment, hash_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.request import Paths, RunSpec
 from htd_jax.pipeline.run_folder import RunFolder, open_phase
+from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.settings import as_json
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import choose
@@ -45,15 +46,17 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
         print(f"note: {as_flags(note)}")
     fitted = given_teacher(teacher, spec, experiment)
     _check_needs(teacher, spec, experiment)
+    named = ", ".join(shown(path) for path in files)
+    if notes := notes_on_fit(teacher, experiment.data.split):
+        for note in notes:
+            print(f"note: {named}: {as_flags(note)}")
+        return fitted
     metric = experiment.evaluation.metric
     popular, by_popularity = popularity(experiment.data.train)
     value, bar = fitted.chosen["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
     if value <= float(bar) < 1:  # where popularity finds all, nothing can be better
-        named = ", ".join(shown(path) for path in files)
-        rows = "; if its rows are in another order than the data's ids, set `teacher_user_ids` and `teacher_item_ids`"
         figures = f"validation {metric} {value:.4f}, popularity {float(bar):.4f}"
-        note = f"{named}: ranks no better than popularity ({figures})"
-        print(f"note: {note}{as_flags(rows) if teacher.representations is not None else ''}")
+        print(f"note: {named}: ranks no better than popularity ({figures})")
     return fitted
 
 

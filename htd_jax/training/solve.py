@@ -27,7 +27,7 @@ def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Disti
             return teacher
         teacher = Teacher.of(teacher)
         teacher.check(train, distiller.needs if distiller else ())
-        return Guidance(teacher, solver.prepare(train, distiller.prepare(teacher, train) if distiller else None))
+        return Guidance(None, solver.prepare(train, distiller.prepare(teacher, train) if distiller else None))
 
     def init(key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> TrainState:
         one = jnp.zeros(1, jnp.int32)

@@ -40,9 +40,10 @@ class TrainState:
 
 @struct.dataclass
 class Guidance:
-    """A teacher, and the context that a distiller's `prepare` made of it."""
+    """A teacher's representations for the entities of a batch, see `Teacher.hints`, None if it has none; and the
+    context that a distiller's `prepare` made of the teacher."""
 
-    teacher: Teacher
+    hints: Representations | None
     context: Any
 
 
@@ -135,7 +136,8 @@ def make_trainer(
             return teacher
         teacher = Teacher.of(teacher)
         teacher.check(train, distiller.needs)
-        return Guidance(teacher, distiller.prepare(teacher, train))
+        hints = None if teacher.representations is None else teacher.hints()
+        return Guidance(hints, distiller.prepare(teacher, train))
 
     def init(key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> TrainState:
         guidance = guide(train, teacher)
@@ -178,7 +180,7 @@ def make_trainer(
         items = [
             distinct(jnp.concatenate(ids), jnp.tile(triples.where, len(ids)), train.num_items) for ids in chosen_items
         ]
-        tables = guidance.teacher.representations or no_teacher(train)
+        tables = guidance.hints or no_teacher(train)
         side = lambda student, table, chosen: Side(student, table[chosen[0]], chosen[1], chosen[0])
 
         def losses(student: Recommender) -> tuple[jax.Array, jax.Array, Terms]:
