@@ -29,6 +29,6 @@ def markup(text: Any) -> str:
     r"""Returns text for rich's tables: no styles, and no codes for the terminal.
 
     >>> print(markup("[red]a\x1b[2J"))
-    \[red]a\\x1b[2J
+    \[red]a\x1b[2J
     """
     return rich.markup.escape(shown(str(text)))

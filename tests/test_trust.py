@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from runs import EXPERIMENTS, SMALL, line_of, start, start_command
 import htd_jax
 from htd_jax.models import BPRSettings, ModelOf
 from htd_jax.pipeline import RunFolder
+from htd_jax.serving.card import card
 
 MODULE = """
 import dataclasses, pathlib
@@ -239,3 +241,51 @@ def test_the_folder_of_an_export_is_no_name_of_code(tmp_path, planted, monkeypat
     monkeypatch.chdir(tmp_path)
     assert "there is no such folder" in line_of(start_command("recommend", "--model", planted.name))
     assert not planted.ran
+
+
+# --- text that is shown
+
+EVIL = "x\n\n<script>alert(1)</script>\n[click](javascript:alert(1)) | `a` \x1b[2J[red]http://evil"
+
+
+def test_text_of_a_model_card_is_text():
+    about = {
+        "dataset": EVIL,
+        "model": EVIL,
+        "method": EVIL,
+        "licence": EVIL,
+        "command": f"htd-jax '{EVIL}\n```\n<img>'",
+    }
+    phases = {EVIL: {"parameters": 1, "test": {"recall@10": None}}}
+    about |= {"phases": phases, "phase": EVIL, "versions": {EVIL: EVIL}, "interactions": {EVIL: 1}}
+    text = card({"dim": 2, "users": 1, "items": 1, "precision": "float32", "seen": False, "about": about})
+    outside = text.partition("## How it was made")[0] + text.rpartition("```")[2]
+    assert not re.search(r"<|(?<!\\)\]\(|://|\x1b", outside)
+    assert "\n<img>" not in text and "\x1b" not in text
+
+
+def test_text_in_tables_of_the_terminal_is_text(run, capsys):
+    change(run / "results.json", ("dataset",), EVIL)
+    shutil.copytree(run, run.parent / "other[red]")
+    for arguments in (["compare", run, run.parent / "other[red]"], ["table", "--runs", run.parent / "none" / ".."]):
+        done = start_command(*arguments)
+        assert done.status in (0, 2) and "\x1b[2J" not in done.out + done.err
+    assert "other[red]" in start_command("compare", run, run.parent / "other[red]").out
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("phases", "teacher", "parameters"), "many"),
+        (("phases", "teacher", "final", "test"), {"recall": 1.0}),
+        (("phases", "teacher", "final", "test"), {"recall@10": "high"}),
+        (("phases", "teacher"), None),
+        (("gap_closed",), {"<b>@5": 1.0}),
+        (("dataset",), 3),
+        (("seed",), []),
+    ],
+)
+def test_results_that_are_none_are_refused(run, keys, value):
+    change(run / "results.json", keys, value)
+    with pytest.raises(htd_jax.UserError, match="not the results of a run"):
+        RunFolder(run).read_results()
