@@ -6,6 +6,7 @@ import functools
 import gzip
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
 from htd_jax.pipeline import open_phases, open_run, resolve_run
 from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
-from htd_jax.serving.topk import Hidden, best_items, best_scored, concatenate
+from htd_jax.serving.topk import Hidden, Searched, best_items, best_scored, concatenate
 from htd_jax.settings import check
 
 
@@ -61,7 +62,7 @@ def small_blocks(monkeypatch, cells: int = 3000) -> None:
 # The best items
 
 
-@pytest.mark.parametrize("cells", [2**22, 3000])
+@pytest.mark.parametrize("cells", [2**22, 5500, 3000])
 @pytest.mark.parametrize("num_items", [1, 63, 64, 65, 700])
 def test_best_items_with_many_ties(monkeypatch, cells, num_items):
     small_blocks(monkeypatch, cells)
@@ -73,6 +74,88 @@ def test_best_items_with_many_ties(monkeypatch, cells, num_items):
     rows, best = oracle(scores_of_pairs(users, items, seen), 5)
     np.testing.assert_array_equal(top.rows, rows)
     np.testing.assert_array_equal(top.scores, best)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("num_items", [1, 64, 65, 3000])
+def test_one_user_gets_the_list_of_float64(precision, num_items):
+    rng = np.random.default_rng(num_items)
+    users, items = (to_precision(rng.normal(size=(n, 6)), precision) for n in (9, num_items))
+    items = items.take(jnp.asarray(rng.integers(0, num_items, num_items)))  # equal rows tie
+    searched = Searched(items)
+    seen = Interactions.from_pairs(
+        np.r_[np.full(num_items // 2, 3), 4], np.r_[: num_items // 2, num_items - 1], 9, num_items
+    )
+    scores = np.asarray(users.floats(), np.float64) @ np.asarray(items.floats(), np.float64).T
+    some = np.flatnonzero(rng.random(num_items) < 0.3)
+    some = some if len(some) else np.array([0])
+    for row in range(5):
+        for k in (1, 20, 5000):
+            for hidden in (None, Hidden.from_interactions(seen)):
+                mine = scores[row : row + 1].copy()
+                if hidden is not None:
+                    mine[0, np.asarray(seen.items)[np.asarray(seen.users) == row]] = -np.inf
+                for candidates in (None, some):
+                    (top,) = best_items(users, searched, k, rows=np.array([row]), hidden=hidden, candidates=candidates)
+                    among = np.arange(num_items) if candidates is None else some
+                    rows, best = oracle(mine[:, among], k)
+                    np.testing.assert_array_equal(top.rows, np.where(rows >= 0, among[rows], -1))
+                    np.testing.assert_allclose(top.scores, best, rtol=1e-4, atol=1e-5)
+
+
+def test_one_user_of_wide_tables_and_scores_that_are_no_numbers():
+    rng = np.random.default_rng(5)
+    users, items = (to_precision(rng.normal(size=(n, 150)), "int8") for n in (3, 500))
+    (top,) = best_items(users, Searched(items), 9, rows=np.array([1]))
+    scores = np.asarray(users.floats(), np.float64) @ np.asarray(items.floats(), np.float64).T
+    np.testing.assert_array_equal(top.rows, oracle(scores[1:2], 9)[0])
+    table = rng.integers(-2, 3, (300, 2)).astype(np.float32)
+    table[rng.random(300) < 0.3] = np.nan
+    table[7] = np.inf, 0
+    for k in (3, 300):
+        (top,) = best_items(Rows(jnp.asarray([[1.0, 1.0]])), Searched(Rows(jnp.asarray(table))), k)
+        rows, best = oracle(table.sum(1)[None], k)
+        np.testing.assert_array_equal(top.rows, rows)
+        np.testing.assert_array_equal(top.scores, best)
+
+
+def test_requests_of_several_threads():
+    retriever = made("int8", 40, 3000)
+    alone = retriever.recommend(k=7).rows
+    similar = retriever.similar([5, 15, 25], 7).rows
+    fresh = dataclasses.replace(retriever)  # what is computed once is computed under load
+
+    def ask(turn: int) -> bool:
+        user = turn % 40
+        if turn % 3 == 0:
+            return np.array_equal(fresh.recommend(k=7).rows, alone)
+        if turn % 3 == 1:
+            return np.array_equal(fresh.similar(5 + 10 * (turn % 2), 7).rows[0], similar[turn % 2])
+        return np.array_equal(fresh.recommend(f"u{user}", 7).rows[0], alone[user])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(120)))
+
+
+def test_both_forms_score_the_same_chunks():
+    rng = np.random.default_rng(6)
+    users = jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
+    chunk = jnp.asarray([[0, 2, 5]] * 5, jnp.int32)
+    for precision in PRECISIONS:
+        items = to_precision(rng.normal(size=(6 * topk.CHUNK, 4)), precision)
+        scores = (users @ items.floats().T).reshape(5, 6, topk.CHUNK)[:, [0, 2, 5]]
+        for form in (topk._score_chunk_by_chunk, topk._score_chunks):
+            np.testing.assert_allclose(form(users, items, chunk), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_few_ids_are_found_among_many():
+    rng = np.random.default_rng(7)
+    for values in ([f"u{n}" for n in rng.permutation(3000)], rng.permutation(3000) * 7 - 500):
+        ids = Ids.from_values(values, "user")
+        for row in (0, 1500, 2999):
+            assert ids.rows(values[row]).tolist() == [row]
+        assert ids.find(["nobody", None]).tolist() == [-1, -1]
+        assert ids.find(["zz"]).tolist() == ids.find([10**9]).tolist() == [-1]
 
 
 def test_best_items_of_scores_that_are_no_numbers(monkeypatch):
@@ -151,8 +234,8 @@ def test_short_tables_are_searched_as_what_they_stand_for(monkeypatch, precision
 def test_memory_bounds_the_blocks():
     for memory in (1, 16, 256):
         for users, items in ((5, 10**6), (10**6, 10**6), (10**6, 50)):
-            k, plan = topk._divide(20, users, items, memory, 20)
-            assert plan.users * (plan.items + 2 * k * topk.CHUNK) * 12 <= max(memory * 2**20, 12 * 2**18), plan
+            plan = topk._divide(20, users, items, memory, 20)
+            assert plan.users * (plan.items + 2 * 20 * topk.CHUNK) * 12 <= max(memory * 2**20, 12 * 2**18), plan
             assert plan.items * plan.number >= items
 
 

@@ -1,6 +1,8 @@
 """A data set: interactions in three parts, and the ids of its users and items."""
 
+import bisect
 import dataclasses
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from htd_jax.writing import whole
 
 # A whole number: `7`, `-7` and `7.0`, but not `007` or `+7`.
 WHOLE = r"^(?:(?:0|-?[1-9][0-9]{0,18})|-?(?:0|[1-9][0-9]{0,18})\.0+)$"
+
+# Ids are searched one by one if there are this many times as many rows.
+FEW = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +74,23 @@ class Ids:
         column = as_column(ids, self.kind)
         if column.type != self.values.type:
             column = column.cast(pa.string()) if pa.types.is_string(self.values.type) else _each_whole(column)
+        if len(column) * FEW < len(self):
+            return np.array([self._search(value) for value in column.to_pylist()], np.int64)
         rows = pc.index_in(column, value_set=self.values, skip_nulls=True)
         return pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        """Rows in the order of their ids."""
+        return pc.sort_indices(self.values).to_numpy()
+
+    def _search(self, value: Any) -> int:
+        """Returns the row of one id, -1 if unknown, by bisection: a hash table of all ids takes longer."""
+        if value is None:
+            return -1
+        at = bisect.bisect_left(self._order, value, key=lambda row: self.values[row].as_py())
+        row = int(self._order[at]) if at < len(self) else -1
+        return row if row >= 0 and self.values[row].as_py() == value else -1
 
     def rows(self, ids: Any) -> np.ndarray:
         """Returns the rows `[m]` int64 of ids `[m]`.

@@ -63,6 +63,14 @@ class Rows:
             values = _decoded(codes.astype(jnp.float32), self.steps)
         return values if self.scales is None else values * self.scales[:, None]
 
+    def codes(self, j: int) -> jax.Array:
+        """Returns the numbers of dimension j of a table whose first axis is the dimensions, before scales and steps."""
+        if self.steps is None:
+            return self.values[j].astype(jnp.float32)
+        half = len(self.values)
+        codes = self.values[j] & 15 if j < half else self.values[j - half] >> 4
+        return codes.astype(jnp.float32) - (STEPS - 1) / 2
+
     def take(self, rows: jax.Array) -> "Rows":
         """Returns the rows `[m]`, encoded."""
         return self._by_row(lambda x: x[rows])

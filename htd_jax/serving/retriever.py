@@ -1,6 +1,7 @@
 """A trained model ready to serve: its tables, and the ids of their rows."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from htd_jax.models import InnerProduct, MakeModel, model_scores, represent_all
 from htd_jax.ops.precision import Rows, to_precision
 from htd_jax.serving import fold, storage
 from htd_jax.serving.lists import Recommendations
-from htd_jax.serving.topk import MEMORY, Hidden, Top, best_items, best_scored, concatenate
+from htd_jax.serving.topk import MEMORY, Hidden, Searched, Top, best_items, best_scored, concatenate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ class Retriever:
                 raise UserError(f"`seen` must hold one list per vector: {len(lists)} lists for {len(vectors)} vectors")
             hidden = Hidden.from_lists(lists)
         candidates, rows = self._candidates(allow, deny), Rows(jnp.asarray(vectors))
-        top = concatenate(best_items(rows, self.items, k, hidden=hidden, candidates=candidates, memory=memory), k)
+        top = concatenate(best_items(rows, self._searched, k, hidden=hidden, candidates=candidates, memory=memory), k)
         return Recommendations(pa.array(np.arange(len(vectors))), *top, self.item_ids)
 
     def similar(
@@ -153,10 +154,9 @@ class Retriever:
           UserError: if an id is unknown, or `k` is below 1.
         """
         rows = self.item_ids.rows(items)
-        unit = _unit(self.items)
-        itself = Hidden(np.arange(len(rows) + 1), rows.astype(np.int32))
-        mine, candidates = unit.take(jnp.asarray(rows)), self._candidates(allow, deny)
-        top = concatenate(best_items(mine, unit, k, hidden=itself, candidates=candidates, memory=memory), k)
+        unit, itself = self._unit
+        how: Any = {"rows": rows, "hidden": itself, "candidates": self._candidates(allow, deny), "memory": memory}
+        top = concatenate(best_items(unit.rows, unit, k, **how), k)
         return Recommendations(self.item_ids.take(rows), *top, self.item_ids, ("item", "similar"))
 
     def fold_in(self, items: Any) -> np.ndarray:
@@ -227,6 +227,20 @@ class Retriever:
         export = storage.Export(self.users, self.items, self.user_ids, self.item_ids, known, self.about, maps)
         storage.write_export(Path(folder), export)
 
+    @functools.cached_property
+    def _searched(self) -> Searched:
+        return Searched(self.items)
+
+    @functools.cached_property
+    def _hidden(self) -> Hidden | None:
+        return None if self.seen is None else Hidden.from_interactions(self.seen)
+
+    @functools.cached_property
+    def _unit(self) -> tuple[Searched, Hidden]:
+        """The items with rows of length one, and each item itself, hidden from its list."""
+        itself = Hidden(np.arange(len(self.items) + 1), np.arange(len(self.items), dtype=np.int32))
+        return self._searched.scaled(_unit(self.items)), itself
+
     def _check_products(self, what: str) -> None:
         if self.scores is not None:
             raise UserError(
@@ -239,10 +253,10 @@ class Retriever:
     def _rank(
         self, rows: np.ndarray, k: int, *, seen: bool = False, allow: Any = None, deny: Any = None, memory: int = MEMORY
     ) -> Iterator[Top]:
-        hidden = None if seen or self.seen is None else Hidden.from_interactions(self.seen)
+        hidden = None if seen else self._hidden
         how: Any = {"rows": rows, "hidden": hidden, "candidates": self._candidates(allow, deny), "memory": memory}
         if self.scores is None:
-            return best_items(self.users, self.items, k, **how)
+            return best_items(self.users, self._searched, k, **how)
         return best_scored(self.scores, len(self.items), k, **how)
 
     def _candidates(self, allow: Any, deny: Any) -> np.ndarray | None:
