@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -14,7 +15,7 @@ import scipy.sparse
 from runs import line_of, results, start, start_command, trained
 
 import htd_jax
-from htd_jax.data import Ids, Reading, read_ids, read_log
+from htd_jax.data import Ids, Reading, columns, read_ids, read_log
 from htd_jax.errors import UserError
 
 ROWS = [
@@ -291,6 +292,183 @@ def test_columns_may_be_named_and_headers_missing(tmp_path):
     assert len(data.users) == 20
     data, _ = notes(TEXT.removeprefix(HEADER), tmp_path, header=False, split="last", time_column="4")
     assert pairs_of(data) == pairs_of(htd_jax.read(table(), split="last"))
+
+
+# --- what files are like
+
+
+def put(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def error_of(source, **settings):
+    with pytest.raises(UserError) as error:
+        htd_jax.read(source, **settings)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.inter", "a.dat"])
+def test_a_quote_is_a_character_between_tabs(name, tmp_path):
+    lines = [f"u{u}\ti{i}\t{chr(34) * (k in (5, 60))}title" for k, (u, i, *_) in enumerate(ROWS)]
+    path = put(tmp_path / name, "user\titem\ttitle\n" + "\n".join(lines))
+    data = htd_jax.read(path)
+    assert len(set.union(*pairs_of(data))) == len(ROWS) and data.notes == ()
+    told = error_of(path, quoting="yes")
+    assert "line 7: a quote opens a field" in told and "does not close it; set `quoting` to no" in told
+
+
+def test_quotes_around_ids_between_tabs_are_told(tmp_path):
+    text = "user\titem\n" + "".join(f'"{u}"\t{i}\n' for u, i, *_ in ROWS)
+    data = htd_jax.read(put(tmp_path / "a.tsv", text))
+    assert "20 of 20 ids in column 'user' are in quotes" in data.notes[0] and data.users.values[0].as_py() == '"u0"'
+    assert htd_jax.read(tmp_path / "a.tsv", quoting="yes").users.values[0].as_py() == "u0"
+
+
+@pytest.mark.parametrize("second", ['"x', 'x"'])
+def test_a_quote_in_a_csv_takes_no_rows_away(second, tmp_path):
+    titles = {5: '"x', 60: second}
+    lines = [f"{u},{i},{titles.get(k, 'x')}" for k, (u, i, *_) in enumerate(ROWS)]
+    path = put(tmp_path / "a.csv", "user,item,title\n" + "\n".join(lines))
+    assert "line 7: a quote opens a field" in error_of(path)
+    assert len(set.union(*pairs_of(htd_jax.read(path, quoting="no")))) == len(ROWS)
+
+
+def test_line_breaks_in_quotes(tmp_path, monkeypatch):
+    """In a file of many blocks, which begin anywhere, and with the right numbers of lines in messages."""
+    monkeypatch.setattr(columns, "BLOCK", 2**10)
+    row = lambda u, i, r, t: f'{u},{i},{r},{t},"good\r\n""book"", {i}\n"\n'
+    lines = [row(*line) for line in ROWS]
+    path = put(tmp_path / "a.csv", HEADER.replace("\n", ",review\n") + "".join(lines))
+    data = htd_jax.read(path, split="last")
+    assert pairs_of(data) == pairs_of(htd_jax.read(table(), split="last"))
+    assert "200 rows with line breaks in quotes, of up to 3 lines, first in line 2" in data.notes[0]
+    lines[150] = lines[150].replace(ROWS[150][1] + ",", ",", 1)
+    lines[100] = lines[100].replace(",", ";", 1)
+    put(path, HEADER.replace("\n", ",review\n") + "".join(lines))
+    assert "line 302 has 4 fields" in error_of(path)
+    assert (
+        "no value in column 'item_id', first in line 452; left out" in htd_jax.read(path, skip_bad_rows=True).notes[2]
+    )
+
+
+def test_lines_of_any_system_and_what_is_no_text(tmp_path):
+    expected = pairs_of(htd_jax.read(table(), split="last"))
+    for end in ("\r", "\r\n", "\n\n"):
+        path = put(tmp_path / "a.csv", "\ufeff" + TEXT.replace("\n", end))
+        assert pairs_of(htd_jax.read(path, split="last")) == expected
+    assert "as UTF-16 does; save it as UTF-8" in error_of(put(tmp_path / "b.csv", TEXT.encode("utf-16-le")))
+
+
+def test_lines_have_a_limit(tmp_path):
+    for name, text in (("a.csv", "user,item\n1,"), ("a.jsonl", '{"user": "')):
+        assert "is longer than 16 MiB" in error_of(put(tmp_path / name, text + "x" * 2**24))
+    assert "is longer than 16 MiB" in error_of(put(tmp_path / "a.csv.gz", gzip.compress(bytes(2**25))))
+    path = put(tmp_path / "b.csv.gz", gzip.compress(b"user,item\n" + b"1,1\n" * 2**23))
+    assert "stand for" in error_of(path)
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "is a pipe or a device" in error_of(tmp_path / "pipe.csv")
+
+
+def test_missing_ids_are_nobody():
+    users = [1.0, 2.0] * 6 + [np.nan]
+    for column in (pa.array(users, from_pandas=False), pd.Series(users), [*map(str, users)], [*users[:-1], None]):
+        source = {"user": column, "item": range(13)}
+        assert "1 of 13 rows: no value in column 'user', first in row 12" in error_of(source)
+        data = htd_jax.read(source, skip_bad_rows=True)
+        assert data.users.values.to_pylist() == [1, 2] and "left out" in data.notes[0]
+
+
+@pytest.mark.parametrize("marker", ["NULL", "\\N", "NA", "nan"])
+def test_markers_of_missing_values(marker, tmp_path):
+    text = "user,item\n" + "".join(f"{marker if k % 9 == 0 else k % 7},{k}\n" for k in range(90))
+    path = put(tmp_path / "a.csv", text)
+    assert f"10 of 90 rows: no value in column 'user', first in line 2 ({marker!r})" in error_of(path)
+    assert htd_jax.read(path, skip_bad_rows=True).users.values.to_pylist() == [*range(7)]
+    data = htd_jax.read(put(tmp_path / "b.csv", text + "ann,1\n"))
+    assert marker in data.users.values.to_pylist()
+    assert f"b.csv: 10 rows with the user {marker!r}, kept as an id" in data.notes[0]
+
+
+def test_numbers_of_spreadsheets_are_told(tmp_path):
+    data, told = notes("user,item\n" + "".join(f"{k % 3}.2345E+18,{k}\n" for k in range(9)), tmp_path)
+    assert "3 user ids like '0.2345E+18', which may have lost digits: kept as text" in told
+    data, told = notes("user,item\n" + "".join(f"{k % 3}, {k}\n" for k in range(9)), tmp_path)
+    assert "9 item ids with white space at an end (' 0'): kept" in told
+    data, told = notes("user,item\n" + "".join(f"{k % 3}, {k}\n" for k in range(9)), tmp_path, clean_ids=True)
+    assert data.items.numbered
+    data, told = notes("user,item\n" + "".join(f"{k % 3}{'.0' * (k == 8)},{k}\n" for k in range(9)), tmp_path)
+    assert "1 user id written in two ways" in told and data.users.numbered
+
+
+def test_columns_that_nobody_needs_are_not_read(tmp_path):
+    more = {"timestamp": [{"$date": 5}] * 200, "rating": [[4.0]] * 200}
+    nested = table().drop(["timestamp", "rating"]).append_column("timestamp", [more["timestamp"]])
+    pq.write_table(nested.append_column("rating", [more["rating"]]), tmp_path / "a.parquet")
+    expected = pairs_of(htd_jax.read(table()))
+    data = htd_jax.read(tmp_path / "a.parquet")
+    assert pairs_of(data) == expected and "column 'timestamp' is not read: 200 of 200 rows" in data.notes[0]
+    assert "not a date or number in column 'timestamp'" in error_of(tmp_path / "a.parquet", split="last")
+    assert "not a number in column 'rating'" in error_of(tmp_path / "a.parquet", min_rating=1)
+    frame = table().to_pandas().assign(remark=[1, "x"] * 100)
+    assert pairs_of(htd_jax.read(frame)) == expected
+
+
+def test_json_with_half_of_a_surrogate_pair(tmp_path):
+    lines = [json.dumps({"user": u, "item": i}) for u, i, *_ in ROWS]
+    lines[7] = lines[7].replace('"u0"', r'"u0\ud83d"')
+    path = put(tmp_path / "a.jsonl", "\n".join(["oops", *lines]))
+    assert "line 1: not a JSON object" in error_of(path)
+    path.write_text("\n".join(lines))
+    assert "line 8: 'user' is '\"u0\\\\ud83d\"', has half of a surrogate pair" in error_of(path)
+    path.write_text("\n".join(["oops", *lines]))
+    data = htd_jax.read(path, skip_bad_rows=True)
+    assert "2 lines left out" in data.notes[0] and len(set.union(*pairs_of(data))) == len(ROWS) - 1
+
+
+def test_a_folder_of_files_is_a_table(tmp_path):
+    expected = pairs_of(htd_jax.read(table(), split="last"))
+    folder = tmp_path / "clicks.parquet"
+    for k in range(2):
+        part = folder / f"time={k}" / f"part-{k}.parquet"
+        part.parent.mkdir(parents=True)
+        pq.write_table(table().slice(100 * k, 100), part)
+    for name in ("_SUCCESS", ".part-0.parquet.crc"):
+        put(folder / name, b"x")
+    data = htd_jax.read(folder, split="last", time_column="timestamp")
+    assert pairs_of(data) == expected and data.name == "clicks"
+    assert htd_jax.read(folder, split="last", time_column="time").span == (0, 1)
+    for k in range(2):
+        part = TEXT.splitlines(True)[1 + 100 * k : 101 + 100 * k]
+        put(tmp_path / "csv" / f"part-{k}.csv", HEADER + "".join(part))
+    put(tmp_path / "csv" / "part-2.csv", "")
+    assert pairs_of(htd_jax.read(tmp_path / "csv", split="last")) == expected
+    put(tmp_path / "csv" / "part-2.csv", HEADER + "u1,,1,1\n")
+    assert "1 of 201 rows: no value in column 'item_id', first in part-2.csv, line 2" in error_of(tmp_path / "csv")
+    put(tmp_path / "csv" / "a.jsonl", "{}")
+    assert "must all be parts of one table, unlike 'a.jsonl' and 'part-0.csv'" in error_of(tmp_path / "csv")
+    (folder / "_delta_log").mkdir()
+    assert "is a Delta table, with files of earlier versions" in error_of(folder)
+
+
+def test_ids_with_line_breaks_have_fingerprints_of_their_own():
+    data = [
+        htd_jax.read(([x for x in users for _ in range(3)], [*range(6)])) for users in (["a\nb", "c"], ["a", "b\nc"])
+    ]
+    assert htd_jax.data.fingerprint(data[0]) != htd_jax.data.fingerprint(data[1])
+
+
+def test_files_of_parts_share_one_rule(tmp_path):
+    """Ids that one file writes as text and another as numbers are the same; `clean_ids` holds across files."""
+    train = "".join(f"{u}.0,x{i}\n" for u in range(3) for i in range(5) if u == 2 or i < 3)
+    files = [put(tmp_path / "train.csv", "user,item\n" + train)]
+    for name, items in (("valid", ["X3", "x4"]), ("test", ["x4", "X3"])):
+        pq.write_table(pa.table({"user": [0, 1], "item": items}), tmp_path / f"{name}.parquet")
+        files.append(tmp_path / f"{name}.parquet")
+    data = htd_jax.read(files[0], valid_file=files[1], test_file=files[2], clean_ids=True)
+    assert data.users.numbered and data.items.values.to_pylist() == [f"x{i}" for i in range(5)]
+    assert pairs_of(data)[1:] == [{(0, "x3"), (1, "x4")}, {(0, "x4"), (1, "x3")}]
 
 
 # --- filters and splits, against the plain way

@@ -101,8 +101,9 @@ def pick(
     existing = f"columns: {', '.join(map(_short, names[:12])) or 'none'}{', ...' if len(names) > 12 else ''}"
     chosen: dict[str, str] = {}
     problems = []
+    plain = [_plain(name) for name in names]
     for role, name in wanted.items():
-        matches = [n for n in names if (n == name if name else is_usual(n, role))]
+        matches = [n for n, like in zip(names, plain) if (n == name if name else like in USUAL[role])]
         if len(matches) == 1:
             chosen[role] = matches[0]
         elif name and not matches:
@@ -466,6 +467,8 @@ def _read_text(
     first = next((line for line in _lines(path) if line.strip()), b"").decode().strip("\r\n")
     if not first:
         raise UserError(f"{shown(path)}: the file is blank")
+    if "\0" in first:
+        raise UserError(f"{shown(path)}: the first line holds zero bytes, as UTF-16 does; save it as UTF-8")
     separator = _find_separator(path, suffix, first, separator, header)
     quoted = quoting == "yes" or (quoting == "auto" and separator != "\t")
     rows = _rows(path, separator, quoted)
@@ -522,7 +525,7 @@ def _read_text(
         except pa.ArrowInvalid as invalid:
             error = invalid
         if quoted and counted.quotes and (table is None or len(table) + skipped + before != counted.lines):
-            total, note = _check_quotes(path, separator, data_rows())
+            total, note = _check_quotes(path, separator, data_rows(), width if quoting == "auto" else None)
             if note:
                 table, notes = read(True), [note]
             elif table is None:
@@ -557,8 +560,11 @@ def _read_text(
     return Columns({role: table[str(i)] for role, i in at.items()}, chosen, place, skipped, tuple(notes))
 
 
-def _check_quotes(path: Path, separator: str, rows: Iterator[_Row]) -> tuple[int, str]:
-    """Returns the number of rows, and a note if some have line ends in quotes.
+def _check_quotes(path: Path, separator: str, rows: Iterator[_Row], width: int | None) -> tuple[int, str]:
+    """Returns the number of rows, and a note if some have line breaks in quotes.
+
+    Args:
+      width: number of fields if lines of such a row that would all be rows without quotes are refused; None otherwise.
 
     Raises:
       UserError: if the quotes of such a row are not those of a field, so that several rows may have been taken as one.
@@ -567,13 +573,14 @@ def _check_quotes(path: Path, separator: str, rows: Iterator[_Row]) -> tuple[int
     for row in rows:
         total += 1
         if len(row.lines) > 1:
+            start = f"{shown(path)}: line {row.line}: a quote opens a field ({_short(row.lines[0].strip())})"
+            advice = "set `quoting` to no if quotes are part of the text"
             try:
                 list(_parse(row.lines, separator, True, strict=True))
             except csv.Error:
-                raise UserError(
-                    f"{shown(path)}: line {row.line}: a quote opens a field and does not close it "
-                    f"({_short(row.lines[0].strip())}); set `quoting` to no if quotes are part of the text"
-                ) from None
+                raise UserError(f"{start} and does not close it; {advice}") from None
+            if width and all(line.count(separator) == width - 1 for line in row.lines):
+                raise UserError(f"{start} of {len(row.lines)} lines, which are rows without it; {advice}, or to yes")
             several, longest, first = several + 1, max(longest, len(row.lines)), first or row.line
     if not several:
         return total, ""
@@ -686,7 +693,7 @@ def _read_parquet(path: Path, choose: Choose) -> Columns:
 
 def _read_json(path: Path, choose: Choose, skip_bad_rows: bool) -> Columns:
     """Reads with pyarrow if every column has one type; otherwise line by line, which also finds the invalid line."""
-    entry = _object(path, *next(_numbered(path), (1, b"")))
+    entry = _first_object(path, skip_bad_rows)
     names = choose(list(entry))
     example = {name: value for name, value in entry.items() if name in names.values()}
     kinds = {int: pa.int64(), str: pa.string(), float: pa.float64()}
@@ -718,6 +725,16 @@ def _read_json(path: Path, choose: Choose, skip_bad_rows: bool) -> Columns:
             column.append(row[name])
     by_role = {role: pa.chunked_array([_mixed(values[name])]) for role, name in names.items()}
     return Columns(by_role, names, lambda row: f"line {lines[row]}", skipped)
+
+
+def _first_object(path: Path, skip_bad_rows: bool) -> dict[str, Any]:
+    for number, line in _numbered(path):
+        try:
+            return _object(path, number, line)
+        except UserError:
+            if not skip_bad_rows:
+                raise
+    return _object(path, 1, b"")
 
 
 def _json_value(path: Path, number: int, name: str, value: Any) -> Any:

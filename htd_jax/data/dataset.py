@@ -239,7 +239,7 @@ def _int64_or_string(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
             why = "may have lost digits" if abs(example) >= 2**53 else "is not a whole number"
             raise UserError(f"{kind} ids must be numbers or strings, but {example!r} {why}; convert them to strings")
     elif not (pa.types.is_integer(given) or pa.types.is_decimal(given)):
-        raise UserError(f"{kind} ids must be numbers or strings, not {given}")
+        raise UserError(f"{kind} ids must be numbers or strings, not {given}; convert them to strings")
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid:  # beyond int64, or with decimals

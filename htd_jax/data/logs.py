@@ -347,6 +347,10 @@ def _one_rule(ids: pa.Array, role: str, clean: bool) -> tuple[pa.Array, list[str
         if merged := len(ids) - len(pc.unique(numbers)):
             notes.append(f"{_count(merged, f'{role} id')} written in two ways, such as '7' and '7.0': merged")
         return numbers, notes
+    rounded = ids.filter(pc.match_substring_regex(ids, r"^\d\.\d+[eE]\+?\d+$"))
+    if len(rounded):
+        example = _short(rounded[0].as_py())
+        notes.append(f"{_count(len(rounded), f'{role} id')} like {example}, which may have lost digits: kept as text")
     trimmed = pc.utf8_trim_whitespace(ids)
     plain = pc.utf8_lower(trimmed)
     encoded = plain.dictionary_encode()
@@ -359,16 +363,16 @@ def _one_rule(ids: pa.Array, role: str, clean: bool) -> tuple[pa.Array, list[str
     else:
         return ids, notes
     if clean:
-        return whole_numbers(plain if number else trimmed), [f"{what}: {'merged' if number else 'removed'}"]
+        return whole_numbers(plain if number else trimmed), [*notes, f"{what}: {'merged' if number else 'removed'}"]
     if number:
         places = encoded.indices.to_numpy()
         order = np.argsort(places, kind="stable")
         second = int(order[1:][places[order][1:] == places[order][:-1]][0])
         first = int(np.argmax(places == places[second]))
         example = f"{_short(ids[first].as_py())}, {_short(ids[second].as_py())}"
-        return ids, [f"{what} ({example}): kept apart; `clean_ids` merges them"]
+        return ids, [*notes, f"{what} ({example}): kept apart; `clean_ids` merges them"]
     example = _short(ids.filter(pc.not_equal(trimmed, ids))[0].as_py())
-    return ids, [f"{what} ({example}): kept; `clean_ids` removes it"]
+    return ids, [*notes, f"{what} ({example}): kept; `clean_ids` removes it"]
 
 
 def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
