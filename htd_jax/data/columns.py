@@ -464,7 +464,7 @@ def _read_text(
     path: Path, suffix: str, choose: Choose, separator: str | None, header: bool, quoting: str, skip_bad_rows: bool
 ) -> Columns:
     """Reads with pyarrow, which is told of line ends in quotes only if there are some, as it is slower then."""
-    first = next((line for line in _lines(path) if line.strip()), b"").decode().strip("\r\n")
+    first = next(filter(bytes.strip, _lines(path)), b"").decode().strip("\r\n")
     if not first:
         raise UserError(f"{shown(path)}: the file is blank")
     if "\0" in first:
@@ -478,9 +478,10 @@ def _read_text(
     if suffix == ".inter":
         names = [name.partition(":")[0] for name in names]
     chosen = choose(names)
-    if header and next(rows, None) is None:
-        return Columns({role: pa.chunked_array([], pa.string()) for role in chosen}, chosen, lambda row: "line 1")
     rows.close()  # type: ignore[attr-defined]
+    of_header = sum(bool(line.strip()) for line in row.lines)
+    if header and next(itertools.islice(filter(bytes.strip, _lines(path)), of_header, None), None) is None:
+        return Columns({role: pa.chunked_array([], pa.string()) for role in chosen}, chosen, lambda row: "line 1")
     at = {role: names.index(name) for role, name in chosen.items()}
     width, before = len(names), row.line - 1 + header * len(row.lines)
     data_rows = lambda: itertools.islice(_rows(path, separator, quoted), int(header), None)
