@@ -295,6 +295,15 @@ def test_a_history_of_something_else_is_damaged(tmp_path, text):
         Checkpoints(tmp_path).history()
 
 
+def test_arrays_that_claim_more_than_their_files_hold_are_not_read(tmp_path):
+    """What an array's files do not hold reads as zeros: a kilobyte could ask for any amount of memory."""
+    save(tmp_path, 1)
+    described = next(path for path in (tmp_path / "1").rglob(".zarray") if json.loads(path.read_text())["shape"])
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"shape": [10**9, 3]}))
+    with pytest.raises(UserError, match=r"damaged \(its \d+ bytes stand for 12000000"):
+        Checkpoints(tmp_path).tree()
+
+
 def test_another_structure_is_not_read_into(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(UserError, match="not a checkpoint of htd-jax"):

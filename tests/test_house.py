@@ -10,6 +10,7 @@ import pytest
 import htd_jax
 
 PACKAGE = Path(htd_jax.__file__).parent
+ROOT = PACKAGE.parent
 
 # From the ground up; rooms of one floor do not import one another.
 FLOORS = [
@@ -102,3 +103,18 @@ def test_no_document_has_a_gap():
     for path in PACKAGE.parent.glob("**/*.md"):
         if ".venv" not in path.parts:
             assert "@@" not in path.read_text(), path
+
+
+def test_every_guarantee_has_its_test():
+    """`docs/guarantees.md` names a file `test_x.py`, a test of it after `::`, and more tests of the same file."""
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    for row in re.findall(r"^\|.*\| (.*`test.*) \|$", page, re.MULTILINE):
+        file = None
+        for name in re.findall(r"`([^`]+)`", row):
+            if name.startswith("benchmarks/"):
+                assert (ROOT / name).is_file(), name
+                continue
+            if ".py" in name:
+                file, _, name = name.partition("::")
+            text = (ROOT / "tests" / file).read_text()
+            assert re.search(rf"^\s*(def|class) {name}\b" if name else "", text, re.MULTILINE), f"{file}::{name}"

@@ -727,7 +727,8 @@ def test_a_student_of_lists_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(fuzz.FORMATS))
-def test_any_file_is_read_or_refused_in_bounded_time_and_memory(tmp_path, name):
+def test_any_file_is_read_or_refused_in_bounded_time_and_memory(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(fuzz, "SECONDS", 10 * fuzz.SECONDS)  # the bound is of a machine that does nothing else
     for seed in range(20):
         outcome = fuzz.attempt(name, seed, tmp_path)
         assert outcome.kind != "failed", f"--format {name} --seed {seed}: {outcome.message}"
@@ -747,6 +748,7 @@ def test_fuzz_sees_what_is_wrong(tmp_path, monkeypatch):
     def takes_much(path):
         assert np.ones((fuzz.MEMORY + fuzz.MEMORY_PER_BYTE * path.stat().st_size) // 4).sum()
 
-    for read, says in ((fails, "ValueError"), (takes_long, "more than"), (takes_much, "MiB for")):
+    for read, says, seconds in ((fails, "ValueError", 60), (takes_long, "more than", 0.1), (takes_much, "MiB for", 60)):
+        monkeypatch.setattr(fuzz, "SECONDS", seconds)
         outcome = fuzz.attempt("toml", 0, tmp_path, read)
         assert outcome.kind == "failed" and says in outcome.message

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath  # the paths that Orbax's handlers take
 
+from htd_jax.data.files import most_inflated, read_json
 from htd_jax.errors import UserError, shown
 from htd_jax.writing import alone, remove, whole
 
@@ -112,7 +115,7 @@ class Checkpoints:
 
     def tree(self) -> Any:
         """Returns the state of the newest step as plain dicts and arrays, whatever its structure."""
-        return self._restore(ocp.args.StandardRestore(fallback_sharding=_here()))
+        return self._restore(ocp.args.StandardRestore(fallback_sharding=_here()), check=_check_sizes)
 
     def _steps(self) -> list[int]:
         try:
@@ -124,8 +127,12 @@ class Checkpoints:
             raise UserError(f"{shown(self.folder)}: cannot be read ({error.strerror})") from None
         return [int(name) for name in names if name == str(int(name))]
 
-    def _restore(self, args: ocp.args.StandardRestore) -> Any:
-        return self._read(lambda step: ocp.StandardCheckpointHandler().restore(epath.Path(step / "state"), args=args))
+    def _restore(self, args: ocp.args.StandardRestore, check: Callable[[Path], None] = lambda state: None) -> Any:
+        def restore(step: Path) -> Any:
+            check(step / "state")
+            return ocp.StandardCheckpointHandler().restore(epath.Path(step / "state"), args=args)
+
+        return self._read(restore)
 
     def _read(self, read: Callable[[Path], T]) -> T:
         """Returns `read` of the folder of the newest step.
@@ -175,8 +182,18 @@ def _save_state(folder: Path, state: Any) -> None:
     handler.finalize(path)
 
 
+def _check_sizes(state: Path) -> None:
+    """Raises ValueError if arrays claim more bytes than those of their files justify: what is not stored reads as 0."""
+    described = ocp.StandardCheckpointHandler().metadata(epath.Path(state))
+    leaves = [leaf for leaf in jax.tree.leaves(described.tree) if hasattr(leaf, "shape")]
+    claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    held = sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
+    if claimed > most_inflated(held):
+        raise ValueError(f"its {held} bytes stand for {claimed}")
+
+
 def _read_history(step: Path) -> dict[str, Any]:
-    history = json.loads((step / "history.json").read_text(encoding="utf-8"))
+    history = read_json(step / "history.json", "a history")
     if not isinstance(history, dict) or not set(history) >= _FIELDS:
         raise ValueError("no history")
     return history
