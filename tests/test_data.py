@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htd_jax import data
-from htd_jax.data import citeulike, files, lists
+from htd_jax.data import citeulike, lists, published
 from htd_jax.data import tags as tags_of
 from htd_jax.data.interactions import Interactions
 from htd_jax.errors import UserError
@@ -164,7 +164,7 @@ def source(tmp_path):
     content = b"4 70 10 10 20\n0\n4 10 20 30 40\n2 90 91\n6 70 20 30 50 10 70\n"
     (tmp_path / "users.dat").write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    return lists.UserLists(files.Published("made-up", "https://nowhere/", {"users.dat": digest}), 3)
+    return lists.UserLists(published.Published("made-up", "https://nowhere/", {"users.dat": digest}), 3)
 
 
 def test_users_with_few_items_are_dropped_and_ids_renumbered(source, tmp_path):
@@ -208,7 +208,7 @@ def tagged(source, tmp_path, monkeypatch):
     content = b"3 70 5 10\n1 99\n2 30 30\n2 10 40\n"
     (tmp_path / "tag-item.dat").write_bytes(content)
     made = source.published.sha256 | {"tag-item.dat": hashlib.sha256(content).hexdigest()}
-    monkeypatch.setattr(tags_of, "PUBLISHED", files.Published("made-up", "https://nowhere/", made))
+    monkeypatch.setattr(tags_of, "PUBLISHED", published.Published("made-up", "https://nowhere/", made))
     return tmp_path
 
 

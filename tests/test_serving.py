@@ -795,7 +795,7 @@ def test_all_phases_of_runs_are_opened_together(run, neumf, tmp_path):
     }
     groups = htd_jax.distillers.learned_groups(found["htd"].distiller, found["teacher"].representations())
     gate = jax.tree.map(np.asarray, found["htd"].distiller["gate"])
-    for side, (its, rows) in enumerate(zip(groups, found["teacher"].representations())):
+    for side, (its, rows) in enumerate(zip(groups, found["teacher"].teacher().hints())):
         gated = np.asarray(rows, float) @ gate["kernel"][side] + gate["bias"][side]
         assert np.mean(np.asarray(its) == gated.argmax(1)) > 0.98  # but where two are as likely
     assert found["student"].distiller == {}

@@ -268,8 +268,8 @@ def request_of(folder):
 
 def write_results(job, phases):
     """Writes the results of a run that was not made."""
-    settings = {"model": {"name": "bpr"}}
-    entries = {name: {**entry, "settings": settings} for name, entry in phases.items()}
+    settings = {"model": {"name": "bpr"}, "evaluation": {"protocol": "full"}}
+    entries = {name: {"parameters": 1000, **entry, "settings": settings} for name, entry in phases.items()}
     common = {"dataset": "synthetic", "method": job.spec.settings.method, "seed": 0, "gap_closed": {}}
     job.folder.mkdir(parents=True, exist_ok=True)
     RunFolder(job.folder).write_results({**common, "phases": entries})
