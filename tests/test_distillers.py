@@ -239,6 +239,7 @@ def test_de_is_its_definition(entities, epoch):
     np.testing.assert_allclose(run(method, entities, epoch=epoch)[0], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_cold_de_is_the_regression_of_the_chosen_experts(entities):
     """With no user that counts and no negative: half of the positives' regression, each through one expert."""
     method = de()
@@ -329,6 +330,7 @@ def test_together_is_users_and_items(entities):
 # --- HTD's variants
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [None, GIVEN])
 def test_the_levels_sum_to_both(entities, groups):
     _, both = run(htd(groups=groups), entities)

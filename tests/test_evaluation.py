@@ -341,6 +341,7 @@ def test_memory_does_not_grow_with_the_square_of_the_longest_list(rng, protocol)
     assert planned.temp_size_in_bytes < 100e6
 
 
+@pytest.mark.slow
 def test_evaluation_needs_no_rank_promotion(small_split):
     scores = np.zeros((small_split.train.num_users, small_split.train.num_items))
     with jax.numpy_rank_promotion("raise"):

@@ -143,6 +143,7 @@ def test_group_level_is_its_definition(rows, level):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["prototype-entity", "prototype-prototype"])
 def test_both_group_levels_train_something(level):
     student, teacher, groups, _ = draw(0, 40, 4)
@@ -164,6 +165,7 @@ def test_htd_is_entity_plus_group_level():
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_positive_pairs_are_those_of_the_teacher():
     teacher = jnp.array([[1.0, 0.0], [-1.0, 0.1]])  # a negative pair
     student = jnp.array([[1.0], [1.0]])
@@ -214,6 +216,7 @@ def routed_assignment(student, logits, experts, teacher, temperature, where=None
     return losses.routed_assignment_loss(student, teacher, logits, experts, where=where, temperature=temperature)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 200])
 def test_routed_assignment_is_the_dense_one_at_every_temperature(rows):
     """Loss and gradients, to rounding, of the softmax that float32 can represent."""
@@ -369,6 +372,7 @@ def test_gumbel_softmax_has_a_slope_in_its_temperature(rng):
     np.testing.assert_allclose(jax.grad(first)(0.7), (first(0.701) - first(0.699)) / 0.002, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_groups_may_be_narrow_integers_and_numpy_arrays():
     student, teacher, groups, _ = draw(0, 40, 4)
     call = lambda g: jax.jit(lambda s: losses.htd_loss(s, f32(teacher), g, num_groups=200))(f32(student))

@@ -78,6 +78,7 @@ def test_a_step_on_a_large_device_is_a_few_products_and_no_loop(name, platform, 
     assert 0 < found["dot_general"] <= most
 
 
+@pytest.mark.slow
 def test_one_program_holds_the_forms_of_all_platforms():
     """Beside the products of a GPU, those of the tiles and blocks of a CPU, and their loops."""
     one = count(lowered(distillers.htd(), "cuda"))

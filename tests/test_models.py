@@ -97,6 +97,7 @@ def test_methods_agree_in_values_and_shapes(model, rng):
     chex.assert_shape(of_items, (ITEMS, of_users.shape[1]))
 
 
+@pytest.mark.slow
 def test_one_bound_module_serves_several_methods_also_in_a_loop(model, rng):
     variables = init(model, rng)
     users = jnp.arange(6)

@@ -292,6 +292,7 @@ def test_a_group_of_huge_or_tiny_rows_has_a_direction(form, size):
         assert np.isfinite(jax.grad(loss)(size * student, teacher, of)).all()
 
 
+@pytest.mark.slow
 def test_losses_within_shard_map(call):
     """Types of what loops carry are right where arrays differ from device to device; one device is enough to tell."""
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_should(finished):
     assert not list(folder.rglob("*partial*"))
 
 
+@pytest.mark.slow
 def test_a_teacher_and_a_student_trained_before_are_used_again(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / folder.name)
@@ -164,6 +165,7 @@ def test_a_student_starts_at_the_factors_of_its_teacher(finished, tmp_path):
     assert phases["student"]["final"]["test"] == phases["ftd"]["final"]["test"] == factors
 
 
+@pytest.mark.slow
 def test_an_early_stopped_run_keeps_its_best_epoch(tmp_path):
     stopping = ["--eval-every", 1, "--patience", 1, "--epochs", 6]
     done = trained("--method", "none", *stopping, "--cutoffs", 5, "--runs", tmp_path)
@@ -248,6 +250,7 @@ def test_the_variants_of_htd(args, terms, finished, tmp_path):
     assert set(strict(path)[-1]["terms"]) == {"loss", "base", *terms}
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_model_teaches(shared_runs):
     """LightGCN's representations, to a student of BPR: found by what the teacher was trained under."""
     teacher = shared_runs / "of-lightgcn"

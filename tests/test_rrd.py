@@ -283,6 +283,7 @@ def test_lists_teach_even_where_they_or_the_rest_are_empty():
         htd_jax.distill(Teacher(), split, **settings)
 
 
+@pytest.mark.slow
 def test_what_is_sampled_is_part_of_the_state(data, teacher, tmp_path):
     """Of a method that samples every third epoch: a run killed between ends with the bits of an unbroken one."""
     settings = RRD(weight=0.1, pool=60, interesting=10, uninteresting=10)

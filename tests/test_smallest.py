@@ -98,6 +98,7 @@ def test_sampled_softmax_loss_against_float64():
     assert not any(np.asarray(gradient).any() for gradient in found)
 
 
+@pytest.mark.slow
 def test_drawn_items_stand_for_all(small_split):
     """With many sampled items, the loss of a batch of pairs is that over all items; with few, the sum over all is right
     on average (400 samples, 5 standard errors)."""
@@ -143,6 +144,7 @@ def uneven():
     return Interactions.from_pairs(users, items, 20, 12)
 
 
+@pytest.mark.slow
 def test_batches_of_users(uneven):
     """Every user is in an epoch once; its samples are uniform over its seen and its unseen items (chi-square
     of 4,000 epochs, false alarms 1e-4 each)."""
@@ -166,6 +168,7 @@ def test_batches_of_users(uneven):
             assert chi < 38  # of at most 10 degrees of freedom
 
 
+@pytest.mark.slow
 def test_an_epoch_of_softmax_is_the_plain_loop(small_split):
     """Against its definition, a batch of users at a time, and the cosine along all steps."""
     train = small_split.train
@@ -309,6 +312,7 @@ def test_bytes_are_counted():
     assert for_bytes(10, 200) == (20, "int4") and for_bytes(50, 200) == (46, "int8")
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_stopped_ends_at_the_same_bits(small_split, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     teacher = htd_jax.fit(small_split, model="ials", dim=8, epochs=3, progress=False)

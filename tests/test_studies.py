@@ -72,6 +72,7 @@ def test_a_run_ends_with_its_study(tmp_path):
     study.wait()
 
 
+@pytest.mark.slow
 def test_a_comparison_trains_each_once_and_shows_all(compared):
     folder, done = compared
     assert done.status == 1, done.err
@@ -91,6 +92,7 @@ def test_a_comparison_trains_each_once_and_shows_all(compared):
     assert all(line in written for line in out if "|" in line)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_in_its_place(compared):
     folder, done = compared
     reason = "diverged in epoch 0"
@@ -100,6 +102,7 @@ def test_a_run_that_fails_is_named_in_its_place(compared):
     assert reason in (folder / "synthetic-rrd-4-seed0.log").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_found(compared, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(compared[0], folder)
@@ -111,6 +114,7 @@ def test_what_is_finished_is_found(compared, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_all_runs_is_said_before_any(compared, tmp_path):
     folder = tmp_path / "runs"
     np.save(tmp_path / "users.npy", np.ones((50, 4), np.float32))
@@ -139,6 +143,7 @@ def test_another_width_finds_the_teacher(compared, tmp_path):
     assert study("--methods", "ftd", "--student-dims", "3", "4", "--runs", folder).out.count("reused") == 4
 
 
+@pytest.mark.slow
 def test_other_settings_are_not_found_finished(compared):
     folder, _ = compared
     data = RunFolder(folder / "synthetic-none-4-seed0").read_config()["data"]
@@ -196,6 +201,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(arguments, reason, t
     assert not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_the_command_says_which_studies_there_are():
     assert "comparison" in start_command("study").out
     assert "unknown study 'x'" in line_of(start_command("study", "x"))
@@ -431,6 +437,7 @@ def test_which_differences_chance_explains(made):
     assert float(by_name["RRD"][2]) > 0.05
 
 
+@pytest.mark.slow
 def test_each_users_recall_is_kept_and_that_of_another_model_is_not(compared, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(compared[0], folder)
@@ -520,6 +527,7 @@ def test_a_file_is_the_flags_that_it_holds(tmp_path):
         assert flags == [*expected.split(), "--seeds", "2"]
 
 
+@pytest.mark.slow
 def test_a_comparison_of_a_file_finds_that_of_the_same_flags(compared, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(compared[0], folder)

@@ -193,6 +193,7 @@ def test_a_teacher_that_has_seen_what_is_held_out_is_noted(known, form):
     assert not any("trained on" in note for note in notes(make(honest), split))
 
 
+@pytest.mark.slow
 def test_python_users_are_warned(known):
     split, _, leaked = known
     with pytest.warns(UserWarning, match="^the teacher: it finds .* trained on the test items"):

@@ -53,6 +53,7 @@ def test_the_entity_level_is_its_definition(rng, pairs, monkeypatch):
         assert agreement.error == pytest.approx(error, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_sample_is_that_of_its_pairs(rng):
     teacher, student, groups = entities(rng)
     rows = np.sort(np.random.default_rng(3).choice(90, 40, replace=False))

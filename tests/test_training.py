@@ -191,6 +191,7 @@ def test_equal_seeds_give_equal_bits_and_so_does_a_run_killed_and_resumed(
     assert again.seconds == resumed.seconds
 
 
+@pytest.mark.slow
 def test_a_run_compiles_its_epoch_once(small_split, teacher, tmp_path):
     compiled = []
 
@@ -210,6 +211,7 @@ def test_a_run_compiles_its_epoch_once(small_split, teacher, tmp_path):
     assert len(set(counts)) == 1
 
 
+@pytest.mark.slow
 def test_distillation_moves_the_student_towards_its_teachers_topology(small_split, teacher, tmp_path):
     losses = []
     fit(
@@ -230,6 +232,7 @@ def test_a_checkpoint_of_another_format_names_the_version(small_split, teacher, 
         fit(small_split, teacher, "none", tmp_path / "run", epochs=1, settings={"format": 6})
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_epoch_even_if_killed_after_it(small_split, teacher, tmp_path, monkeypatch):
     """The metric is handed in: it rises to epoch 3 and falls from there."""
     stopping = EarlyStopping("recall@10", 3)
@@ -330,6 +333,7 @@ def terms_of(split, teacher, distiller, epochs=4, **options):
     return terms
 
 
+@pytest.mark.slow
 def test_each_epoch_samples_from_the_last_sample(small_split):
     def refresh(start):
         last = jnp.zeros((), jnp.int32) if start.sampled is None else start.sampled["count"]
@@ -342,6 +346,7 @@ def test_each_epoch_samples_from_the_last_sample(small_split):
     assert len({terms["random"] for terms in found}) == 4
 
 
+@pytest.mark.slow
 def test_a_student_is_seen_as_it_is_when_the_epoch_begins(small_split):
     """Its scores in `refresh`, against those of the variables after the epoch before."""
     refresh = lambda start: start.student.score_all(jnp.arange(5))

@@ -159,6 +159,7 @@ def test_another_search_in_the_folder_is_refused(searched):
     assert (folder / "synthetic-ftd-4-seed0-tune" / "tune.md").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_has_failed_and_the_others_go_on(tmp_path):
     done = study(tmp_path, "--trials", 5, "--search", "weight=0.001,1e38")
     assert done.status == 0, done.err
