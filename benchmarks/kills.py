@@ -3,46 +3,46 @@
 Each scenario is a command in a folder of its own, on a small synthetic data set. It runs once unbroken. Then it is
 started again in a fresh folder, killed with its process group (SIGKILL, SIGTERM or SIGINT; a study also alone) after a
 random time or as a temporary folder appears, and started again until it ends; and so from the beginning, until all
-kills are spent. After every kill, every file that it writes must be what it was or what it becomes, and every JSON file
-and checkpoint whole; at its end, all must have the bits of the unbroken run, and no temporary folder may be left.
+kills are spent. Commands are forked from a process that has imported the package, so that no kill is spent on imports,
+which write nothing. After every kill, every file that it writes must be what it was or what it becomes, and every JSON
+file and checkpoint whole; at its end, all must have the bits of the unbroken run, and no temporary folder may be left.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import random
+import select
 import shutil
 import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+import htd_jax
+from htd_jax import command
 from htd_jax.distillers import METHODS
 from htd_jax.training import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
-    "--synthetic.users",
-    "60",
-    "--synthetic.items",
-    "150",
-    "--epochs",
-    "4",
-    "--eval-every",
-    "1",
-    "--teacher-dim",
-    "12",
-    "--student-dim",
-    "4",
-]
+SMALL = "--synthetic.users 60 --synthetic.items 150 --epochs 4 --eval-every 1 --teacher-dim 12 --student-dim 4".split()  # noqa: SIM905
 BASE = ["train", *SMALL, "--method", "ftd", "--run", "base"]
+
+# Kills of a command before the next one has its turn.
+EACH = 6
+
 SIGNALS = {"SIGKILL": 0.6, "SIGTERM": 0.2, "SIGINT": 0.2}
 
 
@@ -97,10 +97,92 @@ def scenarios() -> list[Scenario]:
     return [*found, *served * 3, *studies * 3]
 
 
+class Forks:
+    """A process that has imported everything and computed nothing; it forks the commands, one after another."""
+
+    def __init__(self, environment: dict[str, str]):
+        self._socket, other = socket.socketpair()
+        if os.fork():
+            other.close()
+            return
+        self._socket.close()
+        os.setsid()
+        os.environ.update(environment)
+        jax.config.update("jax_platforms", environment["JAX_PLATFORMS"])
+        jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for module in pkgutil.walk_packages(htd_jax.__path__, "htd_jax."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        with other, other.makefile("rw") as stream:
+            for line in stream:
+                pid = os.fork()
+                if not pid:
+                    _run(**json.loads(line))
+                print(pid, file=stream, flush=True)
+                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=stream, flush=True)
+        os._exit(0)
+
+    def start(self, arguments: list[str], cwd: Path, out: Path) -> "Fork":
+        self._socket.sendall((json.dumps({"arguments": arguments, "cwd": str(cwd), "out": str(out)}) + "\n").encode())
+        return Fork(self._socket)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _run(arguments: list[str], cwd: str, out: str) -> None:
+    """Runs a command as its own process would."""
+    status: Any = 1
+    try:
+        os.setsid()
+        os.chdir(cwd)
+        target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), target, target)):
+            os.dup2(stream, number)
+        command.main(arguments)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+class Fork:
+    """A running command."""
+
+    def __init__(self, server: socket.socket):
+        self._server, self._status = server, None
+        self.pid = int(self._line())
+
+    def _line(self) -> str:
+        text = b""
+        while not text.endswith(b"\n"):
+            text += self._server.recv(1)
+        return text.decode()
+
+    def poll(self) -> int | None:
+        """Returns the status; None while it runs."""
+        if self._status is None and select.select([self._server], [], [], 0)[0]:
+            self._status = int(self._line())
+        return self._status
+
+    def wait(self) -> int:
+        """Returns the status when it has ended."""
+        if self._status is None:
+            self._status = int(self._line())
+        return self._status
+
+
 class Kills:
     """The state of the whole: what was killed, and what was found."""
 
-    def __init__(self, folder: Path, seed: int, say):
+    def __init__(self, folder: Path, seed: int, say: Callable[[dict[str, Any]], None]):
         self.folder, self.random, self.say = folder, random.Random(seed), say
         self.counts = {"kills": 0, "ends": 0, "starts": 0, "at a write": 0}
         self.by_signal: dict[str, int] = {}
@@ -116,14 +198,11 @@ class Kills:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
         }
+        self.forks = Forks(self.environment)
 
-    def start(self, arguments: list[str], cwd: Path) -> "subprocess.Popen[bytes]":
+    def start(self, arguments: list[str], cwd: Path) -> Fork:
         self.counts["starts"] += 1
-        out = (cwd.with_name(cwd.name + ".out")).open("wb")
-        command = [sys.executable, "-P", "-m", "htd_jax", *arguments]
-        return subprocess.Popen(
-            command, cwd=cwd, env=self.environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        return self.forks.start(arguments, cwd, cwd.with_name(cwd.name + ".out"))
 
     def unbroken(self, arguments: list[str], cwd: Path) -> float:
         begin = time.monotonic()
@@ -147,6 +226,7 @@ class Kills:
         shutil.rmtree(reference)
         shutil.copytree(start, reference)
         seconds = self.unbroken(scenario.arguments, reference)
+        self.say({**self.summary(), "prepared": scenario.name, "its seconds": round(seconds, 1)})
         return snapshot(start), {**snapshot(reference), "output": shown_output(scenario, reference)}, seconds
 
     def go(self, scenario: Scenario, kills: int, known: dict) -> None:
@@ -202,7 +282,7 @@ class Kills:
                 (os.kill if alone else os.killpg)(process.pid, signal.Signals[name])
                 break
             time.sleep(0.001 if at_write else 0.02)
-        status = process.wait(timeout=300)
+        status = process.wait()
         self.running += time.monotonic() - begin
         end = time.monotonic() + 30
         while time.monotonic() < end:  # its children end with it
@@ -318,7 +398,8 @@ def kill_all(kills: int, seed: int, folder: Path, chosen: list[Scenario], say) -
     while state.counts["kills"] < kills:
         scenario = order[number % len(order)]
         number += 1
-        state.go(scenario, min(3, kills - state.counts["kills"]), known)
+        state.go(scenario, min(EACH, kills - state.counts["kills"]), known)
+    state.forks.close()
     return state
 
 
