@@ -29,6 +29,7 @@ from runs import (
 
 from htd_jax import command
 from htd_jax.command import report
+from htd_jax.command.flags import parse_request
 from htd_jax.data import make_split, save_split
 from htd_jax.pipeline import RunFolder, resolve_run
 
@@ -583,3 +584,14 @@ def test_a_value_may_begin_with_a_dash(tmp_path, monkeypatch):
     teacher = start_command("train", *SMALL, "--teacher=-t.npy", "u.npy")
     assert teacher.status == 2 and "error: -t.npy: there is no such file" in teacher.err
     assert "unknown method '-m'" in line_of(start_command("study", "comparison", "--methods=-m"))
+
+
+def test_earlier_names_of_flags_are_those_of_today(capsys):
+    request = parse_request(
+        ["--groups=3", "--no-noise", "--weight", "0.1", "--method", "htd+de"], prog="", description=""
+    )
+    htd, de = request.components["htd"], request.components["de"]
+    assert (htd.groups, htd.noise, htd.weight) == (3, False, 0.1) and (de.experts, de.weight) == (3, 0.1)
+    assert "note: --groups is now --htd.groups and --de.experts\n" in capsys.readouterr().out
+    request = parse_request(["--groups", "3", "--method", "none"], prog="", description="")
+    assert not request.components and "and is ignored" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -61,6 +61,18 @@ TOPICS = {
 }
 
 REGISTRIES: dict[str, Registry[Any]] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
+
+# Earlier names of flags, and the settings that they set, by component.
+RENAMED = {
+    "--weight": {name: "weight" for name, method in METHODS.items() if method.trains},
+    "--groups": {"htd": "groups", "de": "experts"},
+    **{
+        f"--{name}": {"htd": name}
+        for name in ("alpha", "group-level", "pairs", "levels", "grouping", "noise", "no-noise")
+    },
+    "--layers": {"lightgcn": "layers", "neumf": "layers"},
+    **{f"--{name}": dict.fromkeys(("citeulike-t", "foursquare"), name) for name in ("min-interactions", "split-seed")},
+}
 
 # The flags of a run that may name a class as `package.module:Class`.
 NAMING: dict[str, Registry[Any]] = {
@@ -197,7 +209,7 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
     if at := next((i for i, argument in enumerate(arguments, 1) if argument in ("--help", "-h")), None):
         topic = arguments[at] if at < len(arguments) and arguments[at][:1] != "-" else None
         show_help(topic, names, components, prog=prog, description=description)
-    flags: Any = parse(_flags(COMMON, components), arguments, prog=prog)
+    flags: Any = parse(_flags(COMMON, components), _rename(arguments, names), prog=prog)
     given = {name: getattr(flags, _field(name)) for name, kind in components.items() if dataclasses.fields(kind)}
     request = RunRequest(
         **{name: getattr(flags, name) for name in COMMON},
@@ -205,6 +217,25 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
     )
     _note_ignored(request, arguments)
     return request
+
+
+def _rename(arguments: Sequence[str], names: Mapping[str, list[str]]) -> list[str]:
+    """Replaces earlier names of flags by today's, for the components of this run; prints a note for each."""
+    defaults = RunSettings()
+    chosen = {flag_name(name) for kind in REGISTRIES for name in names.get(kind, [getattr(defaults, kind)])}
+    renamed: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag not in RENAMED:
+            renamed.append(flag + equals + value)
+            continue
+        values = [value] if equals else [] if flag.endswith("noise") else [rest.pop(0)] if rest else []
+        flags = {name: f"--{name}.{setting}" for name, setting in RENAMED[flag].items()}
+        now = [new for name, new in flags.items() if name in chosen]
+        print(f"note: {flag} is now {' and '.join(now) or ' or '.join(flags.values()) + ', and is ignored'}")
+        renamed += [word for new in now for word in (new, *values)]
+    return renamed
 
 
 def default_settings(model: str, loss: Any = None, methods: Iterable[str] = ()) -> dict[str, Any]:
