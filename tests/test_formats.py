@@ -201,7 +201,7 @@ def outcome(source, options):
 def by_the_rule(values):
     """Ids by their text: numbers if all are whole, otherwise text; None if missing."""
     texts = [None if value is None or value == "" else str(value) for value in values]
-    number = lambda text: re.fullmatch(r"0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.0+", text)
+    number = lambda text: re.fullmatch(r"-?(0|[1-9][0-9]*)(\.0+)?", text)
     markers = {"NULL", "\\N", "nan", "NA"}
     real = [text for text in texts if text is not None and text not in markers]
     if real and all(number(text) and -(2**63) <= int(text.split(".")[0]) < 2**63 for text in real):

@@ -12,6 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import line_of, results, start, start_command, trained
 
 import htd_jax
@@ -335,6 +337,44 @@ def test_a_quote_in_a_csv_takes_no_rows_away(second, tmp_path):
     assert len(set.union(*pairs_of(htd_jax.read(path, quoting="no")))) == len(ROWS)
 
 
+def test_a_quote_takes_no_rows_away_if_a_line_between_has_another_comma(tmp_path):
+    titles = {3: '"x', 6: "a; b, c", 9: 'x"'}
+    lines = [f"{u},{i},{titles.get(k, 'x')}" for k, (u, i, *_) in enumerate(ROWS[:20])]
+    path = put(tmp_path / "a.csv", "user,item,title\n" + "\n".join(lines))
+    for skip in (False, True):
+        told = error_of(path, skip_bad_rows=skip)
+        assert "line 5: a quote opens a field" in told and "of 7 lines, 6 of which are rows without it" in told
+    assert len(htd_jax.read(path, quoting="no", skip_bad_rows=True).items) == 19
+
+
+def test_white_space_before_a_quote_is_told(tmp_path):
+    path = put(tmp_path / "a.csv", '"user", "item"\n' + "".join(f'"{u}", "{i}"\n' for u, i, *_ in ROWS))
+    told = htd_jax.read(path).notes[0]
+    assert "30 of 30 ids in column '\"item\"' are in quotes, which are read as part of them; remove the white" in told
+
+
+def test_separators_that_a_csv_may_not_have(tmp_path):
+    path = put(tmp_path / "a.csv", TEXT.replace(",", " "))
+    told = error_of(path)
+    assert "holds no commas, but spaces; set `separator` to ' '" in told and "\n" not in told
+    assert len(htd_jax.read(path, separator=" ").users) == 20
+    assert "`separator` must not be '\"'" in error_of(path, separator='"')
+
+
+def test_a_folder_needs_no_slash_and_known_names_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("clicks", "synthetic"):
+        put(tmp_path / folder / "a.csv", TEXT)
+    assert htd_jax.read("clicks").notes == () and len(htd_jax.read("clicks").users) == 20
+    data = htd_jax.read("synthetic")
+    assert len(data.users) == 1000 and "not the file or folder here, which is ./synthetic" in data.notes[0]
+    assert len(htd_jax.read("./synthetic").users) == 20
+    (tmp_path / "empty").mkdir()
+    assert "unknown dataset 'empty'" in error_of("empty")
+    put(tmp_path / "clicks" / "b.csv", "who,what\na,b\n")
+    assert error_of("clicks").startswith("clicks/b.csv: no user column found (columns: 'who', 'what')")
+
+
 def test_line_breaks_in_quotes(tmp_path, monkeypatch):
     """In a file of many blocks, which begin anywhere, and with the right numbers of lines in messages."""
     monkeypatch.setattr(columns, "BLOCK", 2**10)
@@ -469,6 +509,78 @@ def test_files_of_parts_share_one_rule(tmp_path):
     data = htd_jax.read(files[0], valid_file=files[1], test_file=files[2], clean_ids=True)
     assert data.users.numbered and data.items.values.to_pylist() == [f"x{i}" for i in range(6)]
     assert pairs_of(data)[1:] == [{(0, "x3"), (1, "x4")}, {(0, "x4"), (1, "x3")}]
+
+
+# --- rows that are left out change nothing
+
+NUMBERED = [(u, i, 5) for u in range(12) for i in range(8) if (u + i) % 8]
+
+
+@pytest.mark.parametrize(
+    ("extra", "settings"),
+    [
+        (("total", None, None), {"skip_bad_rows": True}),
+        (("guest", 3, 1), {"min_rating": 4}),
+        (("guest", 3, 5), {"min_per_user": 2}),
+        (("guest", "extra", 1), {"min_rating": 4}),
+        (("guest", "extra", None), {"min_rating": 4, "skip_bad_rows": True}),
+        ((3, "extra", 5), {"min_per_item": 2}),
+    ],
+)
+def test_rows_that_are_left_out_do_not_rename_the_others(extra, settings, tmp_path):
+    table = lambda rows: dict(zip(("user", "item", "rating"), map(list, zip(*rows))))
+    expected = htd_jax.read(table(NUMBERED))
+    cells = lambda row: ",".join("" if value is None else str(value) for value in row)
+    path = put(tmp_path / "a.csv", "user,item,rating\n" + "".join(cells(row) + "\n" for row in [*NUMBERED, extra]))
+    for source in (path, pd.DataFrame(table([*NUMBERED, extra]), dtype=object)):
+        data = htd_jax.read(source, **settings)
+        assert data.users.values.to_pylist() == [*range(12)] and data.items.values.to_pylist() == [*range(8)]
+        assert htd_jax.data.fingerprint(data) == htd_jax.data.fingerprint(expected)
+    htd_jax.data.save_dataset(tmp_path, data)
+    assert htd_jax.data.fingerprint(
+        htd_jax.data.load_dataset(tmp_path / "split.npz", "saved")
+    ) == htd_jax.data.fingerprint(data)
+
+
+IDS = st.sampled_from([1, 2, 3, 10, "1.0", "2", "-0", "NA", "\\N", "guest", "Ann", "ann", " ann", "07"])
+
+
+@pytest.mark.parametrize("clean_ids", [False, True])
+@given(rows=st.lists(st.tuples(IDS, IDS, st.sampled_from([1, 5])), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_rows_that_are_left_out_change_nothing(clean_ids, rows):
+    """Against the same rows without them; whatever is refused is refused both times."""
+    rows = [*((1, i, 5) for i in range(4)), *rows]
+
+    def outcome(rows, **settings):
+        columns = {name: [str(row[k]) for row in rows] for k, name in enumerate(("user", "item", "rating"))}
+        try:
+            data = htd_jax.read(columns, skip_bad_rows=True, clean_ids=clean_ids, **settings)
+        except UserError as error:
+            return str(error)
+        return htd_jax.data.fingerprint(data), pairs_of(data)
+
+    assert outcome(rows, min_rating=4) == outcome([row for row in rows if row[2] >= 4])
+
+
+def test_parts_are_numbered_by_the_ids_of_training(tmp_path):
+    files = [put(tmp_path / "train.csv", "user,item\n" + "".join(f"{u},{i}\n" for u, i, _ in NUMBERED))]
+    for name, row in (("valid", "1,7"), ("test", "3.0,5")):
+        files.append(put(tmp_path / f"{name}.csv", f"user,item\nguest,9\nguest,1\n{row}\n"))
+    data = htd_jax.read(files[0], valid_file=files[1], test_file=files[2])
+    assert pairs_of(data)[1:] == [{(1, 7)}, {(3, 5)}]
+    assert data.users.values.to_pylist() == [*range(12)] and data.items.values.to_pylist() == [*range(8)]
+
+
+def test_ids_that_keep_numbers_from_being_numbers_are_told(tmp_path):
+    lines = [f"{u},{i}\n" for u in range(60) for i in range(3)]
+    for stray in ("-", "missing"):
+        _, told = notes("user,item\n" + "".join(lines) + f"{stray},1\n", tmp_path)
+        assert f"60 of 61 user ids are whole numbers, but not {stray!r}: all are text, sorted by characters" in told
+    _, told = notes("user,item\n" + "".join(lines) + "a,1\nb,1\n", tmp_path)
+    assert "60 of 62 user ids are whole numbers, but not 'a' and 1 more" in told
+    _, told = notes("user,item\n" + "".join(f"u{line}" for line in lines) + "7,1\n", tmp_path)
+    assert "whole numbers" not in told
 
 
 # --- filters and splits, against the plain way

@@ -3,6 +3,7 @@
 A named data set is one file: its settings, with a method `load(data_dir) -> Split`, and one line in SOURCES.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from htd_jax.data import columns as _columns
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
-from htd_jax.data.columns import is_path
 from htd_jax.data.dataset import Dataset, Ids, read_ids, write_ids
 from htd_jax.data.folder import load_dataset, save_dataset
 from htd_jax.data.interactions import Interactions, Split, make_split
@@ -31,6 +32,17 @@ SOURCES = Registry(
     base=Source,
 )
 register = SOURCES.register
+
+
+def is_path(name: str) -> bool:
+    """Returns whether a data set's name is the path of a file or folder; a name in `SOURCES` is not."""
+    return name not in list(SOURCES) and _columns.is_path(name)
+
+
+def with_name(split: Split, name: str) -> Dataset:
+    """Returns a named data set, with a note if a file or a folder with files has its name, too."""
+    both = f"{name}: the data set of this name is read, not the file or folder here, which is ./{name}"
+    return dataclasses.replace(Dataset.from_split(split, name), notes=(both,) if _columns.is_path(name) else ())
 
 
 def load(name: str, data_dir: Path | None = None, **settings: Any) -> Split:
@@ -76,7 +88,7 @@ def read(source: Any, **settings: Any) -> Dataset:
             raise TypeError(f"a {type(source).__name__} is already split: {next(iter(settings))} has no effect")
         return source if isinstance(source, Dataset) else Dataset.from_split(source)
     if isinstance(source, str) and not is_path(source):
-        return Dataset.from_split(load(source, **settings), source)
+        return with_name(load(source, **settings), source)
     for part in ("valid_file", "test_file"):
         if isinstance(settings.get(part), str):
             settings[part] = Path(settings[part])
@@ -159,5 +171,6 @@ __all__ = [
     "summarise",
     "unseen_items",
     "was_seen",
+    "with_name",
     "write_ids",
 ]

@@ -190,8 +190,11 @@ def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_path(name: str) -> bool:
-    """Returns whether a data set's name is the path of a file."""
-    return "/" in name or "\\" in name or bool(_suffixes(Path(name))[0]) or Path(name).is_file()
+    """Returns whether a data set's name is the path of a file, or of a folder with files of a table."""
+    path = Path(name)
+    if "/" in name or "\\" in name or _suffixes(path)[0] or path.is_file():
+        return True
+    return path.is_dir() and any(_suffixes(part)[0] or "=" in part.name for part in path.iterdir())
 
 
 def is_text(path: Path) -> bool:
@@ -425,16 +428,23 @@ def _find_separator(path: Path, suffix: str, first: str, separator: str | None, 
         present = [s for s in NAMES if s in first]
         separator = SEPARATORS.get(suffix) or (present[0] if present else ",")
         if separator not in first and present and not (present == [" "] and header):
-            raise UserError(
-                f"{shown(path)}: the first line ({_short(first)}) holds no {NAMES[separator]}, but "
-                f"{NAMES[present[0]]}; set `separator` to {present[0]!r}"
-            )
+            raise UserError(_other_separator(path, first, separator, present[0]))
     elif separator == r"\t":  # as typed in a shell
         separator = "\t"
+    elif separator in ('"', "\r", "\n"):
+        raise UserError(f"`separator` must not be {separator!r}, which has another meaning in text files")
     elif len(separator) != 1 or not separator.isascii():
         way = "; with ':' and `header=False`, columns 1, 3, 5, ... are those between '::'" * (separator == "::")
         raise UserError(f"`separator` must be one character, not {separator!r}{way}")
     return separator
+
+
+def _other_separator(path: Path, first: str, separator: str, present: str) -> str:
+    missing = NAMES.get(separator, repr(separator))
+    return (
+        f"{shown(path)}: the first line ({_short(first)}) holds no {missing}, but {NAMES[present]}; set `separator` to "
+        f"{present!r}"
+    )
 
 
 class _Counting:
@@ -477,7 +487,12 @@ def _read_text(
     names = [name.strip() for name in fields] if header else [str(i) for i in range(1, len(fields) + 1)]
     if suffix == ".inter":
         names = [name.partition(":")[0] for name in names]
-    chosen = choose(names)
+    try:
+        chosen = choose(names)
+    except UserError:
+        if len(names) > 1 or suffix not in SEPARATORS or " " not in first.strip():
+            raise
+        raise UserError(_other_separator(path, first, separator, " ")) from None
     rows.close()  # type: ignore[attr-defined]
     of_header = sum(bool(line.strip()) for line in row.lines)
     if header and next(itertools.islice(filter(bytes.strip, _lines(path)), of_header, None), None) is None:
@@ -551,8 +566,8 @@ def _read_text(
             if sum(map(len, row.lines)) > BLOCK:
                 raise UserError(_too_long(path, f"the row in line {row.line}")) from None
         raise
-    if quoting == "auto" and not quoted and counted.quotes:
-        notes += _note_quotes(chosen, {role: table[str(i)] for role, i in at.items()})
+    if quoting != "no" and counted.quotes:
+        notes += _note_quotes(chosen, {role: table[str(i)] for role, i in at.items()}, quoted)
 
     def place(number: int) -> str:
         lines = (row.line for row in data_rows() if not skipped or len(row.fields) == width)
@@ -565,7 +580,7 @@ def _check_quotes(path: Path, separator: str, rows: Iterator[_Row], width: int |
     """Returns the number of rows, and a note if some have line breaks in quotes.
 
     Args:
-      width: number of fields if lines of such a row that would all be rows without quotes are refused; None otherwise.
+      width: number of fields, if such a row is refused whose lines would mostly be rows without quotes; or None.
 
     Raises:
       UserError: if the quotes of such a row are not those of a field, so that several rows may have been taken as one.
@@ -580,8 +595,10 @@ def _check_quotes(path: Path, separator: str, rows: Iterator[_Row], width: int |
                 list(_parse(row.lines, separator, True, strict=True))
             except csv.Error:
                 raise UserError(f"{start} and does not close it; {advice}") from None
-            if width and all(line.count(separator) == width - 1 for line in row.lines):
-                raise UserError(f"{start} of {len(row.lines)} lines, which are rows without it; {advice}, or to yes")
+            alone = sum(line.count(separator) == width - 1 for line in row.lines) if width else 0
+            if 2 * alone > len(row.lines):
+                what = "which" if alone == len(row.lines) else f"{alone:,} of which"
+                raise UserError(f"{start} of {len(row.lines):,} lines, {what} are rows without it; {advice}, or to yes")
             several, longest, first = several + 1, max(longest, len(row.lines)), first or row.line
     if not several:
         return total, ""
@@ -591,17 +608,18 @@ def _check_quotes(path: Path, separator: str, rows: Iterator[_Row], width: int |
     )
 
 
-def _note_quotes(names: dict[str, str], columns: dict[str, pa.ChunkedArray]) -> list[str]:
-    """Returns a note for each column of ids in which some are in quotes."""
+def _note_quotes(names: dict[str, str], columns: dict[str, pa.ChunkedArray], quoted: bool) -> list[str]:
+    """Returns a note for each column of ids in which some are in quotes, also if only white space hides a field's."""
     notes = []
+    pattern, advice = r'(?s)^\s*".*"\s*$', "set `quoting` to yes if they are not"
+    if quoted:
+        pattern, advice = r'(?s)^\s+".*"\s*$', "remove the white space before them if they are not"
     for role, column in columns.items():
         if role in ("user", "item") and column.num_chunks:
             ids = column.unify_dictionaries().chunk(0).dictionary
-            if number := pc.sum(pc.match_substring_regex(ids, '(?s)^".*"$')).as_py():
+            if number := pc.sum(pc.match_substring_regex(ids, pattern)).as_py():
                 of = f"{number:,} of {len(ids):,} ids in column {names[role]!r}"
-                notes.append(
-                    f"{of} are in quotes, which are read as part of them; set `quoting` to yes if they are not"
-                )
+                notes.append(f"{of} are in quotes, which are read as part of them; {advice}")
     return notes
 
 
@@ -614,8 +632,13 @@ def _read_folder(path: Path, choose: Choose, how: dict[str, Any]) -> Columns:
         keys = {key: urllib.parse.unquote(value) for key, equal, value in folders if equal}
         fixed: dict[str, str] = {}
 
-        def choose_part(names: Sequence[str], keys: Any = keys, fixed: Any = fixed) -> dict[str, str]:
-            chosen = choose([*names, *(key for key in keys if key not in names)])
+        def choose_part(
+            names: Sequence[str], file: Path = file, keys: Any = keys, fixed: Any = fixed
+        ) -> dict[str, str]:
+            try:
+                chosen = choose([*names, *(key for key in keys if key not in names)])
+            except UserError as error:  # which names the folder
+                raise UserError(*(text.replace(shown(path), shown(file), 1) for text in error.args)) from None
             fixed |= {role: name for role, name in chosen.items() if name not in names}
             return {role: name for role, name in chosen.items() if name in names}
 

@@ -19,7 +19,7 @@ from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
 
 # A whole number: `7`, `-7` and `7.0`, but not `007` or `+7`.
-WHOLE = r"^(?:(?:0|-?[1-9][0-9]{0,18})|-?(?:0|[1-9][0-9]{0,18})\.0+)$"
+WHOLE = r"^-?(?:0|[1-9][0-9]{0,18})(?:\.0+)?$"
 
 # Ids are searched one by one if there are this many times as many rows.
 FEW = 1000
@@ -184,12 +184,17 @@ def whole_numbers(ids: pa.Array) -> pa.Array:
     """
     if not pa.types.is_string(ids.type) or ids.null_count == len(ids):
         return ids
-    if not pc.all(pc.match_substring_regex(ids, WHOLE)).as_py():  # skips missing ids
+    if not pc.all(is_whole(ids)).as_py():  # skips missing ids
         return ids
     try:
         return _digits(ids).cast(pa.int64())
     except pa.ArrowInvalid:
         return ids
+
+
+def is_whole(ids: pa.Array) -> pa.Array:
+    """Returns which strings `[n]` are whole numbers of up to 19 digits."""
+    return pc.match_substring_regex(ids, WHOLE)
 
 
 def write_ids(path: Path, ids: Ids) -> None:
@@ -248,7 +253,7 @@ def _int64_or_string(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
 
 def _each_whole(ids: pa.Array) -> pa.Array:
     """Converts each string that is a whole number to int64, and others to null."""
-    texts = _digits(pc.if_else(pc.match_substring_regex(ids, WHOLE), ids, None))
+    texts = _digits(pc.if_else(is_whole(ids), ids, None))
     try:
         return texts.cast(pa.int64())
     except pa.ArrowInvalid:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from annotated_types import Ge, Interval
 
 from htd_jax.data.columns import Columns, as_numbers, from_table, is_text, pick, read_file, stem, undictionary, value_of
-from htd_jax.data.dataset import Dataset, Ids, as_column, whole_numbers
+from htd_jax.data.dataset import Dataset, Ids, as_column, is_whole, whole_numbers
 from htd_jax.data.interactions import Pairs, make_split
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
 from htd_jax.errors import UserError, shown
@@ -220,13 +220,9 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
     for role, column in columns.by_role.items():
         if role in ("user", "item"):
             try:
-                codes, ids, marked = _encode(column, role)
+                encoded[role] = _encode(column, role)
             except UserError as error:
                 problems.append(f"{source}: column {columns.names[role]!r}: {error}")
-                continue
-            report(role, codes < 0, "no value")
-            notes += [f"{_count(rows, 'row')} with the {role} {name!r}, kept as an id" for name, rows in marked]
-            encoded[role] = codes, ids
             continue
         numbers[role], wrong = (_times if role == "time" else as_numbers)(column)
         if role == "time" and not reading.needs_time:
@@ -238,18 +234,26 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
         empty = column.is_null().to_numpy()
         report(role, wrong & ~empty, "not a date or number" if role == "time" else "not a number")
         report(role, empty, "no value")
+    low = np.zeros(size, bool)
+    if "rating" in numbers and reading.min_rating is not None:
+        low = numbers["rating"] < reading.min_rating
+    if len(encoded) == 2:
+        encoded, marked = _without_markers(encoded, bad | low)
+        notes += [f"{_count(rows, 'row')} with the {role} {name!r}, kept as an id" for role, name, rows in marked]
+    for role, (codes, _) in encoded.items():
+        report(role, codes < 0, "no value")
     if problems:
         raise UserError(*problems)
-    if "rating" in numbers and reading.min_rating is not None:
-        low = ~bad & (numbers["rating"] < reading.min_rating)
-        notes += [f"{_count(int(low.sum()), 'row')} rated below {reading.min_rating:g} left out"] if low.any() else []
-        bad |= low
+    low &= ~bad
+    notes += [f"{_count(int(low.sum()), 'row')} rated below {reading.min_rating:g} left out"] if low.any() else []
+    bad |= low
     if bad.all():
         raise UserError(f"{source}: no interaction is left of {_count(size, 'row')} ({'; '.join(notes)})")
     kept = slice(None) if not bad.any() else ~bad
     (users, user_ids), (items, item_ids) = encoded["user"], encoded["item"]
     times = numbers["time"][kept] if "time" in numbers else None
-    return Log(users[kept], items[kept], times, user_ids, item_ids, tuple(f"{source}: {note}" for note in notes))
+    told = tuple(f"{source}: {note}" for note in notes)
+    return _compact(Log(users[kept], items[kept], times, user_ids, item_ids, told))
 
 
 def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
@@ -259,29 +263,42 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
       UserError: if a part is empty.
     """
     log, parts = _join(logs, reading)
-    notes = list(log.notes)
+    rows_out: dict[str, int] = {}
 
     def keep(rows: np.ndarray, why: str) -> None:
         nonlocal log, parts
         if left_out := len(log.users) - (int(rows.sum()) if rows.dtype == bool else len(rows)):
-            notes.append(f"{_count(left_out, 'row')} {why}")
+            rows_out[why] = rows_out.get(why, 0) + left_out
         if left_out or rows.dtype != bool:  # a copy costs memory
             log, parts = _take(log, rows), parts[rows]
 
     first = "in time" if log.times is not None else "in the file"
-    keep(_distinct_pairs(log, parts), f"merged as repeats of a user and item; the first {first} counts")
+    merged = f"merged as repeats of a user and item; the first {first} counts"
     least = f"{_count(reading.min_per_user, 'item')} per user and {_count(reading.min_per_item, 'user')} per item"
-    keep(_core(log, parts, reading), f"left out to reach {least}")
-    if not len(log.users):
-        raise UserError(f"{name}: nothing is left with {least}; lower `min_per_user` or `min_per_item`")
-    log = _compact(log)
+    untrained = "left out of validation and test: the user or item is not in training"
+    while True:
+        keep(_distinct_pairs(log, parts), merged)
+        keep(_core(log, parts, reading), f"left out to reach {least}")
+        if not len(log.users):
+            raise UserError(f"{name}: nothing is left with {least}; lower `min_per_user` or `min_per_item`")
+        if reading.split == "files":
+            keep(_akin(log, parts), untrained)
+        log, changed = _ruled(log, reading.clean_ids)
+        if not changed:
+            break
+    few = 0
     if len(logs) == 1:
         parts = deal(log.users, reading.split, seed=reading.split_seed, share=reading.held_out, times=log.times)
-        if reading.split in ("leave-one-out", "last") and (few := int((np.bincount(log.users) < 3).sum())):
-            notes.append(f"{_count(few, 'user')} with fewer than 3 items: all items are kept for training")
+        if reading.split in ("leave-one-out", "last"):
+            few = int((np.bincount(log.users) < 3).sum())
     if reading.split in ("time", "files"):
-        keep(_trained(log, parts), "left out of validation and test: the user or item is not in training")
-        log = _compact(log)
+        keep(_trained(log, parts), untrained)
+        log, _ = _ruled(log, reading.clean_ids)
+        keep(_distinct_pairs(log, parts), merged)
+    notes = [*log.notes, *_remarks(log.user_ids, "user"), *_remarks(log.item_ids, "item")]
+    notes += [f"{_count(rows, 'row')} {why}" for why, rows in rows_out.items()]
+    if few:
+        notes.append(f"{_count(few, 'user')} with fewer than 3 items: all items are kept for training")
     pairs: list[Pairs] = [(log.users[parts == p], log.items[parts == p]) for p in (TRAIN, VALID, TEST)]
     if empty := [part for part, pair in zip(("training", "validation", "test"), pairs) if not len(np.asarray(pair[0]))]:
         raise UserError(f"{name}: nothing is left for {' and '.join(empty)}: {_advice(reading)}")
@@ -317,8 +334,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _encode(column: pa.ChunkedArray, role: str) -> tuple[np.ndarray, pa.Array, list[tuple[str, int]]]:
-    """Returns positions `[n]` int32 in the distinct ids, -1 if missing; these; and counts of `MARKERS` among them."""
+def _encode(column: pa.ChunkedArray, role: str) -> tuple[np.ndarray, pa.Array]:
+    """Returns positions `[n]` int32 in the distinct ids, -1 if missing; and these."""
     if not pa.types.is_dictionary(column.type) and not pa.types.is_string(column.type):
         column = pa.chunked_array([as_column(column, role)])
     column = column.dictionary_encode().unify_dictionaries()
@@ -326,53 +343,102 @@ def _encode(column: pa.ChunkedArray, role: str) -> tuple[np.ndarray, pa.Array, l
     indices = [pc.fill_null(chunk.indices, len(ids)).to_numpy(zero_copy_only=False) for chunk in column.chunks]
     codes = np.concatenate(indices).astype(np.int32, copy=False)
     missing = ids.is_null().to_numpy(zero_copy_only=False)
-    marked = np.zeros(len(ids), bool)
-    if pa.types.is_string(ids.type):
-        marked = pc.fill_null(pc.is_in(ids, pa.array(MARKERS)), False).to_numpy(zero_copy_only=False)
-        rest = ids.filter(pa.array(~marked & ~missing))
-        if marked.any() and len(rest) and pa.types.is_integer(whole_numbers(rest).type):
-            missing, marked = missing | marked, np.zeros(len(ids), bool)
-    found = [(ids[int(k)].as_py(), int((codes == k).sum())) for k in np.flatnonzero(marked)]
     if missing.any() or (codes == len(ids)).any():
-        new = np.where(missing, -1, np.cumsum(~missing) - 1).astype(np.int32)
-        codes, ids = np.append(new, np.int32(-1))[codes], ids.filter(pa.array(~missing))
-    return codes, ids, found
+        return _without(codes, ids, missing)
+    return codes, ids
+
+
+def _without(codes: np.ndarray, ids: pa.Array, missing: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+    """Makes ids missing; `codes` may be -1 or `len(ids)`, and becomes -1."""
+    new = np.where(missing, -1, np.cumsum(~missing) - 1).astype(np.int32)
+    return np.append(new, np.int32(-1))[codes], ids.filter(pa.array(~missing))
+
+
+def _without_markers(
+    encoded: dict[str, tuple[np.ndarray, pa.Array]], gone: np.ndarray
+) -> tuple[dict[str, tuple[np.ndarray, pa.Array]], list[tuple[str, str, int]]]:
+    """Makes `MARKERS` missing where all other ids are whole numbers; also returns the others: role, id, rows.
+
+    Ids count that occur in rows that are not `gone`: a row without an item has no say in what is a user.
+    """
+    encoded = dict(encoded)
+    gone = gone | (encoded["user"][0] < 0) | (encoded["item"][0] < 0)
+    kept: dict[str, tuple[np.ndarray, pa.Array]] = {}
+    again = True
+    while again:
+        again = False
+        for role, (codes, ids) in encoded.items():
+            kept.pop(role, None)
+            if not pa.types.is_string(ids.type):
+                continue
+            marked = pc.is_in(ids, pa.array(MARKERS)).to_numpy(zero_copy_only=False)
+            if not marked.any():
+                continue
+            used = np.bincount(codes[~gone], minlength=len(ids)) > 0
+            rest = ids.filter(pa.array(used & ~marked))
+            if len(rest) and pa.types.is_integer(whole_numbers(rest).type):
+                encoded[role] = _without(codes, ids, marked)
+                gone = gone | (encoded[role][0] < 0)
+                again = True
+            else:
+                kept[role] = np.flatnonzero(marked & used), np.bincount(codes[~gone], minlength=len(ids))
+    found = [
+        (role, encoded[role][1][int(k)].as_py(), int(rows[k])) for role, (places, rows) in kept.items() for k in places
+    ]
+    return encoded, found
 
 
 def _one_rule(ids: pa.Array, role: str, clean: bool) -> tuple[pa.Array, list[str]]:
     """Returns ids `[n]` as numbers if all are whole numbers, see `whole_numbers`, and cleaned if `clean`; and notes."""
-    numbers = whole_numbers(ids)
     notes = []
-    if pa.types.is_integer(numbers.type):
-        if merged := len(ids) - len(pc.unique(numbers)):
-            notes.append(f"{_count(merged, f'{role} id')} written in two ways, such as '7' and '7.0': merged")
-        return numbers, notes
+    numbers = whole_numbers(ids)
+    if clean and pa.types.is_string(numbers.type):
+        trimmed = pc.utf8_trim_whitespace(ids)
+        encoded = pc.utf8_lower(trimmed).dictionary_encode()
+        places = encoded.indices.to_numpy()
+        alike = np.bincount(places)[places] > 1
+        padded = pc.sum(pc.not_equal(trimmed, ids)).as_py()
+        if number := len(ids) - len(encoded.dictionary):
+            notes.append(f"{_count(number, f'{role} id')} differing from another only in case or white space: merged")
+        elif padded:
+            notes.append(f"{_count(padded, f'{role} id')} with white space at an end: removed")
+        numbers = whole_numbers(pc.if_else(pa.array(alike), pc.utf8_lower(trimmed), trimmed))
+    if pa.types.is_integer(numbers.type) and (merged := len(pc.unique(ids)) - len(pc.unique(numbers))) and not notes:
+        notes.append(f"{_count(merged, f'{role} id')} written in two ways, such as '7' and '7.0': merged")
+    return numbers, notes
+
+
+def _remarks(ids: pa.Array, role: str) -> list[str]:
+    """Returns notes on distinct ids that are unusual."""
+    if not pa.types.is_string(ids.type):
+        return []
+    notes = []
+    whole = is_whole(ids).to_numpy(zero_copy_only=False)
+    if len(ids) > (numbers := int(whole.sum())) >= len(ids) / 2:
+        example, others = _short(ids[int(np.argmin(whole))].as_py()), len(ids) - numbers - 1
+        but = f"not {example}{f' and {others:,} more' if others else ''}"
+        notes.append(
+            f"{numbers:,} of {len(ids):,} {role} ids are whole numbers, but {but}: all are text, sorted by characters"
+        )
     rounded = ids.filter(pc.match_substring_regex(ids, r"^\d\.\d+[eE]\+?\d+$"))
     if len(rounded):
         example = _short(rounded[0].as_py())
         notes.append(f"{_count(len(rounded), f'{role} id')} like {example}, which may have lost digits: kept as text")
     trimmed = pc.utf8_trim_whitespace(ids)
-    plain = pc.utf8_lower(trimmed)
-    encoded = plain.dictionary_encode()
-    number = len(ids) - len(encoded.dictionary)
-    padded = pc.sum(pc.not_equal(trimmed, ids)).as_py()
-    if number:
-        what = f"{_count(number, f'{role} id')} differing from another only in case or white space"
-    elif padded:
-        what = f"{_count(padded, f'{role} id')} with white space at an end"
-    else:
-        return ids, notes
-    if clean:
-        return whole_numbers(plain if number else trimmed), [*notes, f"{what}: {'merged' if number else 'removed'}"]
-    if number:
+    encoded = pc.utf8_lower(trimmed).dictionary_encode()
+    if number := len(ids) - len(encoded.dictionary):
         places = encoded.indices.to_numpy()
         order = np.argsort(places, kind="stable")
         second = int(order[1:][places[order][1:] == places[order][:-1]][0])
         first = int(np.argmax(places == places[second]))
         example = f"{_short(ids[first].as_py())}, {_short(ids[second].as_py())}"
-        return ids, [*notes, f"{what} ({example}): kept apart; `clean_ids` merges them"]
-    example = _short(ids.filter(pc.not_equal(trimmed, ids))[0].as_py())
-    return ids, [*notes, f"{what} ({example}): kept; `clean_ids` removes it"]
+        what = f"{_count(number, f'{role} id')} differing from another only in case or white space ({example})"
+        notes.append(f"{what}: kept apart; `clean_ids` merges them")
+    elif padded := pc.sum(pc.not_equal(trimmed, ids)).as_py():
+        example = _short(ids.filter(pc.not_equal(trimmed, ids))[0].as_py())
+        what = f"{_count(padded, f'{role} id')} with white space at an end ({example})"
+        notes.append(f"{what}: kept; `clean_ids` removes it")
+    return notes
 
 
 def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -434,14 +500,34 @@ def _join_ids(
     if len({str(ids.type) for ids in values}) > 1:
         values = [ids.cast(pa.string()) for ids in values]
     written = pc.unique(pa.chunked_array(values)) if len(values) > 1 else values[0]
-    ids, notes = _one_rule(written, role, clean)
-    union = pc.unique(ids)
-    union = union.take(pc.sort_indices(union))
-    rows = pc.index_in(ids, union).to_numpy(zero_copy_only=False).astype(np.int32)
+    union, rows, notes = _sorted(written, role, clean)
     places = [
         rows if len(values) == 1 else rows[pc.index_in(v, written).to_numpy(zero_copy_only=False)] for v in values
     ]
     return np.concatenate([place[codes] for place, (codes, _) in zip(places, coded)]), union, notes
+
+
+def _sorted(written: pa.Array, role: str, clean: bool) -> tuple[pa.Array, np.ndarray, list[str]]:
+    """Returns ids by the rule, sorted and distinct; the place of each written one in them; and notes."""
+    ids, notes = _one_rule(written, role, clean)
+    union = pc.unique(ids)
+    union = union.take(pc.sort_indices(union))
+    return union, pc.index_in(ids, union).to_numpy(zero_copy_only=False).astype(np.int32), notes
+
+
+def _ruled(log: Log, clean: bool) -> tuple[Log, bool]:
+    """Drops ids without an interaction; returns whether those left became numbers, which text had kept from it."""
+    kept = _compact(log)
+    changed = False
+    for role in ("user", "item"):
+        ids = getattr(kept, f"{role}_ids")
+        if len(ids) < len(getattr(log, f"{role}_ids")) and pa.types.is_string(ids.type):
+            union, rows, notes = _sorted(ids, role, clean)
+            if pa.types.is_integer(union.type):
+                codes = rows[getattr(kept, f"{role}s")]
+                kept = kept._replace(**{f"{role}s": codes, f"{role}_ids": union}, notes=(*kept.notes, *notes))
+                changed = True
+    return kept, changed
 
 
 def _distinct_pairs(log: Log, parts: np.ndarray) -> np.ndarray:
@@ -466,6 +552,16 @@ def _core(log: Log, parts: np.ndarray, reading: Reading) -> np.ndarray:
         if still.sum() == kept.sum():
             break
         kept = still
+    return kept
+
+
+def _akin(log: Log, parts: np.ndarray) -> np.ndarray:
+    """Returns which rows are of the kind of training: without text if all of its users, or items, are numbers."""
+    kept = np.ones(len(log.users), bool)
+    for codes, ids in ((log.users, log.user_ids), (log.items, log.item_ids)):
+        train = ids.filter(pa.array(np.bincount(codes[parts == TRAIN], minlength=len(ids)) > 0))
+        if pa.types.is_string(ids.type) and pa.types.is_integer(whole_numbers(train).type):
+            kept &= is_whole(ids).to_numpy(zero_copy_only=False)[codes]
     return kept
 
 

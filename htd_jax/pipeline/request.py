@@ -143,7 +143,7 @@ class RunRequest:
         if self.paths.split_file:
             return data.load_dataset(self.paths.split_file, self.paths.split_file.stem)
         source = self.component(SOURCES, name)
-        return Dataset.from_split(source.load(self.paths.data_dir), name)
+        return data.with_name(source.load(self.paths.data_dir), name)
 
 
 @dataclasses.dataclass(frozen=True)
