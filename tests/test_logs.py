@@ -1,5 +1,6 @@
 """One's own interactions: every format, what is refused and told, filters and splits, and a run on them."""
 
+import datetime
 import gzip
 import json
 import os
@@ -86,6 +87,48 @@ def test_a_sparse_matrix_keeps_its_numbers():
     some = htd_jax.read(scipy.sparse.csr_matrix(dense), min_rating=2, min_per_user=2)
     assert set.union(*pairs_of(some)) <= set(zip(*map(list, np.nonzero(dense >= 2))))
     assert not some.users.values.to_pylist().count(8)
+
+
+def test_entries_of_a_sparse_matrix_are_summed_and_nan_is_told():
+    rows, columns = np.nonzero(1 - np.eye(5))
+    half = scipy.sparse.coo_matrix(([100] * 40, ([*rows] * 2, [*columns] * 2)), shape=(5, 5), dtype=np.int8)
+    expected = htd_jax.read(scipy.sparse.coo_matrix(1 - np.eye(5)))
+    assert pairs_of(htd_jax.read(half, min_rating=150)) == pairs_of(expected)
+    assert half.nnz == 40 and expected.notes == ()
+    broken = scipy.sparse.csr_matrix(1 - np.eye(5))
+    broken.data[3] = np.nan
+    assert "the matrix: 1 of 20 stored numbers are NaN and left out" in htd_jax.read(broken).notes
+
+
+NO_IDS = [True, np.True_, 2j, datetime.date(2024, 1, 1), pd.Timestamp(0), pd.Period("2024"), [1], {"a": 1}]
+
+
+@pytest.mark.parametrize("value", NO_IDS, ids=repr)
+@pytest.mark.parametrize("others", [["a", "b"], [1, 2], [1.0, None]])
+def test_a_column_with_a_value_that_is_no_id_is_refused(value, others):
+    column = [*others, value]
+    objects = np.empty(3, object)
+    objects[:] = column
+    for users in (column, objects, pd.Series(objects)):
+        assert "convert" in error_of({"user": users, "item": [1, 2, 3]}, skip_bad_rows=True)
+        assert "convert" in error_of((users, [1, 2, 3]))
+    with pytest.raises(UserError, match="convert"):
+        Ids.from_values(column, "user")
+
+
+def test_columns_of_periods_and_complex_numbers_are_no_ids():
+    for users in (pd.Series(pd.period_range("2024", periods=3)), np.array([1j, 2, 3])):
+        assert "convert" in error_of({"user": users, "item": [1, 2, 3]})
+
+
+def test_columns_of_json_need_not_be_in_the_first_line(tmp_path):
+    lines = [json.dumps(dict(zip(("user", "item", "rating", "time"), row))) for row in ROWS]
+    lines[0] = json.dumps({"item": ROWS[0][1], "user": ROWS[0][0], "rating": None})
+    path = put(tmp_path / "a.jsonl", "\n".join(lines))
+    assert "1 of 200 rows: no value in column 'time', first in line 1" in error_of(path, split="last")
+    assert "first in line 1; left out" in htd_jax.read(path, split="last", skip_bad_rows=True).notes[0]
+    assert "column 'time' is not read: 1 of 200 rows hold no date or number" in htd_jax.read(path).notes[0]
+    assert "no value in column 'rating', first in line 1" in error_of(path, min_rating=1)
 
 
 def test_what_read_does_not_take():

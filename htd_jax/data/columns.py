@@ -3,11 +3,13 @@
 import contextlib
 import csv
 import dataclasses
+import decimal
 import itertools
 import json
 import os
 import sys
 import urllib.parse
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -50,6 +52,12 @@ USUAL = {
 
 # Bytes that are read at once, and so the longest line of a text or JSON file.
 BLOCK = 2**24
+
+# Objects of a JSON file whose names are those of its columns.
+HEAD = 1000
+
+# Types of ids in a column of Python objects.
+ID_TYPES = (str, bytes, int, float, decimal.Decimal, uuid.UUID, np.integer, np.floating)
 
 # Tables whose folder also holds files of earlier versions.
 VERSIONED = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
@@ -127,14 +135,18 @@ def is_usual(name: str, role: str) -> bool:
     return _plain(name) in USUAL[role]
 
 
-def as_arrow(values: Any) -> pa.ChunkedArray:
+def as_arrow(values: Any, ids: bool = False) -> pa.ChunkedArray:
     """Converts a column of any library to Arrow, in its order; whatever its labels. Columns of mixed types become text.
+
+    Args:
+      values: the column.
+      ids: whether a mixed column may hold numbers and text only, not booleans, dates and the like.
 
     Returns:
       The column, in which all text is `string`, or a dictionary of strings, and NaN of a float column may remain.
 
     Raises:
-      UserError: if a text cannot be written as UTF-8.
+      UserError: if a text cannot be written as UTF-8, or a value is no id.
       TypeError: if it is not a column.
     """
     column: Any = None
@@ -146,6 +158,11 @@ def as_arrow(values: Any) -> pa.ChunkedArray:
         else:
             values = values if hasattr(values, "dtype") or isinstance(values, list | tuple) else list(values)
             column = pa.array(values, from_pandas=True)
+    mixed = column is None or pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if ids and mixed and (column is None or isinstance(values, list | tuple) or _kind(values) == "O"):
+        _check_ids(values)
+    if ids and column is not None and getattr(column.type, "extension_name", "") == "pandas.period":
+        raise UserError("holds periods, not numbers or text; convert them to text")
     if column is None:
         texts = [_text(value) for value in values]
         try:
@@ -156,6 +173,22 @@ def as_arrow(values: Any) -> pa.ChunkedArray:
     if isinstance(column, pa.Array):
         column = pa.chunked_array([column])
     return _plain_type(column)
+
+
+def _kind(values: Any) -> str:
+    """Returns the kind of a NumPy type, empty for values of other libraries."""
+    dtype = getattr(values, "dtype", None)
+    return dtype.kind if isinstance(dtype, np.dtype) else ""
+
+
+def _check_ids(values: Iterable[Any]) -> None:
+    """Refuses a Python object that is neither a number nor text; missing ones pass."""
+    if all(kind is not bool and issubclass(kind, (*ID_TYPES, type(None))) for kind in set(map(type, values))):
+        return
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not (_text(value) is None or isinstance(value, ID_TYPES)):
+            held = f"row {row} holds {_short(ascii(value))} of type {type(value).__name__}"
+            raise UserError(f"{held}, neither a number nor text; convert it to text")
 
 
 def undictionary(column: Any) -> Any:
@@ -273,7 +306,7 @@ def from_table(table: Any, choose: Choose) -> Columns:
     by_role = {}
     for role, name in names.items():
         try:
-            by_role[role] = as_arrow(column_at(existing.index(name)))
+            by_role[role] = as_arrow(column_at(existing.index(name)), ids=role in ("user", "item"))
         except (UserError, TypeError) as error:
             raise UserError(f"the table: column {name!r}: {error}") from None
     if len({len(column) for column in by_role.values()}) > 1:
@@ -301,7 +334,9 @@ def _named_columns(table: Any) -> tuple[list[str], Callable[[int], Any]]:
 def _plain_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Converts Arrow's many types of text to `string`, or a dictionary of it, and decodes other dictionaries."""
     if isinstance(column.type, pa.BaseExtensionType):
+        boolean = column.type.extension_name == "arrow.bool8"
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+        column = column.cast(pa.bool_()) if boolean else column
     if pa.types.is_run_end_encoded(column.type):
         column = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type)
     kind = column.type
@@ -717,7 +752,7 @@ def _read_parquet(path: Path, choose: Choose) -> Columns:
 
 def _read_json(path: Path, choose: Choose, skip_bad_rows: bool) -> Columns:
     """Reads with pyarrow if every column has one type; otherwise line by line, which also finds the invalid line."""
-    entry = _first_object(path, skip_bad_rows)
+    entry = _first_values(path, skip_bad_rows)
     names = choose(list(entry))
     example = {name: value for name, value in entry.items() if name in names.values()}
     kinds = {int: pa.int64(), str: pa.string(), float: pa.float64()}
@@ -751,14 +786,22 @@ def _read_json(path: Path, choose: Choose, skip_bad_rows: bool) -> Columns:
     return Columns(by_role, names, lambda row: f"line {lines[row]}", skipped)
 
 
-def _first_object(path: Path, skip_bad_rows: bool) -> dict[str, Any]:
+def _first_values(path: Path, skip_bad_rows: bool) -> dict[str, Any]:
+    """Returns the names in the first `HEAD` objects, in their order, with the first value that is not null."""
+    values: dict[str, Any] = {}
+    found = 0
     for number, line in _numbered(path):
         try:
-            return _object(path, number, line)
+            entry = _object(path, number, line)
         except UserError:
             if not skip_bad_rows:
                 raise
-    return _object(path, 1, b"")
+            continue
+        values |= {name: value for name, value in entry.items() if values.get(name) is None}
+        found += 1
+        if found == HEAD:
+            break
+    return values if found else _object(path, 1, b"")
 
 
 def _json_value(path: Path, number: int, name: str, value: Any) -> Any:

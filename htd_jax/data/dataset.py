@@ -168,7 +168,7 @@ def as_column(values: Any, kind: str) -> pa.Array:
     if getattr(values, "ndim", 1) != 1:
         raise UserError(f"{kind} ids must be one column, not an array of shape {values.shape}")
     try:
-        column = as_arrow(values)
+        column = as_arrow(values, ids=True)
     except TypeError:
         raise UserError(f"{kind} ids must be one column, which this {type(values).__name__} is not") from None
     except UserError as error:

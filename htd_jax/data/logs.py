@@ -170,12 +170,13 @@ def read_pairs(users: Any, items: Any, reading: Reading | None = None) -> Datase
 def read_matrix(matrix: Any, reading: Reading | None = None) -> Dataset:
     """Does what `read_log` does for a SciPy sparse matrix `[users, items]`.
 
-    Interactions are the stored numbers above zero, or of at least `min_rating`. Without filters, ids are the numbers of
-    rows and columns."""
+    Interactions are the numbers above zero, or of at least `min_rating`; entries of one place are summed. Without
+    filters, ids are the numbers of rows and columns."""
     reading = (reading or Reading()).filled()
     if reading.split not in SPLITS:
         raise UserError(f"`split` {reading.split} needs times or files, which a matrix does not have")
-    entries = matrix.tocoo()
+    entries = matrix.astype(np.float64).tocoo(copy=True)
+    entries.sum_duplicates()
     least = reading.min_rating
     kept = entries.data > 0 if least is None else entries.data >= least
     if not kept.any():
@@ -183,7 +184,9 @@ def read_matrix(matrix: Any, reading: Reading | None = None) -> Dataset:
     user_ids, item_ids = (pa.array(np.arange(size)) for size in matrix.shape)
     keep_ids = reading.min_per_user == reading.min_per_item == 1
     users, items = entries.row[kept].astype(np.int32), entries.col[kept].astype(np.int32)
-    return make_dataset([Log(users, items, None, user_ids, item_ids, keep_ids=keep_ids)], reading, "data")
+    none = int(np.isnan(entries.data).sum())
+    notes = (f"the matrix: {none:,} of {len(kept):,} stored numbers are NaN and left out",) if none else ()
+    return make_dataset([Log(users, items, None, user_ids, item_ids, notes, keep_ids)], reading, "data")
 
 
 def make_log(columns: Columns, reading: Reading, source: str) -> Log:
