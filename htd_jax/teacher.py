@@ -57,16 +57,17 @@ class Teacher:
 
         Raises:
           TypeError: if `teacher` has another type.
+          UserError: if its representations or lists are no arrays of numbers, or hold some too large for float32.
         """
         if teacher is None:
             return cls()
         if isinstance(teacher, Teacher):
-            return teacher
+            tables, lists = teacher.representations, teacher.lists
+            return teacher.replace(representations=tables and _arrays(tables), lists=lists and _list_arrays(lists))
         if isinstance(teacher, Lists):
-            return cls(lists=teacher)
+            return cls(lists=_list_arrays(teacher))
         if isinstance(teacher, Representations):
-            with np.errstate(over="ignore"):  # such numbers are refused later, see `check`
-                teacher = Representations(*map(jnp.asarray, teacher))  # a NumPy array takes no traced index
+            teacher = _arrays(teacher)
             return cls(representations=teacher, scores=jax.tree_util.Partial(_products, *teacher))
         raise TypeError(f"expected a Teacher, its Representations or its Lists, not {type(teacher).__name__}")
 
@@ -223,6 +224,14 @@ def _check_numbers(teacher: Teacher, num_items: int) -> None:
             )
     if teacher.lists is not None:
         check_lists(teacher.lists, num_items)
+        ordered = np.sort(np.asarray(teacher.lists.items), axis=1)
+        again = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        if again.any():
+            row, place = np.argwhere(again)[0]
+            raise UserError(
+                f"the teacher's lists hold item {ordered[row, place]} twice in row {row}, counted from 0; give each "
+                "item once, and -1 for none"
+            )
     if teacher.lists is not None and teacher.lists.scores is not None:
         items, scores = np.asarray(teacher.lists.items), np.asarray(teacher.lists.scores)
         if items.shape != scores.shape:
@@ -234,6 +243,51 @@ def _check_numbers(teacher: Teacher, num_items: int) -> None:
         for leaf in jax.tree.leaves(teacher.scores):
             if jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating) and np.isnan(leaf).any():
                 raise UserError("the teacher's scores are computed from numbers that are not finite (nan)")
+
+
+def _arrays(tables: Representations) -> Representations:
+    """Returns tables of any array-likes of numbers as JAX arrays: a NumPy array takes no traced index."""
+    made = {}
+    for name, table in tables._asdict().items():
+        if not isinstance(table, jax.Array):
+            table = _numbers(f"the teacher's {name}", table)
+            if table.dtype.kind in "iub":
+                table = table.astype(np.float32)
+            with np.errstate(over="ignore"):
+                large = table.dtype == np.float64 and np.isfinite(table) & ~np.isfinite(table.astype(np.float32))
+            if np.any(large):
+                at = tuple(np.argwhere(large)[0])
+                raise UserError(
+                    f"the teacher's {name} hold numbers that are not finite in float32: {table[at]:g} in row {at[0]}, "
+                    "counted from 0"
+                )
+        made[name] = jnp.asarray(table)
+    return Representations(**made)
+
+
+def _list_arrays(lists: Lists) -> Lists:
+    """Returns lists of any array-likes of numbers as arrays."""
+    items, scores = lists
+    items = items if isinstance(items, jax.Array) else _numbers("the teacher's lists", items)
+    if scores is not None and not isinstance(scores, jax.Array):
+        scores = _numbers("the scores of the teacher's lists", scores)
+    return Lists(items, scores)  # type: ignore[arg-type]
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """Returns an array of numbers.
+
+    Raises:
+      UserError: if it holds something else, or rows of unequal lengths.
+    """
+    try:
+        array = np.asarray(values)
+        array = array.astype(np.float64) if array.dtype.kind == "O" else array
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"{name} are no array of numbers; all rows must be of one length") from None
+    if array.dtype.kind in "SUMmc":
+        raise UserError(f"{name} hold {array.dtype}, not numbers")
+    return array
 
 
 def _largest(name: str, table: Any) -> float:

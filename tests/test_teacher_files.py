@@ -20,7 +20,8 @@ import safetensors.numpy
 import htd_jax
 from htd_jax.data import Ids, write_ids
 from htd_jax.data.arrays import open_arrays, safetensors_bytes
-from htd_jax.data.idfiles import read_id_column, read_id_file
+from htd_jax.data.columns import is_table_folder
+from htd_jax.data.idfiles import read_id_column, read_id_file, read_row_ids
 from htd_jax.data.ranked import RankedLists, read_lists, to_lists
 from htd_jax.data.tables import match_rows, read_tables, read_tables_and_notes
 from htd_jax.data.torchfile import Checkpoint
@@ -91,6 +92,13 @@ class TestTables:
     def test_pair_by_name_among_others(self, tmp_path):
         np.savez(tmp_path / "t.npz", user_emb=USERS, item_emb=ITEMS, user_side=USERS)
         check(read_tables([tmp_path / "t.npz"]))
+
+    def test_an_export_is_a_pair_of_tables(self, tmp_path):
+        maps = {
+            f"{side}_{what}": np.zeros((2, 2), np.float32) for side in ("user", "item") for what in ("map", "knots")
+        }
+        safetensors.numpy.save_file({"users": USERS, "items": ITEMS, **maps}, tmp_path / "t.safetensors")
+        check(read_tables([tmp_path / "t.safetensors"]))
 
     def test_several_pairs(self, tmp_path):
         np.savez(tmp_path / "t.npz", user_mf=USERS, item_mf=ITEMS, user_mlp=USERS, item_mlp=ITEMS)
@@ -312,6 +320,17 @@ class TestBiases:
         np.testing.assert_allclose(users @ items.T, expected, atol=1e-5)
         assert [sum(name in note for note in notes) for name in names] == [1, 1]
 
+    @pytest.mark.parametrize("name", ["item_embedding_bias", "bi", "i_bias", "item_intercept", "items.bias"])
+    def test_other_names_count(self, tmp_path, name):
+        np.savez(tmp_path / "t.npz", user_factors=self.USERS, item_factors=self.ITEMS, **{name: self.OF_ITEMS})
+        users, items = read_tables([tmp_path / "t.npz"])
+        np.testing.assert_allclose(users @ items.T, self.USERS @ self.ITEMS.T + self.OF_ITEMS, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["user_item_bias", "old.item_bias", "bias"])
+    def test_what_could_be_a_bias_is_refused_by_name(self, tmp_path, name):
+        np.savez(tmp_path / "t.npz", user_factors=self.USERS, item_factors=self.ITEMS, **{name: self.OF_ITEMS})
+        assert f"{name} could be the biases of items; name it item_bias" in line_of(read_tables, [tmp_path / "t.npz"])
+
     def test_of_torch(self, tmp_path):
         bias = tensor("1", 0, (5, 1), (1, 1))
         made = tables_program(tensor(), tensor("2", 0, (5, 3)))[:-2] + b"X\x10\0\0\0item_bias.weight" + bias + b"u."
@@ -458,6 +477,24 @@ class TestRows:
         assert found("book\nlamp\n") == ["lamp"]
         assert "'book', is the name of a column and the id of an item" in line_of(found, "book\nlamp", ["lamp", "book"])
 
+    @pytest.mark.parametrize("header", ["name", "0"])
+    def test_a_line_more_than_rows_is_a_header(self, tmp_path, header):
+        path = tmp_path / "ids.csv"
+        path.write_text(f"{header}\n0\n1\n2\n")
+        ids, (note,) = read_row_ids(path, "user", Ids.numbers(3, "user"), 3)
+        assert ids.values.to_pylist() == [0, 1, 2] and f"the first line, '{header}', is read as the name" in note
+        known = Ids.from_values(["name", "0"], "user")
+        if header == "name":
+            assert "4 ids for 3 rows; the first line, 'name', was read" in line_of(read_row_ids, path, "user", known, 3)
+            assert "unlike the others" in read_row_ids(path, "user", None, 4)[1][0]
+        else:
+            assert "'0' occurs more than once; the first line" in line_of(read_row_ids, path, "user", None, 4)
+
+    def test_id_files_advise_no_setting_of_the_data(self, tmp_path):
+        (tmp_path / "ids.csv").write_text("id,x\n1,2\n1,2,3\n")
+        line = line_of(read_id_file, tmp_path / "ids.csv", "user")
+        assert "; correct the file" in line and "`" not in line
+
     def test_id_arrays_that_are_none(self, tmp_path):
         for values in (np.array([{}]), np.zeros((2, 2), int), np.zeros(2)):
             np.save(tmp_path / "ids.npy", values, allow_pickle=True)
@@ -501,6 +538,14 @@ class TestLists:
         assert lists.users.to_pylist() == [1, 1, 2] and lists.ranks.tolist() == [1, 2, 1] and lists.scores is None
         assert len(refused(read_lists, tmp_path / "l.parquet")) == 2
 
+    def test_a_folder_of_parts_of_whole_lists(self, tmp_path):
+        for part, line in enumerate(['{"user": 1, "items": [7]}', '{"user": 0, "items": [2, 9]}']):
+            (tmp_path / f"{part}.jsonl").write_text(line + "\n")
+        found = to_lists(read_lists(tmp_path), Ids.numbers(2, "user"), Ids.numbers(10, "item"))
+        assert found.items.tolist() == [[2, 9], [7, -1]] and is_table_folder(tmp_path)
+        (tmp_path / "checkpoint").write_text("1")
+        assert not is_table_folder(tmp_path)
+
     def test_dates_in_json_stay_texts(self, tmp_path):
         lists = read(tmp_path, '{"user": 1, "item": "2020-01-02"}\n', "l.jsonl")
         assert lists.users.to_pylist() == [1] and lists.items.to_pylist() == ["2020-01-02"]
@@ -517,7 +562,13 @@ class TestLists:
         lists = read(tmp_path, f"{head}\n0,5,3,.1\n0,2,1,.9\n0,9,2,.5\n")
         found = to_lists(lists, Ids.numbers(1, "user"), Ids.numbers(10, "item"))
         assert found.items.tolist() == [best]
-        assert ["the scores are those in" in note for note in found.notes] == [True] * ("rating" in head)
+        says = "the scores are those in" if "rating" in head else "of its columns 'x', 'y', none is known as a score"
+        assert [says in note for note in found.notes] == [True]
+
+    @pytest.mark.parametrize("name", ["predicted_rating", "est", "similarity"])
+    def test_other_names_of_scores(self, tmp_path, name):
+        lists = read(tmp_path, f"user,item,{name}\n0,5,.1\n0,2,.9\n")
+        assert lists.scores.tolist() == [0.1, 0.9] and not lists.notes
 
     def test_ranks_that_contradict_the_scores(self, tmp_path):
         lists = read(tmp_path, "user,item,rank,score\n0,5,1,.1\n0,2,2,.9\n1,1,1,2\n1,2,2,1\n")

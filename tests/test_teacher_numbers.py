@@ -56,6 +56,19 @@ def test_tables_whose_products_float32_cannot_hold_are_refused(data, tables, sca
     assert "finite" in line and "multiply a table by a constant" in line
 
 
+def test_array_likes_are_taken_and_what_is_no_array_of_numbers_is_refused(data, tables):
+    users, items = data.train.num_users, data.train.num_items
+    Teacher.of(Lists([[0, 1]] * users)).check(data.train)
+    for made in (np.ones_like(tables[0], int), tables[0].tolist(), tables[0].astype(object)):
+        teacher = Teacher.of(Representations(made, tables[1]))
+        teacher.check(data.train)
+        assert teacher.representations.users.dtype == np.float32
+    assert "1e+200 in row 0" in refused(Representations(np.full((users, 6), 1e200), tables[1]), data, method="best")
+    assert "no array of numbers" in refused(Lists([[0, 1], [0]] * (users // 2)), data, method="best")
+    assert "item 1 twice in row 0" in refused(Lists([[1, 0, 1]] * users), data, method="best")
+    assert items > 1
+
+
 def test_a_scores_function_with_nan_is_refused(data, tables):
     table = tables[1].copy()
     table[5, 0] = np.nan
@@ -175,6 +188,33 @@ def test_the_order_of_lists_is_compared_by_what_is_held_out_for_validation(known
     items = lists_of(tables, split, [split.train])
     (note,) = notes(Lists(np.random.default_rng(0).permutation(items)), split)
     assert "in another order" in note
+
+
+@pytest.mark.parametrize("length", [5, 20, 60])
+def test_short_lists_give_no_note_on_order(known, length):
+    split, honest, _ = known
+    items = lists_of(honest, split, [split.train])[:, :length]
+    assert not any("another order" in note for note in notes(Lists(items), split))
+
+
+def test_lists_that_leave_out_what_is_held_out_are_noted(known):
+    split, honest, _ = known
+    (note,) = notes(Lists(lists_of(honest, split, split)), split)
+    assert "its lists leave out the validation items" in note and "`seen` train" in note
+
+
+def test_popularity_in_any_form_gives_no_note(known):
+    split, _, _ = known
+    counts = np.bincount(np.asarray(split.train.items), minlength=400).astype(np.float32)[:, None]
+    users = 1 + np.random.default_rng(0).random((300, 1), np.float32)
+    assert notes(Representations(users, counts), split) == ()
+    assert notes(Lists(lists_of((np.ones_like(users), counts), split, [split.train])[:, :20]), split) == ()
+
+
+def test_few_pairs_and_a_teacher_that_has_learned_little_give_no_note():
+    split = htd_jax.data.make_synthetic(num_users=60, num_items=100)
+    rng = np.random.default_rng(0)
+    assert notes(Representations(*(np.float32(rng.normal(size=(n, 2))) for n in (60, 100))), split) == ()
 
 
 @pytest.mark.parametrize("form", ["tables", "lists", "unseen lists", "scores"])

@@ -7,6 +7,7 @@ import decimal
 import itertools
 import json
 import os
+import re
 import sys
 import urllib.parse
 import uuid
@@ -45,7 +46,8 @@ USUAL = {
         "songid artist artistid book bookid business businessid asin parentasin sku isbn",
         "time": "timestamp time ts datetime date eventtime createdat unixreviewtime",
         "rating": "rating ratings stars score overall preference",
-        "score": "score scores rating prediction pred relevance",
+        "score": "score scores rating prediction pred relevance predictedrating predictedscore predrating predscore "
+        "est estimate estimatedrating similarity sim",
         "rank": "rank ranking position pos",
     }.items()
 }
@@ -271,7 +273,7 @@ def read_file(
     """
     if path.is_dir():
         how: Any = {"separator": separator, "header": header, "quoting": quoting, "skip_bad_rows": skip_bad_rows}
-        return _read_folder(path, choose, how)
+        return read_folder(path, choose, lambda file, choose: read_file(file, choose, **how))
     suffix, compressed = _suffixes(path)
     if not suffix:
         known = ", ".join(FORMATS)
@@ -378,6 +380,20 @@ def _suffixes(path: Path) -> tuple[str, str]:
         name, compressed = name[: -len(path.suffix)], path.suffix
     suffix = Path(name).suffix.lower()
     return (suffix if suffix in FORMATS else "", compressed)
+
+
+@contextlib.contextmanager
+def without_settings() -> Iterator[None]:
+    """Turns advice to set how a file is read into advice to correct it, where the settings are those of other files."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*map(without_advice, error.args)) from None
+
+
+def without_advice(line: object) -> str:
+    """Returns a line of `read_file` as `without_settings` raises it."""
+    return re.sub("; set `(separator|quoting|skip_bad_rows)` .*", "; correct the file", str(line))
 
 
 @contextlib.contextmanager
@@ -658,8 +674,18 @@ def _note_quotes(names: dict[str, str], columns: dict[str, pa.ChunkedArray], quo
     return notes
 
 
-def _read_folder(path: Path, choose: Choose, how: dict[str, Any]) -> Columns:
-    """Reads the files of a folder as one table."""
+def is_table_folder(path: Path) -> bool:
+    """Returns whether a folder holds the files of one table, or is named like a table."""
+    if not path.is_dir() or _suffixes(path)[0]:
+        return path.is_dir()
+    try:
+        return bool(_part_files(path))
+    except UserError:
+        return False
+
+
+def read_folder(path: Path, choose: Choose, read: Callable[[Path, Choose], Columns]) -> Columns:
+    """Reads the files of a folder as one table, each by `read`, see `read_file`."""
     parts: list[Columns] = []
     files = _part_files(path)
     for file in files:
@@ -677,7 +703,7 @@ def _read_folder(path: Path, choose: Choose, how: dict[str, Any]) -> Columns:
             fixed |= {role: name for role, name in chosen.items() if name not in names}
             return {role: name for role, name in chosen.items() if name in names}
 
-        part = read_file(file, choose_part, **how)
+        part = read(file, choose_part)
         if not part.by_role:
             raise UserError(f"{shown(path)}: none of the columns is in its files")
         size = len(next(iter(part.by_role.values())))

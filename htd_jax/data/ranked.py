@@ -19,6 +19,7 @@ from htd_jax.data.columns import (
     is_usual,
     pick,
     read_file,
+    read_folder,
     undictionary,
     value_of,
 )
@@ -91,11 +92,20 @@ def read_lists(
     path = Path(path)
     named = {"user": user_column, "item": item_column, "score": score_column, "rank": rank_column}
     notes: list[str] = []
-    choose = lambda names: _choose(names, named, shown(path), notes)
-    source = _read_lines(path, choose) or read_file(path, choose, separator=separator)
+    unread: list[str] = []
+    choose = lambda names: _choose(names, named, shown(path), notes, unread)
+    read = lambda file, choose: _read_lines(file, choose) or read_file(file, choose, separator=separator)
+    source = read_folder(path, choose, read) if path.is_dir() else read(path, choose)
     notes += [f"{shown(path)}: {note}" for note in source.notes]
     if pa.types.is_nested(source.by_role["item"].type):
-        source = _unnested(source, shown(path), notes)
+        source = _unnested(source, shown(path), notes, unread)
+    if unread and not {"score", "rank"} & set(source.by_role):
+        others = list(dict.fromkeys(unread))
+        listed = ", ".join(repr(name[:40]) for name in others[:4]) + ", ..." * (len(others) > 4)
+        notes.append(
+            f"{shown(path)}: lists are in the order of the file; of its columns {listed}, none is known as a score or "
+            "a rank; if one is, name it 'score' (the largest is best) or 'rank'"
+        )
     if not len(source.by_role["user"]):
         raise UserError(f"{shown(path)}: it holds no row")
     problems: list[str] = []
@@ -206,8 +216,11 @@ def to_lists(ranked: RankedLists, users: Ids, items: Ids, *, longest: int = LONG
     return RowLists(lists, scores, tuple(notes))
 
 
-def _choose(names: Sequence[str], named: dict[str, str | None], source: str, notes: list[str]) -> dict[str, str]:
-    """Returns the names of columns by their roles, see `pick`; adds a note if the score was one of several."""
+def _choose(
+    names: Sequence[str], named: dict[str, str | None], source: str, notes: list[str], unread: list[str]
+) -> dict[str, str]:
+    """Returns the names of columns by their roles, see `pick`; adds a note if the score was one of several, and the
+    names of the others to `unread`."""
     named = dict(named)
     usual = lambda role: [name for name in names if is_usual(name, role)]
     if named["item"] is None and not usual("item"):
@@ -225,9 +238,11 @@ def _choose(names: Sequence[str], named: dict[str, str | None], source: str, not
         named[role] = predicted[0]
         others = " and ".join(repr(name[:40]) for name in several if name != predicted[0])
         notes.append(f"{source}: the scores are those in column {predicted[0]!r}, not in {others}")
-    return pick(
+    chosen = pick(
         names, named, source, optional=("score", "rank"), advice=lambda role: f"; name one column {role!r} and no other"
     )
+    unread += [name for name in names if name not in chosen.values()]
+    return chosen
 
 
 def _read_lines(path: Path, choose: Callable[[Sequence[str]], dict[str, str]]) -> Columns | None:
@@ -270,7 +285,7 @@ def _read_lines(path: Path, choose: Callable[[Sequence[str]], dict[str, str]]) -
     return Columns(columns, names, lambda row: f"line {numbers[row]}") if numbers else None
 
 
-def _unnested(source: Columns, name: str, notes: list[str]) -> Columns:
+def _unnested(source: Columns, name: str, notes: list[str], unread: list[str]) -> Columns:
     """Returns a row per entry of lists.
 
     Raises:
@@ -297,7 +312,8 @@ def _unnested(source: Columns, name: str, notes: list[str]) -> Columns:
     if pa.types.is_struct(columns["item"].type):
         structs = columns.pop("item")
         unnamed: dict[str, str | None] = {"item": None, "score": None, "rank": None}
-        chosen = _choose([field.name for field in structs.type], unnamed, f"{name}: {source.names['item']!r}", notes)
+        fields = [field.name for field in structs.type]
+        chosen = _choose(fields, unnamed, f"{name}: {source.names['item']!r}", notes, unread)
         columns |= {role: pc.struct_field(structs, [field]) for role, field in chosen.items()}
     columns["user"] = source.by_role["user"].take(pa.array(parents))
     by_role = {

@@ -14,8 +14,10 @@ from htd_jax.data.dataset import Ids
 from htd_jax.data.torchfile import BFLOAT16
 from htd_jax.errors import UserError, shown
 
-# Names of biases, in lower case: `user_biases`, `item_bias.weight`.
-BIAS = re.compile(r"(?:^|.*[./_])(user|item)s?[._]?bias(?:es)?(?:[._]weight)?")
+# The last part of the name of a bias, in lower case: `user_biases`, `u_bias`, `item_intercept`, and Surprise's `bu`;
+# and the plain names, which nothing but a bias has.
+BIAS = re.compile(r".*(?:bias(?:es)?|intercepts?)|b_?[ui]")
+PLAIN = re.compile(r"(?:user|item)s?_?bias(?:es)?")
 
 
 class Tables(NamedTuple):
@@ -28,8 +30,8 @@ class Tables(NamedTuple):
 def read_tables(paths: Sequence[Path | str]) -> Tables:
     """Reads the tables of two `.npy` files, users first, or of one `.npz`, `.safetensors` or `.pth` (torch) file.
 
-    A single file must hold exactly one pair of arrays whose names contain `user` and `item` (`user_factors`,
-    `item_embedding.weight`). float16, bfloat16 and float64 become float32. Nothing is unpickled.
+    A single file must hold `users` and `items`, or exactly one pair of arrays whose names contain `user` and `item`
+    (`user_factors`, `item_embedding.weight`). float16, bfloat16 and float64 become float32. Nothing is unpickled.
 
     Biases in the same file (`user_biases`, `item_bias.weight`) become dimensions: scores are the inner product plus the
     biases. A bias of zeros is left out.
@@ -93,7 +95,13 @@ def read_tables_and_notes(paths: Sequence[Path | str]) -> tuple[Tables, tuple[st
 
 
 def match_rows(
-    table: np.ndarray, row_ids: Ids | None, data_ids: Ids, kind: str, *, name: str = "the teacher"
+    table: np.ndarray,
+    row_ids: Ids | None,
+    data_ids: Ids,
+    kind: str,
+    *,
+    name: str = "the teacher",
+    setting: str | None = None,
 ) -> np.ndarray:
     """Returns the rows of a teacher's table `[m, d]` in the data's order: `[len(data_ids), d]`.
 
@@ -104,12 +112,13 @@ def match_rows(
       row_ids: the ids of the table's rows, or None.
       kind: `user` or `item`.
       name: name of the teacher, for messages.
+      setting: name of the setting of `row_ids`, for messages; `teacher_user_ids` or `teacher_item_ids` if None.
 
     Raises:
       UserError: if there are more or fewer ids than rows, an id of the data has no row, or rows cannot be matched.
     """
     rows, size = len(table), len(data_ids)
-    setting = f"`teacher_{kind}_ids`"
+    setting = f"`{setting or f'teacher_{kind}_ids'}`"
     if row_ids is not None:
         if len(row_ids) != rows:
             raise UserError(f"{setting}: {len(row_ids)} ids, but {name} has {rows} rows of {kind}s; give one per row")
@@ -136,6 +145,8 @@ def match_rows(
 
 def _pair(path: Path, arrays: Mapping[str, LazyArray]) -> tuple[str, str]:
     """Returns the names of the users' and the items' table."""
+    if "users" in arrays and "items" in arrays:  # as exports name them
+        return "users", "items"
     side = lambda name, one, other: one in name.lower() and other not in name.lower()
     # Biases and counters count only if there is no matrix, for the message.
     tables = [name for name, array in arrays.items() if len(array.shape) == 2 and "bias" not in name.lower()]
@@ -166,31 +177,64 @@ def _biases(path: Path, arrays: Mapping[str, LazyArray], pair: tuple[str, str]) 
     """Returns the biases `[rows, 1]` of `user` and `item` with their names, if there are any.
 
     Raises:
-      UserError: if there are several of one kind, or one has another number of entries than its table has rows.
+      UserError: if there are several of one kind, one has another number of entries than its table has rows, or it is
+        unclear whose an array is that could be one.
     """
     found: dict[str, tuple[str, LazyArray]] = {}
+    tables = dict(zip(("user", "item"), pair))
+    rows = {kind: arrays[table].shape[0] if arrays[table].shape else 0 for kind, table in tables.items()}
     for name, array in arrays.items():
-        match = BIAS.fullmatch(name.lower()) if len(name) < 1000 else None
-        if match is None or name in pair:
+        named = _named_bias(name) if len(name) < 1000 and name not in pair else None
+        if named is None:
             continue
-        kind = match[1]
-        table = pair[kind == "item"]
+        prefix, last, kinds = named
+        fits = [k for k, n in rows.items() if n and array.shape in ((n,), (n, 1), (1, n)) and k in (kinds or rows)]
+        kind = kinds[0] if len(kinds) == 1 and prefix == _prefix(tables[kinds[0]]) else None
+        if kind is None or not (fits or PLAIN.fullmatch(last)):
+            if fits:
+                raise UserError(
+                    f"{shown(path)}: {short(name)} could be the biases of {fits[0]}s; name it "
+                    f"{'.'.join([*_prefix(tables[fits[0]]), fits[0]])}_bias if it is, or leave it out"
+                )
+            continue
         if kind in found:
             raise UserError(
                 f"{shown(path)}: {short(found[kind][0])} and {short(name)} could be the biases of {kind}s; save only "
                 "one"
             )
-        rows = arrays[table].shape[0] if arrays[table].shape else 0
-        if array.shape not in ((rows,), (rows, 1), (1, rows)):
+        if not fits:
             raise UserError(
-                f"{shown(path)}: {short(name)} has shape {list(array.shape)}, but {short(table)} has {rows} rows; a "
-                "bias has one number per row"
+                f"{shown(path)}: {short(name)} has shape {list(array.shape)}, but {short(tables[kind])} has "
+                f"{rows[kind]} rows; a bias has one number per row"
             )
         if not _is_float(array.dtype):
             raise UserError(f"{shown(path)}: {short(name)}: holds {array.dtype}, not floats")
         read = lambda array=array: array.read().reshape(-1, 1)
-        found[kind] = name, LazyArray(array.dtype, (rows, 1), read)
+        found[kind] = name, LazyArray(array.dtype, (rows[kind], 1), read)
     return found
+
+
+def _named_bias(name: str) -> tuple[list[str], str, list[str]] | None:
+    """Returns the prefix of a bias's name, its last part, and the kinds that this names; None for other names.
+
+    >>> _named_bias("model.user_embedding.bias"), _named_bias("b_i"), _named_bias("user_item_bias")[2]
+    ((['model'], 'user_embedding_bias', ['user']), ([], 'b_i', ['item']), ['user', 'item'])
+    """
+    parts = re.split(r"[./]", name.lower())
+    parts = parts[:-1] if parts[-1] == "weight" and len(parts) > 1 else parts
+    if len(parts) > 1 and re.fullmatch("bias(?:es)?", parts[-1]):  # of a module: `users.bias`
+        parts[-2:] = ["_".join(parts[-2:])]
+    last = parts[-1].removesuffix("_weight")
+    if not BIAS.fullmatch(last):
+        return None
+    words = "_".join(last).split("_") if len(last) == 2 else last.split("_")
+    return parts[:-1], last, [kind for kind in ("user", "item") if kind in last or kind[0] in words]
+
+
+def _prefix(table: str) -> list[str]:
+    """Returns the parts of a table's name before the one that names its kind."""
+    parts = re.split(r"[./]", table.lower())
+    return parts[: next((n for n, part in enumerate(parts) if "user" in part or "item" in part), 0)]
 
 
 def _names(biases: Mapping[str, tuple[str, LazyArray]]) -> list[str]:

@@ -139,7 +139,8 @@ def _train(
         here = isinstance(teacher, Fitted) and teacher.settings["data"] == experiment.fingerprint
         if teacher is not None and not here:
             given.check(dataset.train)
-            for note in notes_on_fit(given, dataset.split):
+            advice = "put its rows in the order of data.users.values and data.items.values"
+            for note in notes_on_fit(given, dataset.split, advice=advice):
                 warnings.warn(f"the teacher: {note}", stacklevel=3)
         return experiment.train(
             spec,

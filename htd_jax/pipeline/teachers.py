@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from htd_jax.data import Dataset, read
 from htd_jax.data.arrays import SUFFIXES, TORCH
-from htd_jax.data.idfiles import read_id_file
+from htd_jax.data.columns import is_table_folder, without_advice, without_settings
+from htd_jax.data.idfiles import read_row_ids
 from htd_jax.data.ranked import read_lists, to_lists
 from htd_jax.data.tables import match_rows, read_tables_and_notes
 from htd_jax.errors import UserError, as_flags, shown
@@ -21,6 +22,7 @@ from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.request import Paths, RunSpec
 from htd_jax.pipeline.run_folder import RunFolder, open_phase
 from htd_jax.pipeline.teacher_checks import notes_on_fit
+from htd_jax.serving.storage import is_export
 from htd_jax.settings import as_json
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import choose
@@ -35,22 +37,20 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     files, ids = paths.teacher, [paths.teacher_user_ids, paths.teacher_item_ids]
     if not files:
         return None
-    if len(files) == 1 and (files[0].is_dir() or not files[0].suffix) and not _holds_parts(files[0]):
+    if len(files) == 1 and (files[0].is_dir() or not files[0].suffix) and not _is_given(files[0]):
         if any(ids):
             raise UserError("`teacher_user_ids` is for tables; a run folder already contains its ids")
         fitted = _trained_teacher(files[0], spec, experiment)
         _check_needs(fitted.teacher(), spec, experiment)
         return fitted
-    teacher, notes = _read(files, experiment.data, *ids)
+    teacher, notes = _read(files, experiment.data, *ids, setting="teacher_{}_ids")
     for note in notes:
         print(f"note: {as_flags(note)}")
     fitted = given_teacher(teacher, spec, experiment)
     _check_needs(teacher, spec, experiment)
     named = ", ".join(shown(path) for path in files)
-    if notes := notes_on_fit(teacher, experiment.data.split):
-        for note in notes:
-            print(f"note: {named}: {as_flags(note)}")
-        return fitted
+    for note in notes_on_fit(teacher, experiment.data.split):
+        print(f"note: {named}: {as_flags(note)}")
     metric = experiment.evaluation.metric
     popular, by_popularity = popularity(experiment.data.train)
     value, bar = fitted.chosen["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
@@ -60,9 +60,9 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     return fitted
 
 
-def _holds_parts(folder: Path) -> bool:
-    """Returns whether a folder holds the parts of one table, as Spark writes lists."""
-    return folder.is_dir() and any(path.name.startswith("part") and path.is_file() for path in folder.iterdir())
+def _is_given(folder: Path) -> bool:
+    """Returns whether a folder is a teacher that was written elsewhere: a table of lists, or an export; not a run."""
+    return is_export(folder) or (is_table_folder(folder) and not RunFolder(folder).config.is_file())
 
 
 def read_teacher(
@@ -71,8 +71,9 @@ def read_teacher(
     """Reads a teacher trained anywhere, from files, over the rows of a data set.
 
     Args:
-      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or torch `.pth` with both; or a file
-        or folder of lists: user, item, and score or rank; or user and items. Biases become dimensions.
+      paths: two `.npy` tables, of users and of items; one `.npz`, `.safetensors` or torch `.pth` with both; an export,
+        whose ids are used; or a file or folder of lists: user, item, and score or rank; or user and items. Biases
+        become dimensions.
       data: the data set, or anything that `htd_jax.read` takes.
       user_ids: a file of the ids of the users' rows, in their order; without it, rows are in the order of the data's
         ids, or at the numbers that ids are, see `htd_jax.data.tables.match_rows`.
@@ -84,36 +85,50 @@ def read_teacher(
       UserError: if a file cannot be read, or is not of this data.
     """
     id_files = [None if file is None else Path(file) for file in (user_ids, item_ids)]
-    teacher, notes = _read([Path(path) for path in paths], read(data), *id_files)
+    teacher, notes = _read([Path(path) for path in paths], read(data), *id_files, setting="{}_ids")
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return teacher
 
 
 def _read(
-    paths: Sequence[Path], data: Dataset, user_ids: Path | None, item_ids: Path | None
+    paths: Sequence[Path], data: Dataset, user_ids: Path | None, item_ids: Path | None, *, setting: str
 ) -> tuple[Teacher, tuple[str, ...]]:
-    """Returns the teacher, and notes for the user, one line each."""
+    """Returns the teacher, and notes for the user, one line each.
+
+    Args:
+      setting: the name that the caller gives to `user_ids` and `item_ids`, for messages, with `{}` for the kind.
+    """
+    settings = {kind: setting.format(kind) for kind in ("user", "item")}
+    if len(paths) == 1 and is_export(paths[0]):
+        folder = paths[0]
+        paths = [folder / "users.npy", folder / "items.npy"]
+        user_ids, item_ids = user_ids or folder / "users.parquet", item_ids or folder / "items.parquet"
     if len(paths) == 1 and paths[0].suffix.lower() not in SUFFIXES:
         if user_ids or item_ids:
-            raise UserError("`teacher_user_ids` is for tables; lists name their users and items")
-        items, scores, notes = to_lists(read_lists(paths[0]), data.users, data.items)
+            raise UserError(f"`{settings['user']}` is for tables; lists name their users and items")
+        with without_settings():
+            items, scores, notes = to_lists(read_lists(paths[0]), data.users, data.items)
         lists = Lists(jnp.asarray(items), None if scores is None else jnp.asarray(scores))
-        return Teacher.of(lists), notes
+        return Teacher.of(lists), tuple(map(without_advice, notes))
     tables, notes = read_tables_and_notes(paths)
     named = ", ".join(shown(path) for path in paths)
     rows = []
     for table, file, ids in zip(tables, (user_ids, item_ids), (data.users, data.items)):
-        rows.append(match_rows(table, read_id_file(file, ids.kind, ids) if file else None, ids, ids.kind))
+        row_ids = None
+        if file is not None:
+            row_ids, remarks = read_row_ids(file, ids.kind, ids, len(table))
+            notes += remarks
+        rows.append(match_rows(table, row_ids, ids, ids.kind, setting=settings[ids.kind]))
         if file is None and ids.numbered and len(table) == len(ids) + 1:
             notes += (
                 f"{named}: {len(table)} rows of {ids.kind}s, one more than the data has; row r is read as that of id "
-                f"r; if row 0 stands for no {ids.kind}, set `teacher_{ids.kind}_ids`",
+                f"r; if row 0 stands for no {ids.kind}, set `{settings[ids.kind]}`",
             )
     if paths[0].suffix.lower() in TORCH and None in (user_ids, item_ids):
         notes += (
             f"{named}: row r is read as that of the r-th id; if a program numbered them in another order, as RecBole "
-            "does, give its order with `teacher_user_ids` and `teacher_item_ids`",
+            f"does, give its order with `{settings['user']}` and `{settings['item']}`",
         )
     return Teacher.of(Representations(*map(jnp.asarray, rows))), notes
 
