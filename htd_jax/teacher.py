@@ -63,7 +63,7 @@ class Teacher:
             return cls()
         if isinstance(teacher, Teacher):
             tables, lists = teacher.representations, teacher.lists
-            return teacher.replace(representations=tables and _arrays(tables), lists=lists and _list_arrays(lists))
+            return cls(tables and _arrays(tables), teacher.scores, lists and _list_arrays(lists))
         if isinstance(teacher, Lists):
             return cls(lists=_list_arrays(teacher))
         if isinstance(teacher, Representations):

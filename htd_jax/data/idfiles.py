@@ -130,7 +130,8 @@ def read_row_ids(
         # pandas names a column without a name 0: then it is the id of another line too, or not of the data.
         again = first in column[1:].to_pylist()
         if len(column) - 1 == rows and (again or known is None or known.find([first])[0] < 0):
-            column, place = column[1:], lambda row, place=place: place(row + 1)
+            column, of = column[1:], place
+            place = lambda row: of(row + 1)
             notes += (f"{shown(path)}: {line} is read as the name of its column, not as an id",)
         elif again or len(column) - 1 == rows:
             wrong = f"{short(first)!r} occurs more than once" if again else f"{len(column)} ids for {rows} rows"

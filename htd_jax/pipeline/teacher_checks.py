@@ -111,8 +111,8 @@ def _note_on_left_out(sampled: Sampled, split: Split) -> str | None:
         if other >= LEFT_OUT and LEFT_OUT * own < other:
             return (
                 f"its lists leave out the {name} items: of {len(items)}, {own} are in their user's own list and "
-                f"{other} in another user's, so that its figures mean nothing; write lists that leave out the training items "
-                "alone, as `seen` train does"
+                f"{other} in another user's, so that its figures mean nothing; write lists that leave out the "
+                "training items alone, as `seen` train does"
             )
     return None
 
