@@ -31,6 +31,7 @@ from htd_jax import command
 from htd_jax.command import report
 from htd_jax.command.flags import parse_request
 from htd_jax.data import make_split, save_split
+from htd_jax.ops.precision import row_bytes
 from htd_jax.pipeline import RunFolder, resolve_run
 
 # --- what is refused
@@ -360,7 +361,8 @@ def test_baselines_have_the_students_bytes(tmp_path):
     found = results(run)["baselines"]
     assert list(found) == ["teacher in 16 bytes per row", "iALS in 16 bytes per row"]  # 4 dimensions in float32
     for name, entry in found.items():
-        assert (entry["dim"], entry["precision"], entry["row_bytes"]) == (8, "int4", 16)
+        assert (entry["dim"], entry["precision"]) == (12, "int4")  # as wide as the teacher
+        assert entry["row_bytes"] == row_bytes(12, "int4") <= 16
         assert name in done.out and f"{entry['test']['recall@50']:.4f}" in done.out
 
 

@@ -39,7 +39,7 @@ def measure_baselines(spec: RunSpec, experiment: Experiment, teacher: Fitted) ->
         found[label] = {
             "dim": dim,
             "precision": precision,
-            "row_bytes": size,
+            "row_bytes": row_bytes(dim, precision),
             "seconds": time.perf_counter() - began,
             "valid": fitted.chosen["valid"],
             "test": fitted.chosen["test"],
