@@ -62,7 +62,7 @@ from htd_jax.pipeline import RunFolder, resolve_run
         (["--patience", "0"], "--patience must be at least 1"),
         (["--htd.weight", "much"], "--htd.weight: could not convert string to float: 'much'"),
         (["--htd.weight", "inf"], "--htd.weight must be finite, not inf"),
-        (["--weight", "1"], "Unrecognized options: --weight, 1; --help lists the flags"),
+        (["--wait", "1"], "Unrecognized options: --wait, 1; --help lists the flags"),
         (["--split-file", "nowhere.npz"], "nowhere.npz"),
         (
             ["--htd.group-level", "x"],
@@ -153,6 +153,7 @@ def test_a_teacher_that_is_no_checkpoint_is_refused(finished, tmp_path):
         if path.is_file():
             path.write_bytes(b"")
     assert "damaged" in refused("--teacher", damaged, *runs)
+    assert "damaged" in refused("--teacher", damaged / "3", *runs)
     assert not (tmp_path / "runs").exists()
 
 

@@ -61,8 +61,9 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
 
 
 def _is_given(folder: Path) -> bool:
-    """Returns whether a folder is a teacher that was written elsewhere: a table of lists, or an export; not a run."""
-    return is_export(folder) or (is_table_folder(folder) and not RunFolder(folder).config.is_file())
+    """Returns whether a folder is an export or a table of lists: no run, nor its checkpoints, which hold JSON too."""
+    own = (RunFolder(folder).config, folder / "history.json", *folder.glob("*/history.json"))
+    return is_export(folder) or (is_table_folder(folder) and not any(path.is_file() for path in own))
 
 
 def read_teacher(
