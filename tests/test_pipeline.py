@@ -454,7 +454,7 @@ def test_teachers_of_every_kind(data, teacher):
     expected = distil(teacher, data, method="ftd").variables
     for same in (of, Teacher.of(of), jax.tree.map(np.asarray, of), teacher.teacher()):
         chex.assert_trees_all_equal(distil(same, data, method="ftd").variables, expected)
-    lists = Lists(jnp.zeros((60, 5), jnp.int32))
+    lists = Lists(jnp.tile(jnp.arange(5), (60, 1)))
     with pytest.raises(UserError, match="needs the teacher's representations, but this teacher has only lists"):
         distil(lists, data, method="ftd")
     with pytest.raises(UserError, match="the teacher's users have shape .* the data has 60 users"):
