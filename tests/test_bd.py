@@ -286,7 +286,7 @@ def test_a_model_that_scores_by_no_product_is_taught_as_it_is(data):
 def test_what_cannot_learn_is_refused(data):
     tables = Representations(jnp.zeros((60, 2)), jnp.zeros((150, 2)))
     with pytest.raises(UserError, match="representations"):
-        htd_jax.distill(Lists(jnp.zeros((60, 3), jnp.int32)), data, method="bd", dim=2, **FEW)
+        htd_jax.distill(Lists(jnp.tile(jnp.arange(3), (60, 1))), data, method="bd", dim=2, **FEW)
     other = Teacher(representations=tables, scores=jax.tree_util.Partial(lambda users: jnp.zeros((len(users), 150))))
     with pytest.raises(UserError, match="a teacher that is trained further"):
         other.learner()

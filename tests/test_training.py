@@ -439,7 +439,7 @@ def test_score_is_the_models_and_differentiable(small_split):
     ],
 )
 def test_a_teacher_that_lacks_what_is_needed_is_refused(small_split, needs, given, message):
-    lists = Lists(jnp.zeros((small_split.train.num_users, 3), jnp.int32)) if given else None
+    lists = Lists(jnp.tile(jnp.arange(3), (small_split.train.num_users, 1))) if given else None
     with pytest.raises(UserError, match=message):
         fit(small_split, lists, method(needs=needs), epochs=1)
     with pytest.raises(UserError, match=message):
