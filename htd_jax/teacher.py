@@ -12,6 +12,7 @@ from flax import struct
 from htd_jax.data import Interactions, seen_mask, was_seen
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, ScoreAll
+from htd_jax.ops.largest import top_k
 from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import safe_divisor
@@ -153,7 +154,7 @@ class Teacher:
         scores = self.scores
 
         def rank_block(users: jax.Array) -> jax.Array:
-            values, items = jax.lax.top_k(jnp.where(seen_mask(train, users), -jnp.inf, scores(users)), k)
+            values, items = top_k(jnp.where(seen_mask(train, users), -jnp.inf, scores(users)), k)
             return jnp.where(values > -jnp.inf, items, -1).astype(jnp.int32)
 
         best: jax.Array = map_rows(rank_block, train.num_users, SCORES // train.num_items)
@@ -196,7 +197,7 @@ class Teacher:
             hidden = seen_mask(train, block) | (users >= train.num_users)[:, None]
             values = jnp.concatenate([best[0], jnp.where(hidden, -jnp.inf, scores(block)).T], axis=1)
             ids = jnp.concatenate([best[1], jnp.broadcast_to(users, (train.num_items, width))], axis=1)
-            values, positions = jax.lax.top_k(values, k)
+            values, positions = top_k(values, k)
             return (values, jnp.take_along_axis(ids, positions, axis=1)), None
 
         none = jnp.full((train.num_items, k), -jnp.inf), jnp.full((train.num_items, k), -1, jnp.int32)
@@ -332,9 +333,8 @@ def _unseen(items: jax.Array, train: Interactions, k: int) -> jax.Array:
     """Removes seen items from lists, and cuts them, or pads them with -1, to `[num_users, k]`."""
     items = jnp.asarray(items, jnp.int32)
     unseen = (items >= 0) & ~was_seen(train, jnp.arange(train.num_users)[:, None], items)
-    order = jnp.argsort(~unseen, axis=1, stable=True)
-    items = jnp.take_along_axis(jnp.where(unseen, items, -1), order, axis=1)[:, :k]
-    return jnp.pad(items, [(0, 0), (0, k - items.shape[1])], constant_values=-1)
+    place = jnp.where(unseen, jnp.cumsum(unseen, axis=1) - 1, k)
+    return jnp.full((len(items), k), -1, jnp.int32).at[jnp.arange(len(items))[:, None], place].set(items, mode="drop")
 
 
 def check_lists(lists: Lists, num_items: int) -> None:

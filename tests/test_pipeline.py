@@ -24,6 +24,7 @@ from htd_jax.distillers import FTD, Distiller, FitNet, Lists, Method, Teacher
 from htd_jax.distillers.base import no_params
 from htd_jax.errors import UserError
 from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
+from htd_jax.pipeline import progress
 from htd_jax.training import step
 
 # --- the run
@@ -576,3 +577,35 @@ def test_a_registered_method_is_one_of_them(data, teacher, monkeypatch):
     with pytest.raises(UserError, match="`mine.strength` must be at least 0, not -1"):
         distil(teacher, data, method=Mine(strength=-1))
     assert "--mine.strength" in start("--method", "mine", "--help").out
+
+
+def test_a_long_preparation_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LONG", 0.1)
+    with progress.progress_line("Best", 3, "recall@50") as show:
+        show("preparing")
+        time.sleep(0.3)
+        assert capsys.readouterr().out == "Best            preparing\n"
+        show("compiling")
+        show("training")
+        assert capsys.readouterr().out == "Best            preparing: 0 s\n"
+
+
+def test_a_failed_preparation_leaves_no_timer(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LONG", 0.1)
+    with pytest.raises(ValueError), progress.progress_line("Best", 3, "recall@50") as show:
+        show("preparing")
+        raise ValueError
+    time.sleep(0.2)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_whole_time_of_a_run_is_shown(finished):
+    folder, out = finished
+    phases = results(folder)["phases"]
+    for entry in phases.values():
+        stages = dict(entry["seconds"])
+        whole = stages.pop("whole")
+        assert set(stages) == {"preparation", "compilation", "epochs", "evaluation", "saving"}
+        assert whole == pytest.approx(sum(stages.values())) and stages["evaluation"] > 0
+    total = sum(entry["seconds"]["whole"] for entry in phases.values())
+    assert f"time: {total:.0f} s; teacher {phases['teacher']['seconds']['whole']:.0f} s (" in out

@@ -10,8 +10,9 @@ import htd_jax
 from htd_jax import distillers
 from htd_jax.data import make_split
 from htd_jax.distillers import RCEKD, Lists, Teacher
-from htd_jax.distillers.sampling import map_blocks, sample_by_weight, top_columns
+from htd_jax.distillers.sampling import map_blocks, sample_by_weight
 from htd_jax.losses import rejuvenated_loss
+from htd_jax.ops.largest import top_k
 
 USERS, ITEMS = 60, 90
 
@@ -130,7 +131,7 @@ def test_what_is_done_in_blocks_is_done_for_every_row(monkeypatch):
 def test_the_best_are_the_first_of_a_stable_sort(rng):
     scores = rng.integers(0, 9, (20, 50)).astype(np.float32)
     for k in (1, 7, 60):
-        np.testing.assert_array_equal(top_columns(jnp.asarray(scores), k), np.argsort(-scores, kind="stable")[:, :k])
+        np.testing.assert_array_equal(top_k(jnp.asarray(scores), k)[1], np.argsort(-scores, kind="stable")[:, :k])
 
 
 def test_samples_by_weight_are_samples_one_after_the_other():

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 
 import chex
 import jax
@@ -27,6 +28,7 @@ from htd_jax.training import (
     no_teacher,
     run_phase,
 )
+from htd_jax.training.loop import STAGES
 
 BATCH, DIM, WIDE = 50, 4, 9
 
@@ -549,3 +551,31 @@ def test_a_finished_phase_goes_on_to_more_epochs(small_split, tmp_path):
     assert timeless(on.records) == timeless(whole.records)
     with pytest.raises(UserError, match="already trained for 5 epochs, more than the requested 4"):
         fit(small_split, None, "none", tmp_path / "run", epochs=4, eval_every=1)
+
+
+def test_the_time_of_a_phase_is_kept_by_stage(small_split, tmp_path):
+    """Over resumes too; a finished phase keeps what it took."""
+    stages = []
+    prepared = lambda teacher, train: time.sleep(0.2)
+    slow = distillers.none()._replace(prepare=prepared)
+    trainer = make(slow)
+    metrics = {"recall@1": jnp.zeros(())}
+    run = lambda epochs: run_phase(
+        trainer,
+        lambda *model: {"valid": metrics, "test": metrics},
+        small_split,
+        None,
+        jax.random.key(0),
+        epochs=epochs,
+        eval_every=1,
+        checkpoints=Checkpoints(tmp_path / "run"),
+        on_stage=stages.append,
+    )
+    first = run(1)
+    assert stages == ["preparing", "compiling", "training"]
+    assert set(first.spent) == set(STAGES) and 0.2 <= first.spent["preparation"] < 2
+    assert first.spent["epochs"] == sum(first.seconds)
+    second = run(2)
+    assert second.spent["preparation"] > first.spent["preparation"] + 0.15
+    assert second.spent["epochs"] == pytest.approx(sum(second.seconds)) and len(second.seconds) == 2
+    assert run(2).spent == second.spent

@@ -14,7 +14,8 @@ from flax import struct
 from htd_jax.data import Interactions, seen_mask
 from htd_jax.distillers.base import Distiller, EpochStart, Method, Side, Step, Terms, every, no_params
 from htd_jax.distillers.rrd import lists_loss
-from htd_jax.distillers.sampling import map_blocks, sample_by_weight, top_columns
+from htd_jax.distillers.sampling import map_blocks, sample_by_weight
+from htd_jax.ops.largest import top_k
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
@@ -160,7 +161,7 @@ def _correction(sampled: Misranked, side: Side, score: Callable[[jax.Array, jax.
 
 def _ranks(scores: jax.Array, chosen: jax.Array, beyond: int) -> jax.Array:
     """Returns the ranks, from 0, of `chosen` `[n, P]` among the scores `[n, m]`, at most P + `beyond`."""
-    best = top_columns(scores, chosen.shape[1] + beyond)
+    _, best = top_k(scores, chosen.shape[1] + beyond)
     rows, last = jnp.arange(len(scores))[:, None], best.shape[1]
     ranks = jnp.full(scores.shape, last, jnp.int32).at[rows, best].set(jnp.arange(last, dtype=jnp.int32)[None, :])
     return jnp.take_along_axis(ranks, jnp.maximum(chosen, 0), axis=1)

@@ -15,6 +15,7 @@ from htd_jax.data import Interactions, seen_mask, was_seen
 from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, sum_over_users
 from htd_jax.distillers.sampling import map_blocks
 from htd_jax.losses import listed_loss, listwise_loss, log_partition
+from htd_jax.ops.largest import top_k
 from htd_jax.ops.rows import safe_divisor
 from htd_jax.teacher import Lists, Teacher
 
@@ -140,7 +141,7 @@ def _sample_users(
     factor from their sum to that of all."""
     if most == 0 or most >= len(ids):
         return None, 1.0
-    _, chosen = jax.lax.top_k(jnp.where(where, jax.random.uniform(key, ids.shape), -1), most)
+    _, (chosen,) = top_k(jnp.where(where, jax.random.uniform(key, ids.shape), -1)[None], most)
     number = jnp.sum(where)
     return (ids[chosen], where[chosen]), number / jnp.clip(number, 1, most)
 
@@ -160,7 +161,7 @@ def _from_scores(
         values, seen = scores(users), seen_mask(train, users)
         if not top:
             return log_partition(values, seen, scaled)
-        best, items = jax.lax.top_k(jnp.where(seen, -jnp.inf, values), min(top, train.num_items))
+        best, items = top_k(jnp.where(seen, -jnp.inf, values), top)
         where = best > -jnp.inf
         if rest is None:
             logits = best / scaled - log_partition(values, seen, scaled)[:, None]

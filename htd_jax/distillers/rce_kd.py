@@ -11,8 +11,9 @@ from flax import struct
 
 from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
-from htd_jax.distillers.sampling import map_blocks, sample_by_weight, top_columns
+from htd_jax.distillers.sampling import map_blocks, sample_by_weight
 from htd_jax.losses import rejuvenated_loss
+from htd_jax.ops.largest import top_k
 from htd_jax.teacher import Teacher
 
 # The most of the teacher's items that add to an item's sampling weight, as in the authors' code.
@@ -129,7 +130,7 @@ def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
         context, student = start.context, start.student
 
         def sample_block(users: jax.Array) -> SampledSets:
-            ranked = top_columns(student.score_all(users), max(settings.pool, settings.best))
+            _, ranked = top_k(student.score_all(users), max(settings.pool, settings.best))
             best, candidates = ranked[:, : settings.best], ranked[:, : settings.pool]
             wanted = context.best[users]
             hits = _among(candidates, wanted).astype(jnp.int32)
@@ -173,7 +174,7 @@ def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
 def _top_of_scores(teacher: Teacher, train: Interactions, k: int) -> jax.Array:
     scores = teacher.scores
     assert scores is not None
-    best: jax.Array = map_blocks(lambda users: top_columns(scores(users), k), train.num_users, train.num_items)
+    best: jax.Array = map_blocks(lambda users: top_k(scores(users), k)[1], train.num_users, train.num_items)
     return best
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from htd_jax.data import Interactions, nth_unseen, seen_before, seen_mask
+from htd_jax.ops.largest import top_k
 from htd_jax.ops.mapped import map_rows
 from htd_jax.teacher import SCORES, Teacher
 
@@ -60,16 +61,6 @@ def map_blocks(function: Callable[[jax.Array], Any], rows: int, width: int) -> A
     return map_rows(function, rows, BLOCK_SCORES // width)
 
 
-def top_columns(scores: jax.Array, k: int) -> jax.Array:
-    """Returns the columns of the k largest entries per row `[n, m]`, the largest first, ties in order: `[n, k]` int32.
-
-    The barrier keeps slices of the result out of the search: on a CPU, XLA would replace the search by a full sort,
-    thirty times as slow.
-    """
-    columns: jax.Array = jax.lax.optimization_barrier(jax.lax.top_k(scores, min(k, scores.shape[1])))[1]
-    return columns
-
-
 def sample_by_rank(key: chex.PRNGKey, pool: jax.Array, count: int, temperature: float) -> jax.Array:
     """Returns `[n, min(count, P)]` different items per row of `pool` `[n, P]`, in its order; see
     `sample_columns_by_rank`."""
@@ -93,7 +84,7 @@ def _sample_columns(key: chex.PRNGKey, where: jax.Array, log_weights: jax.Array,
     The largest log-weights with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
     """
     noisy = jnp.where(where, jax.random.gumbel(key, where.shape) + log_weights, -jnp.inf)
-    _, chosen = jax.lax.top_k(noisy, min(count, where.shape[1]))
+    _, chosen = top_k(noisy, count)
     return jnp.sort(chosen, axis=1)
 
 

@@ -152,6 +152,7 @@ class Experiment:
                     early_stopping=spec.early_stopping,
                     start=initial,
                     on_epoch=notify,
+                    on_stage=show,
                 )
         except UserError as error:
             error.args = (f"{title}: {error}",) if str(error).startswith("the ") else error.args

@@ -31,6 +31,7 @@ class Fitted:
       chosen: the record of the epoch that `variables` are from.
       distiller: the parameters that its method learned in addition to the student's, at the last epoch: for HTD the
         gates, see `htd_jax.distillers.learned_groups`; empty if there are none.
+      spent: where the time of its training went, in seconds, see `PhaseResult`; empty if it was not trained.
       about: facts for the model card, in addition to those of its own phase.
     """
 
@@ -42,6 +43,7 @@ class Fitted:
     seconds: list[float]
     chosen: dict[str, Any]
     distiller: Any = dataclasses.field(default_factory=dict)
+    spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

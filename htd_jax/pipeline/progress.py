@@ -1,37 +1,57 @@
 """Progress of a phase: the line that shows it, and callbacks."""
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.request import RunSpec
 from htd_jax.training import Progress
 
-# (title, number of epochs, metric to show) -> a function to call after every epoch
-ProgressLine = Callable[[str, int, str], AbstractContextManager[Callable[[Progress], None]]]
+# To call after every epoch, and with the name of each stage, such as `preparing`, before it.
+Show = Callable[[Progress | str], None]
+
+# (title, number of epochs, metric to show) -> `Show`
+ProgressLine = Callable[[str, int, str], AbstractContextManager[Show]]
+
+# Where the line is not live, a stage that takes longer than so many seconds is printed.
+LONG = 2.0
 
 
 @contextlib.contextmanager
-def silent(title: str, epochs: int, metric: str) -> Iterator[Callable[[Progress], None]]:
+def silent(title: str, epochs: int, metric: str) -> Iterator[Show]:
     """Shows nothing."""
     yield lambda progress: None
 
 
 @contextlib.contextmanager
-def progress_line(title: str, epochs: int, metric: str) -> Iterator[Callable[[Progress], None]]:
-    """Shows a bar in a terminal or a notebook, and elsewhere prints a line per evaluation."""
+def progress_line(title: str, epochs: int, metric: str) -> Iterator[Show]:
+    """Shows a bar in a terminal or a notebook, and elsewhere prints a line per evaluation.
+
+    A preparation or a compilation shows its name and, in a bar, the time since the phase began; where lines are
+    printed, one is if it takes longer than `LONG` seconds, and another at its end.
+    """
     console = Console()
     live = console.is_terminal or console.is_jupyter
     columns = TextColumn("{task.description:15}"), BarColumn(20), TextColumn("{task.fields[news]}")
-    bar = Bar(*columns, TimeRemainingColumn(), console=console, disable=not live)
-    task = bar.add_task(title, total=epochs, news="compiling")
+    bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not live)
+    task = bar.add_task(title, total=epochs, news="")
+    ends = contextlib.ExitStack()
 
-    def show(progress: Progress) -> None:
+    def show(progress: Progress | str) -> None:
+        ends.close()
+        if isinstance(progress, str):
+            if live:
+                bar.update(task, news=progress)
+            elif progress != "training":
+                ends.enter_context(_printed(f"{title:15} {progress}"))
+            return
         epoch, records = progress.epoch, progress.records
         text = f"epoch {epoch:3}/{epochs - 1}  loss {progress.terms['loss']:9.2f}  {progress.seconds:6.3f} s/epoch"
         if records:
@@ -41,8 +61,23 @@ def progress_line(title: str, epochs: int, metric: str) -> Iterator[Callable[[Pr
         elif records and records[-1]["epoch"] == epoch:
             print(f"{title:15} {text}", flush=True)
 
-    with bar:
+    with bar, ends:
         yield show
+
+
+@contextlib.contextmanager
+def _printed(text: str) -> Iterator[None]:
+    """Prints a line once a stage takes long, and its time at its end."""
+    timer = threading.Timer(LONG, lambda: print(text, flush=True))
+    timer.daemon = True
+    started = time.monotonic()
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if (seconds := time.monotonic() - started) > LONG:
+            print(f"{text}: {seconds:.0f} s", flush=True)
 
 
 class Callback:

@@ -153,6 +153,7 @@ def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
             "parameters": phase.parameters,
             "epochs": len(phase.seconds),
             "seconds_per_epoch": sum(phase.seconds) / max(len(phase.seconds), 1),
+            "seconds": {**phase.spent, "whole": sum(phase.spent.values())},
             "peak_memory": phase.records[-1].get("peak_memory"),
             "final": measured(phase.chosen),
             "best": measured(best_record(phase.records, metric)),

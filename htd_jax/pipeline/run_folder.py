@@ -287,7 +287,8 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
     settings["training"]["epochs"] = len(history["seconds"])
     stopping = None if patience is None else EarlyStopping(metric, patience)
     chosen = choose(history["records"], stopping)
-    return Fitted(make_model, variables, data, settings, history["records"], history["seconds"], chosen, distiller)
+    records, seconds, spent = (history.get(name, {}) for name in ("records", "seconds", "spent"))
+    return Fitted(make_model, variables, data, settings, records, seconds, chosen, distiller, spent)
 
 
 def evaluation_of(fitted: Fitted) -> Evaluation:
@@ -367,6 +368,7 @@ def _check_results(results: dict[str, Any]) -> None:
         texts += [entry["settings"]["model"]["name"], entry["settings"]["evaluation"]["protocol"]]
         figures += [entry["final"]["test"], *[x["test"] for x in [entry["final"].get("second_model")] if x]]
         numbers += [entry["parameters"], entry.get("seconds_per_epoch"), entry.get("epochs"), entry.get("peak_memory")]
+        numbers += entry.get("seconds", {}).values()
     for names in figures:
         if wrong := [name for name in names if not re.fullmatch(r"[\w-]+@\d{1,9}", name)]:
             raise TypeError(f"{wrong[0]!r} is no metric")

@@ -26,6 +26,7 @@ import numpy as np
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.ops import platforms
+from htd_jax.ops.largest import top_k
 from htd_jax.ops.precision import Rows
 from htd_jax.ops.products import dot, einsum
 
@@ -484,12 +485,12 @@ def _select(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 def _best_chunks(maxima: jax.Array, k: int) -> jax.Array:
     """Returns the k chunks (all, if there are fewer) with the largest of `maxima` `[b, chunks]`, in their order."""
-    _, chunk = jax.lax.top_k(maxima, min(k, maxima.shape[1]))
+    _, chunk = top_k(maxima, k)
     return jnp.sort(chunk, axis=1)
 
 
 def _best(scores: jax.Array, chunk: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Returns scores and items `[b, k]` of the k best in chunks `[b, c]`, ascending, with scores `[b, c, CHUNK]`."""
-    best, at = jax.lax.top_k(scores.reshape(len(scores), -1), k)
+    best, at = top_k(scores.reshape(len(scores), -1), k)
     items = jnp.take_along_axis(chunk, at // CHUNK, axis=1) * CHUNK + at % CHUNK
     return best, jnp.where(best > -jnp.inf, items, -1).astype(jnp.int32)

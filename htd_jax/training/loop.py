@@ -5,7 +5,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -20,6 +20,9 @@ from htd_jax.training.step import AnyTeacher, Trainer, TrainState, compile_epoch
 
 # The time between two checkpoints: a kill loses at most this and an epoch.
 CHECKPOINT_SECONDS = 20
+
+# Where the time of a phase goes, in seconds: `PhaseResult.spent`.
+STAGES = ("preparation", "compilation", "epochs", "evaluation", "saving")
 
 Record = dict[str, Any]
 Evaluate = Callable[[MakeModel, Any], dict[str, dict[str, jax.Array]]]
@@ -62,6 +65,9 @@ class PhaseResult(NamedTuple):
       seconds: the training time of every epoch.
       chosen: the record of the epoch that `variables` are from.
       distiller: the method's own parameters at the last epoch.
+      spent: the seconds of each of `STAGES`, over all processes that worked on the phase since its first checkpoint.
+        `preparation` is what a method computes from its teacher before training. The first evaluation compiles, and
+        the last checkpoint is not counted.
     """
 
     variables: Any
@@ -69,6 +75,7 @@ class PhaseResult(NamedTuple):
     seconds: list[float]
     chosen: Record
     distiller: Any
+    spent: dict[str, float]
 
 
 class Diverged(UserError):
@@ -89,6 +96,7 @@ def run_phase(
     early_stopping: EarlyStopping | None = None,
     start: Any = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> PhaseResult:
     """Trains for at most `epochs` epochs; evaluates at epoch 0, every `eval_every`-th epoch and the last.
 
@@ -113,15 +121,21 @@ def run_phase(
       early_stopping: when to stop; None to train all epochs and keep the last.
       start: the initial variables of the model; random if None.
       on_epoch: a callback, called after every epoch.
+      on_stage: a callback, called with `preparing`, `compiling` and `training` before each.
 
     Raises:
       UserError: if the checkpoints were written under other settings, or hold more epochs; or if the teacher lacks what
         the method needs.
       Diverged: if the loss is not finite.
     """
-    guidance = trainer.guide(split.train, teacher)
+    spent = dict.fromkeys(STAGES, 0.0)
+    on_stage("preparing")
+    with _timed(spent, "preparation"):
+        guidance = jax.block_until_ready(trainer.guide(split.train, teacher))
+    on_stage("compiling")
     init_key, epochs_key = jax.random.split(key)
-    state = trainer.init(init_key, split.train, guidance)
+    with _timed(spent, "compilation"):
+        state = jax.block_until_ready(trainer.init(init_key, split.train, guidance))
     if start is not None:
         state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, start)})
     best: Any = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
@@ -131,6 +145,10 @@ def run_phase(
         history = checkpoints.history()
         _check_settings(checkpoints, history["settings"], settings)
         records, seconds = history["records"], history["seconds"]
+        earlier = history.get("spent", {"epochs": sum(seconds)})
+        if is_finished(records, len(seconds), epochs, early_stopping):
+            spent = dict.fromkeys(STAGES, 0.0)  # what a finished phase took is known
+        spent = {name: earlier.get(name, 0.0) + x for name, x in spent.items()}
         if len(seconds) > epochs:
             raise UserError(
                 f"{shown(checkpoints.folder)}: already trained for {len(seconds)} epochs, more than the requested "
@@ -140,15 +158,17 @@ def run_phase(
         state, best = restored["train"], restored["best"]
 
     def measure(state: TrainState) -> dict[str, Any]:
-        metrics: dict[str, Any] = {**evaluate(trainer.make_model, state.params["model"])}
-        if trainer.second_model:
-            metrics["second_model"] = evaluate(*trainer.second_model(state.params["distiller"], guidance.context))
-        return {**jax.tree.map(float, metrics), "peak_memory": peak_memory()}
+        with _timed(spent, "evaluation"):
+            metrics: dict[str, Any] = {**evaluate(trainer.make_model, state.params["model"])}
+            if trainer.second_model:
+                metrics["second_model"] = evaluate(*trainer.second_model(state.params["distiller"], guidance.context))
+            return {**jax.tree.map(float, metrics), "peak_memory": peak_memory()}
 
     def save(finished: bool) -> float:
         if checkpoints:
-            history = {"settings": settings, "records": records, "seconds": seconds, "finished": finished}
-            checkpoints.save(len(seconds), {"train": state, "best": best}, history)
+            history = {"settings": settings, "records": records, "seconds": seconds, "spent": spent}
+            with contextlib.nullcontext() if finished else _timed(spent, "saving"):
+                checkpoints.save(len(seconds), {"train": state, "best": best}, {**history, "finished": finished})
         return time.monotonic()
 
     finished = is_finished(records, len(seconds), epochs, early_stopping)
@@ -156,12 +176,15 @@ def run_phase(
         records.append({"epoch": 0, "terms": {}, **measure(state), "seconds": 0.0})
         save(finished)
     if not finished:
-        train_epoch = compile_epoch(trainer, state, epochs_key, split.train, guidance)  # before the clock starts
+        with _timed(spent, "compilation"):
+            train_epoch = compile_epoch(trainer, state, epochs_key, split.train, guidance)
+        on_stage("training")
     saved = time.monotonic()
     while not finished:
         started = time.perf_counter()
         state, terms = jax.block_until_ready(train_epoch(state, epochs_key, split.train, guidance))
         seconds.append(time.perf_counter() - started)
+        spent["epochs"] += seconds[-1]
         terms = {name: float(term) for name, term in terms.items()}
         epoch = len(seconds) - 1
         if not math.isfinite(terms["loss"]):
@@ -178,7 +201,15 @@ def run_phase(
             saved = save(finished)
         on_epoch(Progress(epoch, terms, seconds[-1], records))
     variables = best or state.params["model"]
-    return PhaseResult(variables, records, seconds, choose(records, early_stopping), state.params["distiller"])
+    return PhaseResult(variables, records, seconds, choose(records, early_stopping), state.params["distiller"], spent)
+
+
+@contextlib.contextmanager
+def _timed(spent: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the seconds of a block to a stage."""
+    started = time.perf_counter()
+    yield
+    spent[stage] += time.perf_counter() - started
 
 
 def _check_settings(checkpoints: Checkpoints, found: Any, settings: dict[str, Any] | None) -> None:
