@@ -33,6 +33,13 @@ def no_implicit_broadcasting():
 
 
 @pytest.fixture
+def a_checkpoint_every_epoch(monkeypatch):
+    """Training waits for the one before, so that a kill loses nothing."""
+    monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr("htd_jax.training.checkpoint.BackgroundSaves.idle", True)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

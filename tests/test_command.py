@@ -298,11 +298,12 @@ def my_module(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_somebody_elses_method_has_flags_limits_and_a_place_in_the_folders(my_module, finished, tmp_path, monkeypatch):
+def test_somebody_elses_method_has_flags_limits_and_a_place_in_the_folders(
+    my_module, finished, tmp_path, monkeypatch, a_checkpoint_every_epoch
+):
     chosen = ["--method", "runs_method:Gentle", "--gentle.strength", "2"]
     assert "--gentle.strength must be at least 0, not -1" in refused(*chosen[:-1], "-1", "--runs", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", 0)
     whole = trained(*chosen, "--teacher", finished[0], "--run", tmp_path / "whole")
     assert "student + gentle" in whole.out
     found = results(tmp_path / "whole")

@@ -28,6 +28,7 @@ from htd_jax.evaluation import (
     ranking_metrics,
     register,
     sample_candidates,
+    sample_users,
     shown_metrics,
 )
 from htd_jax.evaluation.protocols import Sizes
@@ -549,6 +550,71 @@ def test_an_evaluation_resolves_to_a_spec_with_every_choice_made():
     assert sampled == EvaluationSpec("sampled", 99, (5, 20), "recall@5")
     assert sampled.make() == Sampled(99) and Evaluation().resolve().make() == Full()
     chosen = Evaluation(candidates=99, metric="map@10", cutoffs=()).resolve()
-    assert as_json(chosen) == {"protocol": "full", "candidates": 499, "cutoffs": [10, 20, 50], "metric": "map@10"}
+    assert as_json(chosen) == {
+        **{"protocol": "full", "candidates": 499, "cutoffs": [10, 20, 50], "metric": "map@10", "eval_users": None}
+    }
     with pytest.raises(UserError, match=r"unknown metric 'recall@7' \(known: recall@10, .*\); set `metric`"):
         Evaluation(metric="recall@7").resolve()
+
+
+# --- a sample of users
+
+
+@pytest.mark.parametrize("protocol", [Full(), Sampled(10)])
+def test_a_sample_of_users_is_ranked_as_in_full(rng, protocol, monkeypatch):
+    """Its figures are the means over its users of the metrics that the whole evaluation finds for them."""
+    split = several_held_out(rng)
+    scores = rng.normal(size=(100, 40))
+    model, variables = (lambda train: Scores(scores.shape)), {"params": {"table": jnp.asarray(scores, jnp.float32)}}
+    if isinstance(protocol, Sampled):  # the candidates of a user are the same in both
+        every = sample_candidates(split, 10, 0)
+        sample = lambda part, *_: every if part is split else every[sample_users(split, 20)]
+        monkeypatch.setattr(protocols, "sample_candidates", sample)
+    by_user = make_user_evaluator(split, protocol=protocol)(model, variables)
+    found = make_evaluator(split, protocol=protocol, users=20)(model, variables)
+    users = sample_users(split, 20)
+    for part, metrics in found.items():
+        inside = np.isin(by_user[part].users, users)
+        assert 20 <= inside.sum() < len(inside)
+        for name, value in metrics.items():
+            assert float(value) == pytest.approx(by_user[part].values[name][inside].mean(), abs=1e-6)
+
+
+def test_only_the_sampled_users_are_scored(rng):
+    split = several_held_out(rng)
+    users = sample_users(split, 10)
+    scored = []
+
+    class Told(Scores):
+        def score_all(self, users):
+            jax.debug.callback(lambda users: scored.extend(users.tolist()), users)
+            return self.table[users]
+
+    evaluate = make_evaluator(split, users=10)
+    jax.block_until_ready(evaluate(lambda train: Told((100, 40)), {"params": {"table": jnp.zeros((100, 40))}}))
+    jax.effects_barrier()
+    assert set(scored) == set(users.tolist()) and len(scored) < 2 * len(users)
+
+
+def test_the_sample_of_users_has_users_of_each_part_and_does_not_depend_on_the_model():
+    pairs = lambda users: (np.asarray(users), np.zeros(len(users), int))
+    train, valid = np.arange(1000), np.array([3, 500, 999])  # few are in valid, and all in test
+    split = htd_jax.data.make_split((train, np.full(1000, 2)), pairs(valid), (train, np.ones(1000, int)), 1000, 4)
+    users = sample_users(split, 50)
+    assert set(valid) <= set(users.tolist()) and 50 <= len(users) <= 53
+    assert (users == sample_users(split, 50)).all() and (users != sample_users(split, 50, seed=1)[: len(users)]).any()
+    assert (sample_users(split, 10**6) == train).all()
+
+
+def test_users_are_sampled_where_all_have_too_many_scores(small_split, monkeypatch):
+    size = small_split.train.num_users * small_split.train.num_items
+    resolved = lambda **settings: Evaluation(**settings).resolve(small_split).eval_users
+    assert resolved() is None and resolved(eval_users=5) == 5
+    assert resolved(eval_users=10**6) is None  # that is all of them
+    monkeypatch.setattr("htd_jax.evaluation.settings.SAMPLED_USERS", 7)
+    monkeypatch.setattr("htd_jax.evaluation.settings.MANY_SCORES", size - 1)
+    assert resolved() == 7 and resolved(eval_users=0) is None and resolved(eval_users=3) == 3
+    assert resolved(protocol="sampled", candidates=1) is None  # a score per user is few
+    monkeypatch.setattr("htd_jax.evaluation.settings.MANY_SCORES", size)
+    assert resolved() is None
+    assert EvaluationSpec("full", 499, (10,), "recall@10").eval_users is None

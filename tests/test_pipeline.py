@@ -391,8 +391,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_folder_goes_on_to_the_same_bits(data, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("htd_jax.training.loop.CHECKPOINT_SECONDS", 0)
+def test_a_folder_goes_on_to_the_same_bits(data, teacher, tmp_path, monkeypatch, a_checkpoint_every_epoch):
     whole = distil(teacher, data, method="ftd")
     save = htd_jax.training.Checkpoints.save
 

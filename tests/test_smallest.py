@@ -22,7 +22,6 @@ from htd_jax.training import (
     Training,
     adam,
     cosine,
-    loop,
     make_trainer,
     own,
     resolve_training,
@@ -313,8 +312,7 @@ def test_bytes_are_counted():
 
 
 @pytest.mark.slow
-def test_a_recipe_that_is_stopped_ends_at_the_same_bits(small_split, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+def test_a_recipe_that_is_stopped_ends_at_the_same_bits(small_split, tmp_path, a_checkpoint_every_epoch):
     teacher = htd_jax.fit(small_split, model="ials", dim=8, epochs=3, progress=False)
     request = PhaseRequest(dim=4, method=Best(), precision="int4", training=Training(epochs=6, eval_every=2))
     spec = resolve(request, small_split)

@@ -22,7 +22,8 @@ def print_table(result: RunResult) -> None:
     terminal is too narrow.
 
     Every phase is shown at its best epoch in validation: a plain student overfits before the last, so that there a
-    distilled one would look better than it is. `results.json` has the last epoch too, as `final`.
+    distilled one would look better than it is. `results.json` has the last epoch too, as `final`. The title says if
+    figures are of a sample of users.
     """
     spec, results = result.spec, result.results
     recorded = set.intersection(*(set(entry["best"]["test"]) for entry in results["phases"].values()))
@@ -35,8 +36,11 @@ def print_table(result: RunResult) -> None:
         if "second_model" in best:
             rows.append(["its second model", "", "", *figures(best["second_model"])])
     size = lambda entry: f"{entry['dim']} x {entry['precision']}"
+    sampled = any("sampled" in entry["best"] for entry in results["phases"].values())
     for name, entry in results.get("baselines", {}).items():
-        rows.append([f"{name}, {entry['seconds']:.0f} s", size(entry), "", *figures(entry)])
+        rows.append(
+            [f"{name}, {entry['seconds']:.0f} s", size(entry), "", *figures(entry["sample"] if sampled else entry)]
+        )
     if closed := gap_closed(results["phases"], results["method"], "best"):
         rows.append(
             ["gap closed", "", "", *("-" if closed[name] is None else f"{closed[name]:.0%}" for name in metrics)]
@@ -50,10 +54,14 @@ def print_table(result: RunResult) -> None:
         table.add_column(name, justify="right" if number else "left", no_wrap=wide)
     for number, row in enumerate(rows[1:]):
         table.add_row(*map(markup, row), end_section=wide and bool(closed) and number == len(rows) - 3)
-    when = f"best epoch in validation {spec.evaluation.metric}"
-    title = f"{shown(results['dataset'])}, {results['model']}, seed {results['seed']}: test, {when}"
+    users = spec.evaluation.eval_users
+    of = f" of {users:,} sampled users" if users and sampled else " of all users" if users else ""
+    when = f"best epoch in validation {spec.evaluation.metric}" + (f" of {users:,}" if users and not sampled else "")
+    title = f"{shown(results['dataset'])}, {results['model']}, seed {results['seed']}: test{of}, {when}"
     print(title)  # that of a table would be wrapped
     console.print(table)
+    if sampled:
+        print(f"{shown(spec.folder / 'results.json')}: all users, at the epoch that is kept")
     if any(entry["seconds"]["whole"] for entry in results["phases"].values()):
         print(whole_time(results["phases"]))
 
@@ -126,7 +134,9 @@ def _draw_curves(result: RunResult, figure: Any) -> None:
         where: Any = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
         axes.annotate(text, (epoch, lowest), (8, 0), color=colour, **where)
     title = f"{result.results['dataset']}, {result.results['model']}"
-    axes.set(xlabel="epoch", ylabel=f"test {metric}", title=title, ylim=(0, max(top, lowest) or 1))
+    users = result.spec.evaluation.eval_users
+    measured = f"test {metric}" + (f" of {users:,} sampled users" if users else "")
+    axes.set(xlabel="epoch", ylabel=measured, title=title, ylim=(0, max(top, lowest) or 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.margins(x=0.02)

@@ -12,6 +12,7 @@ from htd_jax.evaluation.metrics import (
 )
 from htd_jax.evaluation.protocols import Full, Protocol, Sampled, sample_candidates
 from htd_jax.evaluation.ranking import (
+    CompiledEvaluation,
     Evaluator,
     Ranker,
     UserEvaluator,
@@ -21,10 +22,12 @@ from htd_jax.evaluation.ranking import (
     make_user_evaluator,
 )
 from htd_jax.evaluation.settings import Evaluation, EvaluationSpec
+from htd_jax.evaluation.users import sample_users
 
 __all__ = [
     "CUTOFFS",
     "METRICS",
+    "CompiledEvaluation",
     "Evaluation",
     "EvaluationSpec",
     "Evaluator",
@@ -43,5 +46,6 @@ __all__ = [
     "ranking_metrics",
     "register",
     "sample_candidates",
+    "sample_users",
     "shown_metrics",
 ]

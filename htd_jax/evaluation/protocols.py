@@ -7,19 +7,28 @@ times the largest number of pairs of one user.
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.data import Interactions, Split
 from htd_jax.errors import UserError
-from htd_jax.models import Recommender
 from htd_jax.ops.platforms import by_backend
 
 T = TypeVar("T")
+
+
+class Scorer(typing.Protocol):
+    """What a protocol needs of a model: scores of pairs, and of all items, see `Recommender`."""
+
+    def score(self, users: chex.Array, items: chex.Array) -> jax.Array: ...
+
+    def score_all(self, users: chex.Array) -> jax.Array: ...
 
 
 class Sizes(NamedTuple):
@@ -61,7 +70,7 @@ class Full:
     def prepare(self, split: Split) -> Any:
         return ()
 
-    def ranks(self, model: Recommender, split: Split, prepared: Any) -> tuple[jax.Array, jax.Array]:
+    def ranks(self, model: Scorer, split: Split, prepared: Any) -> tuple[jax.Array, jax.Array]:
         num_users, num_items = split.train.num_users, split.train.num_items
         width = max(1, min(num_users, sizes().scores // num_items))
         blocks = -(-num_users // width)
@@ -147,7 +156,7 @@ class Sampled:
         arrays = {"users": row_user.reshape(shape[:2]), "at": at.reshape(shape), "targets": targets.reshape(shape)}
         return {name: jnp.asarray(array) for name, array in (arrays | {"candidates": candidates}).items()}
 
-    def ranks(self, model: Recommender, split: Split, prepared: Any) -> tuple[jax.Array, jax.Array]:
+    def ranks(self, model: Scorer, split: Split, prepared: Any) -> tuple[jax.Array, jax.Array]:
         def rank_block(block: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             items = jnp.concatenate([block["targets"], prepared["candidates"][block["users"]]], axis=1)
             scores = model.score(block["users"][:, None], items)

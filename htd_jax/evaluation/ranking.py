@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ from htd_jax.evaluation.metrics import (
     metrics_of_users,
 )
 from htd_jax.evaluation.protocols import Full, Protocol
-from htd_jax.models import MakeModel, with_tables
+from htd_jax.evaluation.users import of_users, sample_users
+from htd_jax.models import MakeModel, Recommender, with_tables
 from htd_jax.ops.platforms import compiler_options
 
 # The parts that are evaluated, in the order in which a protocol ranks them.
@@ -51,6 +53,7 @@ def make_evaluator(
     *,
     cutoffs: Iterable[int] = CUTOFFS,
     protocol: Protocol = Full(),  # noqa: B008 (a constant)
+    users: int | None = None,
 ) -> Evaluator:
     """Builds `evaluate(make_model, variables) -> {"valid": metrics, "test": metrics}`.
 
@@ -62,12 +65,13 @@ def make_evaluator(
       split: the interactions to rank.
       cutoffs: the k of every metric, see `ranking_metrics`.
       protocol: which items a held-out item is ranked against. Users are scored in blocks, one after the other.
+      users: the number of users to sample, see `sample_users`; the others are not scored. All if None.
 
     Raises:
       UserError: if the protocol does not fit the split.
       ValueError: if cutoffs are not whole numbers of at least 1.
     """
-    return _make(split, protocol, metrics_of_pairs, check_cutoffs(cutoffs))
+    return _make(split, protocol, metrics_of_pairs, check_cutoffs(cutoffs), users)
 
 
 def make_user_evaluator(
@@ -121,26 +125,82 @@ class Summary:
 
 
 def _make(
-    split: Split, protocol: Protocol, function: Callable[..., Metrics] | None = None, cutoffs: tuple[int, ...] = ()
-) -> Callable[[MakeModel, Any], dict[str, Any]]:
-    """Returns the evaluation: `function` of each part's ranks, or the ranks themselves."""
+    split: Split,
+    protocol: Protocol,
+    function: Callable[..., Metrics] | None = None,
+    cutoffs: tuple[int, ...] = (),
+    sampled: int | None = None,
+) -> "CompiledEvaluation":
+    """Returns the evaluation: `function` of each part's ranks, or the ranks themselves, of a number of users or all."""
+    users, train = None, split.train
+    if sampled is not None:
+        chosen = sample_users(split, sampled)
+        split, users = of_users(split, chosen), jnp.asarray(chosen, jnp.int32)
     prepared = protocol.prepare(split)
 
-    def evaluate(make_model: MakeModel, variables: Any) -> dict[str, Any]:
+    def inputs(make_model: MakeModel, variables: Any) -> tuple[Any, ...]:
         summary = Summary(function, cutoffs, tuple(METRICS.items())) if function else None
-        return _compiled()(make_model, protocol, summary, variables, split, prepared)
+        return make_model, protocol, summary, variables, train, users, split, prepared
 
-    return evaluate
+    return CompiledEvaluation(inputs, split.train.num_users)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompiledEvaluation:
+    """An evaluation: `(make_model, variables) -> {"valid": ..., "test": ...}`.
+
+    Attributes:
+      inputs: returns the inputs of the compiled program.
+      users: the number of users that are scored.
+    """
+
+    inputs: Callable[[MakeModel, Any], tuple[Any, ...]]
+    users: int
+
+    def __call__(self, make_model: MakeModel, variables: Any) -> dict[str, Any]:
+        return _compiled()(*self.inputs(make_model, variables))
+
+    def compile(self, make_model: MakeModel, variables: Any) -> Any:
+        """Compiles the program that a call runs, which would compile it otherwise, and returns it."""
+        return _compiled().lower(*self.inputs(make_model, variables)).compile()
 
 
 @functools.cache  # not at import: the options depend on the backend, which that would initialise
-def _compiled() -> Callable[..., dict[str, Any]]:
+def _compiled() -> Any:
     return jax.jit(_evaluate, static_argnums=(0, 1, 2), compiler_options=compiler_options())
 
 
+class _Some(NamedTuple):
+    """Scores of some users, who are numbered anew from 0.
+
+    Attributes:
+      model: the model that scores.
+      users: `[n]`, the model's users.
+    """
+
+    model: Any
+    users: jax.Array
+
+    def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
+        return self.model.score(self.users[users], items)
+
+    def score_all(self, users: chex.Array) -> jax.Array:
+        return self.model.score_all(self.users[users])
+
+
 def _evaluate(
-    make_model: MakeModel, protocol: Protocol, summary: Summary | None, variables: Any, split: Split, prepared: Any
+    make_model: MakeModel,
+    protocol: Protocol,
+    summary: Summary | None,
+    variables: Any,
+    train: Interactions,
+    users: jax.Array | None,
+    split: Split,
+    prepared: Any,
 ) -> dict[str, Any]:
-    rank = lambda model: protocol.ranks(with_tables(model), split, prepared)
-    parts = zip(PARTS, nn.apply(rank, make_model(split.train))(variables))
+    def rank(model: Recommender) -> tuple[jax.Array, jax.Array]:
+        model = with_tables(model)
+        return protocol.ranks(model if users is None else _Some(model, users), split, prepared)
+
+    parts = zip(PARTS, nn.apply(rank, make_model(train))(variables))
     return {part: summary(getattr(split, part), ranks) if summary else ranks for part, ranks in parts}

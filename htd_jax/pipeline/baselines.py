@@ -17,8 +17,9 @@ def measure_baselines(spec: RunSpec, experiment: Experiment, teacher: Fitted) ->
     width and precision that rank best in that size, see `htd_jax.ops.precision.for_bytes`.
 
     Returns:
-      By label: `{"dim", "precision", "row_bytes", "seconds", "valid", "test"}`. The SVD is left out if the teacher's
-      scores are not products of rows.
+      By label: `{"dim", "precision", "row_bytes", "seconds", "valid", "test"}`, and `sample`, another `{"valid",
+      "test"}`, if the evaluations during training use a sample of users. The SVD is left out if the teacher's scores
+      are not products of rows.
     """
     student = spec.student
     assert student.dim is not None
@@ -30,7 +31,7 @@ def measure_baselines(spec: RunSpec, experiment: Experiment, teacher: Fitted) ->
     kinds: dict[str, dict[str, Any]] = {f"iALS in {size} bytes per row": {"model": "ials"}}
     if teacher.teacher().inner_product:
         kinds = {f"teacher in {size} bytes per row": {"model": "bpr", "method": "svd"}, **kinds}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for label, kind in kinds.items() if dim else ():
         request = PhaseRequest(STUDENT, dim=dim, precision=precision, seed=student.seed, **kind)
         phase = resolve(request, experiment.data.split)
@@ -44,4 +45,6 @@ def measure_baselines(spec: RunSpec, experiment: Experiment, teacher: Fitted) ->
             "valid": fitted.chosen["valid"],
             "test": fitted.chosen["test"],
         }
+        if (last := fitted.records[-1]).get("sampled"):
+            found[label]["sample"] = {part: last[part] for part in ("valid", "test")}
     return found

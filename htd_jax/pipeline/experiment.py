@@ -69,12 +69,25 @@ class Experiment:
 
     @functools.cached_property
     def evaluate(self) -> Evaluator:
-        """The compiled evaluation.
+        """The compiled evaluation during training, of all users or a sample.
 
         Raises:
           UserError: if the protocol is impossible on this split.
         """
-        return make_evaluator(self.data.split, cutoffs=self.evaluation.cutoffs, protocol=self.evaluation.make())
+        return self._evaluator(self.evaluation.eval_users)
+
+    @functools.cached_property
+    def evaluate_in_full(self) -> Evaluator:
+        """The compiled evaluation of all users.
+
+        Raises:
+          UserError: see `evaluate`.
+        """
+        return self.evaluate if self.evaluation.eval_users is None else self._evaluator(None)
+
+    def _evaluator(self, users: int | None) -> Evaluator:
+        evaluation = self.evaluation
+        return make_evaluator(self.data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make(), users=users)
 
     def train(
         self,
@@ -150,6 +163,7 @@ class Experiment:
                     checkpoints=checkpoints,
                     settings=identity,
                     early_stopping=spec.early_stopping,
+                    evaluate_in_full=self.evaluate_in_full if self.evaluation.eval_users else None,
                     start=initial,
                     on_epoch=notify,
                     on_stage=show,

@@ -12,7 +12,7 @@ from htd_jax.pipeline.progress import MakeCallback, ProgressLine, no_callback, p
 from htd_jax.pipeline.request import RunRequest, RunSpec, resolve_run
 from htd_jax.pipeline.run_folder import RunFolder, claimed
 from htd_jax.pipeline.spec import STUDENT, TEACHER, PhaseSpec, label
-from htd_jax.training import Progress, best_record
+from htd_jax.training import Progress, best_record, in_full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +144,16 @@ def run_identity(spec: RunSpec, experiment: Experiment, teacher: Fitted | None) 
 
 def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
     """Returns what `results.json` holds: the `final` model, the `best` epoch in validation and the settings of each
-    phase."""
+    phase.
+
+    If users are sampled, `final` is of all users. So is `best` where it is `final` in every phase; else it is `sampled`
+    in every phase, because figures of a sample are not compared with figures of all.
+    """
     metric = spec.evaluation.metric
-    names = ("epoch", "valid", "test", "second_model")
+    names = ("epoch", "sampled", "valid", "test", "second_model")
+    best = {name: best_record(phase.records, metric) for name, phase in phases.items()}
+    if all("full" in record for record in best.values()):
+        best = {name: in_full(record) for name, record in best.items()}
     measured = lambda record: {name: record[name] for name in names if name in record}
     entries = {
         name: {
@@ -156,7 +163,7 @@ def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
             "seconds": {**phase.spent, "whole": sum(phase.spent.values())},
             "peak_memory": phase.records[-1].get("peak_memory"),
             "final": measured(phase.chosen),
-            "best": measured(best_record(phase.records, metric)),
+            "best": measured(best[name]),
             "settings": phase.settings,
         }
         for name, phase in phases.items()
@@ -166,6 +173,7 @@ def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
         "model": spec.settings.model,
         "method": spec.settings.method,
         "protocol": spec.evaluation.protocol,
+        "eval_users": spec.evaluation.eval_users,
         "seed": spec.settings.seed,
         "phases": entries,
         "gap_closed": gap_closed(entries, spec.settings.method),

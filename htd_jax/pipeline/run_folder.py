@@ -28,7 +28,7 @@ from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.spec import STUDENT, TEACHER
 from htd_jax.serving import Retriever, load_export
 from htd_jax.settings import check, override
-from htd_jax.training import Checkpoints, EarlyStopping, choose, is_finished
+from htd_jax.training import Checkpoints, EarlyStopping, choose, in_full, is_finished
 from htd_jax.writing import alone, clean, is_partial, whole
 
 # The settings that distinguish phases of the same name.
@@ -286,7 +286,7 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
         raise UserError(f"{shown(checkpoints)}: stopped after {steps.latest} epochs, unfinished; resume the run first")
     settings["training"]["epochs"] = len(history["seconds"])
     stopping = None if patience is None else EarlyStopping(metric, patience)
-    chosen = choose(history["records"], stopping)
+    chosen = in_full(choose(history["records"], stopping))
     records, seconds, spent = (history.get(name, {}) for name in ("records", "seconds", "spent"))
     return Fitted(make_model, variables, data, settings, records, seconds, chosen, distiller, spent)
 

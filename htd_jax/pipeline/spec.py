@@ -121,7 +121,7 @@ class PhaseSpec:
         return {
             "model": self.describe_model(),
             "training": as_json(self.training),
-            "evaluation": as_json(self.evaluation),
+            "evaluation": self.evaluation.describe(),
             "seed": self.seed,
             "start": self.start,
             "methods": methods,
@@ -171,7 +171,7 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
         dim=dim,
         methods=tuple(methods.items()),
         training=training if trains else dataclasses.replace(training, epochs=0),
-        evaluation=request.evaluation.resolve(),
+        evaluation=request.evaluation.resolve(split),
         seed=request.seed,
         start=start,
     )

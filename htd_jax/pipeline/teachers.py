@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Dataset, read
@@ -25,7 +24,7 @@ from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.serving.storage import is_export
 from htd_jax.settings import as_json
 from htd_jax.teacher import Lists, Teacher
-from htd_jax.training import choose
+from htd_jax.training import choose, evaluation_record, in_full
 
 
 def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted | None:
@@ -53,7 +52,7 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
         print(f"note: {named}: {as_flags(note)}")
     metric = experiment.evaluation.metric
     popular, by_popularity = popularity(experiment.data.train)
-    value, bar = fitted.chosen["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
+    value, bar = fitted.records[-1]["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
     if value <= float(bar) < 1:  # where popularity finds all, nothing can be better
         figures = f"validation {metric} {value:.4f}, popularity {float(bar):.4f}"
         print(f"note: {named}: ranks no better than popularity ({figures})")
@@ -146,20 +145,22 @@ def given_teacher(teacher: Teacher, spec: RunSpec, experiment: Experiment) -> Fi
         assert teacher.lists is not None
         make_model, variables = listed(teacher.lists.items)
         model = {"name": "lists", "dim": 0}
-    metrics = jax.tree.map(float, experiment.evaluate(make_model, variables))
-    record = {"epoch": 0, "terms": {}, **metrics, "seconds": 0.0}
+    sampled = experiment.evaluation.eval_users is not None
+    record = {"epoch": 0, "terms": {}, **evaluation_record(experiment.evaluate, make_model, variables), "seconds": 0.0}
+    if sampled:
+        record |= {"sampled": True, "full": evaluation_record(experiment.evaluate_in_full, make_model, variables)}
     settings = {
         "format": FORMAT,
         "data": experiment.fingerprint,
         "model": model,
         "training": as_json(spec.student.training) | {"epochs": 0},
-        "evaluation": as_json(experiment.evaluation),
+        "evaluation": experiment.evaluation.describe(),
         "seed": spec.settings.seed,
         "start": "given",
         "methods": {},
         "teacher": None,
     }
-    fitted = Fitted(make_model, variables, experiment.data, settings, [record], [], record)
+    fitted = Fitted(make_model, variables, experiment.data, settings, [record], [], in_full(record))
     settings["hash"] = hash_of(fitted.teacher())  # nothing else tells two of one size apart
     return fitted
 
@@ -211,4 +212,4 @@ def _trained_teacher(path: Path, spec: RunSpec, experiment: Experiment) -> Fitte
             raise UserError(
                 f"`teacher`: {shown(folder)} was evaluated with {name} {was.get(name)}, this run with {now}"
             )
-    return dataclasses.replace(fitted, chosen=choose(fitted.records, spec.student.early_stopping))
+    return dataclasses.replace(fitted, chosen=in_full(choose(fitted.records, spec.student.early_stopping)))

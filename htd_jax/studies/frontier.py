@@ -32,7 +32,6 @@ from htd_jax.pipeline import (
 )
 from htd_jax.serving import Rows, best_items
 from htd_jax.serving.topk import concatenate
-from htd_jax.settings import as_json
 from htd_jax.studies import charts
 from htd_jax.studies.report import Cell, Chart, Part, Report, Table, Values, mean_and_band
 
@@ -105,7 +104,7 @@ class Frontier:
 
     def points(self, seeds: Sequence[int] = (0,)) -> Iterator[Point]:
         """Yields every model, the iALS teacher of each seed first."""
-        experiment = Experiment(self.data, self.evaluation.resolve())
+        experiment = Experiment(self.data, self.evaluation.resolve(self.data.split))
         for seed in seeds:
             yield from self._points(experiment, seed)
 
@@ -133,7 +132,7 @@ class Frontier:
         compressed += [(kind, f"{size} codes", size) for kind in ("pq", "opq") for size in self.sizes if size <= width]
         made_from = {
             "data": experiment.fingerprint,
-            "evaluation": as_json(experiment.evaluation),
+            "evaluation": experiment.evaluation.describe(),
             "teacher": hash_of(tables),
         }
         for kind, what, size in compressed:
@@ -148,7 +147,7 @@ class Frontier:
             if point is None:
                 users, items = (_compress(kind, what, size, np.asarray(table)) for table in tables)
                 variables = {"params": {"users": users.floats(), "items": items.floats()}}
-                metrics = experiment.evaluate(ModelOf(BPRSettings(), users.dim), variables)
+                metrics = experiment.evaluate_in_full(ModelOf(BPRSettings(), users.dim), variables)
                 test, valid = ({n: float(x) for n, x in metrics[part].items()} for part in ("test", "valid"))
                 point = Point(kind, what, size, seed, test, valid, _rank_time(users, items))
                 write_json(path, {**made_from, "point": dataclasses.asdict(point)})

@@ -1,6 +1,7 @@
 """Training: the compiled epoch, the loop around it, and its checkpoints."""
 
 from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints
+from htd_jax.training.estimate import Estimate, duration, estimate
 from htd_jax.training.loop import (
     Diverged,
     EarlyStopping,
@@ -8,6 +9,8 @@ from htd_jax.training.loop import (
     Progress,
     best_record,
     choose,
+    evaluation_record,
+    in_full,
     is_finished,
     run_phase,
 )
@@ -29,6 +32,7 @@ __all__ = [
     "Checkpoints",
     "Diverged",
     "EarlyStopping",
+    "Estimate",
     "Guidance",
     "Objective",
     "PhaseResult",
@@ -43,6 +47,10 @@ __all__ = [
     "compile_epoch",
     "copy_checkpoints",
     "cosine",
+    "duration",
+    "estimate",
+    "evaluation_record",
+    "in_full",
     "is_finished",
     "make_solving_trainer",
     "make_trainer",

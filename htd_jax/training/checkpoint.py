@@ -1,5 +1,6 @@
 """Orbax checkpoints of a phase: its state and its history."""
 
+import copy
 import errno
 import json
 import math
@@ -7,7 +8,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -29,8 +32,7 @@ class Checkpoints:
 
     A step holds `state/`, written by Orbax, and `history.json`, strict JSON: `{"settings", "records", "seconds",
     "finished"}`. It is written under another name and renamed when complete, so that a kill never leaves half of one,
-    and it is read back before the previous step is deleted. Saving waits for the disk: the state is donated to the
-    next epoch.
+    and it is read back before the previous step is deleted. Saving waits for the disk; `BackgroundSaves` does not.
 
     Steps are listed at every access, so that reading works while another process saves. If two processes save,
     the second is refused.
@@ -156,6 +158,60 @@ class Checkpoints:
         raise UserError(f"{shown(self.folder)}: not a checkpoint (no folder named by a number of epochs in it)")
 
 
+class BackgroundSaves:
+    """Saves steps in a thread, while training continues; one at a time.
+
+    As a context manager: its end waits for the last step, and raises what saving it raised, unless the block raised an
+    error of its own.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no step is being saved."""
+        return self._saving is None or self._saving.done()
+
+    def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
+        """Starts what `Checkpoints.save` does, after the step before is saved.
+
+        Args:
+          epoch, history: see `Checkpoints.save`.
+          state: a pytree of arrays that are not donated while they are saved, see `to_host`.
+
+        Raises:
+          UserError: if the step before could not be saved.
+        """
+        self.wait()
+        self._saving = self._thread.submit(self._checkpoints.save, epoch, state, copy.deepcopy(history))
+
+    def wait(self) -> None:
+        """Waits until the step is saved.
+
+        Raises:
+          UserError: if it could not be.
+        """
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
+
+    def __enter__(self) -> "BackgroundSaves":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown()  # after the step
+        if error is None:
+            self.wait()
+
+
+def to_host(state: Any) -> Any:
+    """Copies a pytree of arrays to the host's memory, so that the originals can be donated."""
+    return jax.block_until_ready(jax.device_put(state, _host(), may_alias=False))
+
+
 def copy_checkpoints(source: Path, target: Path) -> None:
     """Copies the newest step of a phase's folder to a new folder, whole or not at all.
 
@@ -197,6 +253,14 @@ def _read_history(step: Path) -> dict[str, Any]:
     if not isinstance(history, dict) or not set(history) >= _FIELDS:
         raise ValueError("no history")
     return history
+
+
+def _host() -> jax.Device:
+    """Returns the processor or, where JAX is set to do without, the first device."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def _here() -> jax.sharding.Sharding:

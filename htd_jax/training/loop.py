@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import math
+import operator
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 
 from htd_jax.data import Split
 from htd_jax.errors import UserError, shown
+from htd_jax.evaluation import CompiledEvaluation
 from htd_jax.models import MakeModel
-from htd_jax.training.checkpoint import Checkpoints
-from htd_jax.training.step import AnyTeacher, Trainer, TrainState, compile_epoch
+from htd_jax.training.checkpoint import BackgroundSaves, Checkpoints, to_host
+from htd_jax.training.estimate import Estimate, estimate
+from htd_jax.training.step import AnyTeacher, Trainer, compile_epoch
 
-# The time between two checkpoints: a kill loses at most this and an epoch.
+# The time between two checkpoints: a kill loses at most this, an epoch, and what the checkpoint before took to write.
 CHECKPOINT_SECONDS = 20
 
 # Where the time of a phase goes, in seconds: `PhaseResult.spent`.
@@ -36,12 +39,14 @@ class Progress(NamedTuple):
       terms: the loss and its terms, averaged over the epoch's batches.
       seconds: the training time of this epoch.
       records: one record per evaluation so far.
+      estimate: the time of the whole phase, as far as is known.
     """
 
     epoch: int
     terms: dict[str, float]
     seconds: float
     records: list[Record]
+    estimate: Estimate
 
 
 class EarlyStopping(NamedTuple):
@@ -66,8 +71,8 @@ class PhaseResult(NamedTuple):
       chosen: the record of the epoch that `variables` are from.
       distiller: the method's own parameters at the last epoch.
       spent: the seconds of each of `STAGES`, over all processes that worked on the phase since its first checkpoint.
-        `preparation` is what a method computes from its teacher before training. The first evaluation compiles, and
-        the last checkpoint is not counted.
+        `preparation` is what a method computes from its teacher before training. `saving` is the time that training
+        stops for checkpoints; the last is not counted.
     """
 
     variables: Any
@@ -94,19 +99,22 @@ def run_phase(
     checkpoints: Checkpoints | None = None,
     settings: dict[str, Any] | None = None,
     early_stopping: EarlyStopping | None = None,
+    evaluate_in_full: Evaluate | None = None,
     start: Any = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> PhaseResult:
     """Trains for at most `epochs` epochs; evaluates at epoch 0, every `eval_every`-th epoch and the last.
 
-    A record is `{"epoch", "terms", "valid", "test", "seconds", "peak_memory"}`: `seconds` is the training time of that
-    epoch without compilation, `peak_memory` is in bytes, see `peak_memory`. If the trainer has a second model, a record
-    also holds its `{"valid", "test"}` as `second_model`. With no epochs, the one record evaluates the initial model.
+    A record is `{"epoch", "terms", "valid", "test", "seconds", "seconds_evaluation", "peak_memory"}`: `seconds` is the
+    training time of that epoch without compilation, `seconds_evaluation` that of the evaluation, `peak_memory` is in
+    bytes, see `peak_memory`. If the trainer has a second model, a record also holds its `{"valid", "test"}` as
+    `second_model`. With no epochs, the one record evaluates the initial model. With `evaluate_in_full`, records are
+    `sampled`, and that of the model that is kept also holds the figures of all users, as `full`.
 
-    A checkpoint is written every `CHECKPOINT_SECONDS` and at the end. If `checkpoints` holds a step written under the
-    same `settings`, the phase resumes there, with bit-identical results; a phase that ended after fewer epochs
-    continues to `epochs`.
+    A checkpoint is written every `CHECKPOINT_SECONDS`, while training continues on a copy of the state, and at the end.
+    If `checkpoints` holds a step written under the same `settings`, the phase resumes there, with bit-identical
+    results; a phase that ended after fewer epochs continues to `epochs`.
 
     Args:
       trainer: the computation.
@@ -119,6 +127,7 @@ def run_phase(
       checkpoints: where checkpoints are written; none are if None.
       settings: the settings of the phase, as JSON.
       early_stopping: when to stop; None to train all epochs and keep the last.
+      evaluate_in_full: evaluates the kept model on all users, if `evaluate` does so on a sample; at the end.
       start: the initial variables of the model; random if None.
       on_epoch: a callback, called after every epoch.
       on_stage: a callback, called with `preparing`, `compiling` and `training` before each.
@@ -139,6 +148,7 @@ def run_phase(
     if start is not None:
         state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, start)})
     best: Any = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
+    saves = BackgroundSaves(checkpoints) if checkpoints else None
     records: list[Record] = []
     seconds: list[float] = []
     if checkpoints and checkpoints.latest is not None:
@@ -157,51 +167,114 @@ def run_phase(
         restored = checkpoints.state({"train": state, "best": best})
         state, best = restored["train"], restored["best"]
 
-    def measure(state: TrainState) -> dict[str, Any]:
+    def measure(evaluate: Evaluate, variables: Any, second: bool = True) -> Record:
+        with _timed(spent, "compilation"):
+            _compile(evaluate, trainer.make_model, variables)
         with _timed(spent, "evaluation"):
-            metrics: dict[str, Any] = {**evaluate(trainer.make_model, state.params["model"])}
-            if trainer.second_model:
-                metrics["second_model"] = evaluate(*trainer.second_model(state.params["distiller"], guidance.context))
-            return {**jax.tree.map(float, metrics), "peak_memory": peak_memory()}
+            record = evaluation_record(evaluate, trainer.make_model, variables)
+        if trainer.second_model and second:
+            with _timed(spent, "evaluation"):
+                other = trainer.second_model(state.params["distiller"], guidance.context)
+                found = evaluation_record(evaluate, *other)
+            record["seconds_evaluation"] += found.pop("seconds_evaluation")
+            record["second_model"] = found
+        return {**record, "peak_memory": peak_memory()}
+
+    def evaluated(epoch: int, terms: Mapping[str, float], seconds: float) -> Record:
+        record = {"epoch": epoch, "terms": terms, **measure(evaluate, state.params["model"]), "seconds": seconds}
+        return {**record, "sampled": True} if evaluate_in_full else record
+
+    def complete() -> None:
+        """Evaluates the model that is kept on all users."""
+        kept = choose(records, early_stopping)
+        if evaluate_in_full and "full" not in kept:
+            of_last = kept is records[-1]  # the second model of an earlier epoch is not kept
+            kept["full"] = measure(evaluate_in_full, best or state.params["model"], second=of_last)
 
     def save(finished: bool) -> float:
-        if checkpoints:
-            history = {"settings": settings, "records": records, "seconds": seconds, "spent": spent}
+        if checkpoints and saves:
+            history: dict[str, Any] = {"settings": settings, "records": records, "seconds": seconds, "spent": spent}
+            history["finished"] = finished
             with contextlib.nullcontext() if finished else _timed(spent, "saving"):
-                checkpoints.save(len(seconds), {"train": state, "best": best}, {**history, "finished": finished})
+                if finished:  # the state is not donated any more
+                    saves.wait()
+                    checkpoints.save(len(seconds), {"train": state, "best": best}, history)
+                else:
+                    saves.save(len(seconds), {"train": to_host(state), "best": best}, history)
         return time.monotonic()
+
+    def expected() -> Estimate:
+        scored = (getattr(of, "users", 1) for of in (evaluate_in_full, evaluate))
+        return estimate(
+            seconds,
+            [record.get("seconds_evaluation", 0.0) for record in records],
+            epochs=epochs,
+            eval_every=eval_every,
+            full=operator.truediv(*scored) if evaluate_in_full else 0.0,
+            before=spent["preparation"] + spent["compilation"],
+            at_most=early_stopping is not None,
+        )
 
     finished = is_finished(records, len(seconds), epochs, early_stopping)
     if not epochs and not records:
-        records.append({"epoch": 0, "terms": {}, **measure(state), "seconds": 0.0})
+        records.append(evaluated(0, {}, 0.0))
+        complete()
         save(finished)
-    if not finished:
+    elif finished:
+        complete()
+    else:
+        for record in records:
+            record.pop("full", None)  # another model may be kept now
         with _timed(spent, "compilation"):
             train_epoch = compile_epoch(trainer, state, epochs_key, split.train, guidance)
         on_stage("training")
     saved = time.monotonic()
-    while not finished:
-        started = time.perf_counter()
-        state, terms = jax.block_until_ready(train_epoch(state, epochs_key, split.train, guidance))
-        seconds.append(time.perf_counter() - started)
-        spent["epochs"] += seconds[-1]
-        terms = {name: float(term) for name, term in terms.items()}
-        epoch = len(seconds) - 1
-        if not math.isfinite(terms["loss"]):
-            raise Diverged(
-                f"the training diverged in epoch {epoch}: its loss is {terms['loss']}; lower `learning_rate`"
-            )
-        finished = epoch == epochs - 1
-        if finished or epoch % eval_every == 0:
-            records.append({"epoch": epoch, "terms": terms, **measure(state), "seconds": seconds[-1]})
-            if early_stopping and choose(records, early_stopping)["epoch"] == epoch:
-                best = jax.tree.map(jnp.copy, state.params["model"])
-            finished = is_finished(records, len(seconds), epochs, early_stopping)
-        if finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            saved = save(finished)
-        on_epoch(Progress(epoch, terms, seconds[-1], records))
-    variables = best or state.params["model"]
-    return PhaseResult(variables, records, seconds, choose(records, early_stopping), state.params["distiller"], spent)
+    with saves or contextlib.nullcontext():
+        while not finished:
+            started = time.perf_counter()
+            state, terms = jax.block_until_ready(train_epoch(state, epochs_key, split.train, guidance))
+            seconds.append(time.perf_counter() - started)
+            spent["epochs"] += seconds[-1]
+            terms = {name: float(term) for name, term in terms.items()}
+            epoch = len(seconds) - 1
+            if not math.isfinite(terms["loss"]):
+                raise Diverged(
+                    f"the training diverged in epoch {epoch}: its loss is {terms['loss']}; lower `learning_rate`"
+                )
+            finished = epoch == epochs - 1
+            if finished or epoch % eval_every == 0:
+                records.append(evaluated(epoch, terms, seconds[-1]))
+                if early_stopping and choose(records, early_stopping)["epoch"] == epoch:
+                    best = jax.tree.map(jnp.copy, state.params["model"])
+                finished = is_finished(records, len(seconds), epochs, early_stopping)
+            if finished:
+                complete()
+            if finished or ((saves is None or saves.idle) and time.monotonic() - saved > CHECKPOINT_SECONDS):
+                saved = save(finished)
+            on_epoch(Progress(epoch, terms, seconds[-1], records, expected()))
+    kept = in_full(choose(records, early_stopping))
+    return PhaseResult(best or state.params["model"], records, seconds, kept, state.params["distiller"], spent)
+
+
+def evaluation_record(evaluate: Evaluate, make_model: MakeModel, variables: Any) -> Record:
+    """Returns the metrics of a model as a record, and the seconds of their computation."""
+    started = time.perf_counter()
+    metrics = jax.tree.map(float, {**evaluate(make_model, variables)})
+    return {**metrics, "seconds_evaluation": time.perf_counter() - started}
+
+
+def in_full(record: Record) -> Record:
+    """Returns a record with the figures of all users, if it has them in addition to those of a sample."""
+    if "full" not in record:
+        return record
+    sampled = ("sampled", "full", "second_model")
+    return {**{name: x for name, x in record.items() if name not in sampled}, **record["full"]}
+
+
+def _compile(evaluate: Evaluate, make_model: MakeModel, variables: Any) -> None:
+    """Compiles an evaluation, so that its time is not that of its first call."""
+    if isinstance(evaluate, CompiledEvaluation):
+        evaluate.compile(make_model, variables)
 
 
 @contextlib.contextmanager
