@@ -1,18 +1,23 @@
 """Checkpoints: found again wherever they lie, whole whatever happens, and errors in one line."""
 
 import errno
+import functools
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import htd_jax
 from htd_jax.errors import UserError, shown
 from htd_jax.training import Checkpoints, checkpoint, copy_checkpoints
+from htd_jax.training.checkpoint import BackgroundSaves, to_host
 
 HISTORY = {"settings": {}, "records": [], "seconds": [], "finished": False}
 
@@ -324,3 +329,110 @@ def test_a_copy_of_checkpoints_is_whole_or_absent(tmp_path, monkeypatch):
     monkeypatch.undo()
     copy_checkpoints(source, target)
     assert holds(target, 1)
+
+
+# --- beside training
+
+
+def test_a_step_is_saved_while_the_caller_goes_on(tmp_path, monkeypatch):
+    """What is donated or changed meanwhile is saved as it was."""
+    write, may_write = checkpoint._save_state, threading.Event()
+
+    def slow(folder, state):
+        assert may_write.wait(60)
+        write(folder, state)
+
+    monkeypatch.setattr(checkpoint, "_save_state", slow)
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    trained, history = state(1), {**HISTORY, "seconds": [1.0]}
+    with BackgroundSaves(Checkpoints(tmp_path / "run")) as saves:
+        assert saves.idle
+        saves.save(1, to_host(trained), history)
+        assert not saves.idle
+        trained = step(trained)
+        history["seconds"].append(2.0)
+        jax.block_until_ready(trained)
+        may_write.set()
+    assert saves.idle and holds(tmp_path / "run", 1)
+
+
+def test_one_step_is_saved_at_a_time(tmp_path, monkeypatch):
+    write, saving = checkpoint._save_state, []
+
+    def alone(folder, state):
+        saving.append(threading.current_thread())
+        time.sleep(0.02)
+        write(folder, state)
+        assert saving[-1] is threading.current_thread()
+
+    monkeypatch.setattr(checkpoint, "_save_state", alone)
+    with BackgroundSaves(Checkpoints(tmp_path / "run")) as saves:
+        for epoch in (1, 2, 3):
+            saves.save(epoch, state(epoch), {**HISTORY, "seconds": [1.0] * epoch})
+    assert holds(tmp_path / "run", 3) and threading.main_thread() not in saving
+
+
+@pytest.mark.parametrize("when", ["the next", "the end"])
+def test_an_error_beside_training_is_raised_at_the_next_save_or_the_end(tmp_path, monkeypatch, when):
+    def fail(folder, state):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_save_state", fail)
+    with (
+        pytest.raises(UserError, match="epoch 1 cannot be saved .No space left") as error,
+        BackgroundSaves(Checkpoints(tmp_path / "run")) as saves,
+    ):
+        saves.save(1, state(1), HISTORY)
+        if when == "the next":
+            saves.save(2, state(2), HISTORY)
+    assert one_line(error)
+
+
+def test_an_error_of_the_training_is_not_hidden_by_that_of_a_save(tmp_path, monkeypatch):
+    def fail(folder, state):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_save_state", fail)
+    with pytest.raises(KeyboardInterrupt), BackgroundSaves(Checkpoints(tmp_path / "run")) as saves:
+        saves.save(1, state(1), HISTORY)
+        raise KeyboardInterrupt
+
+
+KILLED_BESIDE_TRAINING = """
+import sys, threading
+import numpy as np
+import htd_jax
+from htd_jax.training import checkpoint, loop
+
+loop.CHECKPOINT_SECONDS = -1
+write, writing, saved = checkpoint._save_state, threading.Event(), []
+
+def slow(folder, state):
+    write(folder, state)
+    saved.append(folder)
+    if len(saved) == 2:
+        print("writing", flush=True)
+        writing.wait()  # for the kill
+
+checkpoint._save_state = slow
+data = htd_jax.data.make_synthetic(num_users=60, num_items=90)
+htd_jax.fit(data, dim=4, epochs=10**6, eval_every=10**6, folder=sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_step_is_saved_beside_training_loses_that_step_alone(tmp_path):
+    """The phase resumes from the step before, and ends at the bits of one that was never killed."""
+    folder = tmp_path / "run"
+    code = [sys.executable, "-c", KILLED_BESIDE_TRAINING, str(folder)]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout.readline() == "writing\n"
+        first = Checkpoints(folder).latest
+        time.sleep(0.2)  # more epochs are trained meanwhile
+        training.kill()
+    assert Checkpoints(folder).latest == first
+    data = htd_jax.data.make_synthetic(num_users=60, num_items=90)
+    fit = functools.partial(htd_jax.fit, data, dim=4, epochs=first + 5, eval_every=10**6, progress=False)
+    resumed, whole = fit(folder=folder), fit()
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+    assert [path.name for path in folder.iterdir()] == [str(first + 5)]

@@ -23,6 +23,7 @@ from htd_jax import distillers
 from htd_jax.distillers import FTD, Distiller, FitNet, Lists, Method, Teacher
 from htd_jax.distillers.base import no_params
 from htd_jax.errors import UserError
+from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
 from htd_jax.pipeline import progress
 from htd_jax.training import step
@@ -608,3 +609,55 @@ def test_the_whole_time_of_a_run_is_shown(finished):
         assert whole == pytest.approx(sum(stages.values())) and stages["evaluation"] > 0
     total = sum(entry["seconds"]["whole"] for entry in phases.values())
     assert f"time: {total:.0f} s; teacher {phases['teacher']['seconds']['whole']:.0f} s (" in out
+# --- evaluations of a sample of users
+
+
+FEW_USERS = {"eval_users": 15, "epochs": 5, "eval_every": 2, "progress": False, "dim": 4}
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_the_kept_model_is_evaluated_in_full(data, tmp_path, patience, a_checkpoint_every_epoch):
+    options = FEW_USERS | {"patience": patience}
+    sampled = htd_jax.fit(data, folder=tmp_path / "run", **options)
+    every = htd_jax.fit(data, **options | {"eval_users": 0})
+    evaluate = make_evaluator(data)
+    expected = jax.tree.map(float, evaluate(sampled.make_model, sampled.variables))
+    assert {part: sampled.chosen[part] for part in expected} == expected
+    assert "sampled" not in sampled.chosen and all(record["sampled"] for record in sampled.records)
+    assert [record["epoch"] for record in sampled.records if "full" in record] == [sampled.chosen["epoch"]]
+    assert sampled.records[0]["test"] != every.records[0]["test"]
+    assert all(record["seconds_evaluation"] > 0 for record in sampled.records)
+    if patience is None:  # the sample changes no model
+        chex.assert_trees_all_equal(sampled.variables, every.variables)
+        assert sampled.metrics == every.metrics
+    again = htd_jax.fit(data, folder=tmp_path / "run", **options)
+    assert again.records == sampled.records and again.chosen == sampled.chosen
+    with pytest.raises(UserError, match="made with other settings"):
+        htd_jax.fit(data, folder=tmp_path / "run", **options | {"eval_users": 16})
+
+
+def test_a_killed_phase_of_a_sample_ends_as_an_unbroken_one(data, tmp_path, a_checkpoint_every_epoch):
+    options = FEW_USERS
+    whole = htd_jax.fit(data, folder=tmp_path / "whole", **options)
+    first = htd_jax.fit(data, folder=tmp_path / "more", **options | {"epochs": 3})
+    more = htd_jax.fit(data, folder=tmp_path / "more", **options)
+    assert "full" in first.records[-1]
+    assert untimed(more.records) == untimed(whole.records) and untimed(more.chosen) == untimed(whole.chosen)
+
+
+@pytest.mark.slow
+def test_a_run_says_which_figures_are_of_a_sample(tmp_path):
+    done = trained("--method", "ftd", "--eval-users", 20, "--eval-every", 1, "--runs", tmp_path, "--baselines")
+    found = results(next(tmp_path.iterdir()))
+    assert found["eval_users"] == 20
+    kept = [entry["best"]["epoch"] == entry["final"]["epoch"] for entry in found["phases"].values()]
+    sampled = [entry["best"].get("sampled", False) for entry in found["phases"].values()]
+    assert sampled == [not all(kept)] * 3  # all alike
+    assert not any("sampled" in entry["final"] for entry in found["phases"].values())
+    title = "test of 20 sampled users, best epoch" if sampled[0] else "test of all users, best epoch"
+    assert title in done.out
+    lines = strict(next(tmp_path.iterdir()) / "metrics.jsonl")
+    assert all(line["sampled"] for line in lines) and sum("full" in line for line in lines) == 3
+    trained("--method", "none", "--eval-users", 20, "--eval-every", 1, "--runs", tmp_path, "--run", tmp_path / "two")
+    other = trained("--method", "none", "--eval-every", 1, "--runs", tmp_path, "--run", tmp_path / "three")
+    assert "reused" not in other.out  # evaluated on other users
