@@ -26,7 +26,7 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
 from htd_jax.pipeline import progress
-from htd_jax.training import step
+from htd_jax.training import Progress, estimate, step
 
 # --- the run
 
@@ -609,6 +609,8 @@ def test_the_whole_time_of_a_run_is_shown(finished):
         assert whole == pytest.approx(sum(stages.values())) and stages["evaluation"] > 0
     total = sum(entry["seconds"]["whole"] for entry in phases.values())
     assert f"time: {total:.0f} s; teacher {phases['teacher']['seconds']['whole']:.0f} s (" in out
+
+
 # --- evaluations of a sample of users
 
 
@@ -661,3 +663,17 @@ def test_a_run_says_which_figures_are_of_a_sample(tmp_path):
     trained("--method", "none", "--eval-users", 20, "--eval-every", 1, "--runs", tmp_path, "--run", tmp_path / "two")
     other = trained("--method", "none", "--eval-every", 1, "--runs", tmp_path, "--run", tmp_path / "three")
     assert "reused" not in other.out  # evaluated on other users
+
+
+@pytest.mark.parametrize(
+    ("epoch", "line"), [(6.1, "about 10 min: 101 epochs of 6.1 s, 11 evaluations of 1 s"), (0.1, "")]
+)
+def test_a_long_phase_says_how_long_it_takes_after_its_first_evaluation(capsys, epoch, line):
+    with progress.progress_line("BPR", 101, "recall@50") as show:
+        for number in range(3):
+            records = [{"epoch": 0, "valid": {"recall@50": 0.1}, "seconds_evaluation": 1.0}]
+            whole = estimate([epoch] * (number + 1), [1.0], epochs=101, eval_every=10)
+            show(Progress(number, {"loss": 1.0}, epoch, records, whole))
+    lines = capsys.readouterr().out.splitlines()
+    assert "valid recall@50 0.1000 in 1 s" in lines[0]
+    assert [text.split(maxsplit=1)[1] for text in lines[1:]] == ([line] if line else [])

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.request import RunSpec
-from htd_jax.training import Progress
+from htd_jax.training import Progress, duration
 
 # To call after every epoch, and with the name of each stage, such as `preparing`, before it.
 Show = Callable[[Progress | str], None]
@@ -22,6 +22,9 @@ ProgressLine = Callable[[str, int, str], AbstractContextManager[Show]]
 
 # Where the line is not live, a stage that takes longer than so many seconds is printed.
 LONG = 2.0
+
+# A phase that takes longer than so many seconds, as far as its first epoch and evaluation tell, says so after them.
+LONG_PHASE = 60.0
 
 
 @contextlib.contextmanager
@@ -35,7 +38,8 @@ def progress_line(title: str, epochs: int, metric: str) -> Iterator[Show]:
     """Shows a bar in a terminal or a notebook, and elsewhere prints a line per evaluation.
 
     A preparation or a compilation shows its name and, in a bar, the time since the phase began; where lines are
-    printed, one is if it takes longer than `LONG` seconds, and another at its end.
+    printed, one is if it takes longer than `LONG` seconds, and another at its end. After the first epoch and evaluation
+    of a long phase, a line says how long the whole of it takes.
     """
     console = Console()
     live = console.is_terminal or console.is_jupyter
@@ -43,8 +47,10 @@ def progress_line(title: str, epochs: int, metric: str) -> Iterator[Show]:
     bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not live)
     task = bar.add_task(title, total=epochs, news="")
     ends = contextlib.ExitStack()
+    told = False
 
     def show(progress: Progress | str) -> None:
+        nonlocal told
         ends.close()
         if isinstance(progress, str):
             if live:
@@ -55,11 +61,15 @@ def progress_line(title: str, epochs: int, metric: str) -> Iterator[Show]:
         epoch, records = progress.epoch, progress.records
         text = f"epoch {epoch:3}/{epochs - 1}  loss {progress.terms['loss']:9.2f}  {progress.seconds:6.3f} s/epoch"
         if records:
-            text += f"  valid {metric} {records[-1]['valid'][metric]:.4f}"
+            took = duration(records[-1].get("seconds_evaluation", 0.0))
+            text += f"  valid {metric} {records[-1]['valid'][metric]:.4f} in {took}"
         if live:
             bar.update(task, completed=epoch + 1, news=text)
         elif records and records[-1]["epoch"] == epoch:
             print(f"{title:15} {text}", flush=True)
+        if not told and progress.estimate.whole > LONG_PHASE and epoch + 1 < epochs:
+            bar.console.print(f"{title:15} {progress.estimate}", markup=False, highlight=False, soft_wrap=True)
+        told = True
 
     with bar, ends:
         yield show

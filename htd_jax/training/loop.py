@@ -130,7 +130,7 @@ def run_phase(
       evaluate_in_full: evaluates the kept model on all users, if `evaluate` does so on a sample; at the end.
       start: the initial variables of the model; random if None.
       on_epoch: a callback, called after every epoch.
-      on_stage: a callback, called with `preparing`, `compiling` and `training` before each.
+      on_stage: a callback, called with `preparing`, `compiling`, `training` and `evaluating all users` before each.
 
     Raises:
       UserError: if the checkpoints were written under other settings, or hold more epochs; or if the teacher lacks what
@@ -188,6 +188,7 @@ def run_phase(
         """Evaluates the model that is kept on all users."""
         kept = choose(records, early_stopping)
         if evaluate_in_full and "full" not in kept:
+            on_stage("evaluating all users")
             of_last = kept is records[-1]  # the second model of an earlier epoch is not kept
             kept["full"] = measure(evaluate_in_full, best or state.params["model"], second=of_last)
 
