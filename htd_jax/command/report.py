@@ -61,7 +61,7 @@ def print_table(result: RunResult) -> None:
     print(title)  # that of a table would be wrapped
     console.print(table)
     if sampled:
-        print(f"{shown(spec.folder / 'results.json')}: all users, at the epoch that is kept")
+        print(f"{shown(RunFolder(spec.folder).results)}: all users, at the epoch that is kept")
     if any(entry["seconds"]["whole"] for entry in results["phases"].values()):
         print(whole_time(results["phases"]))
 

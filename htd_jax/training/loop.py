@@ -7,7 +7,7 @@ import operator
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from htd_jax.data import Split
 from htd_jax.errors import UserError, shown
-from htd_jax.evaluation import CompiledEvaluation
 from htd_jax.models import MakeModel
 from htd_jax.training.checkpoint import BackgroundSaves, Checkpoints, to_host
 from htd_jax.training.estimate import Estimate, estimate
@@ -29,6 +28,19 @@ STAGES = ("preparation", "compilation", "epochs", "evaluation", "saving")
 
 Record = dict[str, Any]
 Evaluate = Callable[[MakeModel, Any], dict[str, dict[str, jax.Array]]]
+
+
+@runtime_checkable
+class CompilesFirst(Protocol):
+    """An evaluation that can be compiled before it is called, see `htd_jax.evaluation.CompiledEvaluation`.
+
+    Attributes:
+      users: the number of users that it scores.
+    """
+
+    users: int
+
+    def compile(self, make_model: MakeModel, variables: Any, /) -> Any: ...
 
 
 class Progress(NamedTuple):
@@ -205,7 +217,7 @@ def run_phase(
         return time.monotonic()
 
     def expected() -> Estimate:
-        scored = (getattr(of, "users", 1) for of in (evaluate_in_full, evaluate))
+        scored = (of.users if isinstance(of, CompilesFirst) else 1 for of in (evaluate_in_full, evaluate))
         return estimate(
             seconds,
             [record.get("seconds_evaluation", 0.0) for record in records],
@@ -274,7 +286,7 @@ def in_full(record: Record) -> Record:
 
 def _compile(evaluate: Evaluate, make_model: MakeModel, variables: Any) -> None:
     """Compiles an evaluation, so that its time is not that of its first call."""
-    if isinstance(evaluate, CompiledEvaluation):
+    if isinstance(evaluate, CompilesFirst):
         evaluate.compile(make_model, variables)
 
 
