@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from htd_jax.data import columns as _columns
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
@@ -113,12 +115,15 @@ def fingerprint(data: Dataset | Split) -> str:
     digest = hashlib.sha256()
     for part in split:
         digest.update(np.asarray([part.num_users, part.num_items], np.int64).tobytes())
-        digest.update(np.asarray(part.users).tobytes() + np.asarray(part.items).tobytes())
+        digest.update(np.ascontiguousarray(part.users))
+        digest.update(np.ascontiguousarray(part.items))
     for ids in (data.users, data.items) if isinstance(data, Dataset) else ():
         if not ids.numbered:
-            texts = [str(value) for value in ids.values.to_pylist()]
-            ambiguous = any("\n" in text for text in texts)
-            digest.update((json.dumps(texts) if ambiguous else "\n".join(texts)).encode())
+            texts = ids.values.cast(pa.string())
+            if pc.any(pc.match_substring(texts, "\n")).as_py():
+                digest.update(json.dumps(texts.to_pylist()).encode())
+            else:
+                digest.update("\n".join(texts.to_pylist()).encode())
     return digest.hexdigest()[:16]
 
 

@@ -45,15 +45,18 @@ class Interactions:
         for name, size in (("user", num_users), ("item", num_items)):
             if size > MOST:
                 raise UserError(f"{size} {name}s are too many; at most {MOST} are supported")
-        users, items = as_pairs(users, items, num_users, num_items)
-        pairs = np.sort(users * num_items + items)
-        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
-        users, items = pairs // num_items, pairs % num_items
-        degree = np.bincount(np.asarray(users), minlength=num_users)
+        users, items = _checked(users, items, num_users, num_items)
+        pairs = _codes(users, items, num_items)
+        if not (pairs[1:] > pairs[:-1]).all():
+            pairs.sort()
+            pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
+            users, items = pairs // num_items, pairs % num_items
+        del pairs
+        degree = np.bincount(users, minlength=num_users)
         return cls(
-            users=jnp.asarray(users, jnp.int32),
-            items=jnp.asarray(items, jnp.int32),
-            offsets=jnp.asarray(np.concatenate([[0], np.cumsum(degree)]), jnp.int32),
+            users=jnp.asarray(users.astype(np.int32)),
+            items=jnp.asarray(items.astype(np.int32)),
+            offsets=jnp.asarray(np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)),
             num_users=num_users,
             num_items=num_items,
             max_degree=int(degree.max(initial=0)),
@@ -84,10 +87,24 @@ def as_pairs(
       UserError: if lengths differ, an array has more than one axis, or ids are not integers from 0 and below their
         number.
     """
+    users, items = _checked(users, items, num_users, num_items)
+    return users.astype(np.int64), items.astype(np.int64)
+
+
+def _checked(users: ArrayLike, items: ArrayLike, num_users: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Does what `as_pairs` does, with integers of any type."""
     columns = _ids("user", users, num_users), _ids("item", items, num_items)
     if len(columns[0]) != len(columns[1]):
         raise UserError(f"pairs need as many users as items, not {len(columns[0])} and {len(columns[1])}")
     return columns
+
+
+def _codes(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
+    """Returns `[n]` int64, one number for each pair, in the order of users and then items."""
+    codes = users.astype(np.int64)
+    codes *= num_items
+    codes += items.astype(np.int64, copy=False)
+    return codes
 
 
 def _ids(name: str, given: Any, size: int) -> np.ndarray:
@@ -110,7 +127,7 @@ def _ids(name: str, given: Any, size: int) -> np.ndarray:
         raise UserError(f"{name} ids must be integers, not {ids.dtype}; {advice}")
     if ids.min() < 0 or ids.max() >= size:
         raise UserError(f"{name} ids must lie in [0, {size}), but go from {ids.min()} to {ids.max()}")
-    return ids.astype(np.int64)
+    return ids
 
 
 class Split(NamedTuple):
@@ -139,9 +156,9 @@ def make_split(
     split = Split(*(Interactions.from_pairs(*part, num_users, num_items) for part in parts.values()))
     if empty := [name for name, part in zip(Split._fields, split) if not len(part)]:
         raise UserError(f"the {empty[0]} part holds no interaction")
-    encode = lambda part: np.asarray(part.users, np.int64) * num_items + np.asarray(part.items)
-    codes = np.sort(np.concatenate([encode(part) for part in split]), kind="stable")  # merges sorted parts
-    if len(twice := codes[1:][np.diff(codes) == 0]):
+    codes = np.concatenate([_codes(np.asarray(part.users), np.asarray(part.items), num_items) for part in split])
+    codes.sort()
+    if len(twice := codes[1:][codes[1:] == codes[:-1]]):
         user, item = divmod(int(twice[0]), num_items)
         raise UserError(f"user {user} and item {item} are in more than one of train, valid and test")
     if split.train.max_degree >= num_items:

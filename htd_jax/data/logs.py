@@ -14,6 +14,7 @@ from annotated_types import Ge, Interval
 from htd_jax.data.columns import Columns, as_numbers, from_table, is_text, pick, read_file, stem, undictionary, value_of
 from htd_jax.data.dataset import Dataset, Ids, as_column, is_whole, whole_numbers
 from htd_jax.data.interactions import Pairs, make_split
+from htd_jax.data.order import order
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
@@ -144,8 +145,8 @@ def read_log(path: Path, reading: Reading | None = None) -> Dataset:
     logs = []
     for part in filter(None, parts):
         how: Any = {name: getattr(reading, name) for name in ("separator", "header", "quoting", "skip_bad_rows")}
-        columns = read_file(part, _chooser(reading, shown(part), is_text(part)), **how)
-        logs.append(make_log(columns, reading, shown(part)))
+        choose = _chooser(reading, shown(part), is_text(part))
+        logs.append(make_log(read_file(part, choose, **how), reading, shown(part)))  # whose columns are freed here
     return make_dataset(logs, reading, stem(path))
 
 
@@ -339,12 +340,17 @@ def _short(value: Any) -> str:
 
 def _encode(column: pa.ChunkedArray, role: str) -> tuple[np.ndarray, pa.Array]:
     """Returns positions `[n]` int32 in the distinct ids, -1 if missing; and these."""
-    if not pa.types.is_dictionary(column.type) and not pa.types.is_string(column.type):
+    kind = column.type
+    if not any(test(kind) for test in (pa.types.is_dictionary, pa.types.is_string, pa.types.is_signed_integer)):
         column = pa.chunked_array([as_column(column, role)])
     column = column.dictionary_encode().unify_dictionaries()
     ids = as_column(column.chunk(0).dictionary if column.num_chunks else pa.array([], pa.string()), role)
-    indices = [pc.fill_null(chunk.indices, len(ids)).to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    codes = np.concatenate(indices).astype(np.int32, copy=False)
+    codes = np.empty(len(column), np.int32)
+    start = 0
+    for chunk in column.chunks:
+        indices = chunk.indices if not chunk.null_count else pc.fill_null(chunk.indices, len(ids))
+        codes[start : start + len(chunk)] = indices.to_numpy(zero_copy_only=False)
+        start += len(chunk)
     missing = ids.is_null().to_numpy(zero_copy_only=False)
     if missing.any() or (codes == len(ids)).any():
         return _without(codes, ids, missing)
@@ -535,13 +541,18 @@ def _ruled(log: Log, clean: bool) -> tuple[Log, bool]:
 
 def _distinct_pairs(log: Log, parts: np.ndarray) -> np.ndarray:
     """Returns one row per pair, sorted by user and item: the first of the first part."""
-    codes = log.users.astype(np.int64) * len(log.item_ids) + log.items
-    order = np.argsort(codes, kind="stable")
-    new = np.diff(codes[order], prepend=-1) > 0
+    codes = log.users.astype(np.int64)
+    codes *= len(log.item_ids)
+    codes += log.items
+    rows = order(codes)
+    codes = codes[rows]
+    new = np.append(True, codes[1:] != codes[:-1])
     if log.times is not None and not new.all():
-        order = np.lexsort((log.times, parts, codes))
-    first: np.ndarray = order[new]
-    return first
+        repeated = ~new
+        repeated[:-1] |= ~new[1:]
+        several = rows[repeated]
+        rows[repeated] = several[order(codes[repeated], parts[several], log.times[several])]
+    return rows[new]
 
 
 def _core(log: Log, parts: np.ndarray, reading: Reading) -> np.ndarray:

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from htd_jax.data.arrays import open_npz
 from htd_jax.data.files import most_inflated
 from htd_jax.data.interactions import Split, as_pairs, make_split
+from htd_jax.data.order import order
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
 
@@ -60,20 +61,21 @@ def deal(
       times: `[n]` floats, for `last` and `time`.
 
     Returns:
-      `[n]` TRAIN, VALID or TEST.
+      `[n]` int8: TRAIN, VALID or TEST.
     """
     if split == "time":
         assert times is not None
         first, second = np.quantile(times, [1 - 2 * share, 1 - share], method="lower")
-        return (times > first).astype(int) + (times > second)
+        return (times > first).astype(np.int8) + (times > second)
     by_time = () if split != "last" else (-times,)  # type: ignore[operator]
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(users)), *by_time, users))
-    ordered = users[order]
+    rows = order(users, *by_time, np.random.default_rng(seed).permutation(len(users)))
     degree = np.bincount(users)
-    place = np.arange(len(users)) - (np.cumsum(degree) - degree)[ordered]
-    held_out = SPLITS["leave-one-out" if split == "last" else split](degree, share)[ordered]
-    parts = np.empty(len(users), int)
-    parts[order] = np.where(place < held_out, TEST, np.where(place < 2 * held_out, VALID, TRAIN))
+    held_out = SPLITS["leave-one-out" if split == "last" else split](degree, share)
+    ordered = users[rows]
+    place = np.arange(len(users))  # of a row among those of its user
+    place -= (np.cumsum(degree) - degree)[ordered]
+    parts = np.empty(len(users), np.int8)
+    parts[rows] = np.where(place < held_out[ordered], TEST, (place < (2 * held_out)[ordered]) * VALID)
     return parts
 
 
@@ -87,7 +89,7 @@ def save_split(path: Path, split: Split) -> None:
     pairs["sizes"] = np.array([split.train.num_users, split.train.num_items])
     try:
         with whole(path) as partial, open(partial, "xb") as file:
-            np.savez_compressed(file, **pairs)  # type: ignore[arg-type]
+            np.savez(file, **pairs)  # type: ignore[arg-type]  # compression takes longer than reading the log
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from None
 
