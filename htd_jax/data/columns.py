@@ -782,7 +782,7 @@ def _read_parquet(path: Path, choose: Choose) -> Columns:
 
 
 def _table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, texts: Collection[str]) -> pa.Table:
-    """Collects a table, in which columns of text are dictionaries of each batch's, so that few rows are text at once."""
+    """Collects a table; columns of `texts` become dictionaries, batch by batch, so that few rows are text at once."""
     columns: dict[str, list[pa.Array]] = {name: [] for name in schema.names}
     for batch in batches:
         batch.validate(full=True)

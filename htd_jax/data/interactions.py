@@ -45,17 +45,17 @@ class Interactions:
         for name, size in (("user", num_users), ("item", num_items)):
             if size > MOST:
                 raise UserError(f"{size} {name}s are too many; at most {MOST} are supported")
-        users, items = _checked(users, items, num_users, num_items)
-        pairs = _codes(users, items, num_items)
+        rows, columns = _checked(users, items, num_users, num_items)
+        pairs = _codes(rows, columns, num_items)
         if not (pairs[1:] > pairs[:-1]).all():
             pairs.sort()
             pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
-            users, items = pairs // num_items, pairs % num_items
+            rows, columns = pairs // num_items, pairs % num_items
         del pairs
-        degree = np.bincount(users, minlength=num_users)
+        degree = np.bincount(rows, minlength=num_users)
         return cls(
-            users=jnp.asarray(users.astype(np.int32)),
-            items=jnp.asarray(items.astype(np.int32)),
+            users=jnp.asarray(rows.astype(np.int32)),
+            items=jnp.asarray(columns.astype(np.int32)),
             offsets=jnp.asarray(np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)),
             num_users=num_users,
             num_items=num_items,
@@ -87,8 +87,8 @@ def as_pairs(
       UserError: if lengths differ, an array has more than one axis, or ids are not integers from 0 and below their
         number.
     """
-    users, items = _checked(users, items, num_users, num_items)
-    return users.astype(np.int64), items.astype(np.int64)
+    columns = _checked(users, items, num_users, num_items)
+    return columns[0].astype(np.int64), columns[1].astype(np.int64)
 
 
 def _checked(users: ArrayLike, items: ArrayLike, num_users: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,12 @@
 """FreqD, features matched by their frequencies on a graph (Zhu and Zhang, KDD'25)."""
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 from annotated_types import Ge, Interval
 from flax import struct
 
@@ -176,6 +175,8 @@ def cooccurrence(train: Interactions, count: int) -> Graph:
     share an item with it. With B that relation, the graph is (B + B') / 2, each edge divided by the square root of the
     product of the row sums of both ends.
     """
+    import scipy.sparse as sp  # takes a moment, which other methods do not wait for
+
     owners, items = np.asarray(train.users), np.asarray(train.items)
     size = train.num_users
     seen = sp.csr_matrix((np.ones(len(owners), np.int32), (owners, items)), (size, train.num_items))
@@ -196,8 +197,12 @@ def cooccurrence(train: Interactions, count: int) -> Graph:
     return Graph(near, numbered.ids, len(numbers))
 
 
-def _nearest(seen: sp.csr_matrix, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pairs of each of `BLOCK` rows from `first` on with the `count` other rows that share most with it."""
+def _nearest(seen: Any, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pairs of each of `BLOCK` rows from `first` on with the `count` others that share most with it.
+
+    Args:
+      seen: `[rows, columns]` sparse matrix.
+    """
     common = (seen[first : first + BLOCK] @ seen.T).tocoo()
     owner, other, times = common.row + first, common.col, common.data
     order = np.lexsort((other, -times, owner))

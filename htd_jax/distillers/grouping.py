@@ -5,7 +5,6 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 # Iterations of Lloyd's algorithm; more would move few rows between groups.
 ITERATIONS = 50
@@ -41,6 +40,8 @@ def kmeans_groups(
 
 
 def _kmeans(rng: np.random.Generator, table: jax.Array, num_groups: int) -> jax.Array:
+    from scipy.cluster.vq import kmeans2  # takes a second, which other methods do not wait for
+
     rows = np.asarray(table, np.float64)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = rows / np.where(length == 0, 1, length)

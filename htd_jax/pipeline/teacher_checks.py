@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 
 from htd_jax.data import Interactions, Split
 from htd_jax.errors import UserError
@@ -280,6 +279,8 @@ def _notes_on_leaks(sampled: Sampled, split: Split) -> tuple[str, ...]:
 def _neighbours(train: Interactions, users: np.ndarray) -> np.ndarray:
     """Returns the scores of item neighbours by cosine, `[n, num_items]`, from training pairs alone: from `PAIRS` of
     them at most, of random users, in blocks of users."""
+    import scipy.sparse as sp  # takes a moment, which other runs do not wait for
+
     pairs = np.asarray(train.users), np.asarray(train.items)
     degrees = np.maximum(np.bincount(pairs[1], minlength=train.num_items), 1)
     table = sp.csr_matrix(

@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath  # the paths that Orbax's handlers take
 
 from htd_jax.data.files import most_inflated, read_json
 from htd_jax.errors import UserError, shown
@@ -113,11 +111,11 @@ class Checkpoints:
     def state(self, like: Any) -> Any:
         """Returns the state of the newest step, with the structure, shapes and types of `like`."""
         here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_here())
-        return self._restore(ocp.args.StandardRestore(jax.tree.map(here, like)))
+        return self._restore(like=jax.tree.map(here, like))
 
     def tree(self) -> Any:
         """Returns the state of the newest step as plain dicts and arrays, whatever its structure."""
-        return self._restore(ocp.args.StandardRestore(fallback_sharding=_here()), check=_check_sizes)
+        return self._restore(check=_check_sizes)
 
     def _steps(self) -> list[int]:
         try:
@@ -129,10 +127,13 @@ class Checkpoints:
             raise UserError(f"{shown(self.folder)}: cannot be read ({error.strerror})") from None
         return [int(name) for name in names if name == str(int(name))]
 
-    def _restore(self, args: ocp.args.StandardRestore, check: Callable[[Path], None] = lambda state: None) -> Any:
+    def _restore(self, like: Any = None, check: Callable[[Path], None] = lambda state: None) -> Any:
+        ocp, path_of = _orbax()
+        args = ocp.args.StandardRestore(like, fallback_sharding=_here())
+
         def restore(step: Path) -> Any:
             check(step / "state")
-            return ocp.StandardCheckpointHandler().restore(epath.Path(step / "state"), args=args)
+            return ocp.StandardCheckpointHandler().restore(path_of(step / "state"), args=args)
 
         return self._read(restore)
 
@@ -229,10 +230,19 @@ def copy_checkpoints(source: Path, target: Path) -> None:
         raise UserError(f"{shown(target)}: cannot be copied from {shown(source)} ({_reason(error)})") from None
 
 
+def _orbax() -> tuple[Any, Callable[[Path], Any]]:
+    """Returns Orbax, and the type of the paths that its handlers take; imported when needed, which takes a second."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    return ocp, epath.Path
+
+
 def _save_state(folder: Path, state: Any) -> None:
     """Writes one uncompressed file per array. Orbax's default takes twice as long: it compresses, with little gain for
     trained tables, and merges the writes of several processes, of which there is one."""
-    path = epath.Path(folder)
+    ocp, path_of = _orbax()
+    path = path_of(folder)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     handler.save(path, args=ocp.args.PyTreeSave(state))
     handler.finalize(path)
@@ -240,7 +250,8 @@ def _save_state(folder: Path, state: Any) -> None:
 
 def _check_sizes(state: Path) -> None:
     """Raises ValueError if arrays claim more bytes than those of their files justify: what is not stored reads as 0."""
-    described = ocp.StandardCheckpointHandler().metadata(epath.Path(state))
+    ocp, path_of = _orbax()
+    described = ocp.StandardCheckpointHandler().metadata(path_of(state))
     leaves = [leaf for leaf in jax.tree.leaves(described.tree) if hasattr(leaf, "shape")]
     claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
     held = sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
