@@ -599,3 +599,22 @@ def test_earlier_names_of_flags_are_those_of_today(capsys):
     assert "note: --groups is now --htd.groups and --de.experts\n" in capsys.readouterr().out
     request = parse_request(["--groups", "3", "--method", "none"], prog="", description="")
     assert not request.components and "and is ignored" in capsys.readouterr().out
+
+
+def test_a_command_imports_little_and_caches_small_programs(tmp_path):
+    """What takes a second to import is imported where it is used, and every program is compiled once per machine."""
+    code = """
+import sys
+import htd_jax.command.train
+from htd_jax.command import use_devices
+slow = {"orbax.checkpoint", "scipy.sparse", "scipy.cluster", "scipy.stats", "pandas", "matplotlib", "sklearn"}
+print(slow & set(sys.modules))
+use_devices()
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.returncode) == ("set()\n", 0), done.stderr
+    assert list(tmp_path.glob("jit__lambda*"))

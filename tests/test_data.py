@@ -18,6 +18,7 @@ from htd_jax import data
 from htd_jax.data import citeulike, lists, published
 from htd_jax.data import tags as tags_of
 from htd_jax.data.interactions import Interactions
+from htd_jax.data.order import order
 from htd_jax.errors import UserError
 
 # --- the published split
@@ -578,3 +579,24 @@ def test_distinct_marks_every_counted_value_once(drawn):
     assert found.shape == first.shape == ids.shape
     assert found[first].tolist() == sorted(set(ids[where].tolist()))
     assert (found < 21).all()
+
+
+# --- order of rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_order_is_that_of_lexsort(given_data):
+    """Also where differences overflow, and for zeros of both signs and infinities."""
+    size = given_data.draw(st.integers(0, 30))
+    numbers = [
+        st.integers(-(2**63), 2**63 - 1).map(np.int64),
+        st.integers(0, 3).map(np.int64),
+        st.integers(0, 2**31 - 1).map(np.int32),
+        st.floats(allow_nan=False).map(np.float64),
+        st.sampled_from([-0.0, 0.0, 1.5, -np.inf, np.inf]).map(np.float64),
+    ]
+    kinds = given_data.draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=3))
+    draw = lambda kind: np.array(given_data.draw(st.lists(kind, min_size=size, max_size=size)))
+    keys = [draw(kind) if size else np.zeros(0, np.int64) for kind in kinds]
+    np.testing.assert_array_equal(order(*keys), np.lexsort(keys[::-1]))

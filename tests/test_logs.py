@@ -325,6 +325,29 @@ def test_numbers_are_numbers_and_007_is_not_7(tmp_path):
     assert data.users.values.to_pylist() == ["007", "7"]
 
 
+@pytest.mark.parametrize("odd", ["007", "7.0", "x", "", "-0", "99999999999999999999"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_ids_of_all_batches_follow_one_rule(odd, suffix, tmp_path, monkeypatch):
+    """A file is read in batches, of which most may hold whole numbers only; its ids are those of a table in memory."""
+    users = [str(row % 40) for row in range(1200)]
+    items = [str(100 + row // 40) for row in range(1200)]
+    users[1100] = odd
+    whole = pa.table({"user": users, "item": items})
+    expected = htd_jax.read(whole, skip_bad_rows=True)
+    monkeypatch.setattr(columns, "BLOCK", 2**10)
+    monkeypatch.setattr(columns, "PARQUET_ROWS", 100)
+    path = tmp_path / f"log.{suffix}"
+    (pa.csv.write_csv if suffix == "csv" else pq.write_table)(whole, path)
+    if odd == "":
+        with pytest.raises(
+            UserError, match="1 of 1,200 rows: no value in column 'user', first in (line 1102|row 1101)"
+        ):
+            htd_jax.read(path)
+    read = htd_jax.read(path, skip_bad_rows=True)
+    assert read.users.values.equals(expected.users.values)
+    assert htd_jax.data.fingerprint(read) == htd_jax.data.fingerprint(expected)
+
+
 def test_times_may_be_dates(tmp_path):
     dates = ["2020-01-02", "2020-01-01T10:00:00", "2019-12-31 23:59:59"]
     text = "user,item,date\n" + "".join(f"{u},{i},{d}\n" for u in "ab" for i, d in zip("xyz", dates))

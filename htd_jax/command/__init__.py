@@ -139,6 +139,8 @@ def use_devices() -> None:
     cache = user_cache()
     if jax.config.jax_compilation_cache_dir is None and cache is not None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a run has dozens of small programs
 
 
 def _silence_readers() -> None:
