@@ -339,9 +339,7 @@ def test_ids_of_all_batches_follow_one_rule(odd, suffix, tmp_path, monkeypatch):
     path = tmp_path / f"log.{suffix}"
     (pa.csv.write_csv if suffix == "csv" else pq.write_table)(whole, path)
     if odd == "":
-        with pytest.raises(
-            UserError, match="1 of 1,200 rows: no value in column 'user', first in (line 1102|row 1101)"
-        ):
+        with pytest.raises(UserError, match="1 of 1,200 rows: no value.* (line 1102|row 1101)"):
             htd_jax.read(path)
     read = htd_jax.read(path, skip_bad_rows=True)
     assert read.users.values.equals(expected.users.values)
