@@ -1,10 +1,13 @@
 """Time and memory to read a log of interactions: `python benchmarks/reading.py --rows 20000000`.
 
-Writes a log with ids like `user-0012345`, ratings, timestamps and long-tailed popularity to a temporary folder, and
-reads it in each format in a separate process: columns, ids, repeated rows, filters and the split.
+Writes a log with ids like `user-0012345` (or numbers, with `--ids numbers`), ratings, timestamps and long-tailed
+popularity to a temporary folder, and reads it in each format in a separate process: columns, ids, repeated rows,
+filters, the split and its fingerprint. `--before FOLDER` also reads with an earlier version in a checkout, and checks
+that it finds the same.
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -17,14 +20,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 FORMATS = ("csv", "csv.gz", "csv.zst", "parquet", "jsonl")
 
 
-def write(folder: Path, rows: int, formats: list[str]) -> None:
+def write(folder: Path, rows: int, formats: list[str], ids: str, times: bool, users: int, items: int) -> None:
     """Writes one log in each format."""
-    users, items = max(rows // 100, 100), max(rows // 400, 100)
+    named = lambda name, codes: np.char.add(f"{name}-", np.char.zfill(codes.astype(str), 7)) if ids == "text" else codes
     csv = folder / "log.csv"
     parquet = None
     with open(csv, "wb") as file:
@@ -32,19 +33,20 @@ def write(folder: Path, rows: int, formats: list[str]) -> None:
             rng, size = np.random.default_rng(start), min(10**6, rows - start)
             user, item = (rng.random(size) ** 2 * users).astype(int), (rng.random(size) ** 3 * items).astype(int)
             columns = {
-                "user_id": pa.array(np.char.add("user-", np.char.zfill(user.astype(str), 7))),
-                "item_id": pa.array(np.char.add("item-", np.char.zfill(item.astype(str), 7))),
+                "user_id": pa.array(named("user", user)),
+                "item_id": pa.array(named("item", item)),
                 "rating": pa.array(rng.integers(1, 6, size)),
                 "timestamp": pa.array(1_600_000_000 + start + rng.integers(0, 10**7, size)),
             }
+            if not times:
+                del columns["rating"], columns["timestamp"]
             table = pa.table(columns)
             pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(include_header=not start))
             parquet = parquet or pq.ParquetWriter(folder / "log.parquet", table.schema)
             parquet.write_table(table)
             if "jsonl" in formats:
-                form = '{{"user_id": "{}", "item_id": "{}", "rating": {}, "timestamp": {}}}\n'
                 with open(folder / "log.jsonl", "a") as lines:
-                    lines.writelines(map(form.format, *(column.to_pylist() for column in columns.values())))
+                    lines.writelines(f"{json.dumps(row)}\n" for row in table.to_pylist())
     parquet.close()
     for suffix, compression in ((".gz", "gzip"), (".zst", "zstd")):
         if f"csv{suffix}" in formats:
@@ -53,38 +55,50 @@ def write(folder: Path, rows: int, formats: list[str]) -> None:
                     packed.write(block)
 
 
-def read(path: Path, split: str) -> None:
+def read(path: Path, split: str, least: int) -> None:
     """Reads one file in this process, and prints the seconds, the peak memory and the result."""
     import htd_jax  # imported before the clock starts
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    data = htd_jax.read(path, split=split, min_per_user=5, min_per_item=5)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    before, start, processor = most(), time.perf_counter(), time.process_time()
+    data = htd_jax.read(path, split=split, min_per_user=least, min_per_item=least)
+    found = htd_jax.data.fingerprint(data)
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
     size = path.stat().st_size / 2**20
-    counts = f"{len(data.users):,} users, {len(data.items):,} items, {len(data.train):,} in train"
-    memory = f"{peak / 2**20:.2f} ({before / 2**20:.2f} before)"
-    print(f"| {path.name.removeprefix('log.')} | {size:,.0f} | {seconds:.1f} | {memory} | {counts} |", flush=True)
+    counts = f"{len(data.users):,} users, {len(data.items):,} items, {len(data.train):,} in train, {found}"
+    memory = f"{most():,.0f} ({before:,.0f} before)"
+    name = path.name.removeprefix("log.")
+    print(f"| {name} | {size:,.0f} | {seconds:.1f} | {processor:.1f} | {memory} | {counts} |", flush=True)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=20_000_000)
+    options.add_argument("--users", type=int, help="default: a hundredth of the rows")
+    options.add_argument("--items", type=int, help="default: a quarter of a hundredth of the rows")
+    options.add_argument("--ids", default="text", choices=("text", "numbers"))
+    options.add_argument("--no-times", action="store_true", help="writes no ratings and timestamps")
     options.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     options.add_argument("--split", default="last")
+    options.add_argument("--least", type=int, default=5, help="the k of the k-core")
+    options.add_argument("--before", type=Path, help="a checkout of an earlier version")
     options.add_argument("--read", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--version", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.read:
-        read(given.read, given.split)
+        sys.path.insert(0, given.version)
+        read(given.read, given.split, given.least)
         return
+    users, items = given.users or max(given.rows // 100, 100), given.items or max(given.rows // 400, 100)
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), given.rows, given.formats)
-        print(f"{given.rows:,} rows, --split {given.split}, k-core of 5 for users and items")
-        print("| format | MiB | seconds | peak GiB | |\n|---|---|---|---|---|", flush=True)
+        write(Path(folder), given.rows, given.formats, given.ids, not given.no_times, users, items)
+        print(f"{given.rows:,} rows, ids are {given.ids}, --split {given.split}, k-core of {given.least}")
+        print("| format | MiB | seconds | processor | peak MiB | |\n|---|---|---|---|---|---|", flush=True)
+        here = Path(__file__).resolve().parent.parent
         for name in given.formats:
-            path = Path(folder) / f"log.{name}"
-            subprocess.run([sys.executable, __file__, "--read", path, "--split", given.split], check=True)
+            for version in filter(None, (given.before, here)):
+                how = ["--split", given.split, "--least", str(given.least), "--version", version]
+                subprocess.run([sys.executable, __file__, "--read", Path(folder) / f"log.{name}", *how], check=True)
 
 
 if __name__ == "__main__":
