@@ -20,7 +20,21 @@ from htd_jax.data.folder import load_dataset, save_dataset
 from htd_jax.data.interactions import Interactions, Split, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
-from htd_jax.data.sampling import distinct, nth_unseen, seen_before, seen_mask, shuffle, unseen_items, was_seen
+from htd_jax.data.sampling import (
+    ItemSample,
+    among,
+    distinct,
+    has_many_scores,
+    nth_unseen,
+    sample_items,
+    seen_before,
+    seen_mask,
+    shuffle,
+    some_seen,
+    times_seen,
+    unseen_items,
+    was_seen,
+)
 from htd_jax.data.source import Source
 from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
 from htd_jax.data.summary import Summary, summarise
@@ -139,6 +153,7 @@ __all__ = [
     "Foursquare",
     "Ids",
     "Interactions",
+    "ItemSample",
     "Reading",
     "Source",
     "Split",
@@ -146,9 +161,11 @@ __all__ = [
     "Synthetic",
     "Tags",
     "UserLists",
+    "among",
     "distinct",
     "find_citeulike",
     "fingerprint",
+    "has_many_scores",
     "is_path",
     "load",
     "load_citeulike",
@@ -167,13 +184,16 @@ __all__ = [
     "read_table",
     "read_tag_items",
     "register",
+    "sample_items",
     "save_dataset",
     "save_split",
     "seen_before",
     "seen_mask",
     "shuffle",
+    "some_seen",
     "split_pairs",
     "summarise",
+    "times_seen",
     "unseen_items",
     "was_seen",
     "with_name",

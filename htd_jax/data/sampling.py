@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -14,6 +15,77 @@ ROUNDS = 8
 
 # Items per user that `seen_mask` marks at once.
 TURN = 64
+
+# Past this product of users and items, to score all items for every user takes minutes per epoch: a softmax over
+# them is then estimated from a sample. The published data sets are below it: Gowalla, the largest, has 1.2e9.
+MANY_SCORES = 2**31
+
+
+class ItemSample(NamedTuple):
+    """Items that stand for all.
+
+    Attributes:
+      items: `[s]` int32, ascending.
+      log_weights: `[s]` floats: the logarithm of the number of items that each stands for, on average; -inf for the
+        repetition of an item, which counts once, for all.
+    """
+
+    items: jax.Array
+    log_weights: jax.Array
+
+
+def has_many_scores(train: Interactions) -> bool:
+    """Returns whether there are more pairs of a user and an item than `MANY_SCORES`."""
+    return train.num_users * train.num_items > MANY_SCORES
+
+
+def times_seen(train: Interactions) -> jax.Array:
+    """Returns how often each item has been seen: `[num_items]` int32."""
+    return jnp.zeros(train.num_items, jnp.int32).at[train.items].add(1)
+
+
+def sample_items(key: chex.PRNGKey, train: Interactions, times: jax.Array, count: int) -> ItemSample:
+    """Samples items, half of them uniformly and half in proportion to how often they were seen, with replacement.
+
+    A sum over the sample, weighted, is that over all items on average, since an item that is expected c times and
+    sampled k times has the weight k / c.
+
+    Source of the mixture: Yang et al., WWW'20.
+
+    Args:
+      key: a JAX random key.
+      train: the training interactions.
+      times: `times_seen(train)`.
+      count: the number of samples.
+    """
+    uniform_key, seen_key = jax.random.split(key)
+    uniform = jax.random.randint(uniform_key, (count - count // 2,), 0, train.num_items)
+    seen = train.items[jax.random.randint(seen_key, (count // 2,), 0, len(train))]
+    items = jnp.sort(jnp.concatenate([uniform, seen]))
+    first, last = (jnp.searchsorted(items, items, side=side, method="scan_unrolled") for side in ("left", "right"))
+    expected = len(uniform) / train.num_items + len(seen) * times[items] / len(train)
+    weights = jnp.where(first == jnp.arange(count), (last - first) / expected, 0)
+    return ItemSample(items, jnp.log(weights))
+
+
+def some_seen(key: chex.PRNGKey, train: Interactions, users: jax.Array, most: int) -> jax.Array:
+    """Returns at most `most` items that each of the users `[n]` has seen: `[n, most]` int32, -1 for none.
+
+    Of more, they are neighbours in the order of items from a random one on, so that all are equally likely. They follow
+    from the key and the user, wherever it is in `users`.
+    """
+    start, degree = train.offsets[users], jnp.diff(train.offsets)[users]
+    first = _hash(users.astype(jnp.uint32), jax.random.bits(key)) % jnp.maximum(degree, 1).astype(jnp.uint32)
+    turn = jnp.arange(most, dtype=jnp.int32)[None, :]
+    at = start[:, None] + (first.astype(jnp.int32)[:, None] + turn) % jnp.maximum(degree, 1)[:, None]
+    return jnp.where(turn < degree[:, None], train.items[jnp.minimum(at, len(train) - 1)], -1)
+
+
+def among(items: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Returns which of `items` `[s]`, ascending, are in each row of `wanted` `[n, k]`: `[n, s]` bool, for the first of
+    equal items."""
+    rows = jnp.arange(len(wanted))[:, None]
+    return jnp.zeros((len(wanted), len(items)), bool).at[rows, _place(items, wanted)].set(True, mode="drop")
 
 
 def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
@@ -116,8 +188,9 @@ def was_seen(train: Interactions, users: jax.Array, items: jax.Array) -> jax.Arr
     return (at < train.offsets[users + 1]) & (train.items[jnp.minimum(at, len(train) - 1)] == items)
 
 
-def seen_mask(train: Interactions, users: jax.Array) -> jax.Array:
-    """Returns which items each of the users `[n]` has seen: `[n, num_items]` bool.
+def seen_mask(train: Interactions, users: jax.Array, items: jax.Array | None = None) -> jax.Array:
+    """Returns which items each of the users `[n]` has seen: `[n, num_items]` bool; or which of `items` `[s]`,
+    ascending, for the first of equal ones: `[n, s]`.
 
     Marks TURN items of each user at a time, until the largest degree among these users is reached: that of a sample is
     mostly far below `max_degree`.
@@ -129,9 +202,10 @@ def seen_mask(train: Interactions, users: jax.Array) -> jax.Array:
         done, mask = state
         at = start + done + turn
         seen = jnp.where(at < stop, train.items[jnp.minimum(at, len(train) - 1)], train.num_items)
+        seen = seen if items is None else _place(items, seen)
         return done + TURN, mask.at[rows, seen].set(True, mode="drop")
 
-    nothing = jnp.zeros((len(users), train.num_items), bool)
+    nothing = jnp.zeros((len(users), train.num_items if items is None else len(items)), bool)
     return jax.lax.while_loop(lambda state: state[0] < most, mark, (jnp.zeros_like(most), nothing))[1]
 
 
@@ -151,6 +225,12 @@ def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, ja
     ids = jnp.sort(jnp.where(where, ids, size))
     first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
     return jnp.minimum(ids, size - 1), first & (ids < size)
+
+
+def _place(items: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Returns the first place of each of `wanted` in `items` `[s]`, ascending; s if it is not there."""
+    at = jnp.searchsorted(items, wanted, method="scan_unrolled")
+    return jnp.where(items[jnp.minimum(at, len(items) - 1)] == wanted, at, len(items))
 
 
 def _count_leading(

@@ -103,6 +103,7 @@ class Batch(NamedTuple):
         users and items, inside or outside the batch.
       all_scores: `() -> scores`, `score_all` of the batch's users, computed once for every caller; for batches of few
         users, see `sum_over_users`.
+      score_each: `(users [n], items [m]) -> scores [n, m]`, differentiable, of all pairs.
     """
 
     entities: Entities
@@ -114,6 +115,7 @@ class Batch(NamedTuple):
         jnp.zeros((len(items), 0)),
     )
     all_scores: Callable[[], jax.Array] | None = None
+    score_each: Callable[[jax.Array, jax.Array], jax.Array] = lambda users, items: jnp.zeros((len(users), len(items)))
 
 
 def sum_over_users(

@@ -11,16 +11,27 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Interval
 from flax import struct
 
-from htd_jax.data import Interactions, seen_mask, was_seen
+from htd_jax.data import (
+    Interactions,
+    ItemSample,
+    among,
+    has_many_scores,
+    seen_mask,
+    times_seen,
+    was_seen,
+)
 from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, sum_over_users
-from htd_jax.distillers.sampling import map_blocks
-from htd_jax.losses import listed_loss, listwise_loss, log_partition
+from htd_jax.distillers.sampling import map_blocks, read_step
+from htd_jax.losses import listed_loss, listwise_loss, log_partition, sampled_cross_entropy
 from htd_jax.ops.largest import top_k
 from htd_jax.ops.rows import safe_divisor
 from htd_jax.teacher import Lists, Teacher
 
 # The probability of the items that a teacher of lists alone does not list, by default.
 REST = 0.1
+
+# The items of a teacher of scores that are distinguished by default with many scores, see `has_many_scores`.
+LISTED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +81,13 @@ class ScoredContext:
 
 @struct.dataclass
 class ListedContext:
-    """A teacher's best items: `[num_users, k]` int32 unseen items, -1 for none, and their probabilities."""
+    """A teacher's best items: `[num_users, k]` int32 unseen items, -1 for none, and their probabilities; and, if all
+    items are too many, how often each was seen, see `times_seen`."""
 
     train: Interactions
     items: jax.Array
     probabilities: jax.Array
+    times: jax.Array | None = None
 
 
 def listwise(settings: Listwise = Listwise()) -> Distiller:
@@ -89,6 +102,10 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
     The teacher's temperature is in units of the standard deviation of a user's scores, so that teachers of different
     scales teach alike.
 
+    If `has_many_scores`, the sums over all items are estimated, from the listed items, which count exactly, and a
+    sample that all users of the step share, see `sampled_cross_entropy`; a teacher of scores has its `LISTED` best
+    items listed. A step then costs u (`SAMPLED` + k) of what follows, whatever m is.
+
     Cost of a step with u users and m items: u m products of the student's width, three times (scores, and the gradients
     by users and by items), and u m of the teacher's width once, unless it has lists; u m exponentials of both. In
     memory are the scores of a block of users, and one number per user of the teacher, or 2 k for lists.
@@ -101,15 +118,54 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
     """
 
     def prepare(teacher: Teacher, train: Interactions) -> ScoredContext | ListedContext:
+        many = has_many_scores(train)
         if teacher.scores is not None:
-            return _from_scores(teacher, train, settings.top, settings.teacher_temperature, settings.rest)
-        assert teacher.lists is not None, "a teacher with neither lists nor scores"
-        return _from_lists(teacher.lists, train, settings)
+            top = settings.top or (LISTED if many else 0)
+            context = _from_scores(teacher, train, top, settings.teacher_temperature, settings.rest)
+        else:
+            assert teacher.lists is not None, "a teacher with neither lists nor scores"
+            context = _from_lists(teacher.lists, train, settings)
+        return context.replace(times=times_seen(train)) if many else context
+
+    def sampled_loss(step: Step, ids: jax.Array, where: jax.Array) -> jax.Array:
+        context, batch = step.context, step.batch
+        listed, seen, sample = read_items(context, ids, step.key)
+        rows, shares = where[:, None], context.probabilities[ids]
+        sampled = batch.score_each(ids, sample.items)
+        score = lambda items: batch.score(ids[:, None], jnp.maximum(items, 0))
+        in_list = among(sample.items, listed)
+        unseen = rows & ~in_list & ~seen_mask(context.train, ids, sample.items)
+        entropy = functools.partial(sampled_cross_entropy, temperature=settings.temperature)
+        value = entropy(
+            score(listed),
+            shares,
+            sampled,
+            sample.log_weights,
+            where=(rows & (listed >= 0), unseen),
+            rest=None if settings.rest == 0 else jnp.where(where, jnp.maximum(1 - shares.sum(1), 0), 0),
+        )
+        if not settings.seen:
+            return value
+        known = rows & (seen >= 0)
+        mean = jnp.broadcast_to(settings.seen / jnp.maximum(known.sum(1, keepdims=True), 1), seen.shape)
+        others = rows & ~among(sample.items, seen)
+        return value + entropy(score(seen), mean, sampled, sample.log_weights, where=(known, others))
+
+    def read_items(
+        context: ListedContext, ids: jax.Array, key: chex.PRNGKey
+    ) -> tuple[jax.Array, jax.Array, ItemSample]:
+        """Returns a step's listed and seen items of users, -1 for none, and its sample, that of the base loss: all
+        items whose scores it reads."""
+        seen, sample = read_step(jax.random.fold_in(key, 0), context.train, context.times, ids)
+        return context.items[ids], seen if settings.seen else seen[:, :0], sample
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         context: ScoredContext | ListedContext = step.context
         side = step.batch.entities.users
         some, share = _sample_users(step.key, side.ids, side.where, settings.users)
+        if isinstance(context, ListedContext) and context.times is not None:
+            value = share * sampled_loss(step, *(some or (side.ids, side.where)))
+            return value, {"listwise": value}
 
         def loss_for_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
             ids, where = block

@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from htd_jax.data import Interactions, nth_unseen, seen_before, seen_mask
+from htd_jax.data import Interactions, ItemSample, nth_unseen, sample_items, seen_before, seen_mask, some_seen
 from htd_jax.ops.largest import top_k
 from htd_jax.ops.mapped import map_rows
 from htd_jax.teacher import SCORES, Teacher
+
+# With many scores, see `has_many_scores`: the items that a step samples to stand for all, and the most seen items of a
+# user that it learns.
+SAMPLED, KNOWN = 2_048, 32
 
 # Scores that `map_blocks` holds at once: 4 MiB of them.
 BLOCK_SCORES = 2**20
@@ -54,6 +58,22 @@ def _ranking(train: Interactions, items: jax.Array) -> Ranking:
     before = jnp.where(ordered < train.num_items, unseen - jnp.arange(items.shape[1])[None, :], train.num_items)
     rest = train.num_items - jnp.diff(train.offsets) - jnp.sum(items >= 0, axis=1)
     return Ranking(train, items, before, rest)
+
+
+def read_step(
+    key: chex.PRNGKey, train: Interactions, times: jax.Array, users: jax.Array
+) -> tuple[jax.Array, ItemSample]:
+    """Returns what a step reads in place of all items: seen items of its users `[n, KNOWN]`, -1 for none, and a sample
+    of all items. Both follow from the key, and a user's items from the user, wherever it is in `users`.
+
+    Args:
+      key: the key of the step.
+      train: the training interactions.
+      times: see `times_seen`.
+      users: `[n]` int32.
+    """
+    seen = some_seen(jax.random.fold_in(key, 1), train, users, min(KNOWN, train.max_degree))
+    return seen, sample_items(key, train, times, SAMPLED)
 
 
 def map_blocks(function: Callable[[jax.Array], Any], rows: int, width: int) -> Any:

@@ -20,6 +20,7 @@ from htd_jax.losses.rankings import (
     position_weights,
     rejuvenated_loss,
     relaxed_ranking_loss,
+    sampled_cross_entropy,
     weighted_log_loss,
 )
 from htd_jax.losses.representations import cosine_hint_loss, hint_loss, personalised
@@ -51,6 +52,7 @@ __all__ = [
     "rejuvenated_loss",
     "relaxed_ranking_loss",
     "routed_assignment_loss",
+    "sampled_cross_entropy",
     "sampled_softmax_loss",
     "soft_bce_loss",
     "soft_label_loss",

@@ -312,6 +312,73 @@ def listed_loss(
     return jnp.sum(to_listed + to_rest) + _seen_cross_entropy(scores, unseen_sum, seen, where, seen_weight)
 
 
+def sampled_cross_entropy(
+    known: chex.Array,
+    shares: chex.Array,
+    sampled: chex.Array,
+    log_weights: chex.Array,
+    *,
+    where: Masks | None = None,
+    rest: chex.Array | None = None,
+    temperature: float = 1.0,
+) -> jax.Array:
+    r"""Computes cross-entropies of known items under a softmax over many more, whose sum is estimated from a sample.
+
+    With K the known items of user u, p their shares, J the sampled ones and w their weights,
+
+    .. math:: \sum_u \sum_{i \in K} p_{ui} \log \frac{\hat Z_u}{e^{s_{ui}}} + r_u \log \frac{\hat Z_u}{\hat R_u}, \quad
+              \hat Z_u = \sum_{i \in K} e^{s_{ui}} + \hat R_u, \quad \hat R_u = \sum_{j \in J} w_j e^{s_{uj}}
+
+    If J is masked where an item is known, or does not belong to the softmax, and w_j is the number of items that j
+    stands for, then the expectation of :math:`\hat Z_u` is the sum over all items. With all items in J, and weights of
+    1, these are the terms of `softmax_loss` and `listed_loss`.
+
+    Source: the estimate is that of `sampled_softmax_loss`.
+
+    Args:
+      known: `[n, k]` floats, each user's scores of its known items.
+      shares: `[n, k]` floats, at least 0, constants.
+      sampled: `[n, s]` floats, each user's scores of the sampled items.
+      log_weights: `[s]` or `[n, s]` floats, -inf for a weight of 0, constants.
+      where: masks of `known` and `sampled`, each bool, `[n]` (rows) or `[n, k]` and `[n, s]` (entries), or None; masked
+        values are ignored, whatever they hold, and a user without known items adds nothing to the first term.
+      rest: `[n]` floats, at least 0, the share r of all items that are not known, as one class; 0 if None. A user
+        without sampled items adds nothing to its term.
+      temperature: the divisor of scores, over 0.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> one, two = jnp.zeros((1, 1)), jnp.zeros((1, 2))
+    >>> print(f"{sampled_cross_entropy(one, jnp.ones((1, 1)), two, jnp.log(jnp.array([1.0, 2.0]))):.4f}")
+    1.3863
+    """
+    scores = check_floats("known", known, None, None)
+    others = check_floats("sampled", sampled, len(scores), None)
+    check_dtype("sampled", sampled, known.dtype)
+    weights = check_floats("log_weights", log_weights, *log_weights.shape).astype(scores.dtype)
+    weights = jax.lax.stop_gradient(jnp.broadcast_to(weights, others.shape))
+    first, second = check_two_entries(where, scores, others)
+    second &= weights > -jnp.inf
+    shares = jax.lax.stop_gradient(check_floats("shares", shares, *scores.shape).astype(scores.dtype))
+    shares = jnp.where(first, shares, 0)
+    divisor = check_scalar("temperature", temperature, scores.dtype)
+    scores = jnp.where(first, scores, 0) / divisor
+    others = jnp.where(second, others, 0) / divisor + jnp.where(second, weights, 0)
+    rest_sum = log_sum(others, second)
+    total = jnp.logaddexp(log_sum(scores, first), rest_sum)
+    value = jnp.sum(shares * (jnp.where(first.any(1), total, 0)[:, None] - scores))
+    if rest is not None:
+        share = jax.lax.stop_gradient(check_floats("rest", rest, len(scores)).astype(scores.dtype))
+        some = second.any(1)
+        value += jnp.sum(jnp.where(some, share, 0) * jnp.where(some, total - rest_sum, 0))
+    return value
+
+
 def log_partition(scores: chex.Array, seen: chex.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
     """Returns `[n]`, the log-sum-exp of `scores` `[n, m]` over `temperature`, over a row's unseen items.
 

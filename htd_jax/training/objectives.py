@@ -7,9 +7,19 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.data import Interactions, nth_unseen, seen_mask, shuffle, unseen_items
+from htd_jax.data import (
+    Interactions,
+    among,
+    has_many_scores,
+    nth_unseen,
+    seen_mask,
+    shuffle,
+    times_seen,
+    unseen_items,
+)
 from htd_jax.distillers import Batch, Triples, sum_over_users
-from htd_jax.losses import sampled_softmax_loss, softmax_loss
+from htd_jax.distillers.sampling import read_step
+from htd_jax.losses import sampled_cross_entropy, sampled_softmax_loss, softmax_loss
 from htd_jax.models import Recommender
 from htd_jax.ops.products import dot
 from htd_jax.training.settings import TrainingSpec
@@ -53,7 +63,11 @@ def softmax(temperature: float) -> Objective:
 
     A batch also holds one seen and one unseen item of each user, sampled for the distillation methods.
 
-    Cost of a step with u users, m items and d dimensions: 3 u m d multiplications and u m exponentials.
+    If `has_many_scores`, each step learns a few seen items of a user, which stand for all of them, and estimates the
+    sum over all items from these and a sample that all users of the batch share: `sampled_cross_entropy`, `read_step`.
+
+    Cost of a step with u users, m items and d dimensions: 3 u m d multiplications and u m exponentials; with many
+    scores, of the sample and the few in place of m.
 
     Args:
       temperature: the divisor of scores.
@@ -71,14 +85,36 @@ def softmax(temperature: float) -> Objective:
         negatives = jnp.minimum(nth_unseen(train, users, unseen), train.num_items - 1)
         return Triples(users, positives, negatives, where & (degrees > 0) & (degrees < train.num_items))
 
-    def loss(model: Recommender, batch: Batch, train: Interactions, key: chex.PRNGKey) -> jax.Array:
+    def full_loss(batch: Batch, train: Interactions) -> jax.Array:
         def loss_for_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
             ids, where = block
             return softmax_loss(scores, seen_mask(train, ids), where=where, temperature=temperature)
 
         return sum_over_users(batch, loss_for_block, train.num_items)
 
-    return Objective(lambda train, batch_size: _steps(train.num_users, batch_size), sample, loss)
+    def constants(train: Interactions) -> tuple[Interactions, jax.Array | None]:
+        return train, times_seen(train) if has_many_scores(train) else None
+
+    def sampled_loss(batch: Batch, train: Interactions, times: jax.Array, key: chex.PRNGKey) -> jax.Array:
+        users = batch.entities.users
+        seen, sample = read_step(key, train, times, users.ids)
+        number = jnp.sum(seen >= 0, axis=1)
+        shares = jnp.diff(train.offsets)[users.ids] / jnp.maximum(number, 1)
+        rows = users.where[:, None]
+        return sampled_cross_entropy(
+            batch.score(users.ids[:, None], jnp.maximum(seen, 0)),
+            jnp.broadcast_to(shares[:, None], seen.shape),
+            batch.score_each(users.ids, sample.items),
+            sample.log_weights,
+            where=(rows & (seen >= 0), rows & ~among(sample.items, seen)),
+            temperature=temperature,
+        )
+
+    def loss(model: Recommender, batch: Batch, constants: Any, key: chex.PRNGKey) -> jax.Array:
+        train, times = constants
+        return full_loss(batch, train) if times is None else sampled_loss(batch, train, times, key)
+
+    return Objective(lambda train, batch_size: _steps(train.num_users, batch_size), sample, loss, constants)
 
 
 def sampled_softmax(temperature: float, number: int) -> Objective:
@@ -96,16 +132,16 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
     """
 
     def constants(train: Interactions) -> tuple[Interactions, jax.Array]:
-        return train, jnp.zeros(train.num_items, jnp.int32).at[train.items].add(1)
+        return train, times_seen(train)
 
     def loss(model: Recommender, batch: Batch, constants: Any, key: chex.PRNGKey) -> jax.Array:
-        train, times_seen = constants
+        train, times = constants
         users, positives, _, where = batch.triples
         uniform_key, seen_key = jax.random.split(key)
         uniform = jax.random.randint(uniform_key, (number - number // 2,), 0, train.num_items)
         seen = train.items[jax.random.randint(seen_key, (number // 2,), 0, len(train))]
         items = jnp.concatenate([uniform, seen])
-        counts = len(uniform) / train.num_items + len(seen) * times_seen[items] / len(train)
+        counts = len(uniform) / train.num_items + len(seen) * times[items] / len(train)
         user_rows, item_rows = model.represent(users, items)
         return sampled_softmax_loss(
             model.score(users, positives),

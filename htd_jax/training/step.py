@@ -15,6 +15,7 @@ from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, Shapes, S
 from htd_jax.distillers.base import SecondModel
 from htd_jax.models import MakeModel, Recommender, Representations, with_tables
 from htd_jax.ops.platforms import compiler_options
+from htd_jax.ops.products import dot
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training.objectives import Objective, own
 
@@ -191,7 +192,10 @@ def make_trainer(
                 *(side(rows, tables.items, chosen) for (_, rows), chosen in zip(represented, items)),
             )
             all_scores = functools.cache(lambda: student.score_all(users[0]))
-            batch = Batch(entities, triples, student.score, student.score_all, student.represent, all_scores)
+            score_each = functools.partial(_score_each, student, model.inner_product)
+            batch = Batch(
+                entities, triples, student.score, student.score_all, student.represent, all_scores, score_each
+            )
             base_loss = base.loss(student, batch, constants, jax.random.fold_in(key, 0))
             distillation, terms = distiller.loss(
                 Step(params["distiller"], guidance.context, sampled, batch, key, epoch)
@@ -247,6 +251,14 @@ def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
 def _compiled(epoch: Any, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Epoch:
     compiled: Epoch = epoch.lower(*jax.tree.unflatten(structure, shapes)).compile()
     return compiled
+
+
+def _score_each(student: Recommender, inner_product: bool, users: jax.Array, items: jax.Array) -> jax.Array:
+    """Returns the scores `[n, m]` of the users `[n]` for the items `[m]`."""
+    if not inner_product:
+        return student.score(users[:, None], items[None, :])
+    user_rows, item_rows = student.represent(users, items)
+    return dot(user_rows, item_rows.T)
 
 
 def _flat(params: Any) -> Any:
