@@ -156,6 +156,7 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
     ) -> tuple[jax.Array, jax.Array, ItemSample]:
         """Returns a step's listed and seen items of users, -1 for none, and its sample, that of the base loss: all
         items whose scores it reads."""
+        assert context.times is not None
         seen, sample = read_step(jax.random.fold_in(key, 0), context.train, context.times, ids)
         return context.items[ids], seen if settings.seen else seen[:, :0], sample
 
