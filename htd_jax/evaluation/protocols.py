@@ -99,7 +99,7 @@ class Full:
             def count(part: Interactions, bar: jax.Array, counts: jax.Array) -> jax.Array:
                 def add(counts: jax.Array, at: jax.Array, row: jax.Array, item: jax.Array) -> jax.Array:
                     target = bar.at[at].get(mode="clip")
-                    above = _count(unseen.at[row].get(mode="clip"), target[:, None])
+                    above = _count_in_rows(unseen, row, target)
                     hidden = degree.at[first + row].get(mode="clip") * ~(low < target)
                     return counts.at[at].set(above - hidden, mode="drop")
 
@@ -235,6 +235,17 @@ def _fold(part: Interactions, first: jax.Array, stop: jax.Array, size: int, f: C
 def _count(scores: jax.Array, bar: jax.Array) -> jax.Array:
     """Counts the scores on the last axis that are not below the bar, nan included: int32."""
     return (~(scores < bar)).astype(jnp.int32).sum(-1)
+
+
+def _count_in_rows(scores: jax.Array, rows: jax.Array, bars: jax.Array) -> jax.Array:
+    """Counts the scores of each of the rows `[n]` that are not below its bar `[n]`.
+
+    A processor counts one row after another in vectors; in a gather of all it would look up every single score.
+    """
+    one = lambda at: _count(jax.lax.dynamic_index_in_dim(scores, at[0], keepdims=False), at[1])
+    one_by_one = lambda: jax.lax.map(one, (rows, bars))
+    at_once = lambda: _count(scores.at[rows].get(mode="clip"), bars[:, None])
+    return by_backend(one_by_one, at_once)()
 
 
 def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
