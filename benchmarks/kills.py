@@ -352,7 +352,7 @@ def shown_output(scenario: Scenario, cwd: Path) -> str:
 def untimed(value):
     """JSON without what depends on the clock."""
     if isinstance(value, dict):
-        return {name: untimed(x) for name, x in value.items() if not name.startswith(("seconds", "peak"))}
+        return {name: untimed(x) for name, x in value.items() if not name.startswith(("seconds", "peak", "spent"))}
     return [untimed(x) for x in value] if isinstance(value, list) else value
 
 
