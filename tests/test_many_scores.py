@@ -218,3 +218,17 @@ def test_students_learn_from_samples(many, data, teacher, method):
     student = htd_jax.distill(teacher, data, method=method, **options)
     terms = [record["terms"]["listwise"] for record in student.records]
     assert np.isfinite(terms).all() and terms[-1] < terms[0]
+
+
+def test_a_teacher_is_prepared_alike_by_its_covariance(small_split, rng, monkeypatch):
+    train = small_split.train
+    tables = Representations(*(jnp.asarray(rng.normal(1, 1, (size, 8)), jnp.float32) for size in (USERS, ITEMS)))
+    method = METHODS["best"](top=20).make(5)
+    full = method.prepare(Teacher.of(tables), train)
+    jax.clear_caches()  # the choice is made when the preparation is traced
+    monkeypatch.setattr("htd_jax.data.sampling.MANY_SCORES", 0)
+    many = method.prepare(Teacher.of(tables), train)
+    np.testing.assert_array_equal(many.items, full.items)
+    np.testing.assert_allclose(many.probabilities, full.probabilities, rtol=1e-4)
+    assert full.times is None and many.times is not None
+    jax.clear_caches()

@@ -24,6 +24,8 @@ from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, s
 from htd_jax.distillers.sampling import map_blocks, read_step
 from htd_jax.losses import listed_loss, listwise_loss, log_partition, sampled_cross_entropy
 from htd_jax.ops.largest import top_k
+from htd_jax.ops.mapped import map_rows
+from htd_jax.ops.products import dot
 from htd_jax.ops.rows import safe_divisor
 from htd_jax.teacher import Lists, Teacher
 
@@ -32,6 +34,9 @@ REST = 0.1
 
 # The items of a teacher of scores that are distinguished by default with many scores, see `has_many_scores`.
 LISTED = 100
+
+# The scores that a preparation then computes at once: 32 MiB.
+MANY_BLOCK = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +215,11 @@ def _from_scores(
     """Returns the context of a teacher of scores, computed in blocks of users."""
     scores = teacher.scores
     assert scores is not None
-    deviations = map_blocks(lambda users: _deviations(scores(users)), train.num_users, train.num_items)
+    many = has_many_scores(train)
+    if many and teacher.inner_product and teacher.representations is not None:
+        deviations = _product_deviations(*teacher.representations)
+    else:
+        deviations = map_blocks(lambda users: _deviations(scores(users)), train.num_users, train.num_items)
     scaled = temperature * _unit(deviations)
     tiny = jnp.finfo(deviations.dtype).tiny
 
@@ -229,7 +238,10 @@ def _from_scores(
             probabilities *= (1 - rest) / jnp.maximum(probabilities.sum(1, keepdims=True), tiny)
         return jnp.where(where, items, -1), probabilities
 
-    summary = map_blocks(summarise, train.num_users, train.num_items)
+    if many:  # blocks of many users: a product of few rows reads the whole table of items for each
+        summary = map_rows(summarise, train.num_users, MANY_BLOCK // train.num_items)
+    else:
+        summary = map_blocks(summarise, train.num_users, train.num_items)
     return ListedContext(train, *summary) if top else ScoredContext(train, scores, scaled, summary)
 
 
@@ -260,6 +272,13 @@ def _deviations(scores: jax.Array, where: jax.Array | None = None) -> jax.Array:
     largest = jnp.max(jnp.abs(scores), axis=1, initial=0)
     deviations = jnp.std(scores / safe_divisor(largest)[:, None], axis=1, where=where)
     return jnp.where(where.any(1), deviations, 0) * largest
+
+
+def _product_deviations(users: jax.Array, items: jax.Array) -> jax.Array:
+    """Returns `_deviations` of the products of rows, `[n]`, from the covariance C of the items: sqrt(u C u)."""
+    centred = items - items.mean(axis=0)
+    covariance = dot(centred.T, centred) / len(items)
+    return jnp.sqrt(jnp.maximum(jnp.sum(dot(users, covariance) * users, axis=1), 0))
 
 
 def _unit(deviations: jax.Array, where: jax.Array | None = None) -> jax.Array:
