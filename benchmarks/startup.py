@@ -37,7 +37,8 @@ def measure(flags: list[str], users: int, begin: float) -> dict[str, Any]:
 
     def listen(event: str, seconds: float, **facts: Any) -> None:
         if event in STAGES:
-            programs[str(facts.get("fun_name", "all"))][STAGES[event]] += seconds
+            name = str(facts.get("fun_name", "all")).removeprefix("jit(").removesuffix(")")
+            programs[name][STAGES[event]] += seconds
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     import htd_jax
