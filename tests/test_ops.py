@@ -309,3 +309,15 @@ def test_outside_shard_map_nothing_varies():
     x = jnp.ones(3)
     assert manual.axes_of((x, {"a": x})) == frozenset()
     assert manual.vary(x, frozenset()) is x
+
+
+def test_a_brief_compilation_changes_no_bit(monkeypatch):
+    """An initialisation is compiled with less optimisation, unless XLA_FLAGS has a level."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    assert platforms.brief_options() == {}
+    monkeypatch.setenv("XLA_FLAGS", "")
+    lowered = jax.jit(lambda key: 0.01 * jax.random.normal(key, (1000, 20))).lower(jax.random.key(0))
+    full, brief = {"xla_backend_optimization_level": 3}, platforms.brief_options()
+    assert brief
+    tables = [lowered.compile(compiler_options=options)(jax.random.key(0)) for options in (full, brief)]
+    np.testing.assert_array_equal(*map(np.asarray, tables))

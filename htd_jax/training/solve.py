@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from htd_jax.data import Interactions
 from htd_jax.distillers import Distiller
 from htd_jax.models import MakeModel, Solver
+from htd_jax.ops.platforms import brief_options
 from htd_jax.teacher import Teacher
 from htd_jax.training.step import AnyTeacher, Guidance, Terms, Trainer, TrainState
 
@@ -41,4 +42,4 @@ def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Disti
         params: Any = {**state.params, "model": variables}
         return state.replace(params=params, epoch=state.epoch + 1), {"loss": objective}  # type: ignore[attr-defined]
 
-    return Trainer(make_model, jax.jit(init), jax.jit(epoch, donate_argnums=0), guide)
+    return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), jax.jit(epoch, donate_argnums=0), guide)

@@ -14,7 +14,7 @@ from htd_jax.data import Interactions, distinct
 from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, Shapes, Side, Step, Triples
 from htd_jax.distillers.base import SecondModel
 from htd_jax.models import MakeModel, Recommender, Representations, with_tables
-from htd_jax.ops.platforms import compiler_options
+from htd_jax.ops.platforms import brief_options, compiler_options
 from htd_jax.ops.products import dot
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training.objectives import Objective, own
@@ -235,7 +235,7 @@ def make_trainer(
         return TrainState(shaped(flat), opt_state, state.epoch + 1, sampled), terms
 
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
-    return Trainer(make_model, jax.jit(init), compiled, guide, distiller.second_model)
+    return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), compiled, guide, distiller.second_model)
 
 
 def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
