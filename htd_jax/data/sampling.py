@@ -218,13 +218,14 @@ def distinct(ids: jax.Array, where: jax.Array, size: int) -> tuple[jax.Array, ja
       size: static.
 
     Returns:
-      `[n]` ids in ascending order and `[n]` bool, true at the first occurrence of each.
+      `[n]` ids in ascending order and `[n]` bool, true at the first occurrence of each. Masked ids repeat the largest.
     """
     chex.assert_rank([ids, where], 1)
     chex.assert_equal_shape([ids, where])
+    largest = jnp.max(jnp.where(where, ids, jnp.min(ids, initial=size - 1)), initial=0)
     ids = jnp.sort(jnp.where(where, ids, size))
     first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
-    return jnp.minimum(ids, size - 1), first & (ids < size)
+    return jnp.minimum(ids, largest), first & (ids < size)
 
 
 def _place(items: jax.Array, wanted: jax.Array) -> jax.Array:

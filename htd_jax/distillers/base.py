@@ -10,6 +10,7 @@ A method is its settings, a `Method`, which makes a `Distiller`. Two examples of
   `warm_start`: the student starts where the plain student ended.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -192,6 +193,23 @@ class EpochStart(NamedTuple):
     epoch: jax.Array
 
 
+class RowIds(NamedTuple):
+    """Rows of the student's tables: `[n]` and `[m]` int32, in any order, repeated or not; None for all rows."""
+
+    users: jax.Array | None
+    items: jax.Array | None
+
+    @classmethod
+    def of_items(cls, *items: jax.Array) -> "RowIds":
+        """Returns the rows of items, from arrays of any shapes; -1 stands for 0, as in scores of none."""
+        return cls(jnp.zeros(0, jnp.int32), jnp.concatenate([jnp.maximum(ids, 0).ravel() for ids in items]))
+
+    def __add__(self, other: "RowIds") -> "RowIds":  # type: ignore[override]
+        """Returns the rows of both."""
+        both = ((x, y) for x, y in zip(self, other))
+        return RowIds(*(None if x is None or y is None else jnp.concatenate([x, y]) for x, y in both))
+
+
 class Init(Protocol):
     """Returns the parameters that a method learns in addition to the student's."""
 
@@ -217,6 +235,15 @@ class Loss(Protocol):
     def __call__(self, step: Step, /) -> tuple[jax.Array, Terms]: ...
 
 
+class Reads(Protocol):
+    """Returns the rows of the student that `loss` scores or represents, in addition to those of the batch's triples.
+
+    They follow from what is sampled, never from the student's numbers. A step updates these rows alone.
+    """
+
+    def __call__(self, context: Context, sampled: Sampled, triples: Triples, key: chex.PRNGKey, /) -> RowIds: ...
+
+
 class SecondModel(Protocol):
     """Returns a second recommender that is trained with the student: what makes its module, and its variables."""
 
@@ -231,6 +258,21 @@ def no_params(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
 def teacher_as_context(teacher: Teacher, train: Interactions) -> Teacher:
     """Returns the teacher: the `prepare` of a method whose context it is."""
     return teacher
+
+
+def no_rows(context: Context, sampled: Sampled, triples: Triples, key: chex.PRNGKey) -> RowIds:
+    """Returns no rows: the `reads` of a method that reads the batch's entities alone."""
+    return RowIds(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32))
+
+
+def all_rows(context: Context, sampled: Sampled, triples: Triples, key: chex.PRNGKey) -> RowIds:
+    """Returns all rows: the `reads` of a method that may read any."""
+    return RowIds(None, None)
+
+
+def all_items(context: Context, sampled: Sampled, triples: Triples, key: chex.PRNGKey) -> RowIds:
+    """Returns the rows of all items: the `reads` of a method that scores all items for the batch's users."""
+    return RowIds(jnp.zeros(0, jnp.int32), None)
 
 
 def nothing_sampled(start: EpochStart) -> Sampled:
@@ -248,6 +290,7 @@ class Distiller(NamedTuple):
       prepare: see `Prepare`.
       needs: what a teacher must have, of `representations`, `scores` and `lists`; a teacher without it is refused.
       second_model: see `SecondModel`; None for most methods.
+      reads: see `Reads`; all rows unless it says otherwise.
     """
 
     init: Init
@@ -256,6 +299,7 @@ class Distiller(NamedTuple):
     prepare: Prepare = teacher_as_context
     needs: tuple[str, ...] = ("representations",)
     second_model: SecondModel | None = None
+    reads: Reads = all_rows
 
 
 class Method:
@@ -298,7 +342,7 @@ class Method:
 
 def none() -> Distiller:
     """Returns a method that does nothing: the student learns from the data alone."""
-    return Distiller(init=no_params, loss=lambda step: (jnp.zeros(()), {}), needs=())
+    return Distiller(init=no_params, loss=lambda step: (jnp.zeros(()), {}), needs=(), reads=no_rows)
 
 
 def scale(distiller: Distiller, weight: float) -> Distiller:
@@ -355,6 +399,11 @@ def chain(*distillers: Distiller) -> Distiller:
             for d, params, context, sampled, key in links
         )
 
+    def reads(context: Context, sampled: Sampled, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        keys = jax.random.split(key, len(distillers))
+        each = (d.reads(own, part, triples, k) for d, own, part, k in zip(distillers, context, sampled, keys))
+        return functools.reduce(RowIds.__add__, each)
+
     second = [number for number, distiller in enumerate(distillers) if distiller.second_model]
     if len(second) > 1:
         raise ValueError("two of the methods train a second model, and a student has one at most")
@@ -372,4 +421,5 @@ def chain(*distillers: Distiller) -> Distiller:
         prepare=lambda teacher, train: tuple(d.prepare(teacher, train) for d in distillers),
         needs=tuple(dict.fromkeys(need for d in distillers for need in d.needs)),
         second_model=second_model if second else None,
+        reads=reads,
     )

@@ -11,7 +11,18 @@ from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Params, Shapes, Step, Terms, every
+from htd_jax.distillers.base import (
+    Distiller,
+    EpochStart,
+    Method,
+    Params,
+    RowIds,
+    Shapes,
+    Step,
+    Terms,
+    Triples,
+    every,
+)
 from htd_jax.distillers.sampling import resample, sample_unseen, unseen_ranks
 from htd_jax.losses import soft_bce_loss
 from htd_jax.models import MakeModel, with_tables
@@ -132,14 +143,19 @@ def bd(settings: BD = BD()) -> Distiller:
             resample(student_key, items, student_weights, pool), resample(teacher_key, items, teacher_weights, pool)
         )
 
+    def some_items(sampled: SampledItems, triples: Triples, key: chex.PRNGKey) -> jax.Array:
+        """Returns the items that a step learns from the pools of each triple's user, `[n, 2 samples]`."""
+        users = triples.users[:, None]
+        columns = jax.random.randint(key, (2, len(users), samples), 0, pool)
+        return jnp.concatenate([sampled.student[users, columns[0]], sampled.teacher[users, columns[1]]], axis=1)
+
+    def reads(context: Context, sampled: SampledItems, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(some_items(sampled, triples, key))
+
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         triples = step.batch.triples
-        users = triples.users[:, None]
-        columns = jax.random.randint(step.key, (2, len(users), samples), 0, pool)
-        items = jnp.concatenate(
-            [step.sampled.student[users, columns[0]], step.sampled.teacher[users, columns[1]]], axis=1
-        )
-        pairs = users, jnp.maximum(items, 0)
+        items = some_items(step.sampled, triples, step.key)
+        pairs = triples.users[:, None], jnp.maximum(items, 0)
         student_scores = step.batch.score(*pairs)
         score_and_loss = lambda model: (model.score(*pairs), model.loss(*triples))
         teacher_model = step.context.make_model(step.context.train)
@@ -158,4 +174,5 @@ def bd(settings: BD = BD()) -> Distiller:
     def second_model(params: Params, context: Context) -> tuple[MakeModel, Any]:
         return context.make_model, params
 
-    return every(settings.period, Distiller(init, loss, refresh, prepare, second_model=second_model))
+    method = Distiller(init, loss, refresh, prepare, second_model=second_model, reads=reads)
+    return every(settings.period, method)

@@ -3,13 +3,24 @@
 import dataclasses
 from typing import Annotated, ClassVar, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, every, no_params
+from htd_jax.distillers.base import (
+    Distiller,
+    EpochStart,
+    Method,
+    RowIds,
+    Step,
+    Terms,
+    Triples,
+    every,
+    no_params,
+)
 from htd_jax.distillers.sampling import sample_columns_by_rank
 from htd_jax.losses import soft_label_loss
 from htd_jax.settings import check
@@ -120,5 +131,8 @@ def cd(settings: CD = CD()) -> Distiller:
         value = soft_label_loss(scores, labels, where=users.where[:, None] & (own.items >= 0))
         return value, {"cd": value}
 
-    method = Distiller(no_params, loss, refresh, prepare, needs=("scores",))
+    def reads(context: Context, sampled: ScoredItems, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(sampled.items[triples.users])
+
+    method = Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads)
     return every(settings.refresh, method) if settings.guide == "student" else method

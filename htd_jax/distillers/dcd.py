@@ -12,7 +12,18 @@ from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions, seen_mask
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Side, Step, Terms, every, no_params
+from htd_jax.distillers.base import (
+    Distiller,
+    EpochStart,
+    Method,
+    RowIds,
+    Side,
+    Step,
+    Terms,
+    Triples,
+    every,
+    no_params,
+)
 from htd_jax.distillers.rrd import lists_loss
 from htd_jax.distillers.sampling import map_blocks, sample_by_weight
 from htd_jax.ops.largest import top_k
@@ -150,8 +161,14 @@ def dcd(settings: DCD = DCD()) -> Distiller:
             value += _correction(step.sampled[1], entities.positives, score_users)
         return value, {"dcd": value}
 
+    def reads(context: Context, sampled: tuple[Misranked, ...], triples: Triples, key: chex.PRNGKey) -> RowIds:
+        lists = lambda sampled, rows: RowIds.of_items(sampled.under[rows], sampled.over[rows]).items
+        items = lists(sampled[0], triples.users)
+        users = lists(sampled[1], triples.positives) if len(sampled) > 1 else jnp.zeros(0, jnp.int32)
+        return RowIds(users, items)
+
     needs = ("lists" if settings.sides == "users" else "scores",)
-    return every(settings.period, Distiller(no_params, loss, refresh, prepare, needs=needs))
+    return every(settings.period, Distiller(no_params, loss, refresh, prepare, needs=needs, reads=reads))
 
 
 def _correction(sampled: Misranked, side: Side, score: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:

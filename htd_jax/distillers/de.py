@@ -7,7 +7,7 @@ import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms, concatenate
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms, concatenate, no_rows
 from htd_jax.distillers.experts import annealing, assign, init_experts
 from htd_jax.teacher import Teacher
 
@@ -52,4 +52,4 @@ def de(settings: DE = DE(), *, epochs: int = 101) -> Distiller:
         value, _ = assign(step.params, entities.users, items, temperature(step.epoch), step.key, item_weight=0.5)
         return value, {"de": value}
 
-    return Distiller(init, loss)
+    return Distiller(init, loss, reads=no_rows)

@@ -7,7 +7,7 @@ import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms, no_rows
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss
 from htd_jax.teacher import Teacher
@@ -44,4 +44,4 @@ def fitnet(settings: FitNet = FitNet()) -> Distiller:
         value = side_loss(step.params["users"], users) + side_loss(step.params["items"], items)
         return value, {"fitnet": value}
 
-    return Distiller(init, loss)
+    return Distiller(init, loss, reads=no_rows)

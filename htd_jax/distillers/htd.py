@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms, no_rows
 from htd_jax.distillers.experts import annealing, assign, init_experts
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.losses import entity_level_loss, group_level_loss
@@ -141,7 +141,7 @@ def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = 
             terms["assignment"] = assignment
         return total, terms
 
-    return Distiller(init, loss, prepare=prepare)
+    return Distiller(init, loss, prepare=prepare, reads=no_rows)
 
 
 def _check_groups(group_ids: Groups, num_groups: int, sizes: tuple[int, int]) -> None:

@@ -4,13 +4,14 @@ import dataclasses
 import math
 from typing import Annotated, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
+from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.rrd import RRD, SampledLists, lists_loss, rrd
 from htd_jax.distillers.sampling import Ranking, rank_users, sample_by_rank, sample_rest
 from htd_jax.teacher import Teacher
@@ -114,6 +115,11 @@ def ir_rrd(settings: IRRRD = IRRRD()) -> Distiller:
         users = user_side.refresh(start._replace(context=start.context.users, sampled=None, key=user_key))
         return SampledSides(users, items)
 
+    def some_items(key: chex.PRNGKey, num_items: int) -> tuple[jax.Array, int]:
+        """Returns every n-th item from a random one on, of which the last may be past the end, and n."""
+        stride = -(-num_items // settings.items)
+        return jax.random.randint(key, (), 0, stride) + stride * jnp.arange(-(-num_items // stride)), stride
+
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         side, sampled = step.batch.entities.users, step.sampled
         user_value, terms = user_side.loss(step._replace(context=step.context.users, sampled=sampled.users))
@@ -121,12 +127,17 @@ def ir_rrd(settings: IRRRD = IRRRD()) -> Distiller:
         both = jnp.concatenate([sampled.users.interesting, sampled.users.uninteresting], axis=1)[side.ids]
         counted = (both >= 0) & side.where[:, None]
         in_batch = jnp.zeros(num_items, bool).at[jnp.where(counted, both, num_items)].set(True, mode="drop")
-        stride = -(-num_items // settings.items)
-        ids = jax.random.randint(step.key, (), 0, stride) + stride * jnp.arange(-(-num_items // stride))
+        ids, stride = some_items(step.key, num_items)
         where, ids = (ids < num_items) & in_batch.at[ids].get(mode="clip"), jnp.minimum(ids, num_items - 1)
         own = jax.tree.map(lambda users: users[ids], sampled.items)
         score = lambda users: step.batch.score(users, ids[:, None])
         value = stride * lists_loss(own.interesting, own.uninteresting, where, score)
         return user_value + settings.item_weight * value, {**terms, "ir": value}
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("scores",))
+    def reads(context: Rankings, sampled: SampledSides, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        ids, _ = some_items(key, len(sampled.items.interesting))
+        ids = jnp.minimum(ids, len(sampled.items.interesting) - 1)
+        users = RowIds.of_items(sampled.items.interesting[ids], sampled.items.uninteresting[ids]).items
+        return user_side.reads(context.users, sampled.users, triples, key) + RowIds(users, ids)
+
+    return Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads)

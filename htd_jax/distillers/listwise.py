@@ -15,12 +15,23 @@ from htd_jax.data import (
     Interactions,
     ItemSample,
     among,
+    distinct,
     has_many_scores,
     seen_mask,
     times_seen,
     was_seen,
 )
-from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, sum_over_users
+from htd_jax.distillers.base import (
+    Distiller,
+    Method,
+    RowIds,
+    Step,
+    Terms,
+    Triples,
+    all_items,
+    no_params,
+    sum_over_users,
+)
 from htd_jax.distillers.sampling import map_blocks, read_step
 from htd_jax.losses import listed_loss, listwise_loss, log_partition, sampled_cross_entropy
 from htd_jax.ops.largest import top_k
@@ -193,7 +204,15 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
         value = share * sum_over_users(step.batch, loss_for_block, context.train.num_items, some)
         return value, {"listwise": value}
 
-    return Distiller(no_params, loss, prepare=prepare, needs=("lists",))
+    def reads(context: ScoredContext | ListedContext, sampled: Any, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        if not isinstance(context, ListedContext) or context.times is None:
+            return all_items(context, sampled, triples, key)
+        ids, where = distinct(triples.users, triples.where, context.train.num_users)
+        some, _ = _sample_users(key, ids, where, settings.users)
+        listed, seen, sample = read_items(context, ids if some is None else some[0], key)
+        return RowIds.of_items(listed, seen, sample.items)
+
+    return Distiller(no_params, loss, prepare=prepare, needs=("lists",), reads=reads)
 
 
 def _sample_users(

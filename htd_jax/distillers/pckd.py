@@ -10,7 +10,18 @@ from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Params, Shapes, Step, Terms, concatenate
+from htd_jax.distillers.base import (
+    Distiller,
+    EpochStart,
+    Method,
+    Params,
+    RowIds,
+    Shapes,
+    Step,
+    Terms,
+    Triples,
+    concatenate,
+)
 from htd_jax.distillers.experts import annealing, assign, init_experts, project
 from htd_jax.distillers.sampling import sample_by_rank
 from htd_jax.losses import preference_loss
@@ -116,4 +127,7 @@ def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
         consistency = preferences(step, preference_key, temperature)
         return value + settings.alpha * consistency, {"de": value, "preference": consistency}
 
-    return Distiller(init, loss, refresh, prepare, needs=("representations", "lists"))
+    def reads(context: Context, sampled: jax.Array, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(sampled[triples.users[: settings.users]])
+
+    return Distiller(init, loss, refresh, prepare, needs=("representations", "lists"), reads=reads)

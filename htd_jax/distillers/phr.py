@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms
+from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms, no_rows
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss, personalised
 from htd_jax.teacher import Teacher
@@ -55,7 +55,7 @@ def phr(settings: PHR = PHR()) -> Distiller:
         value = _side_loss(step.params["users"], users) + _side_loss(step.params["items"], items)
         return value, {"phr": value}
 
-    return Distiller(init, loss)
+    return Distiller(init, loss, reads=no_rows)
 
 
 def _side_loss(params: Params, side: Side) -> jax.Array:

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
+from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.sampling import map_blocks, sample_by_weight
 from htd_jax.losses import rejuvenated_loss
 from htd_jax.ops.largest import top_k
@@ -167,7 +168,10 @@ def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
         )
         return value, {"rce-kd": value}
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))
+    def reads(context: Context, sampled: SampledSets, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(sampled.best[triples.users], sampled.others[triples.users])
+
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
 
 
 @jax.jit(static_argnames="k")

@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Annotated, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
+from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.sampling import sample_unseen
 from htd_jax.losses import discrepancy_weights, position_weights, weighted_log_loss
 from htd_jax.teacher import Teacher
@@ -90,4 +91,7 @@ def rd(settings: RD = RD()) -> Distiller:
         value = weighted_log_loss(scores, where=where, weights=weights.astype(scores.dtype))
         return value, {"rd": value}
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))
+    def reads(context: Context, sampled: jax.Array, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(context.items[triples.users], sampled[triples.users])
+
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
+from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.sampling import Ranking, rank_unseen, sample_by_rank, sample_rest
 from htd_jax.losses import relaxed_ranking_loss
 from htd_jax.settings import check
@@ -98,7 +99,10 @@ def rrd(settings: RRD = RRD()) -> Distiller:
         value = lists_loss(own.interesting, own.uninteresting, users.where, score)
         return value, {"rrd": value}
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))
+    def reads(context: Ranking, sampled: SampledLists, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(sampled.interesting[triples.users], sampled.uninteresting[triples.users])
+
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
 
 
 def lists_loss(

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.distillers.base import Distiller, EpochStart, Method, Step, Terms, no_params
+from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.sampling import sample_pairs_by_rank
 from htd_jax.losses import pair_loss
 from htd_jax.teacher import Lists, Teacher
@@ -89,7 +90,10 @@ def unkd(settings: UnKD = UnKD()) -> Distiller:
         value = pair_loss(better, worse, where=users.where[:, None] & (own.better >= 0))
         return value, {"unkd": value}
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",))
+    def reads(context: jax.Array, sampled: SampledPairs, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(sampled.better[triples.users], sampled.worse[triples.users])
+
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
 
 
 def popularity_groups(train: Interactions, num_groups: int) -> jax.Array:

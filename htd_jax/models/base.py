@@ -28,10 +28,13 @@ class Recommender(nn.Module):
       num_users, num_items: sizes of the tables.
       inner_product: True if a pair's score is the inner product of its two representations.
       params_are_tables: True if the parameters are the tables of representations, `{"users": ..., "items": ...}`.
+      row_local: True if `users` and `items` are parameters with a row each, and a pair's score reads no rows but its
+        own: such a model can be trained at the cost of the rows that a step reads.
     """
 
     inner_product: ClassVar[bool] = False
     params_are_tables: ClassVar[bool] = False
+    row_local: ClassVar[bool] = False
 
     num_users: int
     num_items: int
@@ -62,6 +65,14 @@ class Recommender(nn.Module):
         """Returns the scores `[n, num_users]` of the items `[n]` for every user, all at once."""
         chex.assert_rank(items, 1)
         return self.score(jnp.arange(self.num_users)[:, None], items[None, :]).T
+
+    def of_rows(self, variables: Any) -> Callable[[int, int], "Recommender"]:
+        """Returns what makes the module of some rows of a `row_local` model: (number of users, of items) -> module.
+
+        Args:
+          variables: of the whole tables; what the module reads of them stays as it is here.
+        """
+        return lambda num_users, num_items: self.clone(num_users=num_users, num_items=num_items)
 
     def __call__(self, users: chex.Array, items: chex.Array) -> jax.Array:
         return self.score(users, items)
@@ -167,16 +178,24 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
 
     Attributes:
       precision: of the tables, see `htd_jax.ops.precision`; scores are those of the rounded tables. Keyword only.
+      steps: of int4, for the users' and the items' dimensions, where the tables are rows of others; else they follow
+        from the tables. Keyword only.
     """
 
     inner_product: ClassVar[bool] = True
 
     precision: str = "float32"
+    steps: tuple[jax.Array | None, jax.Array | None] = (None, None)
 
     def keep(self, users: jax.Array, items: jax.Array) -> None:
         """Makes these the model's tables, `self.users` and `self.items`, in its precision."""
         self.trained = users, items
-        self.users, self.items = rounded(users, self.precision), rounded(items, self.precision)
+        self.users, self.items = (rounded(x, self.precision, steps) for x, steps in zip((users, items), self.steps))
+
+    def of_rows(self, variables: Any) -> Callable[[int, int], Recommender]:
+        rows: Any = self.apply(variables, method="rows") if self.precision == "int4" else ()
+        steps = tuple(table.steps for table in rows) or self.steps
+        return lambda num_users, num_items: self.clone(num_users=num_users, num_items=num_items, steps=steps)
 
     def rows(self) -> tuple[Rows, Rows]:
         """Returns the tables of users and items, encoded in the model's precision."""

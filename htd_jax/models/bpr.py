@@ -12,6 +12,7 @@ class BPR(InnerProduct):
     """A trained vector for every user and item (Rendle et al., UAI'09). Tables start at N(0, 0.01^2)."""
 
     params_are_tables: ClassVar[bool] = True
+    row_local: ClassVar[bool] = True
 
     dim: int
 

@@ -36,6 +36,8 @@ class NeuMF(Recommender):
       layers: hidden layers of the tower, at least 1.
     """
 
+    row_local: ClassVar[bool] = True
+
     dim: int
     layers: int = 1
 

@@ -154,15 +154,17 @@ def encoded(table: jax.Array, precision: str) -> Rows:
     return Rows(codes[:, :half] | codes[:, half:] << 4, None, steps)
 
 
-def rounded(table: jax.Array, precision: str) -> jax.Array:
+def rounded(table: jax.Array, precision: str, steps: jax.Array | None = None) -> jax.Array:
     """Encodes and decodes a table, `[n, d]`; the gradient is that of the identity, and zero where int4 clips a number.
+
+    The steps of int4 `[d]` follow from the table, or are those given.
 
     Source: the straight-through estimator, Bengio et al., 2013.
     """
     if precision == "float32":
         return table
     if precision == "int4":
-        steps = _steps(jax.lax.stop_gradient(table))
+        steps = _steps(jax.lax.stop_gradient(table)) if steps is None else steps
         decoded = _decoded(_codes(jax.lax.stop_gradient(table), steps), steps)
         largest = STEPS / 2 * steps[None]
         table = jnp.clip(table, -largest, largest)

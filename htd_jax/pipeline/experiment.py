@@ -26,17 +26,16 @@ from htd_jax.training import (
     Progress,
     Trainer,
     TrainingSpec,
-    adam,
     copy_checkpoints,
-    cosine,
     make_solving_trainer,
     make_trainer,
     objective_of,
+    optimizer_of,
     run_phase,
 )
 
 # The format of checkpoints; those of another format are not resumed.
-FORMAT = 7
+FORMAT = 8
 
 # The random key of a phase is folded from these: a distilled student starts where the plain one does, on the same
 # batches.
@@ -202,10 +201,7 @@ def _trainer(
     distiller = none() if not parts else parts[0] if len(parts) == 1 else chain(*parts)
     if isinstance(make_model, ModelOf) and make_model.settings.closed_form:
         return make_solving_trainer(make_model, make_model.settings.solver(), distiller if methods else None)
-    rate: Any = training.learning_rate
-    if training.schedule == "cosine":
-        rate = cosine(rate, training.epochs * num_steps)
-    optimizer = adam(rate, training.l2)
+    optimizer = optimizer_of(training, training.epochs * num_steps)
     objective = objective_of(training)
     return make_trainer(make_model, distiller, optimizer, batch_size=training.batch_size, objective=objective)
 

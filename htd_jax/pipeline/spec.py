@@ -9,7 +9,7 @@ from htd_jax.data import Interactions, Split
 from htd_jax.distillers import METHODS, Distiller, Method
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation, EvaluationSpec
-from htd_jax.models import MODELS, MakeModel, ModelOf, ModelSettings
+from htd_jax.models import MODELS, MakeModel, ModelOf, ModelSettings, Recommender
 from htd_jax.ops.precision import PRECISIONS
 from htd_jax.settings import as_json, check, flag_name, override
 from htd_jax.training import EarlyStopping, Training, TrainingSpec, resolve_training
@@ -149,7 +149,8 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
     make_model, dim = _model(request)
     if not trains and isinstance(make_model, ModelOf) and make_model.settings.module.inner_product:
         make_model = dataclasses.replace(make_model, settings=MODELS["bpr"]())  # two tables, whatever the model's are
-    inner_product, closed_form, params_are_tables = _capabilities(make_model, split.train)
+    module, closed_form = _capabilities(make_model, split.train)
+    inner_product = module.inner_product
     if not trains and not inner_product:
         raise UserError(f"`method` {names} needs a model whose scores are inner products, such as bpr")
     if closed_form and trains and not all(method.closed_form for method in methods.values()):
@@ -159,11 +160,12 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
         )
     if not closed_form and any(method.closed_form for method in methods.values()):
         raise UserError(f"`method` {names} needs a model that is fitted in closed form; set `model` to ials")
-    training = _training(request, methods, make_model, split.train, closed_form=closed_form)
+    row_local = module.row_local and not closed_form
+    training = _training(request, methods, make_model, split.train, closed_form=closed_form, row_local=row_local)
     if training.loss == "softmax" and not inner_product:
         raise UserError("`loss` softmax needs a model whose scores are inner products, such as bpr")
     start = request.start if trains else "svd"
-    if start == "svd" and (not params_are_tables or (closed_form and trains)):
+    if start == "svd" and (not module.params_are_tables or (closed_form and trains)):
         raise UserError("the svd start needs a bpr student, whose parameters are its two tables")
     return PhaseSpec(
         name=names or request.role,
@@ -262,14 +264,11 @@ def _model(request: PhaseRequest) -> tuple[MakeModel, int | None]:
     return ModelOf(settings, dim, precision), dim
 
 
-def _capabilities(make_model: MakeModel, train: Interactions) -> tuple[bool, bool, bool]:
-    """Returns whether a model's scores are inner products, whether it is fitted in closed form, and whether its
-    parameters are its tables."""
+def _capabilities(make_model: MakeModel, train: Interactions) -> tuple[type[Recommender], bool]:
+    """Returns the class of a model's module, and whether it is fitted in closed form."""
     if isinstance(make_model, ModelOf):
-        module, settings = make_model.settings.module, make_model.settings
-        return module.inner_product, settings.closed_form, module.params_are_tables
-    model = make_model(train)
-    return model.inner_product, False, model.params_are_tables
+        return make_model.settings.module, make_model.settings.closed_form
+    return type(make_model(train)), False
 
 
 def _training(
@@ -279,6 +278,7 @@ def _training(
     train: Interactions,
     *,
     closed_form: bool,
+    row_local: bool,
 ) -> TrainingSpec:
     training = request.training
     if closed_form and training.loss == "softmax":
@@ -287,4 +287,4 @@ def _training(
     defaults = {name: value for method in methods.values() for name, value in method.training_defaults.items()}
     if closed_form:
         training = override(training, loss="own")
-    return resolve_training(training, train, epochs=epochs, defaults=defaults)
+    return resolve_training(training, train, epochs=epochs, defaults=defaults, row_local=row_local)

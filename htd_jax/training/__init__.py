@@ -15,15 +15,14 @@ from htd_jax.training.loop import (
     run_phase,
 )
 from htd_jax.training.objectives import Objective, objective_of, own, sampled_softmax, softmax
+from htd_jax.training.optimizers import RowOptimizer, adam, cosine, lazy_adam, optimizer_of, row_adagrad
 from htd_jax.training.settings import Training, TrainingSpec, resolve_training
 from htd_jax.training.solve import make_solving_trainer
 from htd_jax.training.step import (
     Guidance,
     Trainer,
     TrainState,
-    adam,
     compile_epoch,
-    cosine,
     make_trainer,
     no_teacher,
 )
@@ -37,6 +36,7 @@ __all__ = [
     "Objective",
     "PhaseResult",
     "Progress",
+    "RowOptimizer",
     "TrainState",
     "Trainer",
     "Training",
@@ -52,12 +52,15 @@ __all__ = [
     "evaluation_record",
     "in_full",
     "is_finished",
+    "lazy_adam",
     "make_solving_trainer",
     "make_trainer",
     "no_teacher",
     "objective_of",
+    "optimizer_of",
     "own",
     "resolve_training",
+    "row_adagrad",
     "run_phase",
     "sampled_softmax",
     "softmax",

@@ -17,7 +17,7 @@ from htd_jax.data import (
     times_seen,
     unseen_items,
 )
-from htd_jax.distillers import Batch, Triples, sum_over_users
+from htd_jax.distillers import Batch, RowIds, Triples, sum_over_users
 from htd_jax.distillers.sampling import read_step
 from htd_jax.losses import sampled_cross_entropy, sampled_softmax_loss, softmax_loss
 from htd_jax.models import Recommender
@@ -33,12 +33,15 @@ class Objective(NamedTuple):
       sample: `(keys, train, batch_size) -> Triples` of `[steps, width]`, the batches of an epoch, from two keys.
       loss: `(model, batch, constants, key) -> scalar`, the loss of one batch.
       constants: `train -> constants`, computed once per epoch.
+      reads: `(constants, triples, key) -> RowIds`, the rows of the model that `loss` reads in addition to those of the
+        triples; all rows unless it says otherwise.
     """
 
     steps: Callable[[Interactions, int], tuple[int, int]]
     sample: Callable[[Sequence[chex.PRNGKey], Interactions, int], Triples]
     loss: Callable[[Recommender, Batch, Any, chex.PRNGKey], jax.Array]
     constants: Callable[[Interactions], Any] = lambda train: train
+    reads: Callable[[Any, Triples, chex.PRNGKey], RowIds] = lambda constants, triples, key: RowIds(None, None)
 
 
 def own() -> Objective:
@@ -55,6 +58,7 @@ def own() -> Objective:
         lambda train, batch_size: _steps(len(train), batch_size),
         sample,
         lambda model, batch, train, key: model.loss(*batch.triples),
+        reads=lambda train, triples, key: RowIds.of_items(triples.positives[:0]),
     )
 
 
@@ -114,7 +118,14 @@ def softmax(temperature: float) -> Objective:
         train, times = constants
         return full_loss(batch, train) if times is None else sampled_loss(batch, train, times, key)
 
-    return Objective(lambda train, batch_size: _steps(train.num_users, batch_size), sample, loss, constants)
+    def reads(constants: Any, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        train, times = constants
+        if times is None:
+            return RowIds(triples.users[:0], None)
+        seen, sampled = read_step(key, train, times, triples.users)
+        return RowIds.of_items(seen, sampled.items)
+
+    return Objective(lambda train, batch_size: _steps(train.num_users, batch_size), sample, loss, constants, reads)
 
 
 def sampled_softmax(temperature: float, number: int) -> Objective:
@@ -134,12 +145,18 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
     def constants(train: Interactions) -> tuple[Interactions, jax.Array]:
         return train, times_seen(train)
 
+    def some_items(train: Interactions, key: chex.PRNGKey) -> tuple[jax.Array, jax.Array]:
+        uniform_key, seen_key = jax.random.split(key)
+        uniform = jax.random.randint(uniform_key, (number - number // 2,), 0, train.num_items)
+        return uniform, train.items[jax.random.randint(seen_key, (number // 2,), 0, len(train))]
+
+    def reads(constants: Any, triples: Triples, key: chex.PRNGKey) -> RowIds:
+        return RowIds.of_items(*some_items(constants[0], key))
+
     def loss(model: Recommender, batch: Batch, constants: Any, key: chex.PRNGKey) -> jax.Array:
         train, times = constants
         users, positives, _, where = batch.triples
-        uniform_key, seen_key = jax.random.split(key)
-        uniform = jax.random.randint(uniform_key, (number - number // 2,), 0, train.num_items)
-        seen = train.items[jax.random.randint(seen_key, (number // 2,), 0, len(train))]
+        uniform, seen = some_items(train, key)
         items = jnp.concatenate([uniform, seen])
         counts = len(uniform) / train.num_items + len(seen) * times[items] / len(train)
         user_rows, item_rows = model.represent(users, items)
@@ -151,7 +168,7 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
             temperature=temperature,
         )
 
-    return own()._replace(loss=loss, constants=constants)
+    return own()._replace(loss=loss, constants=constants, reads=reads)
 
 
 def objective_of(training: TrainingSpec) -> Objective:

@@ -11,6 +11,10 @@ from htd_jax.errors import UserError
 
 Loss = Literal["own", "softmax"]
 Schedule = Literal["constant", "cosine"]
+OptimizerName = Literal["adam", "lazy-adam", "adagrad"]
+
+# With more users and items than this, a step of Adam costs several times what its batch does, and lazy Adam is default.
+MANY_ROWS = 100_000
 
 # A softmax phase takes at least so many steps, however few users an epoch has.
 LEAST_STEPS = 800
@@ -45,6 +49,10 @@ class Training:
     """Number of training triples per step. Default: 1024, or 128 users for the softmax over all items."""
     learning_rate: Annotated[float, Ge(0)] | None = None
     """Learning rate of Adam. Default: 1e-3, or 1e-2 for softmax."""
+    optimizer: OptimizerName | None = None
+    """Optimiser: adam updates every row of the tables in every step; lazy-adam the rows that the step reads, and pays
+    the others what they are owed when they are next read; adagrad the same with one number per row in place of Adam's
+    moments. Default: adam, or lazy-adam for more than 100,000 users and items, if the model allows it."""
     schedule: Schedule | None = None
     """Schedule of the learning rate; cosine decays it to 0 over all epochs. Default: constant, or cosine for
     softmax."""
@@ -68,6 +76,7 @@ class TrainingSpec:
     sampled_items: int | None
     batch_size: int
     learning_rate: float
+    optimizer: OptimizerName
     schedule: Schedule
     l2: float
     eval_every: int
@@ -75,7 +84,12 @@ class TrainingSpec:
 
 
 def resolve_training(
-    training: Training, train: Interactions | None, *, epochs: int, defaults: Mapping[str, Any]
+    training: Training,
+    train: Interactions | None,
+    *,
+    epochs: int,
+    defaults: Mapping[str, Any],
+    row_local: bool = False,
 ) -> TrainingSpec:
     """Returns training settings with every default filled in: as set, else as the method's, else as the loss's.
 
@@ -85,9 +99,10 @@ def resolve_training(
         and the least epochs are returned if None.
       epochs: the default number of epochs of the model's own loss.
       defaults: the method's defaults by field, which apply to the method's loss only.
+      row_local: whether the model can be trained row by row, see `Recommender`.
 
     Raises:
-      UserError: if `sampled_items` is set without the softmax loss.
+      UserError: if `sampled_items` is set without the softmax loss, or `optimizer` needs another model.
     """
     if training.loss not in (None, defaults.get("loss")):
         defaults = {}
@@ -102,6 +117,13 @@ def resolve_training(
         raise UserError("`sampled_items` needs the softmax loss; set `loss` to softmax")
     sampled = loss == "softmax" and chosen["sampled_items"]
     by_loss = {**DEFAULTS[loss], **(SAMPLED_SOFTMAX if sampled else {})}
+    if chosen.get("optimizer", "adam") != "adam" and not row_local:
+        raise UserError(
+            f"`optimizer` {chosen['optimizer']} needs a model whose pairs read only their own rows, such as bpr; set "
+            "`optimizer` to adam"
+        )
+    many = row_local and train is not None and train.num_users + train.num_items > MANY_ROWS
+    chosen.setdefault("optimizer", "lazy-adam" if many else "adam")
     chosen = {"epochs": epochs, "sampled_items": None, "patience": None, **by_loss, **chosen}
     if loss == "softmax" and training.epochs is None and train is not None:
         units = len(train) if sampled else train.num_users

@@ -1,6 +1,7 @@
 """The compiled training step, and the epoch that scans it."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -11,13 +12,15 @@ import optax
 from flax import struct
 
 from htd_jax.data import Interactions, distinct
-from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, Shapes, Side, Step, Triples
+from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, RowIds, Shapes, Side, Step, Triples
 from htd_jax.distillers.base import SecondModel
 from htd_jax.models import MakeModel, Recommender, Representations, with_tables
 from htd_jax.ops.platforms import brief_options, compiler_options
 from htd_jax.ops.products import dot
 from htd_jax.teacher import Lists, Teacher
+from htd_jax.training import rows
 from htd_jax.training.objectives import Objective, own
+from htd_jax.training.optimizers import RowOptimizer
 
 Terms = dict[str, jax.Array]
 
@@ -28,7 +31,7 @@ class TrainState:
 
     Attributes:
       params: `{"model": ..., "distiller": ...}`.
-      opt_state: the optimiser's state, over the parameters as vectors.
+      opt_state: the optimiser's state, over the parameters as vectors; a `RowState` of a `RowOptimizer`.
       epoch: int32 scalar, the number of finished epochs.
       sampled: the result of the distiller's last `refresh`.
     """
@@ -97,16 +100,6 @@ class Trainer(NamedTuple):
     second_model: SecondModel | None = None
 
 
-def adam(learning_rate: optax.ScalarOrSchedule, l2: float) -> optax.GradientTransformation:
-    """Returns Adam with `l2 * parameter` added to every gradient before the moments are updated."""
-    return optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate, eps=1e-8))
-
-
-def cosine(learning_rate: float, steps: int) -> optax.Schedule:
-    """Returns the schedule from `learning_rate` down to 0 along half a cosine over so many steps."""
-    return optax.cosine_decay_schedule(learning_rate, max(steps, 1))
-
-
 def no_teacher(train: Interactions) -> Representations:
     """Returns representations of width 0, for a phase without distillation."""
     return Representations(jnp.zeros((train.num_users, 0)), jnp.zeros((train.num_items, 0)))
@@ -115,7 +108,7 @@ def no_teacher(train: Interactions) -> Representations:
 def make_trainer(
     make_model: MakeModel,
     distiller: Distiller,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | RowOptimizer,
     *,
     batch_size: int,
     objective: Objective | None = None,
@@ -126,11 +119,13 @@ def make_trainer(
       make_model: returns the Flax module for the training interactions, see `htd_jax.models`. It is called once per
         epoch, so that steps do not repeat what it computes from the interactions.
       distiller: see `htd_jax.distillers`.
-      optimizer: applied to the parameters of model and distiller alike.
+      optimizer: applied to the parameters of model and distiller alike. A `RowOptimizer` updates the rows that a step
+        reads, of a model that is `row_local`, and its `rest` all other parameters.
       batch_size: triples per step; the last batch of an epoch is padded.
       objective: the base loss and its batches; the model's own loss if None.
     """
     base = objective or own()
+    by_rows = isinstance(optimizer, RowOptimizer)
 
     def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
         if isinstance(teacher, Guidance):
@@ -145,6 +140,8 @@ def make_trainer(
         model_key, distiller_key = jax.random.split(key)
         one = jnp.zeros(1, jnp.int32)
         model = make_model(train)
+        if by_rows and not model.row_local:
+            raise ValueError(f"{type(model).__name__} reads more rows than a step's own, which a RowOptimizer needs")
         variables = model.init(model_key, one, one, method="score")
         student, _ = jax.eval_shape(lambda: model.apply(variables, one, one, method="represent"))
         shapes = Shapes(train.num_users, train.num_items, student.shape[1])
@@ -152,7 +149,8 @@ def make_trainer(
         epoch = jnp.zeros((), jnp.int32)
         sampled = jax.eval_shape(lambda: refresh(params, None, key, epoch, model, guidance))
         sampled = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sampled)
-        return TrainState(params, optimizer.init(_flat(params)), epoch, sampled)
+        opt_state = rows.begin_state(optimizer, params) if by_rows else optimizer.init(_flat(params))
+        return TrainState(params, opt_state, epoch, sampled)
 
     def refresh(
         params: Any, sampled: Any, key: chex.PRNGKey, epoch: jax.Array, model: Recommender, guidance: Guidance
@@ -175,6 +173,7 @@ def make_trainer(
         train: Interactions,
         constants: Any,
         guidance: Guidance,
+        located: Callable[[Recommender], Any] = lambda bound: bound,
     ) -> tuple[jax.Array, Terms]:
         users = distinct(triples.users, triples.where, train.num_users)
         chosen_items = [(triples.positives, triples.negatives), (triples.positives,), (triples.negatives,)]
@@ -184,8 +183,9 @@ def make_trainer(
         tables = guidance.hints or no_teacher(train)
         side = lambda student, table, chosen: Side(student, table[chosen[0]], chosen[1], chosen[0])
 
-        def losses(student: Recommender) -> tuple[jax.Array, jax.Array, Terms]:
+        def losses(bound: Recommender) -> tuple[jax.Array, jax.Array, Terms]:
             # On one bound module, whose methods share what they have in common.
+            student = located(bound)
             represented = [student.represent(users[0], ids) for ids, _ in items]
             entities = Entities(
                 side(represented[0][0], tables.users, users),
@@ -218,21 +218,45 @@ def make_trainer(
         refresh_key = jax.random.fold_in(key, 3)  # the next after those of the split
         sampled = refresh(state.params, state.sampled, refresh_key, state.epoch, model, guidance)
         constants = base.constants(train)
+        numbered = (jnp.arange(len(batches.users)), batches)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
-        def step(carry: Any, batch: Any) -> tuple[Any, Terms]:
+        def step_loss(params: Any, index: jax.Array, model: Recommender, triples: Triples, **view: Any) -> Any:
+            key = jax.random.fold_in(step_key, index)
+            return loss(params, sampled, model, triples, key, state.epoch, train, constants, guidance, **view)
+
+        def dense_step(carry: Any, batch: Any) -> tuple[Any, Terms]:
             flat, opt_state = carry
             index, triples = batch
-            inputs = (jax.random.fold_in(step_key, index), state.epoch, train, constants, guidance)
-            flat_loss = lambda flat: loss(shaped(flat), sampled, model, triples, *inputs)
+            flat_loss = lambda flat: step_loss(shaped(flat), index, model, triples)
             gradient, terms = jax.grad(flat_loss, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)
             return (optax.apply_updates(flat, updates), opt_state), terms
 
-        carry = (_flat(state.params), state.opt_state)
-        (flat, opt_state), terms = jax.lax.scan(step, carry, (jnp.arange(len(batches.users)), batches))
+        def row_step(carry: rows.Carry, batch: Any) -> tuple[rows.Carry, Terms]:
+            index, triples = batch
+            key = jax.random.fold_in(step_key, index)
+            own = RowIds(triples.users, jnp.concatenate([triples.positives, triples.negatives]))
+            own += base.reads(constants, triples, jax.random.fold_in(key, 0))
+            own += distiller.reads(guidance.context, sampled, triples, key)
+
+            def local_loss(params: Any, places: rows.BothPlaces) -> Any:
+                few = of_rows(places.users.number, places.items.number)
+                return step_loss(params, index, few, triples, located=lambda bound: rows.Located(bound, places))
+
+            return rows.step(optimizer, carry, own, local_loss, index, first_step)
+
+        if by_rows:
+            first_step = state.epoch * len(batches.users)
+            of_rows = model.of_rows(state.params["model"])
+            carry = rows.begin(state.params, state.opt_state)
+            carry, terms = jax.lax.scan(row_step, carry, numbered)
+            params, opt_state = rows.end(optimizer, carry, len(batches.users), first_step)
+        else:
+            (flat, opt_state), terms = jax.lax.scan(dense_step, (_flat(state.params), state.opt_state), numbered)
+            params = shaped(flat)
         terms = jax.tree.map(lambda x: x.mean(0), terms)
-        return TrainState(shaped(flat), opt_state, state.epoch + 1, sampled), terms
+        return TrainState(params, opt_state, state.epoch + 1, sampled), terms
 
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
     return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), compiled, guide, distiller.second_model)

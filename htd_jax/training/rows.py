@@ -1,0 +1,214 @@
+"""Steps that cost what their batch costs: they read some rows of the tables, and write those.
+
+A step first pays these rows what an optimiser of rows owes them for the steps since they were last read; the end of an
+epoch pays all rows. A step makes no array of a table's size, unless its loss reads the whole table.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from htd_jax.distillers import RowIds
+from htd_jax.models import Recommender
+from htd_jax.ops.platforms import by_backend
+from htd_jax.training.optimizers import RowOptimizer
+
+T = TypeVar("T")
+
+
+class RowState(NamedTuple):
+    """The state of an optimiser of rows: of the tables of users and items by name, and of the other parameters."""
+
+    tables: dict[str, Any]
+    rest: Any
+
+
+@struct.dataclass
+class Table:
+    """Rows in training.
+
+    Attributes:
+      rows: `[n, d]`.
+      state: the optimiser's, arrays `[n, ...]`.
+      paid: `[n]` int32, the steps of this epoch that have been paid to each row.
+    """
+
+    rows: jax.Array
+    state: Any
+    paid: jax.Array
+
+
+class Carry(NamedTuple):
+    """What a step passes to the next: both tables, and the other parameters with the state of their optimiser."""
+
+    tables: dict[str, Table]
+    rest: Any
+    rest_state: Any
+
+
+class Places(NamedTuple):
+    """The rows that a step reads of one table.
+
+    Attributes:
+      ids: `[n]` int32, ascending, repeated where a row is read more than once; None for the whole table.
+      size: the number of rows of the table.
+    """
+
+    ids: jax.Array | None
+    size: int
+
+    @property
+    def number(self) -> int:
+        """The number of rows that the step holds."""
+        return self.size if self.ids is None else len(self.ids)
+
+    def find(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns where the rows of `ids` are, and whether the step holds them."""
+        if self.ids is None:
+            return ids, jnp.ones(ids.shape, bool)
+        place = jnp.searchsorted(self.ids, ids, method=by_backend("scan", "scan_unrolled")).astype(jnp.int32)
+        place = jnp.minimum(place, self.number - 1)
+        return place, self.ids[place] == ids
+
+    def take(self, table: Table) -> Table:
+        """Returns these rows of a table."""
+        return table if self.ids is None else jax.tree.map(lambda x: x[self.ids], table)
+
+    def put(self, table: Table, chosen: Table) -> Table:
+        """Returns the table with these rows replaced."""
+        if self.ids is None:
+            return chosen
+        again = jnp.concatenate([jnp.zeros(1, bool), self.ids[1:] == self.ids[:-1]])
+        # A repeated row goes past the end, each to another index, and is dropped.
+        at = jnp.where(again, self.size + jnp.arange(self.number, dtype=jnp.int32), self.ids)
+        return jax.tree.map(lambda x, y: x.at[at].set(y, mode="drop", unique_indices=True), table, chosen)
+
+
+class BothPlaces(NamedTuple):
+    """The rows that a step reads of both tables."""
+
+    users: Places
+    items: Places
+
+
+class Located:
+    """A student that holds the rows of a step alone, under the ids of the whole tables.
+
+    A row that the step was not declared to read is nan, so that the loss is too.
+    """
+
+    def __init__(self, student: Recommender, places: BothPlaces):
+        self.student, self.places = student, places
+
+    def represent(self, users: jax.Array, items: jax.Array) -> tuple[jax.Array, jax.Array]:
+        (users, known_users), (items, known_items) = self._find(users, items)
+        user_rows, item_rows = self.student.represent(users, items)
+        return _only(user_rows, known_users[:, None]), _only(item_rows, known_items[:, None])
+
+    def score(self, users: jax.Array, items: jax.Array) -> jax.Array:
+        (users, known_users), (items, known_items) = self._find(users, items)
+        return _only(self.student.score(users, items), known_users & known_items)
+
+    def score_all(self, users: jax.Array) -> jax.Array:
+        if self.places.items.ids is not None:
+            raise TypeError("a loss that scores all items must declare that it reads them, see `Distiller.reads`")
+        users, known = self.places.users.find(users)
+        return _only(self.student.score_all(users), known[:, None])
+
+    def loss(self, users: jax.Array, positives: jax.Array, negatives: jax.Array, where: jax.Array) -> jax.Array:
+        find = self.places.items.find
+        return self.student.loss(self.places.users.find(users)[0], find(positives)[0], find(negatives)[0], where)
+
+    def _find(self, users: jax.Array, items: jax.Array) -> Any:
+        return self.places.users.find(users), self.places.items.find(items)
+
+
+def _only(values: jax.Array, known: jax.Array) -> jax.Array:
+    return jnp.where(known, values, jnp.nan)
+
+
+def begin_state(optimizer: RowOptimizer, params: Any) -> RowState:
+    """Returns the initial state of an optimiser of rows, for parameters as in `TrainState`."""
+    tables, rest = _split(params)
+    return RowState({name: optimizer.init(table) for name, table in tables.items()}, optimizer.rest.init(rest))
+
+
+def begin(params: Any, state: RowState) -> Carry:
+    """Returns what the first step of an epoch starts from: nothing is owed."""
+    tables, rest = _split(params)
+    unpaid = lambda name: jnp.zeros(len(tables[name]), jnp.int32)
+    return Carry({name: Table(tables[name], state.tables[name], unpaid(name)) for name in tables}, rest, state.rest)
+
+
+def step(
+    optimizer: RowOptimizer,
+    carry: Carry,
+    reads: RowIds,
+    loss: Callable[[Any, BothPlaces], tuple[jax.Array, T]],
+    index: jax.Array,
+    first: jax.Array,
+) -> tuple[Carry, T]:
+    """Takes one step.
+
+    Args:
+      optimizer: of the tables' rows, and of the other parameters.
+      carry: what the last step passed on.
+      reads: the rows that the loss reads.
+      loss: `(parameters with the tables' read rows, places) -> (loss, terms)`.
+      index: the number of the step in its epoch, from 0.
+      first: the number of steps before this epoch.
+
+    Returns:
+      What the next step starts from, and the terms.
+    """
+    places = {
+        name: Places(None if ids is None else jnp.sort(ids), len(carry.tables[name].rows))
+        for name, ids in reads._asdict().items()
+    }
+    chosen = {name: _paid(optimizer, places[name].take(table), index, first) for name, table in carry.tables.items()}
+    tables = {name: table.rows for name, table in chosen.items()}
+
+    def local(tables: dict[str, jax.Array], rest: Any) -> tuple[jax.Array, T]:
+        return loss(_join(tables, rest), BothPlaces(**places))
+
+    (gradients, rest_gradients), terms = jax.grad(local, argnums=(0, 1), has_aux=True)(tables, carry.rest)
+    new = {}
+    for name, table in chosen.items():
+        rows, state = optimizer.update(gradients[name], table.rows, table.state, first + index)
+        # `index + 1`, in a form that must be written after `paid` was read: else XLA copies the whole of it.
+        updated = Table(rows, state, jnp.maximum(table.paid, index + 1))
+        new[name] = places[name].put(carry.tables[name], updated)
+    updates, rest_state = optimizer.rest.update(rest_gradients, carry.rest_state, carry.rest)
+    return Carry(new, optax.apply_updates(carry.rest, updates), rest_state), terms
+
+
+def end(optimizer: RowOptimizer, carry: Carry, steps: int, first: jax.Array) -> tuple[Any, RowState]:
+    """Pays what all rows are owed, and returns the parameters and the state after an epoch of so many steps."""
+    tables = {name: _paid(optimizer, table, jnp.int32(steps), first) for name, table in carry.tables.items()}
+    params = _join({name: table.rows for name, table in tables.items()}, carry.rest)
+    return params, RowState({name: table.state for name, table in tables.items()}, carry.rest_state)
+
+
+def _paid(optimizer: RowOptimizer, table: Table, index: jax.Array, first: jax.Array) -> Table:
+    """Pays the steps before the one numbered `index`."""
+    owed = (index - table.paid).astype(table.rows.dtype)[:, None]
+    rows, state = optimizer.pay(table.rows, table.state, owed, first + index - 1)
+    return Table(rows, state, table.paid)
+
+
+def _split(params: Any) -> tuple[dict[str, jax.Array], Any]:
+    """Returns the tables of users and items by name, and all other parameters."""
+    variables = params["model"]
+    others = dict(variables["params"])
+    tables = {name: others.pop(name) for name in ("users", "items")}
+    return tables, {**params, "model": {**variables, "params": others}}
+
+
+def _join(tables: dict[str, jax.Array], rest: Any) -> Any:
+    """Undoes `_split`."""
+    variables = rest["model"]
+    return {**rest, "model": {**variables, "params": {**variables["params"], **tables}}}
