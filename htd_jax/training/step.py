@@ -230,7 +230,7 @@ def make_trainer(
             index, triples = batch
             flat_loss = lambda flat: step_loss(shaped(flat), index, model, triples)
             gradient, terms = jax.grad(flat_loss, has_aux=True)(flat)
-            updates, opt_state = optimizer.update(gradient, opt_state, flat)
+            updates, opt_state = optimizer.update(gradient, opt_state, flat)  # type: ignore[call-arg]
             return (optax.apply_updates(flat, updates), opt_state), terms
 
         def row_step(carry: rows.Carry, batch: Any) -> tuple[rows.Carry, Terms]:
