@@ -141,8 +141,7 @@ class Experiment:
                     copy_checkpoints(found, folder)
             checkpoints = Checkpoints(folder)
         key = jax.random.fold_in(jax.random.key(spec.seed), TEACHER_KEY if spec.name == TEACHER else STUDENT_KEY)
-        steps, _ = objective_of(spec.training).steps(self.data.train, spec.training.batch_size)
-        trainer = _trainer(spec.make_model, spec.methods, spec.training, steps)
+        trainer = self.trainer(spec)
         line = progress if spec.training.epochs else silent
         try:
             with line(title, spec.training.epochs, self.evaluation.metric) as show:
@@ -171,6 +170,11 @@ class Experiment:
             error.args = (f"{title}: {error}",) if str(error).startswith("the ") else error.args
             raise
         return Fitted(spec.make_model, result.variables, self.data, settings, *result[1:])
+
+    def trainer(self, spec: PhaseSpec) -> Trainer:
+        """Returns the computation of a phase."""
+        steps, _ = objective_of(spec.training).steps(self.data.train, spec.training.batch_size)
+        return _trainer(spec.make_model, spec.methods, spec.training, steps)
 
     def _initial(self, spec: PhaseSpec, teacher: Teacher | None, start: Fitted | None) -> Any:
         """Returns the variables that the phase starts from; None if they are random."""
