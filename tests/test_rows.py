@@ -12,7 +12,7 @@ import pytest
 
 from htd_jax import distillers
 from htd_jax.data import Interactions
-from htd_jax.distillers import METHODS, Distiller, RowIds, no_rows
+from htd_jax.distillers import METHODS, Distiller, Listwise, RowIds, no_rows
 from htd_jax.models import BPR, ModelOf, NeuMFSettings, Representations
 from htd_jax.training import (
     adam,
@@ -273,6 +273,11 @@ def test_other_methods_read_the_rows_that_they_declare(name, train, teacher):
 @pytest.mark.parametrize("objective", [softmax(0.1), sampled_softmax(0.1, 16)], ids=["softmax", "sampled"])
 def test_objectives_read_the_rows_that_they_declare(objective, train):
     assert_alike(*together(distillers.none(), train, None, objective))
+
+
+def test_sampled_softmax_and_lists_read_the_rows_that_they_declare(train, teacher, monkeypatch):
+    monkeypatch.setattr("htd_jax.data.sampling.MANY_SCORES", 100)
+    assert_alike(*together(distillers.listwise(Listwise(top=5, users=8)), train, teacher, softmax(0.1)))
 
 
 @pytest.mark.parametrize("make_model", [ModelOf(NeuMFSettings(), 4)], ids=["neumf"])
