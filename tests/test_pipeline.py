@@ -608,7 +608,7 @@ def test_the_whole_time_of_a_run_is_shown(finished):
         assert set(stages) == {"preparation", "compilation", "epochs", "evaluation", "saving"}
         assert whole == pytest.approx(sum(stages.values())) and stages["evaluation"] > 0
     total = sum(entry["seconds"]["whole"] for entry in phases.values())
-    assert f"time: {total:.0f} s; teacher {phases['teacher']['seconds']['whole']:.0f} s (" in out
+    assert f"time: {total:.0f} s\n  teacher {phases['teacher']['seconds']['whole']:.0f} s (" in out
 
 
 # --- evaluations of a sample of users

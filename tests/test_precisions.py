@@ -92,6 +92,10 @@ CASES = {
     "routed_assignment_loss cool": (routed(0.1), STUDENT, TEACHER, LOGITS, EXPERTS),
     "routed_assignment_loss cold": (routed(1e-6), STUDENT, TEACHER, LOGITS, EXPERTS),
     "routed_assignment_loss sides": (routed(0.02, sides=(25, 15)), STUDENT, TEACHER, LOGITS, STACKED),
+    "sampled_cross_entropy": (
+        lambda s, p, x, w: losses.sampled_cross_entropy(s, p, x, w, rest=p[:, 0]),
+        *(SHORT, np.abs(SHORT_GUIDE), SCORES, SCORES[0]),
+    ),
     "sampled_softmax_loss": (losses.sampled_softmax_loss, SCORES[:, 0], SHORT, SHARE[:FEW] + 0.1),
     "soft_bce_loss": (lambda s, g: losses.soft_bce_loss(s, g, temperature=5.0), SCORES, GUIDE),
     "soft_label_loss": (losses.soft_label_loss, SCORES, UNIT),

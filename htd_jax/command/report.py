@@ -67,8 +67,8 @@ def print_table(result: RunResult) -> None:
 
 
 def whole_time(phases: Mapping[str, Any]) -> str:
-    """Returns a line with the whole time of a run, and of each phase and its stages: `time: 95 s; teacher 12 s
-    (compilation 4, epochs 6, evaluation 2); ...`."""
+    """Returns the whole time of a run, and a line for each phase and its stages: `time: 95 s`, `  teacher 12 s
+    (compilation 4, epochs 6, evaluation 2)`, ..."""
     spent = {label(phase): dict(entry["seconds"]) for phase, entry in phases.items()}
     totals = {phase: stages.pop("whole") for phase, stages in spent.items()}
     parts = [f"time: {sum(totals.values()):.0f} s"]
@@ -77,7 +77,7 @@ def whole_time(phases: Mapping[str, Any]) -> str:
             continue  # it was given
         longest = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in stages.items() if seconds >= 0.5)
         parts.append(f"{phase} {totals[phase]:.0f} s" + (f" ({longest})" if longest else ""))
-    return "; ".join(parts)
+    return "\n  ".join(parts)
 
 
 def draw_curves(result: RunResult) -> None:
