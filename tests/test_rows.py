@@ -341,6 +341,9 @@ def test_settings_choose_the_optimizer(train):
     assert spec(train, optimizer="adagrad").optimizer == "adagrad"
     with pytest.raises(ValueError, match="`optimizer` lazy-adam needs a model"):
         spec(train, row_local=False, optimizer="lazy-adam")
+    assert (spec(train).learning_rate, spec(train, optimizer="lazy-adam", l2=0.5).l2) == (1e-3, 0.5)
+    assert (spec(large).learning_rate, spec(large).l2) == (5.3e-4, 2.8e-4)  # 30,400 of 110,000 rows
+    assert (spec(large, batch_size=4096).learning_rate, spec(large, batch_size=4096).l2) == (1.1e-3, 1.1e-3)
     assert isinstance(optimizer_of(spec(large), 10), type(by_rows()))
     assert not isinstance(optimizer_of(spec(train), 10), type(by_rows()))
     assert objective_of(spec(large)).reads is not None

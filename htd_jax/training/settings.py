@@ -19,6 +19,11 @@ MANY_ROWS = 100_000
 # A softmax phase takes at least so many steps, however few users an epoch has.
 LEAST_STEPS = 800
 
+# Users and items of CiteULike. With as many, or as large a part of all rows in a batch of 1,024 triples, lazy Adam has the
+# learning rate and L2 penalty of Adam; with a part c times as large, sqrt(c) and c times these: what an interaction moves
+# a row by stays the same, and so does what L2 takes off in an epoch.
+USUAL_ROWS = 30_400
+
 # In catalogues of more than so many items, the softmax is over so many sampled items per step.
 MANY_ITEMS, SAMPLED = 100_000, 2_048
 
@@ -48,7 +53,8 @@ class Training:
     batch_size: Annotated[int, Ge(1)] | None = None
     """Number of training triples per step. Default: 1024, or 128 users for the softmax over all items."""
     learning_rate: Annotated[float, Ge(0)] | None = None
-    """Learning rate of Adam. Default: 1e-3, or 1e-2 for softmax."""
+    """Learning rate of Adam. Default: 1e-3, or 1e-2 for softmax; with lazy-adam and without softmax, in proportion to
+    the square root of the part of all users and items that is in a batch."""
     optimizer: OptimizerName | None = None
     """Optimiser: adam updates every row of the tables in every step; lazy-adam the rows that the step reads, and pays
     the others what they are owed when they are next read; adagrad the same with one number per row in place of Adam's
@@ -58,7 +64,8 @@ class Training:
     softmax."""
     l2: Annotated[float, Ge(0)] | None = None
     """L2 penalty: this value times each parameter is added to the parameter's gradient. Default: 1e-3; 1 for softmax,
-    0.4 for sampled softmax, 0.02 with --method best."""
+    0.4 for sampled softmax, 0.02 with --method best; with lazy-adam and without softmax, in proportion to the part of
+    all users and items that is in a batch."""
     eval_every: Annotated[int, Ge(1)] = 10
     """Number of epochs between evaluations."""
     patience: Annotated[int, Ge(1)] | None = None
@@ -124,9 +131,18 @@ def resolve_training(
         )
     many = row_local and train is not None and train.num_users + train.num_items > MANY_ROWS
     chosen.setdefault("optimizer", "lazy-adam" if many else "adam")
+    if chosen["optimizer"] == "lazy-adam" and loss == "own" and train is not None:
+        size = chosen.get("batch_size", by_loss["batch_size"])
+        part = size / by_loss["batch_size"] * USUAL_ROWS / (train.num_users + train.num_items)
+        by_loss |= {"learning_rate": _short(by_loss["learning_rate"] * part**0.5), "l2": _short(by_loss["l2"] * part)}
     chosen = {"epochs": epochs, "sampled_items": None, "patience": None, **by_loss, **chosen}
     if loss == "softmax" and training.epochs is None and train is not None:
         units = len(train) if sampled else train.num_users
         steps = -(-units // chosen["batch_size"])
         chosen["epochs"] = max(chosen["epochs"], -(-LEAST_STEPS // steps))
     return TrainingSpec(**chosen)
+
+
+def _short(value: float) -> float:
+    """Rounds to two digits, as people write settings."""
+    return float(f"{value:.1e}")
