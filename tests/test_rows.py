@@ -15,6 +15,7 @@ from htd_jax.data import Interactions
 from htd_jax.distillers import METHODS, Distiller, Listwise, RowIds, no_rows
 from htd_jax.models import BPR, ModelOf, NeuMFSettings, Representations
 from htd_jax.training import (
+    TrainingSpec,
     adam,
     cosine,
     lazy_adam,
@@ -22,11 +23,11 @@ from htd_jax.training import (
     objective_of,
     optimizer_of,
     own,
-    row_adagrad,
     rows,
     sampled_softmax,
     softmax,
 )
+from htd_jax.training.optimizers import Moments
 
 USERS, ITEMS, DIM = 12, 9, 3
 B1, B2 = 0.9, 0.999
@@ -38,6 +39,12 @@ class DenseLazyAdam:
     def __init__(self, table, rate, l2):
         self.rows, self.rate, self.l2 = np.array(table, np.float64), rate, l2
         self.m, self.v, self.owed = np.zeros_like(self.rows), np.zeros_like(self.rows), np.zeros(len(table))
+        self.kept = np.zeros_like(self.rows)  # v after the last step that read a row
+
+    def shrink(self, row, step, steps):
+        root = np.sqrt(self.kept[row])
+        strength = self.rate(step) * self.l2 * np.sqrt(1 - B2 ** (step + 1)) * steps
+        self.rows[row] *= np.exp(-np.divide(strength, root, out=np.zeros_like(root), where=root > 0))
 
     def pay(self, which, step):
         for row in which:
@@ -46,9 +53,7 @@ class DenseLazyAdam:
                 self.v[row] *= B2
                 root = np.sqrt(self.v[row])
                 self.rows[row] -= np.divide(self.m[row], root, out=np.zeros_like(root), where=root > 0)
-            root = np.sqrt(self.v[row] / B2 ** self.owed[row])
-            strength = self.rate(step) * self.l2 * np.sqrt(1 - B2 ** (step + 1)) * self.owed[row]
-            self.rows[row] *= np.exp(-np.divide(strength, root, out=np.zeros_like(root), where=root > 0))
+            self.shrink(row, step, self.owed[row])
             self.owed[row] = 0
 
     def update(self, which, gradient, step):
@@ -56,44 +61,19 @@ class DenseLazyAdam:
             g = gradient[row]
             scale = self.rate(step) * np.sqrt(1 - B2 ** (step + 1)) / (1 - B1 ** (step + 1))
             self.m[row] = B1 * self.m[row] + (1 - B1) * scale * g
-            self.v[row] = B2 * self.v[row] + (1 - B2) * g**2
+            self.v[row] = self.kept[row] = B2 * self.v[row] + (1 - B2) * g**2
             root = np.sqrt(self.v[row])
-            inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
-            strength = self.rate(step) * self.l2 * np.sqrt(1 - B2 ** (step + 1))
-            self.rows[row] = self.rows[row] * np.exp(-strength * inverse) - self.m[row] * inverse
+            self.shrink(row, step, 1)
+            self.rows[row] -= np.divide(self.m[row], root, out=np.zeros_like(root), where=root > 0)
         for row in set(range(len(self.rows))) - set(which):
             self.owed[row] += 1
-
-
-class DenseAdagrad:
-    def __init__(self, table, rate, l2):
-        self.rows, self.rate, self.l2 = np.array(table, np.float64), rate, l2
-        self.s, self.owed = np.zeros(len(table)), np.zeros(len(table))
-
-    def pay(self, which, step):
-        for row in which:
-            if self.s[row]:
-                self.rows[row] *= np.exp(-self.owed[row] * self.rate(step) * self.l2 / np.sqrt(self.s[row]))
-            self.owed[row] = 0
-
-    def update(self, which, gradient, step):
-        for row in which:
-            self.s[row] += np.mean(gradient[row] ** 2)
-            if self.s[row]:
-                size = self.rate(step) / np.sqrt(self.s[row])
-                self.rows[row] = self.rows[row] * np.exp(-self.l2 * size) - size * gradient[row]
-        for row in set(range(len(self.rows))) - set(which):
-            self.owed[row] += 1
-
-
-RULES = {"lazy-adam": (lazy_adam, DenseLazyAdam), "adagrad": (row_adagrad, DenseAdagrad)}
 
 
 @functools.cache
-def compiled_step(name, l2, falling):
+def compiled_step(l2, falling):
     """A step whose gradients are given, and the end of an epoch: a row that stands twice in a batch gets the sum."""
     rate = cosine(0.05, 60) if falling else 0.05
-    optimizer = RULES[name][0](rate, l2, optax.sgd(0.1))
+    optimizer = lazy_adam(rate, l2, optax.sgd(0.1))
 
     @jax.jit
     def step(carry, ids, pulls, index, first):
@@ -108,17 +88,16 @@ def compiled_step(name, l2, falling):
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.01, 3.0])
-@pytest.mark.parametrize("name", RULES)
-def test_rows_follow_the_rule_that_is_applied_to_all_of_them(name, l2):
+def test_rows_follow_the_rule_that_is_applied_to_all_of_them(l2):
     """Over six epochs of ten steps: rows read twice in a step, in every step, rarely and never."""
     falling = l2 == 0.01
-    optimizer, step, end = compiled_step(name, l2, falling)
+    optimizer, step, end = compiled_step(l2, falling)
     rng = np.random.default_rng(1)
     sizes = {"users": USERS, "items": ITEMS}
     tables = {side: rng.normal(size=(size, DIM)).astype(np.float32) for side, size in sizes.items()}
     params = {"model": {"params": {**tables, "other": jnp.ones(2)}}, "distiller": {}}
     rate = (lambda t: 0.05 * 0.5 * (1 + np.cos(np.pi * t / 60))) if falling else (lambda t: 0.05)
-    oracle = {side: RULES[name][1](table, rate, l2) for side, table in tables.items()}
+    oracle = {side: DenseLazyAdam(table, rate, l2) for side, table in tables.items()}
     state = rows.begin_state(optimizer, params)
     for epoch in range(6):
         carry = rows.begin(params, state)
@@ -139,6 +118,48 @@ def test_rows_follow_the_rule_that_is_applied_to_all_of_them(name, l2):
             dense.pay(range(len(dense.rows)), 10 * epoch + 9)
             np.testing.assert_allclose(params["model"]["params"][side], dense.rows, rtol=2e-4, atol=2e-5)
     np.testing.assert_array_equal(params["model"]["params"]["users"][-2:], tables["users"][-2:])  # never read
+
+
+def test_a_gap_costs_the_same_wherever_epochs_end():
+    """Ten thousand steps that do not read a row, in one epoch or in three, fade and shrink it alike."""
+    optimizer, step, _ = compiled_step(1e-6, False)
+    end = jax.jit(lambda carry, steps, first: rows.end(optimizer, carry, steps, first))
+    tables = {"users": jnp.full((USERS, DIM), 0.3), "items": jnp.full((ITEMS, DIM), 0.3)}
+    start = {"model": {"params": tables}, "distiller": {}}
+    read, pulls = {"users": jnp.zeros(1, int), "items": jnp.zeros(1, int)}, np.full((1, DIM), 0.05, np.float32)
+    found = []
+    for steps in ([10_000], [10, 4990, 5000]):
+        params, state, first = start, rows.begin_state(optimizer, start), 0
+        for number in steps:
+            carry = rows.begin(params, state)
+            if not first:
+                carry = step(carry, read, {"users": pulls, "items": pulls}, jnp.int32(0), jnp.int32(0))
+            params, state = end(carry, jnp.int32(number), jnp.int32(first))
+            first += number
+        found.append(np.asarray(params["model"]["params"]["users"][0]))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+    series, shrinkage = 1 / (1 - B1 / B2**0.5), 0.05 * 1e-6 / np.sqrt((1 - B2) * 0.05**2)
+    np.testing.assert_allclose(found[0], (0.3 - 0.05 * series) * np.exp(-1e4 * shrinkage), rtol=0.01)
+
+
+def scaled_by(**settings):
+    """The rate and the penalty of `optimizer_of`, measured on a row: its first step's length, and its shrinkage."""
+    training = TrainingSpec(**{**TRAINING, **settings})
+    optimizer = optimizer_of(training, 10, 4 * 30_400)
+    row, state, zero = jnp.full((1, 1), 1.0), optimizer.init(jnp.zeros((1, 1))), jnp.zeros((1, 1))
+    moved, state = optimizer.update(jnp.full((1, 1), 2.0), row * 0, state, zero, jnp.int32(0))
+    kept = optimizer.pay(row, Moments(zero, state.square), zero + 400, zero + 1, jnp.int32(0))
+    return -float(moved[0, 0]), -np.log(float(kept[0, 0])) * 2
+
+
+TRAINING = dict(epochs=1, loss="own", temperature=1.0, sampled_items=None, batch_size=1024, learning_rate=0.1)
+TRAINING |= dict(optimizer="lazy-adam", schedule="constant", l2=0.4, eval_every=1, patience=None)
+
+
+def test_rate_and_penalty_follow_the_part_of_all_rows_in_a_batch():
+    assert scaled_by() == pytest.approx((0.05, 0.05 * 0.1), rel=1e-3)  # a quarter of the usual part
+    assert scaled_by(batch_size=4096) == pytest.approx((0.1, 0.1 * 0.4), rel=1e-3)
+    assert scaled_by(loss="softmax") == pytest.approx((0.1, 0.1 * 0.4), rel=1e-3)
 
 
 # --- epochs
@@ -175,7 +196,7 @@ def after(trainer, train, teacher, epochs=2, state=None):
 
 def test_lazy_adam_is_nearly_adam():
     """Without L2 they differ by the learning rate's place alone, on the same gradients of a third of the rows."""
-    optimizer, step, end = compiled_step("lazy-adam", 0.0, False)
+    optimizer, step, end = compiled_step(0.0, False)
     dense = adam(0.05, 0.0)
     rng = np.random.default_rng(2)
     goal = rng.normal(size=(USERS, DIM))
@@ -338,12 +359,13 @@ def test_settings_choose_the_optimizer(train):
     assert spec(train).optimizer == "adam"
     assert spec(large).optimizer == "lazy-adam"
     assert spec(large, row_local=False).optimizer == "adam"
-    assert spec(train, optimizer="adagrad").optimizer == "adagrad"
+    assert spec(large, loss="softmax", sampled_items=0).optimizer == "adam"  # 1.8e9 scores
+    assert spec(large, loss="softmax", sampled_items=64).optimizer == "lazy-adam"
+    larger = Interactions(train.users, train.items, train.offsets, 90_000, 30_000, train.max_degree)
+    assert spec(larger, loss="softmax", sampled_items=0).optimizer == "lazy-adam"
+    assert spec(train, optimizer="lazy-adam").optimizer == "lazy-adam"
     with pytest.raises(ValueError, match="`optimizer` lazy-adam needs a model"):
         spec(train, row_local=False, optimizer="lazy-adam")
-    assert (spec(train).learning_rate, spec(train, optimizer="lazy-adam", l2=0.5).l2) == (1e-3, 0.5)
-    assert (spec(large).learning_rate, spec(large).l2) == (5.3e-4, 2.8e-4)  # 30,400 of 110,000 rows
-    assert (spec(large, batch_size=4096).learning_rate, spec(large, batch_size=4096).l2) == (1.1e-3, 1.1e-3)
     assert isinstance(optimizer_of(spec(large), 10), type(by_rows()))
     assert not isinstance(optimizer_of(spec(train), 10), type(by_rows()))
     assert objective_of(spec(large)).reads is not None

@@ -101,7 +101,8 @@ def test_no_evaluation_sorts_all_items_of_every_user(protocol, train):
     split = Split(train, train, train)
     variables = MAKE_MODEL(train).init(jax.random.key(0), jnp.zeros(1, int), jnp.zeros(1, int), method="score")
     prepared = protocol.prepare(split)
-    evaluate = lambda variables, *given: _evaluate(MAKE_MODEL, protocol, None, variables, train, None, *given)
+    counted = {"valid": None, "test": None}
+    evaluate = lambda variables, *given: _evaluate(MAKE_MODEL, protocol, None, variables, train, None, counted, *given)
     assert not sorts(evaluate, variables, split, prepared)
 
 

@@ -63,7 +63,7 @@ def sample_items(key: chex.PRNGKey, train: Interactions, times: jax.Array, count
     seen = train.items[jax.random.randint(seen_key, (count // 2,), 0, len(train))]
     items = jnp.sort(jnp.concatenate([uniform, seen]))
     first, last = (jnp.searchsorted(items, items, side=side, method="scan_unrolled") for side in ("left", "right"))
-    expected = len(uniform) / train.num_items + len(seen) * times[items] / len(train)
+    expected = len(uniform) / train.num_items + len(seen) * times[items].astype(jnp.float32) / len(train)
     weights = jnp.where(first == jnp.arange(count), (last - first) / expected, 0)
     return ItemSample(items, jnp.log(weights))
 

@@ -22,7 +22,7 @@ from htd_jax.evaluation.ranking import (
     make_user_evaluator,
 )
 from htd_jax.evaluation.settings import Evaluation, EvaluationSpec
-from htd_jax.evaluation.users import sample_users
+from htd_jax.evaluation.users import sample_parts, sample_users
 
 __all__ = [
     "CUTOFFS",
@@ -46,6 +46,7 @@ __all__ = [
     "ranking_metrics",
     "register",
     "sample_candidates",
+    "sample_parts",
     "sample_users",
     "shown_metrics",
 ]

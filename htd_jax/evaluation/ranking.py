@@ -22,7 +22,7 @@ from htd_jax.evaluation.metrics import (
     metrics_of_users,
 )
 from htd_jax.evaluation.protocols import Full, Protocol
-from htd_jax.evaluation.users import of_users, sample_users
+from htd_jax.evaluation.users import of_users, sample_parts
 from htd_jax.models import MakeModel, Recommender, with_tables
 from htd_jax.ops.platforms import compiler_options
 
@@ -65,7 +65,7 @@ def make_evaluator(
       split: the interactions to rank.
       cutoffs: the k of every metric, see `ranking_metrics`.
       protocol: which items a held-out item is ranked against. Users are scored in blocks, one after the other.
-      users: the number of users to sample, see `sample_users`; the others are not scored. All if None.
+      users: the number of users to sample, see `sample_parts`; the others are not scored. All if None.
 
     Raises:
       UserError: if the protocol does not fit the split.
@@ -120,8 +120,9 @@ class Summary:
     cutoffs: tuple[int, ...]
     metrics: tuple[tuple[str, Metric], ...]
 
-    def __call__(self, part: Interactions, ranks: jax.Array) -> Metrics:
-        return self.function(part.users, ranks, jnp.ones(len(part), bool), part.num_users, self.cutoffs)
+    def __call__(self, part: Interactions, ranks: jax.Array, counted: jax.Array | None) -> Metrics:
+        where = jnp.ones(len(part), bool) if counted is None else counted[part.users]
+        return self.function(part.users, ranks, where, part.num_users, self.cutoffs)
 
 
 def _make(
@@ -132,15 +133,18 @@ def _make(
     sampled: int | None = None,
 ) -> "CompiledEvaluation":
     """Returns the evaluation: `function` of each part's ranks, or the ranks themselves, of a number of users or all."""
-    users, train = None, split.train
+    users, train, counted = None, split.train, {part: None for part in PARTS}
     if sampled is not None:
-        chosen = sample_users(split, sampled)
+        own = sample_parts(split, sampled)
+        chosen = np.union1d(*own)
         split, users = of_users(split, chosen), jnp.asarray(chosen, jnp.int32)
+        # The users of the other part's sample are scored, but do not count in this part.
+        counted = {part: jnp.asarray(np.isin(chosen, of_part)) for part, of_part in zip(PARTS, own)}
     prepared = protocol.prepare(split)
 
     def inputs(make_model: MakeModel, variables: Any) -> tuple[Any, ...]:
         summary = Summary(function, cutoffs, tuple(METRICS.items())) if function else None
-        return make_model, protocol, summary, variables, train, users, split, prepared
+        return make_model, protocol, summary, variables, train, users, counted, split, prepared
 
     return CompiledEvaluation(inputs, split.train.num_users)
 
@@ -195,6 +199,7 @@ def _evaluate(
     variables: Any,
     train: Interactions,
     users: jax.Array | None,
+    counted: dict[str, jax.Array | None],
     split: Split,
     prepared: Any,
 ) -> dict[str, Any]:
@@ -203,4 +208,4 @@ def _evaluate(
         return protocol.ranks(model if users is None else _Some(model, users), split, prepared)
 
     parts = zip(PARTS, nn.apply(rank, make_model(train))(variables))
-    return {part: summary(getattr(split, part), ranks) if summary else ranks for part, ranks in parts}
+    return {part: summary(getattr(split, part), ranks, counted[part]) if summary else ranks for part, ranks in parts}

@@ -11,11 +11,11 @@ def held_out_users(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return valid, test
 
 
-def sample_users(split: Split, size: int, seed: int = 0) -> np.ndarray:
-    """Samples users who have held-out items, `size` in valid and `size` in test, or all of a part that has fewer.
+def sample_parts(split: Split, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Samples `size` users who have held-out items in valid, and `size` in test, or all of a part that has fewer.
 
     Users are taken in one random order for both parts, so that those of one are mostly those of the other: where every
-    user has held-out items in both, there are `size` of them. Every set of a part's users is equally likely.
+    user has held-out items in both, they are the same. Every set of a part's users is equally likely.
 
     Args:
       split: the data.
@@ -23,15 +23,16 @@ def sample_users(split: Split, size: int, seed: int = 0) -> np.ndarray:
       seed: of the sample, independent of the run's seed.
 
     Returns:
-      Ascending int64, between `size` and twice as many unless there are fewer.
+      Those of valid, and those of test: ascending int64.
     """
     order = np.random.default_rng(seed).permutation(split.train.num_users)
-    chosen = []
-    for users in held_out_users(split):
-        is_held_out = np.zeros(len(order), bool)
-        is_held_out[users] = True
-        chosen.append(order[is_held_out[order]][:size])
-    return np.unique(np.concatenate(chosen))
+    valid, test = (np.sort(order[np.isin(order, users)][:size]) for users in held_out_users(split))
+    return valid, test
+
+
+def sample_users(split: Split, size: int, seed: int = 0) -> np.ndarray:
+    """Returns the users of either part, see `sample_parts`: ascending int64."""
+    return np.union1d(*sample_parts(split, size, seed))
 
 
 def of_users(split: Split, users: np.ndarray) -> Split:

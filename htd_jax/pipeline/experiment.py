@@ -174,7 +174,8 @@ class Experiment:
     def trainer(self, spec: PhaseSpec) -> Trainer:
         """Returns the computation of a phase."""
         steps, _ = objective_of(spec.training).steps(self.data.train, spec.training.batch_size)
-        return _trainer(spec.make_model, spec.methods, spec.training, steps)
+        num_rows = self.data.train.num_users + self.data.train.num_items
+        return _trainer(spec.make_model, spec.methods, spec.training, steps, num_rows)
 
     def _initial(self, spec: PhaseSpec, teacher: Teacher | None, start: Fitted | None) -> Any:
         """Returns the variables that the phase starts from; None if they are random."""
@@ -198,14 +199,18 @@ class Experiment:
 
 @functools.lru_cache(maxsize=8)
 def _trainer(
-    make_model: MakeModel, methods: tuple[tuple[str, Method], ...], training: TrainingSpec, num_steps: int
+    make_model: MakeModel,
+    methods: tuple[tuple[str, Method], ...],
+    training: TrainingSpec,
+    num_steps: int,
+    num_rows: int,
 ) -> Trainer:
     """Returns the trainer of a phase; that of an equal phase is reused, with what was compiled for it."""
     parts = [scale(method.make(training.epochs), method.weight) for _, method in methods]
     distiller = none() if not parts else parts[0] if len(parts) == 1 else chain(*parts)
     if isinstance(make_model, ModelOf) and make_model.settings.closed_form:
         return make_solving_trainer(make_model, make_model.settings.solver(), distiller if methods else None)
-    optimizer = optimizer_of(training, training.epochs * num_steps)
+    optimizer = optimizer_of(training, training.epochs * num_steps, num_rows)
     objective = objective_of(training)
     return make_trainer(make_model, distiller, optimizer, batch_size=training.batch_size, objective=objective)
 

@@ -206,6 +206,8 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     if not paths.teacher:
         own_loss = teacher_settings.closed_form and not model.closed_form
         training = dataclasses.replace(plain, loss=None, sampled_items=None) if own_loss else plain
+        if teacher_settings.closed_form or not teacher_settings.module.row_local:
+            training = dataclasses.replace(training, optimizer=None)
         teacher = phase(TEACHER, model=teacher_settings, dim=teacher_dim, training=training)
     student_request: dict[str, Any] = {"model": model, "dim": dim, "precision": precision or "float32"}
     start: Start = settings.student_init

@@ -52,7 +52,8 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
         print(f"note: {named}: {as_flags(note)}")
     metric = experiment.evaluation.metric
     popular, by_popularity = popularity(experiment.data.train)
-    value, bar = fitted.records[-1]["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
+    kept = next(record for record in fitted.records if record["epoch"] == fitted.chosen["epoch"])
+    value, bar = kept["valid"][metric], experiment.evaluate(popular, by_popularity)["valid"][metric]
     if value <= float(bar) < 1:  # where popularity finds all, nothing can be better
         figures = f"validation {metric} {value:.4f}, popularity {float(bar):.4f}"
         print(f"note: {named}: ranks no better than popularity ({figures})")

@@ -15,7 +15,7 @@ from htd_jax.training.loop import (
     run_phase,
 )
 from htd_jax.training.objectives import Objective, objective_of, own, sampled_softmax, softmax
-from htd_jax.training.optimizers import RowOptimizer, adam, cosine, lazy_adam, optimizer_of, row_adagrad
+from htd_jax.training.optimizers import RowOptimizer, adam, cosine, lazy_adam, optimizer_of
 from htd_jax.training.settings import Training, TrainingSpec, resolve_training
 from htd_jax.training.solve import make_solving_trainer
 from htd_jax.training.step import (
@@ -60,7 +60,6 @@ __all__ = [
     "optimizer_of",
     "own",
     "resolve_training",
-    "row_adagrad",
     "run_phase",
     "sampled_softmax",
     "softmax",

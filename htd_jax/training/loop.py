@@ -20,7 +20,8 @@ from htd_jax.training.checkpoint import BackgroundSaves, Checkpoints, to_host
 from htd_jax.training.estimate import Estimate, estimate
 from htd_jax.training.step import AnyTeacher, Trainer, compile_epoch
 
-# The time between two checkpoints: a kill loses at most this, an epoch, and what the checkpoint before took to write.
+# The time between two checkpoints: a kill loses at most this, an epoch, what the checkpoint before took to write, and
+# the evaluation that is under way.
 CHECKPOINT_SECONDS = 20
 
 # Where the time of a phase goes, in seconds: `PhaseResult.spent`.

@@ -158,7 +158,7 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
         users, positives, _, where = batch.triples
         uniform, seen = some_items(train, key)
         items = jnp.concatenate([uniform, seen])
-        counts = len(uniform) / train.num_items + len(seen) * times[items] / len(train)
+        counts = len(uniform) / train.num_items + len(seen) * times[items].astype(jnp.float32) / len(train)
         user_rows, item_rows = model.represent(users, items)
         return sampled_softmax_loss(
             model.score(users, positives),

@@ -1,8 +1,8 @@
 """Optimisers: Adam over whole tables, and optimisers of the rows that a step reads.
 
 A dense optimiser passes over whole tables in every step, so that an epoch costs steps x rows, which is quadratic in the
-data. An optimiser of rows updates those that a step reads, and pays the other steps' updates of a row, in closed form,
-when it is next read.
+data. An optimiser of rows updates those that a step reads, and applies to a row the updates of the steps that did not
+read it, in closed form, when it is next read.
 """
 
 from collections.abc import Callable
@@ -29,19 +29,21 @@ def cosine(learning_rate: float, steps: int) -> optax.Schedule:
 class RowOptimizer(NamedTuple):
     """An optimiser of tables, row by row.
 
-    A step is counted from 0 since the start of training, and is traced. Rows are `[n, d]`; a state is a pytree of
-    arrays `[n, ...]`.
+    Steps are numbered from 0 since the start of training, and are traced. Rows are `[n, d]`; a state is a pytree of
+    arrays `[n, ...]`, as it was after the last step that read the row.
 
     Attributes:
       init: `table -> state`.
-      pay: `(rows, state, owed, step) -> (rows, state)`, after `owed` `[n, 1]` steps up to `step` that a row was not in.
-      update: `(gradients, rows, state, step) -> (rows, state)`, after a step that read these rows.
+      pay: `(rows, state, done, owed, step) -> rows`: the updates of `owed` `[n, 1]` steps that did not read a row,
+        after `done` `[n, 1]` such steps; the last of them is the one numbered `step`.
+      update: `(gradients, rows, state, unread, step) -> (rows, state)`, of a step that reads rows which the `unread`
+        `[n, 1]` steps before it did not.
       rest: updates the parameters that are no tables.
     """
 
     init: Callable[[jax.Array], Any]
-    pay: Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
-    update: Callable[[jax.Array, jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
+    pay: Callable[[jax.Array, Any, jax.Array, jax.Array, jax.Array], jax.Array]
+    update: Callable[[jax.Array, jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
     rest: optax.GradientTransformation
 
 
@@ -73,12 +75,12 @@ def lazy_adam(
     .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) \eta_t c_t g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2,
               \quad x \leftarrow e^{-\kappa} x - m / \sqrt v
 
-    with the bias correction c_t = sqrt(1 - beta_2^t) / (1 - beta_1^t) and the L2 penalty's shrinkage kappa = eta_t
-    lambda sqrt((1 - beta_2^t) / v), what Adam makes of a gradient lambda x. k steps without the row are paid in closed
-    form: moments fade by beta_1^k and beta_2^k, so that x moves along m / sqrt(v) by a geometric series, and then
-    shrinks by e^(-k kappa). Rows of v = 0 stay.
+    with the bias correction c_t = sqrt(1 - beta_2^t) / (1 - beta_1^t). L2 shrinks a row as Adam does with a gradient of
+    lambda x: kappa = eta_t lambda sqrt((1 - beta_2^t) / v), with the v of the last step that read the row. The updates
+    of k steps that did not are applied together: moments fade by beta_1^k and beta_2^k, so that x moves along
+    m / sqrt(v) by a geometric series, and then shrinks by e^(-k kappa). Rows of v = 0 stay.
 
-    Compared with `adam`: no epsilon; the learning rate enters with a gradient; what L2 adds to the moments does not.
+    Compared with `adam`: no epsilon; the learning rate enters with a gradient; L2 adds nothing to the moments.
 
     Args:
       learning_rate: eta.
@@ -86,7 +88,7 @@ def lazy_adam(
       rest: see `RowOptimizer`.
       b1, b2: beta_1 < sqrt(beta_2).
     """
-    rate = _schedule(learning_rate)
+    rate: Callable[[jax.Array], Any] = learning_rate if callable(learning_rate) else lambda step: learning_rate
     fade = b1 / b2**0.5
 
     def inverse_root(square: jax.Array) -> jax.Array:
@@ -98,56 +100,46 @@ def lazy_adam(
         strength = rate(step) * l2 * jnp.sqrt(1 - b2 ** (step + 1.0))
         return jnp.exp(-steps * strength * inverse_root(square))
 
-    def pay(rows: jax.Array, state: Moments, owed: jax.Array, step: jax.Array) -> tuple[jax.Array, Moments]:
-        moved = fade * (1 - fade**owed) / (1 - fade)
-        rows = (rows - moved * state.mean * inverse_root(state.square)) * shrinkage(state.square, step, owed)
-        return rows, Moments(state.mean * b1**owed, state.square * b2**owed)
+    def pay(rows: jax.Array, state: Moments, done: jax.Array, owed: jax.Array, step: jax.Array) -> jax.Array:
+        moved = fade ** (done + 1) * (1 - fade**owed) / (1 - fade)
+        return (rows - moved * state.mean * inverse_root(state.square)) * shrinkage(state.square, step, owed)
 
-    def update(gradient: jax.Array, rows: jax.Array, state: Moments, step: jax.Array) -> tuple[jax.Array, Moments]:
+    def update(
+        gradient: jax.Array, rows: jax.Array, state: Moments, unread: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         number = step + 1.0
         scale = rate(step) * jnp.sqrt(1 - b2**number) / (1 - b1**number)
-        mean = b1 * state.mean + (1 - b1) * scale * gradient
-        square = b2 * state.square + (1 - b2) * gradient**2
-        rows = rows * shrinkage(square, step, 1.0) - mean * inverse_root(square)
-        return rows, Moments(mean, square)
+        mean = b1 ** (unread + 1) * state.mean + (1 - b1) * scale * gradient
+        square = b2 ** (unread + 1) * state.square + (1 - b2) * gradient**2
+        return rows * shrinkage(square, step, 1.0) - mean * inverse_root(square), Moments(mean, square)
 
     return RowOptimizer(lambda table: Moments(jnp.zeros_like(table), jnp.zeros_like(table)), pay, update, rest)
 
 
-def row_adagrad(learning_rate: optax.ScalarOrSchedule, l2: float, rest: optax.GradientTransformation) -> RowOptimizer:
-    r"""Returns Adagrad with one step size per row, for tables whose moments would not fit in memory.
+# Users and items of CiteULike, for which, with batches of 1,024 triples, lazy Adam's settings are Adam's.
+USUAL_ROWS, USUAL_BATCH = 30_400, 1_024
 
-    .. math:: s \leftarrow s + |g|^2 / d, \quad x \leftarrow e^{-\kappa} x - \eta_t g / \sqrt s,
-              \quad \kappa = \eta_t \lambda / \sqrt s
 
-    Source: Duchi et al., JMLR 2011; one s per row as in trainers of embeddings (Naumov et al., arXiv:1906.00091).
+def optimizer_of(
+    training: TrainingSpec, steps: int, num_rows: int = USUAL_ROWS
+) -> optax.GradientTransformation | RowOptimizer:
+    """Returns the optimiser that training settings choose.
+
+    Lazy Adam multiplies the learning rate by sqrt(c) and the L2 penalty by c, where c = batch_size / 1024 x 30400 /
+    num_rows, for the tables: then an interaction moves a row as far, and L2 takes off as much in an epoch, whatever the
+    sizes of data and batch. With the softmax loss, it uses them as they are.
+
+    Args:
+      training: the settings.
+      steps: the number of steps of the whole training.
+      num_rows: the number of users and items.
     """
-    rate = _schedule(learning_rate)
 
-    def inverse_root(total: jax.Array) -> jax.Array:
-        return jnp.where(total > 0, jax.lax.rsqrt(jnp.where(total > 0, total, 1)), 0)[:, None]
+    def scheduled(rate: float) -> optax.ScalarOrSchedule:
+        return cosine(rate, steps) if training.schedule == "cosine" else rate
 
-    def pay(rows: jax.Array, total: jax.Array, owed: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rows * jnp.exp(-owed * rate(step) * l2 * inverse_root(total)), total
-
-    def update(gradient: jax.Array, rows: jax.Array, total: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        total = total + jnp.mean(gradient**2, axis=1)
-        size = rate(step) * inverse_root(total)
-        return rows * jnp.exp(-l2 * size) - size * gradient, total
-
-    return RowOptimizer(lambda table: jnp.zeros(len(table), table.dtype), pay, update, rest)
-
-
-def _schedule(rate: optax.ScalarOrSchedule) -> Callable[[jax.Array], jax.Array]:
-    return rate if callable(rate) else lambda step: jnp.asarray(rate, jnp.float32)  # type: ignore[return-value]
-
-
-def optimizer_of(training: TrainingSpec, steps: int) -> optax.GradientTransformation | RowOptimizer:
-    """Returns the optimiser that training settings choose, for so many steps in all."""
-    rate: optax.ScalarOrSchedule = training.learning_rate
-    if training.schedule == "cosine":
-        rate = cosine(training.learning_rate, steps)
-    dense = adam(rate, training.l2)
+    dense = adam(scheduled(training.learning_rate), training.l2)
     if training.optimizer == "adam":
         return dense
-    return {"lazy-adam": lazy_adam, "adagrad": row_adagrad}[training.optimizer](rate, training.l2, dense)
+    part = training.batch_size / USUAL_BATCH * USUAL_ROWS / num_rows if training.loss == "own" else 1.0
+    return lazy_adam(scheduled(training.learning_rate * part**0.5), training.l2 * part, dense)

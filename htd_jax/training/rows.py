@@ -1,7 +1,7 @@
 """Steps that cost what their batch costs: they read some rows of the tables, and write those.
 
-A step first pays these rows what an optimiser of rows owes them for the steps since they were last read; the end of an
-epoch pays all rows. A step makes no array of a table's size, unless its loss reads the whole table.
+A step first applies to these rows the updates of the steps since they were last read; the end of an epoch does so for
+all rows. A step makes no array of a table's size, unless its loss reads the whole table.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,22 @@ from htd_jax.training.optimizers import RowOptimizer
 T = TypeVar("T")
 
 
+class TableState(NamedTuple):
+    """The state of a table.
+
+    Attributes:
+      state: the optimiser's, arrays `[n, ...]`, as it was after the last step that read a row.
+      read: `[n]` int32, the number of steps up to that one, itself included; 0 if none has.
+    """
+
+    state: Any
+    read: jax.Array
+
+
 class RowState(NamedTuple):
     """The state of an optimiser of rows: of the tables of users and items by name, and of the other parameters."""
 
-    tables: dict[str, Any]
+    tables: dict[str, TableState]
     rest: Any
 
 
@@ -33,13 +45,12 @@ class Table:
 
     Attributes:
       rows: `[n, d]`.
-      state: the optimiser's, arrays `[n, ...]`.
-      paid: `[n]` int32, the steps of this epoch that have been paid to each row.
+      state, read: see `TableState`.
     """
 
     rows: jax.Array
     state: Any
-    paid: jax.Array
+    read: jax.Array
 
 
 class Carry(NamedTuple):
@@ -134,14 +145,14 @@ def _only(values: jax.Array, known: jax.Array) -> jax.Array:
 def begin_state(optimizer: RowOptimizer, params: Any) -> RowState:
     """Returns the initial state of an optimiser of rows, for parameters as in `TrainState`."""
     tables, rest = _split(params)
-    return RowState({name: optimizer.init(table) for name, table in tables.items()}, optimizer.rest.init(rest))
+    begin = lambda table: TableState(optimizer.init(table), jnp.zeros(len(table), jnp.int32))
+    return RowState({name: begin(table) for name, table in tables.items()}, optimizer.rest.init(rest))
 
 
 def begin(params: Any, state: RowState) -> Carry:
     """Returns what the first step of an epoch starts from: nothing is owed."""
     tables, rest = _split(params)
-    unpaid = lambda name: jnp.zeros(len(tables[name]), jnp.int32)
-    return Carry({name: Table(tables[name], state.tables[name], unpaid(name)) for name in tables}, rest, state.rest)
+    return Carry({name: Table(rows, *state.tables[name]) for name, rows in tables.items()}, rest, state.rest)
 
 
 def step(
@@ -169,8 +180,8 @@ def step(
         name: Places(None if ids is None else jnp.sort(ids), len(carry.tables[name].rows))
         for name, ids in reads._asdict().items()
     }
-    chosen = {name: _paid(optimizer, places[name].take(table), index, first) for name, table in carry.tables.items()}
-    tables = {name: table.rows for name, table in chosen.items()}
+    chosen = {name: places[name].take(table) for name, table in carry.tables.items()}
+    tables = {name: _paid(optimizer, table, index, first) for name, table in chosen.items()}
 
     def local(tables: dict[str, jax.Array], rest: Any) -> tuple[jax.Array, T]:
         return loss(_join(tables, rest), BothPlaces(**places))
@@ -178,9 +189,10 @@ def step(
     (gradients, rest_gradients), terms = jax.grad(local, argnums=(0, 1), has_aux=True)(tables, carry.rest)
     new = {}
     for name, table in chosen.items():
-        rows, state = optimizer.update(gradients[name], table.rows, table.state, first + index)
-        # `index + 1`, in a form that must be written after `paid` was read: else XLA copies the whole of it.
-        updated = Table(rows, state, jnp.maximum(table.paid, index + 1))
+        unread = (first + index - table.read).astype(table.rows.dtype)[:, None]
+        rows, state = optimizer.update(gradients[name], tables[name], table.state, unread, first + index)
+        # This step's number, in a form that must be written after `read` was read: else XLA copies the whole of it.
+        updated = Table(rows, state, jnp.maximum(table.read, first + index + 1))
         new[name] = places[name].put(carry.tables[name], updated)
     updates, rest_state = optimizer.rest.update(rest_gradients, carry.rest_state, carry.rest)
     return Carry(new, optax.apply_updates(carry.rest, updates), rest_state), terms
@@ -189,15 +201,15 @@ def step(
 def end(optimizer: RowOptimizer, carry: Carry, steps: int, first: jax.Array) -> tuple[Any, RowState]:
     """Pays what all rows are owed, and returns the parameters and the state after an epoch of so many steps."""
     tables = {name: _paid(optimizer, table, jnp.int32(steps), first) for name, table in carry.tables.items()}
-    params = _join({name: table.rows for name, table in tables.items()}, carry.rest)
-    return params, RowState({name: table.state for name, table in tables.items()}, carry.rest_state)
+    states = {name: TableState(table.state, table.read) for name, table in carry.tables.items()}
+    return _join(tables, carry.rest), RowState(states, carry.rest_state)
 
 
-def _paid(optimizer: RowOptimizer, table: Table, index: jax.Array, first: jax.Array) -> Table:
-    """Pays the steps before the one numbered `index`."""
-    owed = (index - table.paid).astype(table.rows.dtype)[:, None]
-    rows, state = optimizer.pay(table.rows, table.state, owed, first + index - 1)
-    return Table(rows, state, table.paid)
+def _paid(optimizer: RowOptimizer, table: Table, index: jax.Array, first: jax.Array) -> jax.Array:
+    """Returns rows with the updates of the steps before the one numbered `index`; those of earlier epochs are done."""
+    column = lambda steps: steps.astype(table.rows.dtype)[:, None]
+    done, owed = jnp.maximum(first - table.read, 0), index - jnp.maximum(table.read - first, 0)
+    return optimizer.pay(table.rows, table.state, column(done), column(owed), first + index - 1)
 
 
 def _split(params: Any) -> tuple[dict[str, jax.Array], Any]:

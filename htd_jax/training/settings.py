@@ -6,23 +6,19 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from htd_jax.data import Interactions
+from htd_jax.data import Interactions, has_many_scores
 from htd_jax.errors import UserError
 
 Loss = Literal["own", "softmax"]
 Schedule = Literal["constant", "cosine"]
-OptimizerName = Literal["adam", "lazy-adam", "adagrad"]
+OptimizerName = Literal["adam", "lazy-adam"]
 
-# With more users and items than this, a step of Adam costs several times what its batch does, and lazy Adam is default.
-MANY_ROWS = 100_000
+# With more users and items than this, a step of Adam costs several times what its batch does, and lazy Adam is the
+# default; of the softmax loss, whose steps read all items, only past `has_many_scores`.
+MANY_ROWS = 50_000
 
 # A softmax phase takes at least so many steps, however few users an epoch has.
 LEAST_STEPS = 800
-
-# Users and items of CiteULike. With as many, or as large a part of all rows in a batch of 1,024 triples, lazy Adam has the
-# learning rate and L2 penalty of Adam; with a part c times as large, sqrt(c) and c times these: what an interaction moves
-# a row by stays the same, and so does what L2 takes off in an epoch.
-USUAL_ROWS = 30_400
 
 # In catalogues of more than so many items, the softmax is over so many sampled items per step.
 MANY_ITEMS, SAMPLED = 100_000, 2_048
@@ -37,7 +33,7 @@ SAMPLED_SOFTMAX: dict[str, Any] = {"batch_size": 1024, "l2": 0.4}
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Settings of the training of every phase, by Adam. None stands for the default of the loss or the method."""
+    """Settings of the training of every phase. None stands for the default of the loss or the method."""
 
     epochs: Annotated[int, Ge(1)] | None = None
     """Number of passes over the data. Default: 101; ials 15; the softmax loss 20, or more to reach 800 steps."""
@@ -53,19 +49,18 @@ class Training:
     batch_size: Annotated[int, Ge(1)] | None = None
     """Number of training triples per step. Default: 1024, or 128 users for the softmax over all items."""
     learning_rate: Annotated[float, Ge(0)] | None = None
-    """Learning rate of Adam. Default: 1e-3, or 1e-2 for softmax; with lazy-adam and without softmax, in proportion to
-    the square root of the part of all users and items that is in a batch."""
+    """Learning rate. Default: 1e-3, or 1e-2 for softmax."""
     optimizer: OptimizerName | None = None
-    """Optimiser: adam updates every row of the tables in every step; lazy-adam the rows that the step reads, and pays
-    the others what they are owed when they are next read; adagrad the same with one number per row in place of Adam's
-    moments. Default: adam, or lazy-adam for more than 100,000 users and items, if the model allows it."""
+    """Optimiser: adam updates every row of the tables in every step; lazy-adam updates the rows that the step reads,
+    and applies the updates that a row has missed when it is next read. Without softmax, lazy-adam multiplies the
+    learning rate by sqrt(c) and L2 by c = batch size / 1024 x 30400 / (users + items). Default: adam, or lazy-adam for
+    more than 50,000 users and items, except for lightgcn and for a softmax over all items."""
     schedule: Schedule | None = None
     """Schedule of the learning rate; cosine decays it to 0 over all epochs. Default: constant, or cosine for
     softmax."""
     l2: Annotated[float, Ge(0)] | None = None
     """L2 penalty: this value times each parameter is added to the parameter's gradient. Default: 1e-3; 1 for softmax,
-    0.4 for sampled softmax, 0.02 with --method best; with lazy-adam and without softmax, in proportion to the part of
-    all users and items that is in a batch."""
+    0.4 for sampled softmax, 0.02 with --method best."""
     eval_every: Annotated[int, Ge(1)] = 10
     """Number of epochs between evaluations."""
     patience: Annotated[int, Ge(1)] | None = None
@@ -130,19 +125,12 @@ def resolve_training(
             "`optimizer` to adam"
         )
     many = row_local and train is not None and train.num_users + train.num_items > MANY_ROWS
+    if loss == "softmax" and train is not None:
+        many = many and bool(sampled or has_many_scores(train))
     chosen.setdefault("optimizer", "lazy-adam" if many else "adam")
-    if chosen["optimizer"] == "lazy-adam" and loss == "own" and train is not None:
-        size = chosen.get("batch_size", by_loss["batch_size"])
-        part = size / by_loss["batch_size"] * USUAL_ROWS / (train.num_users + train.num_items)
-        by_loss |= {"learning_rate": _short(by_loss["learning_rate"] * part**0.5), "l2": _short(by_loss["l2"] * part)}
     chosen = {"epochs": epochs, "sampled_items": None, "patience": None, **by_loss, **chosen}
     if loss == "softmax" and training.epochs is None and train is not None:
         units = len(train) if sampled else train.num_users
         steps = -(-units // chosen["batch_size"])
         chosen["epochs"] = max(chosen["epochs"], -(-LEAST_STEPS // steps))
     return TrainingSpec(**chosen)
-
-
-def _short(value: float) -> float:
-    """Rounds to two digits, as people write settings."""
-    return float(f"{value:.1e}")
