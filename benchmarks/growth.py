@@ -1,6 +1,7 @@
 """How time and memory grow with the data; and with the batch, the groups and the dimensions.
 
-    python benchmarks/growth.py [--tables data entities groups dims] [--users 5000 20000 80000] [--methods none htd ...]
+    python benchmarks/growth.py [--tables data entities groups dims] [--users 5000 50000 200000]
+                                [--methods none htd ...]
                                 [--optimizer adam] [--save growth.json] [--before before.json --draw docs/growth.png]
 
 The table `data` grows data as data grow: users, a fifth as many items, and 20 interactions per user, for every model
@@ -87,7 +88,7 @@ TABLES = {
 class Options:
     tables: tuple[str, ...] = ("data", *TABLES)
     """Tables to measure."""
-    users: tuple[int, ...] = (5_000, 20_000, 80_000)
+    users: tuple[int, ...] = (5_000, 50_000, 200_000)
     """Sizes of the table `data`."""
     methods: tuple[str, ...] = (*MODELS, *TRAINED)
     """Models and methods of the table `data`."""

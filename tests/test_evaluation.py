@@ -573,8 +573,9 @@ def test_a_sample_of_users_is_ranked_as_in_full(rng, protocol, monkeypatch):
         monkeypatch.setattr(protocols, "sample_candidates", sample)
     by_user = make_user_evaluator(split, protocol=protocol)(model, variables)
     found = make_evaluator(split, protocol=protocol, users=20)(model, variables)
-    for (part, metrics), users in zip(found.items(), sample_parts(split, 20)):
-        inside = np.isin(by_user[part].users, users)
+    sampled = dict(zip(("valid", "test"), sample_parts(split, 20)))
+    for part, metrics in found.items():
+        inside = np.isin(by_user[part].users, sampled[part])
         assert inside.sum() == 20 < len(inside)
         for name, value in metrics.items():
             assert float(value) == pytest.approx(by_user[part].values[name][inside].mean(), abs=1e-6)

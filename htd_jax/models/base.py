@@ -29,12 +29,18 @@ class Recommender(nn.Module):
       inner_product: True if a pair's score is the inner product of its two representations.
       params_are_tables: True if the parameters are the tables of representations, `{"users": ..., "items": ...}`.
       row_local: True if `users` and `items` are parameters with a row each, and a pair's score reads no rows but its
-        own: such a model can be trained at the cost of the rows that a step reads.
+        own: such a model can be trained at the cost of the rows that a step reads. A subclass declares it anew.
     """
 
     inner_product: ClassVar[bool] = False
     params_are_tables: ClassVar[bool] = False
     row_local: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # Not inherited: a subclass may combine rows.
+        if "row_local" not in cls.__dict__:
+            cls.row_local = False
+        super().__init_subclass__(**options)
 
     num_users: int
     num_items: int

@@ -176,10 +176,7 @@ def step(
     Returns:
       What the next step starts from, and the terms.
     """
-    places = {
-        name: Places(None if ids is None else jnp.sort(ids), len(carry.tables[name].rows))
-        for name, ids in reads._asdict().items()
-    }
+    places = {name: _places(ids, len(carry.tables[name].rows)) for name, ids in reads._asdict().items()}
     chosen = {name: places[name].take(table) for name, table in carry.tables.items()}
     tables = {name: _paid(optimizer, table, index, first) for name, table in chosen.items()}
 
@@ -196,6 +193,11 @@ def step(
         new[name] = places[name].put(carry.tables[name], updated)
     updates, rest_state = optimizer.rest.update(rest_gradients, carry.rest_state, carry.rest)
     return Carry(new, optax.apply_updates(carry.rest, updates), rest_state), terms
+
+
+def _places(ids: jax.Array | None, size: int) -> Places:
+    """Returns the places of rows; of more reads than there are rows, the whole table, which is cheaper."""
+    return Places(None if ids is None or len(ids) >= size else jnp.sort(ids), size)
 
 
 def end(optimizer: RowOptimizer, carry: Carry, steps: int, first: jax.Array) -> tuple[Any, RowState]:
