@@ -178,6 +178,17 @@ def teacher(train):
     return Representations(*(jax.random.normal(k, (n, 6)) for k, n in zip(keys, (train.num_users, train.num_items))))
 
 
+@pytest.fixture
+def reads_by_rows(monkeypatch):
+    """Steps read the declared rows even where the whole table has fewer."""
+    places = lambda ids, size: rows.Places(None if ids is None else jnp.sort(ids), size)
+    monkeypatch.setattr("htd_jax.training.rows._places", places)
+
+
+def test_more_reads_than_rows_take_the_whole_table():
+    assert rows._places(jnp.arange(9) % 4, 9).ids is None and rows._places(jnp.arange(9) % 4, 10).number == 9
+
+
 def bpr(train):
     return BPR(train.num_users, train.num_items, 4)
 
@@ -280,29 +291,29 @@ def assert_alike(few, all_rows):
 
 
 @pytest.mark.slow
-def test_methods_read_the_rows_that_they_declare(train, teacher):
+def test_methods_read_the_rows_that_they_declare(train, teacher, reads_by_rows):
     """All methods joined: without L2, rows that are left out of a step and rows with a gradient of 0 end alike."""
     assert_alike(*together(distillers.chain(*map(of_name, READERS)), train, teacher))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bd", "htd", "listwise"])
-def test_other_methods_read_the_rows_that_they_declare(name, train, teacher):
+def test_other_methods_read_the_rows_that_they_declare(name, train, teacher, reads_by_rows):
     assert_alike(*together(of_name(name), train, teacher))
 
 
 @pytest.mark.parametrize("objective", [softmax(0.1), sampled_softmax(0.1, 16)], ids=["softmax", "sampled"])
-def test_objectives_read_the_rows_that_they_declare(objective, train):
+def test_objectives_read_the_rows_that_they_declare(objective, train, reads_by_rows):
     assert_alike(*together(distillers.none(), train, None, objective))
 
 
-def test_sampled_softmax_and_lists_read_the_rows_that_they_declare(train, teacher, monkeypatch):
+def test_sampled_softmax_and_lists_read_the_rows_that_they_declare(train, teacher, monkeypatch, reads_by_rows):
     monkeypatch.setattr("htd_jax.data.sampling.MANY_SCORES", 100)
     assert_alike(*together(distillers.listwise(Listwise(top=5, users=8)), train, teacher, softmax(0.1)))
 
 
 @pytest.mark.parametrize("make_model", [ModelOf(NeuMFSettings(), 4)], ids=["neumf"])
-def test_a_model_with_a_network_trains_by_rows(make_model, train):
+def test_a_model_with_a_network_trains_by_rows(make_model, train, reads_by_rows):
     assert_alike(*together(distillers.none(), train, None, make_model=make_model))
 
 

@@ -133,7 +133,8 @@ def _make(
     sampled: int | None = None,
 ) -> "CompiledEvaluation":
     """Returns the evaluation: `function` of each part's ranks, or the ranks themselves, of a number of users or all."""
-    users, train, counted = None, split.train, {part: None for part in PARTS}
+    users, train = None, split.train
+    counted: dict[str, jax.Array | None] = dict.fromkeys(PARTS)
     if sampled is not None:
         own = sample_parts(split, sampled)
         chosen = np.union1d(*own)
