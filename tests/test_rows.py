@@ -307,11 +307,13 @@ def test_objectives_read_the_rows_that_they_declare(objective, train, reads_by_r
     assert_alike(*together(distillers.none(), train, None, objective))
 
 
+@pytest.mark.slow
 def test_sampled_softmax_and_lists_read_the_rows_that_they_declare(train, teacher, monkeypatch, reads_by_rows):
     monkeypatch.setattr("htd_jax.data.sampling.MANY_SCORES", 100)
     assert_alike(*together(distillers.listwise(Listwise(top=5, users=8)), train, teacher, softmax(0.1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_model", [ModelOf(NeuMFSettings(), 4)], ids=["neumf"])
 def test_a_model_with_a_network_trains_by_rows(make_model, train, reads_by_rows):
     assert_alike(*together(distillers.none(), train, None, make_model=make_model))
