@@ -149,11 +149,11 @@ def exponent(cells: dict[Any, dict[str, float]]) -> float:
 def draw(path: Path, found: dict[str, Any], before: dict[str, Any]) -> None:
     """Draws seconds per epoch against users, before in grey."""
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    for part, style in ((before, {"color": "#b0b0b0", "linestyle": "--"}), (found, {})):
+    for part, when, style in ((before, ", before", {"color": "#b0b0b0", "linestyle": "--"}), (found, "", {})):
         for name, cells in part.items():
             users = [int(size) for size in cells]
             seconds = [cell["epoch"] for cell in cells.values()]
-            axes.plot(users, seconds, marker="o", markersize=3, **{"label": name, **style} if part is found else style)
+            axes.plot(users, seconds, marker="o", markersize=3, label=name + when, **style)
     users = np.array([int(size) for size in next(iter(found.values()))])
     axes.plot(users, users / users[0] * 0.05, color="black", linewidth=0.8, label="proportional to the data")
     axes.set(xscale="log", yscale="log", xlabel="users (20 interactions each)", ylabel="seconds per epoch")
