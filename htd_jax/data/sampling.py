@@ -58,14 +58,23 @@ def sample_items(key: chex.PRNGKey, train: Interactions, times: jax.Array, count
       times: `times_seen(train)`.
       count: the number of samples.
     """
+    items = jnp.sort(mixed_items(key, train, count))
+    first, last = (jnp.searchsorted(items, items, side=side, method="scan_unrolled") for side in ("left", "right"))
+    weights = jnp.where(first == jnp.arange(count), (last - first) / mixed_counts(items, train, times, count), 0)
+    return ItemSample(items, jnp.log(weights))
+
+
+def mixed_items(key: chex.PRNGKey, train: Interactions, count: int) -> jax.Array:
+    """Samples items `[count]` int32, half of them uniformly and half in proportion to how often they were seen."""
     uniform_key, seen_key = jax.random.split(key)
     uniform = jax.random.randint(uniform_key, (count - count // 2,), 0, train.num_items)
     seen = train.items[jax.random.randint(seen_key, (count // 2,), 0, len(train))]
-    items = jnp.sort(jnp.concatenate([uniform, seen]))
-    first, last = (jnp.searchsorted(items, items, side=side, method="scan_unrolled") for side in ("left", "right"))
-    expected = len(uniform) / train.num_items + len(seen) * times[items].astype(jnp.float32) / len(train)
-    weights = jnp.where(first == jnp.arange(count), (last - first) / expected, 0)
-    return ItemSample(items, jnp.log(weights))
+    return jnp.concatenate([uniform, seen])
+
+
+def mixed_counts(items: jax.Array, train: Interactions, times: jax.Array, count: int) -> jax.Array:
+    """Returns how often `mixed_items` samples each of `items` on average; `times` is `times_seen(train)`."""
+    return (count - count // 2) / train.num_items + count // 2 * times[items].astype(jnp.float32) / len(train)
 
 
 def some_seen(key: chex.PRNGKey, train: Interactions, users: jax.Array, most: int) -> jax.Array:

@@ -11,6 +11,8 @@ from htd_jax.data import (
     Interactions,
     among,
     has_many_scores,
+    mixed_counts,
+    mixed_items,
     nth_unseen,
     seen_mask,
     shuffle,
@@ -145,20 +147,14 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
     def constants(train: Interactions) -> tuple[Interactions, jax.Array]:
         return train, times_seen(train)
 
-    def some_items(train: Interactions, key: chex.PRNGKey) -> tuple[jax.Array, jax.Array]:
-        uniform_key, seen_key = jax.random.split(key)
-        uniform = jax.random.randint(uniform_key, (number - number // 2,), 0, train.num_items)
-        return uniform, train.items[jax.random.randint(seen_key, (number // 2,), 0, len(train))]
-
     def reads(constants: Any, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        return RowIds.of_items(*some_items(constants[0], key))
+        return RowIds.of_items(mixed_items(key, constants[0], number))
 
     def loss(model: Recommender, batch: Batch, constants: Any, key: chex.PRNGKey) -> jax.Array:
         train, times = constants
         users, positives, _, where = batch.triples
-        uniform, seen = some_items(train, key)
-        items = jnp.concatenate([uniform, seen])
-        counts = len(uniform) / train.num_items + len(seen) * times[items].astype(jnp.float32) / len(train)
+        items = mixed_items(key, train, number)
+        counts = mixed_counts(items, train, times, number)
         user_rows, item_rows = model.represent(users, items)
         return sampled_softmax_loss(
             model.score(users, positives),
