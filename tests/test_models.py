@@ -173,7 +173,7 @@ class DistanceSettings(ModelSettings):
         return Distance(train.num_users, train.num_items)
 
 
-@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4", "int3", "int2"])
 def test_every_inner_product_model_takes_a_precision(graph, rng, precision):
     plain, small = ModelOf(ShiftedSettings(), DIM)(graph), ModelOf(ShiftedSettings(), DIM, precision)(graph)
     assert (plain.precision, small.precision, small.shift) == ("float32", precision, 0.5)

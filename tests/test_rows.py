@@ -319,8 +319,9 @@ def test_a_model_with_a_network_trains_by_rows(make_model, train, reads_by_rows)
     assert_alike(*together(distillers.none(), train, None, make_model=make_model))
 
 
-def test_rows_of_int4_have_the_steps_of_the_whole_table(train):
-    model = BPR(train.num_users, train.num_items, 4, precision="int4")
+@pytest.mark.parametrize("precision", ["int4", "int3", "int2"])
+def test_rows_have_the_steps_of_the_whole_table(train, precision):
+    model = BPR(train.num_users, train.num_items, 4, precision=precision)
     variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     users, items = jnp.array([3, 8]), jnp.array([1, 7, 2])
     few = {"params": {"users": variables["params"]["users"][users], "items": variables["params"]["items"][items]}}

@@ -285,13 +285,15 @@ def test_errors_are_bounded(seed, exponent, dim):
 def test_what_a_precision_cannot_hold():
     with pytest.raises(UserError, match="float16 holds no number above 65504"):
         to_precision(np.array([[1e6]]), "float16")
+    with pytest.raises(UserError, match=r"int2 holds no number above 1e\+37"):
+        to_precision(np.array([[1e38]]), "int2")
     for bad in (np.nan, np.inf):
         with pytest.raises(UserError, match="not finite"):
             to_precision(np.array([[bad]]), "int8")
-    with pytest.raises(UserError, match="must be one of float32, float16, int8, int4, not .int2."):
-        to_precision(np.array([[1.0]]), "int2")
-    assert [row_bytes(20, precision) for precision in PRECISIONS] == [80, 40, 24, 10]
-    assert [to_precision(np.ones((2, 20)), p).row_bytes for p in PRECISIONS] == [80, 40, 24, 10]
+    with pytest.raises(UserError, match="must be one of float32, float16, int8, int4, int3, int2, not .int5."):
+        to_precision(np.array([[1.0]]), "int5")
+    assert [row_bytes(20, precision) for precision in PRECISIONS] == [80, 40, 24, 10, 8, 5]
+    assert [to_precision(np.ones((2, 20)), p).row_bytes for p in PRECISIONS] == [80, 40, 24, 10, 8, 5]
 
 
 # Newcomers
@@ -656,7 +658,7 @@ def _damage(folder: Path, what: str) -> None:
         ("htd_jax.json:dim=7", r"float32\[40, 6\], and htd_jax.json says float32\[40, 7\]"),
         ("htd_jax.json:users=7", r"says float32\[7, 6\]"),
         ('htd_jax.json:precision="int8"', "says int8"),
-        ('htd_jax.json:precision="int2"', "damaged"),
+        ('htd_jax.json:precision="int5"', "damaged"),
         ("htd_jax.json:about=3", "damaged"),
         ("htd_jax.json:gone", "not an exported model"),
     ],
@@ -726,10 +728,15 @@ def test_faiss_and_usearch_find_the_same(tmp_path, precision):
     made(precision).save(tmp_path / "model")
     users, items = (np.load(tmp_path / "model" / f"{side}.npy").astype(np.float32) for side in ("users", "items"))
     found = htd_jax.load(tmp_path / "model").recommend(k=10)
+    exact = users.astype(float) @ items.T.astype(float)
 
     def same(rows: np.ndarray, scores: np.ndarray) -> None:
         np.testing.assert_allclose(scores, found.scores, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(rows, found.rows)
+        # Few bits give many equal scores, and sums in another order swap these.
+        theirs, ours = (np.take_along_axis(exact, x, axis=1) for x in (rows, found.rows))
+        np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-6)
+        if precision not in ("int3", "int2"):
+            np.testing.assert_array_equal(rows, found.rows)
 
     faiss = pytest.importorskip("faiss")
     index = faiss.IndexFlatIP(items.shape[1])
@@ -918,7 +925,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (export, ["--run", run, "--to", run], "holds something else"),
         (export, ["--run", run, "--to", here / "users.txt"], "is not a folder"),
         (export, ["--run", run, "--to", here / "model", "--phase", "de"], "no phase 'de'"),
-        (export, ["--run", run, "--to", here / "model", "--precision", "int2"], "int2"),
+        (export, ["--run", run, "--to", here / "model", "--precision", "int5"], "int5"),
         (recommend, [], "set either --run to a run folder, or --model to an exported model"),
         (recommend, [*of_run, "--model", here], "set either --run"),
         (recommend, [*of_run, "--k", "0", *to], "--k must be at least 1"),

@@ -1,4 +1,6 @@
-"""The recipe and its parts: the softmax over all items, batches of users, int4 rows that are trained knowing it."""
+"""The recipe and its parts: the softmax over all items, batches of users, rows of few bits, trained for them."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,9 @@ from htd_jax.distillers import Best
 from htd_jax.errors import UserError
 from htd_jax.losses import sampled_softmax_loss, softmax_loss
 from htd_jax.models import BPRSettings, IALSSettings, LightGCNSettings, ModelOf, NeuMFSettings
-from htd_jax.ops.precision import encoded, for_bytes, rounded, row_bytes
+from htd_jax.ops.precision import BITS, encoded, for_bytes, forms_for_bytes, pack, rounded, row_bytes, unpack
 from htd_jax.pipeline import Experiment, PhaseRequest, RunRequest, RunSettings, resolve, resolve_run, silent
-from htd_jax.serving import to_precision
+from htd_jax.serving import Rows, to_precision
 from htd_jax.training import (
     Training,
     adam,
@@ -213,47 +215,82 @@ def test_methods_work_beside_the_softmax(small_split):
 
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(-20, 4), st.integers(1, 5))
-def test_int4_rows_stand_for_the_middle_of_their_step(seed, exponent, half):
-    table = np.random.default_rng(seed).normal(size=(20, 2 * half)) * 10.0**exponent
+@given(st.sampled_from(list(BITS)), st.integers(0, 2**32 - 1), st.floats(-30, 36), st.integers(1, 30))
+def test_rows_stand_for_the_middle_of_their_step(precision, seed, exponent, dim):
+    table = (np.random.default_rng(seed).normal(size=(20, dim)) * 10.0**exponent).astype(np.float32).astype(float)
     table[:, 0] = 0
-    rows = to_precision(table.astype(np.float32), "int4")
-    assert (rows.dim, rows.precision, rows.row_bytes, rows.values.nbytes) == (2 * half, "int4", half, 20 * half)
-    step = 0.3352 * np.sqrt((table**2).mean(0))
-    whole = np.clip(np.floor(table / np.where(step > 0, step, 1)), -8, 7) + 0.5
+    rows = to_precision(table, precision)
+    size = math.ceil(BITS[precision] * dim / 8)
+    assert (rows.dim, rows.precision, rows.row_bytes, rows.values.nbytes) == (dim, precision, size, 20 * size)
+    step = {"int4": 0.3352, "int3": 0.5860, "int2": 0.9957}[precision] * np.sqrt((table**2).mean(0))
+    half = 2 ** (BITS[precision] - 1)
+    whole = np.clip(np.floor(table / np.where(step > 0, step, 1)), -half, half - 1) + 0.5
     off = np.abs(np.asarray(rows.floats(), float) - whole * step)
     # A number at the edge of two steps may fall to either side in float32.
     edge = np.abs(table / np.where(step > 0, step, 1) - np.rint(table / np.where(step > 0, step, 1))) < 1e-4
     assert (off[~edge] <= 1e-5 * (np.abs(whole * step).max() + 1e-38)).all()
     assert not np.asarray(rows.floats())[:, 0].any()
+    again = rounded(rows.floats(), precision, rows.steps)
+    np.testing.assert_array_equal(again, rows.floats())
 
 
-def test_int4_rows_are_taken_cut_and_packed():
-    table = jnp.asarray(np.random.default_rng(0).normal(size=(9, 6)), jnp.float32)
-    rows = to_precision(table, "int4")
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_codes_are_packed_as_documented(bits):
+    """Into as few bytes as hold them, in which each code has its own bits."""
+    rng = np.random.default_rng(bits)
+    for dim in (1, 5, 26, 27):
+        codes = rng.integers(0, 2**bits, (5, dim), dtype=np.uint8)
+        packed = np.asarray(pack(jnp.asarray(codes), bits))
+        width = -(-bits * dim // 8)
+        rest = dim - 8 // bits * width
+        oracle = np.zeros((5, width), int)
+        for j in range(min(dim, 8 // bits * width)):
+            oracle[:, j % width] |= codes[:, j].astype(int) << bits * (j // width)
+        for i in range(rest):
+            high = rest + i % (width - rest), 6 + i // (width - rest)
+            oracle[:, i] |= (codes[:, 2 * width + i].astype(int) & 3) << 6
+            oracle[:, high[0]] |= (codes[:, 2 * width + i].astype(int) >> 2) << high[1]
+        np.testing.assert_array_equal(packed, oracle)
+        np.testing.assert_array_equal(unpack(jnp.asarray(packed), dim, bits), codes)
+        columns = Rows(jnp.asarray(packed.T), None, jnp.ones(dim), bits)
+        for j in {0, dim - 1}:
+            np.testing.assert_array_equal(columns.codes(j), codes[:, j] - (2**bits - 1) / 2)
+
+
+def test_int4_is_packed_as_ever():
+    """Exports of version 0.4 hold dimension j in the low half of a byte and dimension j + d / 2 in the high half."""
+    codes = np.random.default_rng(0).integers(0, 16, (4, 10), dtype=np.uint8)
+    np.testing.assert_array_equal(pack(jnp.asarray(codes), 4), codes[:, :5] | codes[:, 5:] << 4)
+
+
+@pytest.mark.parametrize("precision", BITS)
+def test_rows_are_taken_cut_and_packed(precision):
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(9, 7)), jnp.float32)
+    rows = to_precision(table, precision)
     floats = np.asarray(rows.floats())
     np.testing.assert_array_equal(rows.take(jnp.array([3, 3, 0])).floats(), floats[[3, 3, 0]])
     np.testing.assert_array_equal(rows.slice(jnp.int32(2), 4).floats(), floats[2:6])
     np.testing.assert_array_equal(rows.padded(3).floats()[:9], floats)
-    with pytest.raises(UserError, match="the width must be even, not 3"):
-        to_precision(table[:, :3], "int4")
+    assert to_precision(table[:1], precision).floats().shape == (1, 7)
+    assert to_precision(table[:0], precision).floats().shape == (0, 7)
 
 
-@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["float16", "int8", *BITS])
 def test_rounding_is_passed_straight_through(precision):
     table = jnp.asarray(np.random.default_rng(2).normal(size=(500, 4)), jnp.float32)
     np.testing.assert_array_equal(rounded(table, precision), encoded(table, precision).floats())
     gradient = np.asarray(jax.grad(lambda x: jnp.sum(rounded(x, precision) * 2))(table))
     beyond = np.zeros(table.shape, bool)
-    if precision == "int4":
-        beyond = np.abs(np.asarray(table)) > 8 * 0.3352 * np.sqrt(np.mean(np.asarray(table) ** 2, axis=0))
+    if precision in BITS:
+        clipped = {"int4": 8 * 0.3352, "int3": 4 * 0.5860, "int2": 2 * 0.9957}[precision]
+        beyond = np.abs(np.asarray(table)) > clipped * np.sqrt(np.mean(np.asarray(table) ** 2, axis=0))
         assert beyond.any()
     np.testing.assert_array_equal(gradient, np.where(beyond, 0, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [BPRSettings(), LightGCNSettings()])
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "int3", "int2"])
 def test_a_student_is_served_in_the_bytes_that_it_was_trained_in(small_split, model, precision, tmp_path):
     """The scores that were evaluated are those that are served, through a file too."""
     student = htd_jax.distill(
@@ -261,13 +298,13 @@ def test_a_student_is_served_in_the_bytes_that_it_was_trained_in(small_split, mo
         small_split,
         method="ftd",
         model=model,
-        dim=4,
+        dim=5,
         precision=precision,
         epochs=2,
         progress=False,
     )
     retriever = student.retriever()
-    assert retriever.precision == precision and retriever.users.row_bytes == row_bytes(4, precision)
+    assert retriever.precision == precision and retriever.users.row_bytes == row_bytes(5, precision)
     users, items = (np.asarray(rows.floats()) for rows in (retriever.users, retriever.items))
     np.testing.assert_allclose(student.scores(jnp.arange(9)), users[:9] @ items.T, rtol=1e-5, atol=1e-6)
     assert retriever.with_precision("float32").precision == "float32"
@@ -308,7 +345,15 @@ def test_bytes_are_counted():
     for size in (1, 5, 10, 20, 39, 40, 50, 100, 1000):
         dim, precision = for_bytes(size, 200)
         assert 1 <= row_bytes(dim, precision) <= size and dim <= 200
+        forms = forms_for_bytes(size, 200)
+        assert forms[0] == (dim, precision) and len(set(forms)) == len(forms)
+        assert all(1 <= row_bytes(*form) <= size and form[0] <= 200 for form in forms)
+        # No number more would fit, unless it is as wide as the teacher.
+        assert all(row_bytes(form[0] + 1, form[1]) > size for form in forms if form[0] < 200)
     assert for_bytes(10, 200) == (20, "int4") and for_bytes(50, 200) == (46, "int8")
+    assert forms_for_bytes(10, 200) == ((20, "int4"), (6, "int8"), (26, "int3"), (40, "int2"))
+    assert forms_for_bytes(5, 8) == ((8, "int4"),)  # no coarser one is wider
+    assert forms_for_bytes(50, 60) == ((46, "int8"), (60, "int4"))
 
 
 @pytest.mark.slow
@@ -369,7 +414,6 @@ def test_defaults_of_the_recipe():
     ("settings", "message"),
     [
         ({"bytes": 20, "student_dim": 30}, "`bytes` determines `student_dim` and `precision`"),
-        ({"precision": "int4", "student_dim": 5}, "`student_dim` must be even, not 5"),
         ({"precision": "int8", "model": "neumf"}, "`precision` int8 needs a model whose scores are inner products"),
     ],
 )

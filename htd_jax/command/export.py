@@ -31,8 +31,8 @@ class Options:
     phase: str | None = None
     """Phase to export: teacher, student, or the method's name. Default: the distilled student."""
     precision: Precision | None = None
-    """Precision of the tables; int8 has a scale per row, int4 two numbers per byte. The command prints the size and the
-    test metrics of each. Default: the precision that the student was trained for."""
+    """Precision of the tables; int8 has a scale per row; int4, int3 and int2 have so many bits per number. The command
+    prints the size and the test metrics of each. Default: the precision that the student was trained for."""
     seen: bool = False
     """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
     trust_code: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ def costs(retriever: Any, fitted: Any) -> dict[str, Any]:
     for precision in PRECISIONS:
         try:
             rounded = retriever.with_precision(precision)
-        except UserError:  # numbers beyond float16, an odd width
+        except UserError:  # numbers beyond float16
             continue
         users, items = rounded.users, rounded.items
         tables = {"users": users.floats(), "items": items.floats()}

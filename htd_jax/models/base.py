@@ -13,7 +13,7 @@ import numpy as np
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss
-from htd_jax.ops.precision import Rows, encoded, rounded
+from htd_jax.ops.precision import BITS, Rows, encoded, rounded
 from htd_jax.ops.products import dot
 
 
@@ -184,8 +184,8 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
 
     Attributes:
       precision: of the tables, see `htd_jax.ops.precision`; scores are those of the rounded tables. Keyword only.
-      steps: of int4, for the users' and the items' dimensions, where the tables are rows of others; else they follow
-        from the tables. Keyword only.
+      steps: of int4, int3 or int2, for the users' and the items' dimensions, where the tables are rows of others; else
+        they follow from the tables. Keyword only.
     """
 
     inner_product: ClassVar[bool] = True
@@ -199,7 +199,7 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
         self.users, self.items = (rounded(x, self.precision, steps) for x, steps in zip((users, items), self.steps))
 
     def of_rows(self, variables: Any) -> Callable[[int, int], Recommender]:
-        rows: Any = self.apply(variables, method="rows") if self.precision == "int4" else ()
+        rows: Any = self.apply(variables, method="rows") if self.precision in BITS else ()
         steps = tuple(table.steps for table in rows) or self.steps
         return lambda num_users, num_items: self.clone(num_users=num_users, num_items=num_items, steps=steps)
 

@@ -1,7 +1,8 @@
-"""Tables in fewer bytes: float32, float16, int8 with a scale per row, or int4 with a step per dimension."""
+"""Tables in fewer bytes: float32, float16, int8 with a scale per row, or int4, int3, int2 with a step per dimension."""
 
+import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,21 @@ from flax import struct
 
 from htd_jax.errors import UserError
 
-Precision = Literal["float32", "float16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
+Precision = Literal["float32", "float16", "int8", "int4", "int3", "int2"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4", "int3", "int2")
 
 # The largest code of int8: symmetric, so -128 stays unused.
 LARGEST = 127
 
-# The codes of int4 stand for the centres of 16 steps of this width, for a dimension whose root mean square is 1: the
+# Bits per number of the precisions with a step per dimension.
+BITS = {"int4": 4, "int3": 3, "int2": 2}
+
+# The codes of b bits stand for the centres of 2^b steps of this width, for a dimension whose root mean square is 1: the
 # width of least error for normally distributed numbers (Max, IRE Trans. Inf. Theory, 1960).
-STEPS, STEP = 16, 0.3352
+STEP = {4: 0.3352, 3: 0.5860, 2: 0.9957}
+
+# The largest numbers that can be encoded; the reciprocals of steps over 1e37 are no normal floats.
+LIMITS = {"float16": 65504.0, "int4": 1e37, "int3": 1e37, "int2": 1e37}
 
 # Bytes per row from which int8, narrower and finer, ranks better than int4; see docs/smallest.md.
 INT8_FROM = 40
@@ -28,26 +35,28 @@ class Rows:
     """A table of representations, in one of `PRECISIONS`.
 
     Attributes:
-      values: `[n, d]` float32 or float16, or int8 codes; for int4 `[n, d / 2]` uint8, the code of dimension j in the
-        low half of a byte, that of dimension j + d / 2 in the high half.
+      values: `[n, d]` float32 or float16, or int8 codes; for int4, int3 and int2 `[n, packed_bytes(d, bits)]` uint8,
+        whose codes are packed as `pack` does.
       scales: `[n]` float32, the factor of each row; None for 1.
-      steps: `[d]` float32 for int4, whose code c stands for (c - 7.5) steps; else None.
+      steps: `[d]` float32 for int4, int3 and int2, whose code c stands for (c - (2^bits - 1) / 2) steps; else None.
+      bits: 4, 3 or 2 where there are steps; else None.
     """
 
     values: jax.Array
     scales: jax.Array | None = None
     steps: jax.Array | None = None
+    bits: int | None = struct.field(pytree_node=False, default=None)
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def dim(self) -> int:
-        return self.values.shape[1] * (1 if self.steps is None else 2)
+        return self.values.shape[1] if self.steps is None else len(self.steps)
 
     @property
     def precision(self) -> str:
-        return str(self.values.dtype) if self.steps is None else "int4"
+        return str(self.values.dtype) if self.bits is None else f"int{self.bits}"
 
     @property
     def row_bytes(self) -> int:
@@ -56,20 +65,21 @@ class Rows:
 
     def floats(self) -> jax.Array:
         """Returns the decoded rows: `[n, d]` float32."""
-        if self.steps is None:
+        if self.steps is None or self.bits is None:
             values = self.values.astype(jnp.float32)
         else:
-            codes = jnp.concatenate([self.values & 15, self.values >> 4], axis=1)
-            values = _decoded(codes.astype(jnp.float32), self.steps)
+            codes = unpack(self.values, self.dim, self.bits)
+            values = _decoded(codes.astype(jnp.float32), self.steps, self.bits)
         return values if self.scales is None else values * self.scales[:, None]
 
     def codes(self, j: int) -> jax.Array:
-        """Returns the numbers of dimension j of a table whose first axis is the dimensions, before scales and steps."""
-        if self.steps is None:
+        """Returns the numbers of dimension j of a table whose first axis is the dimensions, or the bytes of packed
+        codes, before scales and steps."""
+        if self.steps is None or self.bits is None:
             return self.values[j].astype(jnp.float32)
-        half = len(self.values)
-        codes = self.values[j] & 15 if j < half else self.values[j - half] >> 4
-        return codes.astype(jnp.float32) - (STEPS - 1) / 2
+        parts = [part for part in _parts(self.dim, self.bits) if 0 <= j - part.code < part.length]
+        codes = [part.unpacked(self.values[part.byte + j - part.code]) for part in parts]
+        return functools.reduce(jnp.bitwise_or, codes).astype(jnp.float32) - _middle(self.bits)
 
     def take(self, rows: jax.Array) -> "Rows":
         """Returns the rows `[m]`, encoded."""
@@ -84,13 +94,20 @@ class Rows:
         return self._by_row(lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)])) if more else self
 
     def _by_row(self, change: Callable[[jax.Array], jax.Array]) -> "Rows":
-        return Rows(change(self.values), None if self.scales is None else change(self.scales), self.steps)
+        scales = None if self.scales is None else change(self.scales)
+        return Rows(change(self.values), scales, self.steps, self.bits)
 
 
 def row_bytes(dim: int, precision: str) -> int:
-    """Returns the bytes of a row of `dim` numbers: 4, 2 or 1/2 each, or 1 each and 4 for the scale. The steps of int4,
-    4 bytes per dimension, are not counted."""
-    return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim + 4, "int4": (dim + 1) // 2}[precision]
+    """Returns the bytes of a row of `dim` numbers: 4 or 2 each, or 1 each and 4 for the scale, or 4, 3 or 2 bits each,
+    rounded up to a byte. The steps of int4, int3 and int2, 4 bytes per dimension, are not counted.
+
+    >>> [row_bytes(26, precision) for precision in PRECISIONS]
+    [104, 52, 30, 13, 10, 7]
+    """
+    if precision in BITS:
+        return packed_bytes(dim, BITS[precision])
+    return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim + 4}[precision]
 
 
 def for_bytes(size: int, widest: int) -> tuple[int, Precision]:
@@ -105,17 +122,41 @@ def for_bytes(size: int, widest: int) -> tuple[int, Precision]:
     return min(size - 4, widest), "int8"
 
 
+def forms_for_bytes(size: int, widest: int) -> tuple[tuple[int, Precision], ...]:
+    """Returns the widths and precisions of at most `size` bytes per row that could rank best, that of `for_bytes`
+    first: of each precision from int8 to int2 the most numbers that fit, if a finer one does not hold as many.
+
+    Args:
+      size: bytes per row, at least 1.
+      widest: see `for_bytes`.
+
+    >>> forms_for_bytes(10, 200)
+    ((20, 'int4'), (6, 'int8'), (26, 'int3'), (40, 'int2'))
+    >>> forms_for_bytes(10, 24)
+    ((20, 'int4'), (6, 'int8'), (24, 'int3'))
+    """
+    default = for_bytes(size, widest)
+    forms, most = [default], 0
+    fitting: dict[Precision, int] = {"int8": size - 4 if size > 8 else 0}
+    fitting |= {"int4": 2 * size, "int3": 8 * size // 3, "int2": 4 * size}
+    for precision, fits in fitting.items():
+        dim = min(fits, widest)
+        if dim > most and precision != default[1]:
+            forms.append((dim, precision))
+        most = max(most, dim)
+    return tuple(forms)
+
+
 def to_precision(table: jax.Array, precision: str) -> Rows:
     """Encodes a table `[n, d]` of floats in another precision.
 
     The error of float16 is at most 2^-11 of a number, or 2^-25 for numbers under 2^-14. int8 is symmetric, a row's
     scale its largest absolute number / 127: the error is at most half a scale. A row of zeros has scale zero and stays
-    zero. int4 has 16 values per dimension, in equal steps, up to 2.5 times its root mean square; larger numbers are
-    clipped.
+    zero. int4, int3 and int2 have 16, 8 and 4 values per dimension, in equal steps, up to 2.5, 2.1 and 1.5 times its
+    root mean square; larger numbers are clipped. A dimension of zeros stays zero, a row of zeros does not.
 
     Raises:
-      UserError: if a number is not finite, or beyond the range of float16; if the width is odd, for int4; or if the
-        precision is unknown.
+      UserError: if a number is not finite, or beyond `LIMITS`; or if the precision is unknown.
 
     >>> rows = to_precision([[1.0, -2.0, 0.5]], "int8")
     >>> rows.values.tolist(), rows.floats().round(2).tolist(), rows.row_bytes
@@ -127,13 +168,11 @@ def to_precision(table: jax.Array, precision: str) -> Rows:
         raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if not largest < float("inf"):  # nan too
         raise UserError("the table has numbers that are not finite")
-    if precision == "float16" and largest > float(jnp.finfo(jnp.float16).max):
+    if largest > (most := LIMITS.get(precision, float("inf"))):
         raise UserError(
-            f"`precision` float16 holds no number above 65504, and the table has {largest:.4g}; use float32 or int8"
+            f"`precision` {precision} holds no number above {most:g}, and the table has {largest:.4g}; use float32 or "
+            "int8"
         )
-    if precision == "int4" and table.shape[1] % 2:
-        width = table.shape[1]
-        raise UserError(f"`precision` int4 packs two numbers per byte, so the width must be even, not {width}")
     rows: Rows = jax.jit(encoded, static_argnames="precision")(table, precision)
     return rows
 
@@ -148,42 +187,116 @@ def encoded(table: jax.Array, precision: str) -> Rows:
         scales = jnp.abs(table).max(axis=1, initial=0) / LARGEST
         codes = jnp.where(scales[:, None] > 0, table / scales[:, None], 0)
         return Rows(jnp.clip(jnp.round(codes), -LARGEST, LARGEST).astype(jnp.int8), scales)
-    steps = _steps(table)
-    codes = _codes(table, steps).astype(jnp.uint8)
-    half = table.shape[1] // 2
-    return Rows(codes[:, :half] | codes[:, half:] << 4, None, steps)
+    bits = BITS[precision]
+    steps = _steps(table, bits)
+    return Rows(pack(_codes(table, steps, bits).astype(jnp.uint8), bits), None, steps, bits)
 
 
 def rounded(table: jax.Array, precision: str, steps: jax.Array | None = None) -> jax.Array:
-    """Encodes and decodes a table, `[n, d]`; the gradient is that of the identity, and zero where int4 clips a number.
+    """Encodes and decodes a table, `[n, d]`; the gradient is that of the identity, and zero where int4, int3 or int2
+    clips a number.
 
-    The steps of int4 `[d]` follow from the table, or are those given.
+    Their steps `[d]` follow from the table, or are those given.
 
     Source: the straight-through estimator, Bengio et al., 2013.
     """
     if precision == "float32":
         return table
-    if precision == "int4":
-        steps = _steps(jax.lax.stop_gradient(table)) if steps is None else steps
-        decoded = _decoded(_codes(jax.lax.stop_gradient(table), steps), steps)
-        largest = STEPS / 2 * steps[None]
+    if precision in BITS:
+        bits = BITS[precision]
+        steps = _steps(jax.lax.stop_gradient(table), bits) if steps is None else steps
+        decoded = _decoded(_codes(jax.lax.stop_gradient(table), steps, bits), steps, bits)
+        largest = 2 ** (bits - 1) * steps[None]
         table = jnp.clip(table, -largest, largest)
     else:
         decoded = encoded(jax.lax.stop_gradient(table), precision).floats()
     return decoded + (table - jax.lax.stop_gradient(table))  # exactly the decoded value
 
 
-def _steps(table: jax.Array) -> jax.Array:
-    """Returns the steps of int4, `[d]`."""
+def packed_bytes(dim: int, bits: int) -> int:
+    """Returns the bytes of `dim` codes of so many bits, rounded up."""
+    return -(-bits * dim // 8)
+
+
+def pack(codes: jax.Array, bits: int) -> jax.Array:
+    """Packs codes `[n, d]` uint8 of 4, 3 or 2 bits into `[n, w]` uint8, where w is `packed_bytes(d, bits)`.
+
+    The code of dimension j is in byte j mod w, from bit `bits` * (j div w) on: 2, 2 or 4 codes in a byte. In 3 bits,
+    bits 6 and 7 of each byte are left, and hold the codes from 2 w on. Let r be their number: the low two bits of code
+    2 w + i are in byte i; the high bits follow each other in bytes r to w - 1, first in bit 6 of each, then in bit 7.
+
+    >>> packed = pack(jnp.array([[1, 2, 3, 4, 5, 6, 7, 5]], jnp.uint8), 3)
+    >>> [f"{byte:08b}" for byte in packed[0].tolist()]  # 7 and 5, 111 and 101, are in the first two bits of all three
+    ['11100001', '01101010', '11110011']
+    """
+    width = packed_bytes(codes.shape[1], bits)
+    parts = _parts(codes.shape[1], bits)
+    moved = (_moved(part.packed(codes), part.code, part.byte, part.length, width) for part in parts)
+    return functools.reduce(jnp.bitwise_or, moved)
+
+
+def unpack(packed: jax.Array, dim: int, bits: int) -> jax.Array:
+    """Returns the codes `[n, dim]` that `pack` packed."""
+    moved = (_moved(part.unpacked(packed), part.byte, part.code, part.length, dim) for part in _parts(dim, bits))
+    return functools.reduce(jnp.bitwise_or, moved)
+
+
+class _Part(NamedTuple):
+    """Where some bits of consecutive codes are: bits `low` to `low + bits` of code `code` + i are in byte `byte` + i,
+    from bit `shift` on, for `length` codes."""
+
+    code: int
+    byte: int
+    length: int
+    low: int
+    shift: int
+    bits: int
+
+    def packed(self, codes: jax.Array) -> jax.Array:
+        return (codes >> self.low & 2**self.bits - 1) << self.shift
+
+    def unpacked(self, packed: jax.Array) -> jax.Array:
+        return (packed >> self.shift & 2**self.bits - 1) << self.low
+
+
+def _parts(dim: int, bits: int) -> list[_Part]:
+    """Returns the layout that `pack` describes."""
+    width = packed_bytes(dim, bits)
+    places = range(8 // bits)  # of whole codes in a byte
+    parts = [_Part(i * width, 0, min(width, dim - i * width), 0, bits * i, bits) for i in places]
+    first = width * len(places)
+    if (rest := dim - first) > 0:
+        after = width - rest
+        parts += [
+            _Part(first, 0, rest, 0, 6, 2),
+            _Part(first, rest, min(after, rest), 2, 6, 1),
+            _Part(first + after, rest, rest - after, 2, 7, 1),
+        ]
+    return [part for part in parts if part.length > 0]
+
+
+def _moved(table: jax.Array, first: int, to: int, count: int, width: int) -> jax.Array:
+    """Returns `count` columns of a table from `first` on as columns from `to` on of one of zeros, `width` wide."""
+    return jnp.pad(table[:, first : first + count], ((0, 0), (to, width - to - count)))
+
+
+def _steps(table: jax.Array, bits: int) -> jax.Array:
+    """Returns the steps `[d]` of codes of so many bits."""
     largest = jnp.abs(table).max(axis=0, initial=0)
     safe = jnp.where(largest > 0, largest, 1)  # squares of small floats vanish
-    return STEP * safe * jnp.sqrt(jnp.mean((table / safe[None]) ** 2, axis=0))
+    return STEP[bits] * safe * jnp.sqrt(jnp.mean((table / safe[None]) ** 2, axis=0))
 
 
-def _codes(table: jax.Array, steps: jax.Array) -> jax.Array:
-    """Returns the codes of int4, 0 to 15, as floats."""
-    return jnp.clip(jnp.floor(table / jnp.where(steps > 0, steps, 1)[None]) + STEPS / 2, 0, STEPS - 1)
+def _codes(table: jax.Array, steps: jax.Array, bits: int) -> jax.Array:
+    """Returns the codes, 0 to 2^bits - 1, as floats."""
+    codes = jnp.floor(table / jnp.where(steps > 0, steps, 1)[None]) + 2 ** (bits - 1)
+    return jnp.clip(codes, 0, 2**bits - 1)
 
 
-def _decoded(codes: jax.Array, steps: jax.Array) -> jax.Array:
-    return (codes - (STEPS - 1) / 2) * steps[None]
+def _decoded(codes: jax.Array, steps: jax.Array, bits: int) -> jax.Array:
+    return (codes - _middle(bits)) * steps[None]
+
+
+def _middle(bits: int) -> float:
+    """The code, between two, that stands for 0."""
+    return (2**bits - 1) / 2

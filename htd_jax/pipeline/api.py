@@ -88,8 +88,8 @@ def distill(
       method: a name (`"htd"`, `"htd+fitnet"`), settings (`HTD(groups=60)`), a `Distiller`, or a list of them.
       model: see `fit`.
       dim: the width of the student; a tenth of the model's default teacher if None.
-      precision: the precision to which the student's rows are rounded, in training too: `float32`, `float16`, `int8` or
-        `int4`.
+      precision: the precision to which the student's rows are rounded, in training too: `float32`, `float16`, `int8`,
+        `int4`, `int3` or `int2`.
       start: the initial student: `random`; `svd`, the best low-rank factors of the teacher's scores (bpr); or a trained
         student of the same model.
       seed: see `fit`.

@@ -81,8 +81,8 @@ class Fitted:
         """Returns the recommender ready to serve, see `htd_jax.Retriever`.
 
         Args:
-          precision: the precision of the tables: `float32`, `float16`, `int8` with a scale per row, or `int4` with a
-            step per dimension; the precision it was trained for if None.
+          precision: the precision of the tables: `float32`, `float16`, `int8` with a scale per row, or `int4`, `int3`
+            or `int2` with a step per dimension; the precision it was trained for if None.
           seen: the pairs that are not recommended; every known pair if None.
         """
         about = {

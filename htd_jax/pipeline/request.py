@@ -49,8 +49,8 @@ class RunSettings:
     student_dim: Annotated[int, Ge(1)] | None = None
     """Width of the student's tables. Default: 20; neumf 25."""
     precision: Precision | None = None
-    """Precision of the student's tables, to which rows are rounded in training too. int8 has a scale per row, int4 two
-    numbers per byte. Default: float32."""
+    """Precision of the student's tables, to which rows are rounded in training too. int8 has a scale per row; int4,
+    int3 and int2 have so many bits per number. Default: float32."""
     bytes: Annotated[int, Ge(1)] | None = None
     """Bytes per row of the student, which determine its width and precision; replaces --student-dim and --precision."""
     student_init: Literal["random", "svd"] = "random"

@@ -259,8 +259,6 @@ def _model(request: PhaseRequest) -> tuple[MakeModel, int | None]:
         raise UserError(f"`dim` must be an integer of at least 1, not {dim!r}")
     if precision != "float32" and not settings.module.inner_product:
         raise UserError(f"`precision` {precision} needs a model whose scores are inner products, such as bpr")
-    if precision == "int4" and dim % 2:
-        raise UserError(f"`precision` int4 packs two numbers per byte, so `dim` must be even, not {dim}")
     return ModelOf(settings, dim, precision), dim
 
 

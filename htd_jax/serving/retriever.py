@@ -48,7 +48,7 @@ class Retriever:
 
     @property
     def precision(self) -> str:
-        """The precision of both tables: float32, float16, int8 or int4."""
+        """The precision of both tables: one of `PRECISIONS`."""
         return self.items.precision
 
     @property
@@ -326,7 +326,7 @@ def known_pairs(split: Split) -> Interactions:
 @jax.jit
 def _unit(table: Rows) -> Rows:
     """Scales rows to length one (zero rows stay zero) without new codes: only the scales change."""
-    bare = Rows(table.values, None, table.steps)
+    bare: Rows = table.replace(scales=None)  # type: ignore[attr-defined]
     values = bare.floats()
     largest = jnp.abs(values).max(axis=1, initial=0)  # squares of small floats vanish
     safe = jnp.where(largest > 0, largest, 1)

@@ -2,9 +2,9 @@
 
     htd_jax.json          {"format": 1, "precision", "dim", "users", "items", "seen", "metrics", "about"}
     tables.safetensors    users [num_users, dim], items [num_items, dim]; with int8 also user_scales, item_scales; with
-                          int4, two numbers per byte, user_steps, item_steps: see `htd_jax.ops.precision.Rows`;
+                          int4, int3 and int2, packed, user_steps, item_steps: see `htd_jax.ops.precision.pack`;
                           and for new rows user_map, user_knots, item_map, item_knots: see `fold.RowMap`
-    users.npy, items.npy  the same tables as plain arrays; int8 and int4 are decoded to float32
+    users.npy, items.npy  the same tables as plain arrays; int8, int4, int3 and int2 are decoded to float32
     users.parquet, items.parquet   row, id
     seen.parquet          user, item: rows of the pairs that are not recommended; only on request
     README.md             a model card
@@ -26,7 +26,7 @@ from htd_jax.data import Ids, Interactions, read_ids, write_ids
 from htd_jax.data.arrays import open_arrays, safetensors_bytes
 from htd_jax.data.files import open_parquet, read_json
 from htd_jax.errors import UserError, reading, shown
-from htd_jax.ops.precision import PRECISIONS, Rows
+from htd_jax.ops.precision import BITS, PRECISIONS, Rows, packed_bytes
 from htd_jax.serving.card import card
 from htd_jax.serving.fold import RowMap
 from htd_jax.writing import is_partial, whole
@@ -202,8 +202,10 @@ def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str
         expected: dict[str, Any] = {f"{side}s": (precision, (size, dim))}
         if precision == "int8":
             expected[f"{side}_scales"] = ("float32", (size,))
-        if precision == "int4":
-            expected = {f"{side}s": ("uint8", (size, dim // 2)), f"{side}_steps": ("float32", (dim,))}
+        bits = BITS.get(precision)
+        if bits is not None:
+            width = packed_bytes(dim, bits)
+            expected = {f"{side}s": ("uint8", (size, width)), f"{side}_steps": ("float32", (dim,))}
         stored = list(expected)
         if f"{side}_map" in arrays:  # exports of earlier versions have none
             shape = arrays[f"{side}_knots"].shape if f"{side}_knots" in arrays else ()
@@ -227,7 +229,8 @@ def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str
                 raise UserError(f"{shown(path)}: {side}_knots are not in ascending order; export it again")
             row_maps[f"{side}s"] = row_map
         on_device = {name: jnp.asarray(parts[name]) for name in stored}
-        tables.append(Rows(on_device[f"{side}s"], on_device.get(f"{side}_scales"), on_device.get(f"{side}_steps")))
+        scales, steps = on_device.get(f"{side}_scales"), on_device.get(f"{side}_steps")
+        tables.append(Rows(on_device[f"{side}s"], scales, steps, bits))
     return tables, row_maps
 
 

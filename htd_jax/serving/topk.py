@@ -111,11 +111,11 @@ class Searched:
 
     @functools.cached_property
     def columns(self) -> Rows:
-        """The table with values `[d, CHUNK, chunks]` (`[d / 2, ...]` for int4) and scales `[CHUNK, chunks]`: item i at
-        `[i % CHUNK, i // CHUNK]`, and the last item again where the last chunk has no more."""
+        """The table with values `[d, CHUNK, chunks]` (`[w, ...]` for codes packed in w bytes) and scales `[CHUNK,
+        chunks]`: item i at `[i % CHUNK, i // CHUNK]`, and the last item again where the last chunk has no more."""
         values = _columns(self.rows.values) if self._like is None else self._like.columns.values
         scales = None if self.rows.scales is None else _columns(self.rows.scales)
-        return jax.block_until_ready(Rows(values, scales, self.rows.steps))
+        return jax.block_until_ready(self.rows.replace(values=values, scales=scales))  # type: ignore[attr-defined]
 
 
 class _Blocks(NamedTuple):
