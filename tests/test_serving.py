@@ -416,7 +416,7 @@ def test_known_items_get_their_rows_back(precision, scale):
     rows, trained = row_map.rows(users, [lists[i] for i in known]), np.asarray(items.floats())[known]
     assert rows.dtype == np.float32 and rows.shape == (len(known), 6)
     error = np.linalg.norm(rows - trained, axis=1) / np.linalg.norm(trained, axis=1).mean()
-    assert error.mean() < (0.15 if precision == "int4" else 0.05)
+    assert error.mean() < {"int4": 0.15, "int3": 0.3, "int2": 0.45}.get(precision, 0.05)  # of rounding
     few, many = row_map.rows(users, [np.array([3]), np.arange(400)])
     assert np.isfinite([few, many]).all() and (np.linalg.norm([few, many], axis=1) > 0).all()
 
