@@ -14,6 +14,7 @@ from htd_jax.models.base import (
     with_tables,
 )
 from htd_jax.models.bpr import BPR, BPRSettings
+from htd_jax.models.ease import EASE, EASESettings
 from htd_jax.models.ials import IALSSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
 from htd_jax.models.listed import Listed, listed, popularity
@@ -23,15 +24,23 @@ from htd_jax.settings import Registry
 
 MODELS = Registry(
     "model",
-    {"bpr": BPRSettings, "neumf": NeuMFSettings, "lightgcn": LightGCNSettings, "ials": IALSSettings},
+    {
+        "bpr": BPRSettings,
+        "neumf": NeuMFSettings,
+        "lightgcn": LightGCNSettings,
+        "ials": IALSSettings,
+        "ease": EASESettings,
+    },
     base=ModelSettings,
 )
 register = MODELS.register
 
 __all__ = [
     "BPR",
+    "EASE",
     "MODELS",
     "BPRSettings",
+    "EASESettings",
     "IALSSettings",
     "InnerProduct",
     "Labels",

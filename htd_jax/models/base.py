@@ -30,11 +30,13 @@ class Recommender(nn.Module):
       params_are_tables: True if the parameters are the tables of representations, `{"users": ..., "items": ...}`.
       row_local: True if `users` and `items` are parameters with a row each, and a pair's score reads no rows but its
         own: such a model can be trained at the cost of the rows that a step reads. A subclass declares it anew.
+      has_representations: False if it has scores alone, and `represent` is not implemented.
     """
 
     inner_product: ClassVar[bool] = False
     params_are_tables: ClassVar[bool] = False
     row_local: ClassVar[bool] = False
+    has_representations: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         # Not inherited: a subclass may combine rows.
@@ -129,6 +131,7 @@ class ModelSettings:
       teacher_dim: the default width of its teachers; a student's is a tenth of it.
       epochs: the default number of epochs under the model's own loss.
       closed_form: True for a model that is fitted in closed form, see `solver`.
+      teacher_only: True for a model that no width makes smaller, so that it is no student.
     """
 
     module: ClassVar[type[Recommender]]
@@ -136,6 +139,7 @@ class ModelSettings:
     teacher_dim: ClassVar[int] = 200
     epochs: ClassVar[int] = 101
     closed_form: ClassVar[bool] = False
+    teacher_only: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -146,6 +150,9 @@ class ModelSettings:
         """Returns the module of width `dim` for these interactions; by default `module(num_users, num_items, dim)`."""
         make: Callable[..., Recommender] = self.module
         return make(train.num_users, train.num_items, dim)
+
+    def check_size(self, train: Interactions) -> None:
+        """Raises UserError if the model does not fit into memory for these interactions."""
 
     def solver(self) -> Solver:
         """Returns the solver of a model that is fitted in closed form."""

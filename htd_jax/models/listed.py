@@ -1,7 +1,7 @@
 """Models without training: rankings from given lists, and from popularity, to evaluate like any model."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
@@ -21,6 +21,8 @@ class Listed(Recommender):
     Attributes:
       length: of the lists.
     """
+
+    has_representations: ClassVar[bool] = False
 
     length: int
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax.data import Interactions
+from htd_jax.errors import UserError
 from htd_jax.models.base import MakeModel
 
 
@@ -20,7 +21,13 @@ class Representations(NamedTuple):
 
 
 def represent_all(make_model: MakeModel, variables: Any, train: Interactions) -> Representations:
-    """Returns the representations of every user and item under a model's variables."""
+    """Returns the representations of every user and item under a model's variables.
+
+    Raises:
+      UserError: if the model has none.
+    """
+    if not (model := make_model(train)).has_representations:
+        raise UserError(f"{type(model).__name__} has no representations, only scores")
     represented: Representations = _represent_all(make_model, variables, train)
     return represented
 

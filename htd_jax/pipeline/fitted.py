@@ -68,7 +68,11 @@ class Fitted:
         return self.make_model(self.train).inner_product
 
     def representations(self) -> Representations:
-        """Returns the representations of every user `[num_users, d]` and item `[num_items, d]`."""
+        """Returns the representations of every user `[num_users, d]` and item `[num_items, d]`.
+
+        Raises:
+          UserError: if it has none.
+        """
         return represent_all(self.make_model, self.variables, self.train)
 
     def scores(self, users: Any) -> jax.Array:
@@ -126,7 +130,7 @@ class Fitted:
         return self.retriever()
 
     def teacher(self) -> Teacher:
-        """Returns all that it can teach: its representations and scores, or its lists."""
+        """Returns all that it can teach: its representations and scores, its scores alone, or its lists."""
         return self._teacher
 
     @functools.cached_property
@@ -134,7 +138,7 @@ class Fitted:
         model = self.make_model(self.train)
         if isinstance(model, Listed):
             return Teacher.of(Lists(self.variables["params"]["items"]))
-        teacher = Teacher.of(self.representations())
+        teacher = Teacher.of(self.representations() if model.has_representations else None)
         if model.inner_product:
             return teacher
         return dataclasses.replace(teacher, scores=model_scores(self.make_model, self.variables, self.train))

@@ -146,7 +146,7 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
         check(method, f"{flag_name(name)}.")
     names = "+".join(methods)
     trains = all(method.trains for method in methods.values())
-    make_model, dim = _model(request)
+    make_model, dim = _model(request, split.train)
     if not trains and isinstance(make_model, ModelOf) and make_model.settings.module.inner_product:
         make_model = dataclasses.replace(make_model, settings=MODELS["bpr"]())  # two tables, whatever the model's are
     module, closed_form = _capabilities(make_model, split.train)
@@ -237,7 +237,7 @@ def label(phase: str) -> str:
     return " + ".join([STUDENT, *labels] if trains else labels)
 
 
-def _model(request: PhaseRequest) -> tuple[MakeModel, int | None]:
+def _model(request: PhaseRequest, train: Interactions) -> tuple[MakeModel, int | None]:
     """Returns what makes the module, and its width."""
     model, dim, precision = request.model, request.dim, request.precision
     if isinstance(model, ModelOf):
@@ -253,6 +253,12 @@ def _model(request: PhaseRequest) -> tuple[MakeModel, int | None]:
     check(settings, f"{flag_name(MODELS.name_of(settings))}.")
     if precision not in PRECISIONS:
         raise UserError(f"`precision` {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
+    if settings.teacher_only and request.role == STUDENT:
+        raise UserError(
+            f"`model` {settings.label} is no smaller at any width, so it is no student; give it as `teacher_model`, "
+            "and another `model`"
+        )
+    settings.check_size(train)
     if dim is None:
         dim = settings.teacher_dim if request.role == TEACHER else max(1, settings.teacher_dim // 10)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:

@@ -151,8 +151,12 @@ class Retriever:
           k, allow, deny, memory: see `recommend`.
 
         Raises:
-          UserError: if an id is unknown, or `k` is below 1.
+          UserError: if an id is unknown, `k` is below 1, or the model has no representations.
         """
+        if not self.dim:
+            raise UserError(
+                "similar: this model has no rows of items to compare; distil it into a bpr student, which has"
+            )
         rows = self.item_ids.rows(items)
         unit, itself = self._unit
         how: Any = {"rows": rows, "hidden": itself, "candidates": self._candidates(allow, deny), "memory": memory}
@@ -307,7 +311,8 @@ def retriever_of(
     if trained_in != "float32" and precision in (None, trained_in):
         users, items = jax.jit(lambda variables: model.apply(variables, method="rows"))(variables)
     else:
-        tables = represent_all(make_model, variables, dataset.train)
+        none = (jnp.zeros((size, 0)) for size in (model.num_users, model.num_items))
+        tables = represent_all(make_model, variables, dataset.train) if model.has_representations else none
         users, items = (to_precision(x, precision or trained_in) for x in tables)
     scores = None
     if not isinstance(model, InnerProduct):
