@@ -14,20 +14,19 @@ from htd_jax.distillers.listwise import Listwise, listwise
 class Best(Method):
     """The recommended recipe: a softmax over all items learns an iALS teacher's best unseen items and the seen ones.
 
-    By default its teacher is an iALS model, and the student's base loss is the softmax. The items count nearly equally:
-    at 4 standard deviations of the teacher's scores the first of a hundred is a few times as likely as the last.
+    By default its teacher is an iALS model, and the student's base loss is the softmax. The teacher's probabilities of
+    a user's items have the same effective number for every user and teacher, whatever the scale of the scores.
     """
 
     weight: Annotated[float, Ge(0)] = 200.0
     """Lambda, the total weight of the teacher's items of a user, relative to the weight of one seen item."""
-    top: Annotated[int, Ge(1)] = 100
+    top: Annotated[int, Ge(1)] = 300
     """The number of the teacher's best unseen items of a user that the student learns."""
+    perplexity: Annotated[float, Ge(1)] = 100.0
+    """The effective number of these items, exp(entropy) of the teacher's probabilities, which a temperature per user
+    gives them. Lists without scores count by rank."""
     temperature: Annotated[float, Gt(0)] = 0.05
     """The divisor of the student's scores."""
-    teacher_temperature: Annotated[float, Gt(0)] = 4.0
-    """The divisor of the teacher's scores, in units of the standard deviation of a user's scores."""
-    rank_temperature: Annotated[float, Gt(0)] = 50.0
-    """For lists without scores, the item of rank r has a probability proportional to exp(-r / this)."""
 
     label: ClassVar[str] = "Best"
     teacher_model: ClassVar[str | None] = "ials"

@@ -33,9 +33,11 @@ from htd_jax.distillers.base import (
     sum_over_users,
 )
 from htd_jax.distillers.sampling import map_blocks, read_step
+from htd_jax.errors import UserError
 from htd_jax.losses import listed_loss, listwise_loss, log_partition, sampled_cross_entropy
 from htd_jax.ops.largest import top_k
 from htd_jax.ops.mapped import map_rows
+from htd_jax.ops.perplexity import with_perplexity
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import safe_divisor
 from htd_jax.teacher import Lists, Teacher
@@ -68,13 +70,20 @@ class Listwise(Method):
     """The number of the teacher's best unseen items that are distinguished, with the rest as one class; 0 for all."""
     rank_temperature: Annotated[float, Gt(0)] = 10.0
     """For lists without scores, the item of rank r has a probability proportional to exp(-r / this)."""
+    perplexity: Annotated[float, Ge(1)] | None = None
+    """The effective number of distinguished items, exp(entropy): a temperature per user gives the teacher's
+    probabilities this perplexity, and replaces the other two temperatures of the teacher. Needs `top`, or lists."""
     rest: Annotated[float, Interval(ge=0, lt=1)] | None = None
     """The total probability of the items that are not distinguished; 0 keeps them in the denominator only. Default:
-    their probability by the teacher's scores, or 0.1 for a teacher that gives only lists."""
+    their probability by the teacher's scores, or 0.1 for a teacher that gives only lists, and with `perplexity`."""
 
     label: ClassVar[str] = "Listwise"
 
     def make(self, epochs: int) -> Distiller:
+        if self.perplexity is not None and not self.top:
+            raise UserError(
+                "`listwise.perplexity` needs a number of items; set `listwise.top`, such as 3 times as many"
+            )
         return listwise(self)
 
 
@@ -137,7 +146,9 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
         many = has_many_scores(train)
         if teacher.scores is not None:
             top = settings.top or (LISTED if many else 0)
-            context = _from_scores(teacher, train, top, settings.teacher_temperature, settings.rest)
+            context = _from_scores(
+                teacher, train, top, settings.teacher_temperature, settings.rest, settings.perplexity
+            )
         else:
             assert teacher.lists is not None, "a teacher with neither lists nor scores"
             context = _from_lists(teacher.lists, train, settings)
@@ -229,13 +240,20 @@ def _sample_users(
 
 @jax.jit(static_argnames=("top", "rest"))
 def _from_scores(
-    teacher: Teacher, train: Interactions, top: int, temperature: float, rest: float | None
+    teacher: Teacher,
+    train: Interactions,
+    top: int,
+    temperature: float,
+    rest: float | None,
+    perplexity: float | None = None,
 ) -> ScoredContext | ListedContext:
     """Returns the context of a teacher of scores, computed in blocks of users."""
     scores = teacher.scores
     assert scores is not None
     many = has_many_scores(train)
-    if many and teacher.inner_product and teacher.representations is not None:
+    if perplexity is not None:
+        deviations = jnp.ones(train.num_users)  # not read
+    elif many and teacher.inner_product and teacher.representations is not None:
         deviations = _product_deviations(*teacher.representations)
     else:
         deviations = map_blocks(lambda users: _deviations(scores(users)), train.num_users, train.num_items)
@@ -248,6 +266,9 @@ def _from_scores(
             return log_partition(values, seen, scaled)
         best, items = top_k(jnp.where(seen, -jnp.inf, values), top)
         where = best > -jnp.inf
+        if perplexity is not None:
+            shares = with_perplexity(jnp.where(where, best, 0), where, perplexity)
+            return jnp.where(where, items, -1), (1 - (REST if rest is None else rest)) * shares
         if rest is None:
             logits = best / scaled - log_partition(values, seen, scaled)[:, None]
         else:  # only their ratios count
@@ -277,7 +298,10 @@ def _from_lists(lists: Lists, train: Interactions, settings: Listwise) -> Listed
         scores = jnp.where(items >= 0, jnp.asarray(lists.scores, jnp.float32), 0)
         unit = _unit(_deviations(scores, items >= 0), (items >= 0).any(1))
         logits = scores / unit / settings.teacher_temperature
-    probabilities = jax.nn.softmax(jnp.where(kept, logits, jnp.finfo(jnp.float32).min / 2), axis=1)
+    if settings.perplexity is not None:
+        probabilities = with_perplexity(logits, kept, settings.perplexity)
+    else:
+        probabilities = jax.nn.softmax(jnp.where(kept, logits, jnp.finfo(jnp.float32).min / 2), axis=1)
     return ListedContext(train, jnp.where(kept, items, -1), jnp.where(kept, (1 - rest) * probabilities, 0))
 
 

@@ -23,7 +23,7 @@ from htd_jax.evaluation.metrics import (
 )
 from htd_jax.evaluation.protocols import Full, Protocol
 from htd_jax.evaluation.users import of_users, sample_parts
-from htd_jax.models import MakeModel, Recommender, with_tables
+from htd_jax.models import MakeModel, ModelOf, Recommender, with_tables
 from htd_jax.ops.platforms import compiler_options
 
 # The parts that are evaluated, in the order in which a protocol ranks them.
@@ -145,6 +145,8 @@ def _make(
 
     def inputs(make_model: MakeModel, variables: Any) -> tuple[Any, ...]:
         summary = Summary(function, cutoffs, tuple(METRICS.items())) if function else None
+        if isinstance(make_model, ModelOf):
+            make_model = dataclasses.replace(make_model, settings=make_model.settings.same_module())
         return make_model, protocol, summary, variables, train, users, counted, split, prepared
 
     return CompiledEvaluation(inputs, split.train.num_users)

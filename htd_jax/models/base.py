@@ -115,7 +115,7 @@ class Solver(NamedTuple):
 
     Attributes:
       prepare: (training interactions, `Labels` or None) -> context; called once, on the host.
-      sweep: (variables, context) -> (variables, the objective under them); jitted.
+      sweep: (variables, context) -> (variables, the objective under them); jitted, once for all that are equal.
     """
 
     prepare: Callable[[Interactions, Labels | None], Any]
@@ -153,6 +153,11 @@ class ModelSettings:
 
     def check_size(self, train: Interactions) -> None:
         """Raises UserError if the model does not fit into memory for these interactions."""
+
+    def same_module(self) -> "ModelSettings":
+        """Returns the settings that stand for all whose module, once trained, is the same: they share the program of an
+        evaluation. By default these settings."""
+        return self
 
     def solver(self) -> Solver:
         """Returns the solver of a model that is fitted in closed form."""

@@ -11,7 +11,7 @@ from flax import struct
 
 from htd_jax.data import Interactions
 from htd_jax.models.base import Labels, ModelSettings, Recommender, Solver
-from htd_jax.models.bpr import BPR
+from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.ops.als import PaddedRows, pad_rows, solve_rows
 
 
@@ -27,6 +27,26 @@ class Context:
     by_user: tuple[PaddedRows, ...]
     by_item: tuple[PaddedRows, ...]
     penalties: tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Solves for all users, then for all items. It compares by value, so that models that differ in what reaches it as
+    arrays share a program.
+
+    Attributes:
+      steps: see `IALSSettings`.
+    """
+
+    steps: int
+
+    def __call__(self, variables: Any, context: Context) -> tuple[Any, jax.Array]:
+        users, items = variables["params"]["users"], variables["params"]["items"]
+        user_penalties, item_penalties = context.penalties
+        users, _ = solve_rows(context.by_user, items, user_penalties, users, self.steps)
+        items, objective = solve_rows(context.by_item, users, item_penalties, items, self.steps)
+        objective += jnp.sum(user_penalties[:, None] * users**2)
+        return {"params": {"users": users, "items": items}}, objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +71,11 @@ class IALSSettings(ModelSettings):
     epochs: ClassVar[int] = 15
     closed_form: ClassVar[bool] = True
 
+    def same_module(self) -> ModelSettings:
+        return BPRSettings()
+
     def solver(self) -> Solver:
-        return Solver(self._prepare, self._sweep)
+        return Solver(self._prepare, Sweep(self.steps))
 
     def _prepare(self, train: Interactions, labels: Labels | None) -> Context:
         users, items = np.asarray(train.users), np.asarray(train.items)
@@ -76,11 +99,3 @@ class IALSSettings(ModelSettings):
         confidences = num_others + np.bincount(owners, weights, minlength=num_rows)
         powers = confidences**self.frequency
         return jnp.asarray(self.regularization * powers / powers.mean(), jnp.float32)
-
-    def _sweep(self, variables: Any, context: Context) -> tuple[Any, jax.Array]:
-        users, items = variables["params"]["users"], variables["params"]["items"]
-        user_penalties, item_penalties = context.penalties
-        users, _ = solve_rows(context.by_user, items, user_penalties, users, self.steps)
-        items, objective = solve_rows(context.by_item, users, item_penalties, items, self.steps)
-        objective += jnp.sum(user_penalties[:, None] * users**2)
-        return {"params": {"users": users, "items": items}}, objective

@@ -1,5 +1,7 @@
 """Phases of models that are fitted in closed form: an epoch is a sweep of the solver."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -35,11 +37,19 @@ def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Disti
         variables = make_model(train).init(key, one, one, method="score")
         return TrainState({"model": variables, "distiller": {}}, (), jnp.zeros((), jnp.int32))
 
+    init = jax.jit(init, compiler_options=brief_options())
+    return Trainer(make_model, init, _epoch(solver.sweep), guide)
+
+
+@functools.lru_cache(maxsize=16)
+def _epoch(sweep: Callable[[Any, Any], tuple[Any, jax.Array]]) -> Any:
+    """Returns the compiled epoch of a solver; its teacher is the result of the trainer's `guide`."""
+
     def epoch(
-        state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher
+        state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: Guidance
     ) -> tuple[TrainState, Terms]:
-        variables, objective = solver.sweep(state.params["model"], guide(train, teacher).context)
+        variables, objective = sweep(state.params["model"], teacher.context)
         params: Any = {**state.params, "model": variables}
         return state.replace(params=params, epoch=state.epoch + 1), {"loss": objective}  # type: ignore[attr-defined]
 
-    return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), jax.jit(epoch, donate_argnums=0), guide)
+    return jax.jit(epoch, donate_argnums=0)
