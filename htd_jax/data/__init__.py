@@ -38,7 +38,7 @@ from htd_jax.data.sampling import (
     was_seen,
 )
 from htd_jax.data.source import Source
-from htd_jax.data.splits import SPLITS, load_split, save_split, split_pairs
+from htd_jax.data.splits import SPLITS, hold_out, load_split, save_split, split_pairs
 from htd_jax.data.summary import Summary, summarise
 from htd_jax.data.synthetic import Synthetic, make_synthetic
 from htd_jax.data.tags import TAGGED, Tags, load_tags, read_tag_items
@@ -168,6 +168,7 @@ __all__ = [
     "find_citeulike",
     "fingerprint",
     "has_many_scores",
+    "hold_out",
     "is_path",
     "load",
     "load_citeulike",

@@ -148,13 +148,13 @@ def make_split(
     """Returns a `Split` from pairs (users, items) of each part, see `as_pairs`.
 
     Raises:
-      UserError: see `as_pairs`; or if a pair is in two parts, a part is empty, or a user has seen every item.
+      UserError: see `as_pairs`; or if a pair is in two parts, train or test is empty, or a user has seen every item.
     """
     parts = {"train": train, "valid": valid, "test": test}
     if wrong := [name for name, part in parts.items() if not isinstance(part, (tuple, list)) or len(part) != 2]:
         raise UserError(f"the {wrong[0]} part must be a pair of users and items")
     split = Split(*(Interactions.from_pairs(*part, num_users, num_items) for part in parts.values()))
-    if empty := [name for name, part in zip(Split._fields, split) if not len(part)]:
+    if empty := [name for name, part in zip(Split._fields, split) if not len(part) and name != "valid"]:
         raise UserError(f"the {empty[0]} part holds no interaction")
     codes = np.concatenate([_codes(np.asarray(part.users), np.asarray(part.items), num_items) for part in split])
     codes.sort()

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from htd_jax.data.arrays import open_npz
 from htd_jax.data.files import most_inflated
-from htd_jax.data.interactions import Split, as_pairs, make_split
+from htd_jax.data.interactions import Interactions, Split, as_pairs, make_split
 from htd_jax.data.order import order
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
@@ -77,6 +77,29 @@ def deal(
     parts = np.empty(len(users), np.int8)
     parts[rows] = np.where(place < held_out[ordered], TEST, (place < (2 * held_out)[ordered]) * VALID)
     return parts
+
+
+def hold_out(split: Split, *, share: float = 0.1, seed: int = 0) -> Split:
+    """Returns a split whose validation part is a share, rounded, of each user's training pairs; test stays as it is.
+
+    Args:
+      split: of which the validation part is not used.
+      share: over 0 and under 1.
+      seed: seed of the choice.
+
+    Raises:
+      UserError: if no user has enough training pairs.
+    """
+    users, items = np.asarray(split.train.users, np.int64), np.asarray(split.train.items)
+    held_out = np.minimum((np.diff(np.asarray(split.train.offsets)) * share + 0.5).astype(int), users.size)
+    rows = order(users, np.random.default_rng(seed).permutation(len(users)))
+    place = np.arange(len(users)) - np.asarray(split.train.offsets, np.int64)[users[rows]]
+    held = place < held_out[users[rows]]
+    parts = ((users[rows[chosen]], items[rows[chosen]]) for chosen in (~held, held))
+    train, valid = (Interactions.from_pairs(*part, split.train.num_users, split.train.num_items) for part in parts)
+    if not len(train) or not len(valid):
+        raise UserError("the data has no validation part, and too few training pairs per user to hold some out")
+    return Split(train, valid, split.test)
 
 
 def save_split(path: Path, split: Split) -> None:

@@ -313,6 +313,7 @@ class Method:
       warm_start: whether the student starts where a plain student ended.
       closed_form: whether it is for students that are fitted in closed form; its `prepare` returns `Labels`.
       teacher_model: the default base model of its teacher; the student's if None.
+      searched: whether a run chooses its settings, and those of its teacher, by measurement in validation.
       training_defaults: training settings of its students by name, which the user may override.
     """
 
@@ -323,6 +324,7 @@ class Method:
     warm_start: ClassVar[bool] = False
     closed_form: ClassVar[bool] = False
     teacher_model: ClassVar[str | None] = None
+    searched: ClassVar[bool] = False
     training_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:

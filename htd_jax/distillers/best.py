@@ -30,6 +30,7 @@ class Best(Method):
 
     label: ClassVar[str] = "Best"
     teacher_model: ClassVar[str | None] = "ials"
+    searched: ClassVar[bool] = True
     training_defaults: ClassVar[Mapping[str, Any]] = {"loss": "softmax", "sampled_items": 0, "l2": 0.02}
 
     def make(self, epochs: int) -> Distiller:

@@ -86,6 +86,8 @@ class Full:
             low = _lowest(scores.dtype)
 
             def fold(part: Interactions, size: int, f: Callable[..., T], init: T) -> T:
+                if not len(part):
+                    return init
                 return _fold(part, first, stop, min(size, -(-len(part) // blocks)), f, init)
 
             read = lambda bar, at, row, item: bar.at[at].set(scores[row, item], mode="drop")
@@ -256,6 +258,8 @@ def _rank_within(users: jax.Array, scores: jax.Array) -> jax.Array:
     nan.
     """
     n = len(users)
+    if not n:
+        return jnp.zeros(0, jnp.int32)
     index = jnp.arange(n, dtype=jnp.int32)
     users, ordered, index_of = jax.lax.sort((users, scores, index), num_keys=2)
     starts = jnp.concatenate([jnp.ones(1, bool), users[1:] != users[:-1]])

@@ -121,6 +121,7 @@ class Summary:
     metrics: tuple[tuple[str, Metric], ...]
 
     def __call__(self, part: Interactions, ranks: jax.Array, counted: jax.Array | None) -> Metrics:
+        """Returns the metrics of a part; 0 if it holds no pair."""
         where = jnp.ones(len(part), bool) if counted is None else counted[part.users]
         return self.function(part.users, ranks, where, part.num_users, self.cutoffs)
 

@@ -12,7 +12,7 @@ from htd_jax.data import SOURCES, Dataset, Reading, is_path
 from htd_jax.distillers import METHODS, Method
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, EvaluationSpec
-from htd_jax.models import MODELS
+from htd_jax.models import MODELS, IALSSettings, ModelSettings
 from htd_jax.ops.precision import Precision, for_bytes
 from htd_jax.pipeline.spec import (
     NO_METHOD,
@@ -25,6 +25,7 @@ from htd_jax.pipeline.spec import (
     find_methods,
     resolve,
 )
+from htd_jax.pipeline.trials import parse_budget
 from htd_jax.settings import Settings, as_json, check, flag_name
 from htd_jax.training import Training
 
@@ -53,6 +54,10 @@ class RunSettings:
     int3 and int2 have so many bits per number. Default: float32."""
     bytes: Annotated[int, Ge(1)] | None = None
     """Bytes per row of the student, which determine its width and precision; replaces --student-dim and --precision."""
+    budget: str | None = None
+    """Time for choosing teacher and student of --method best in validation, such as 90s, 5m or 2h; 0 uses the defaults
+    alone. What the command line sets is not searched. Default: a fixed list of trials, about three times the training
+    of one student."""
     student_init: Literal["random", "svd"] = "random"
     """Initial tables of the students: random, or the best low-rank factors of the teacher's scores (bpr only)."""
 
@@ -147,6 +152,20 @@ class RunRequest:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChoiceSpec:
+    """What a run chooses by measurement in validation.
+
+    Attributes:
+      budget: the seconds after which no other trial starts; None for the default list of trials, 0 for none.
+      teacher, student: whether their settings are chosen.
+    """
+
+    budget: float | None
+    teacher: bool
+    student: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class RunSpec:
     """The resolved phases of a run; made by `resolve_run`.
 
@@ -158,6 +177,7 @@ class RunSpec:
       teacher: the teacher's phase; None if a trained teacher is given.
       student: the plain student's phase.
       distilled: the distilled student's phase; None without a method.
+      choice: what is chosen in validation before it is trained; None for nothing.
       identity: the contents of `config.json` without the hashes of data and teacher: all settings except paths.
     """
 
@@ -168,6 +188,7 @@ class RunSpec:
     teacher: PhaseSpec | None
     student: PhaseSpec
     distilled: PhaseSpec | None
+    choice: ChoiceSpec | None
     identity: Mapping[str, Any]
 
 
@@ -240,8 +261,25 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
         teacher=teacher,
         student=student,
         distilled=distilled,
+        choice=_choice(request, model, teacher_settings),
         identity=_identity(request, settings, phases),
     )
+
+
+def _choice(request: RunRequest, model: ModelSettings, teacher: ModelSettings) -> ChoiceSpec | None:
+    """Returns what the run chooses: what its method searches, and the request leaves open."""
+    budget = parse_budget(request.settings.budget)
+    methods = request.methods
+    if len(methods) != 1 or not all(method.searched for method in methods.values()):
+        if budget is not None:
+            raise UserError("`budget` is for --method best, which chooses its settings; leave it out")
+        return None
+    settings = request.settings
+    default_teacher = teacher == IALSSettings() and settings.teacher_model in (None, "ials")
+    training = dataclasses.replace(request.training, eval_every=Training.eval_every, patience=None)
+    as_default = model == MODELS["bpr"]() and training == Training() and settings.student_init == "random"
+    own = all(method == type(method)() for method in methods.values())
+    return ChoiceSpec(budget, default_teacher and not request.paths.teacher, own and as_default)
 
 
 def run_name(settings: RunSettings, evaluation: EvaluationSpec) -> str:

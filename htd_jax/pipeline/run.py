@@ -6,6 +6,7 @@ from typing import Any
 
 from htd_jax.errors import as_flags
 from htd_jax.pipeline.baselines import measure_baselines
+from htd_jax.pipeline.choice import Choice
 from htd_jax.pipeline.experiment import Experiment, hash_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import MakeCallback, ProgressLine, no_callback, progress_line
@@ -88,8 +89,19 @@ def run(
             records[phase.name] = fitted.records
             return fitted
 
-        phases = train_phases(spec, teacher, train)
+        choice = Choice(spec, experiment, folder, progress) if spec.choice else None
+        if choice:
+            spec = choice.spec = dataclasses.replace(spec, teacher=choice.teacher())
+        phases = train_phases(spec, teacher, train, distilled=not choice)
+        if choice and spec.distilled:
+            chosen = choice.student(phases)
+            spec = dataclasses.replace(spec, distilled=chosen)
+            phases[chosen.name] = train(chosen, phases[TEACHER], start=phases[STUDENT])
+            choice.clear()
         results = summarise(spec, phases)
+        if choice:
+            results["choice"] = choice.summary()
+            folder.keep_choice(results["choice"])
         if baselines:
             results["baselines"] = measure_baselines(spec, experiment, phases[TEACHER])
         folder.write_metrics(records)

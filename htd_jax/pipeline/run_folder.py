@@ -3,6 +3,7 @@
 config.json                   all settings except paths, and the hashes of data and teacher
 split.npz                     the split; users.parquet and items.parquet the ids, unless they are row numbers
 metrics.jsonl                 one line per evaluation, phase by phase
+trials.jsonl, trials.md       what was tried to choose teacher and student, a line each, and the same as a table
 results.json                  the results of the finished run
 curves.png                    test recall against epochs
 checkpoints/<phase>/<epochs>  the newest checkpoint of each phase
@@ -61,6 +62,14 @@ class RunFolder:
     def curves(self) -> Path:
         return self.path / "curves.png"
 
+    @property
+    def trials(self) -> Path:
+        return self.path / "trials.jsonl"
+
+    def trial(self, number: int) -> Path:
+        """Returns the folder of the checkpoints of a student's trial, which are removed at the end of the run."""
+        return self.path / "trials" / str(number)
+
     def checkpoints(self, phase: str) -> Path:
         """Returns the folder of a phase's checkpoints, see `_part` for what it raises."""
         return self.path / "checkpoints" / _part(phase)
@@ -80,10 +89,16 @@ class RunFolder:
           UserError: see `check`.
         """
         self.check(identity)
+        if self.config.is_file() and (choice := self.read_config().get("choice")):
+            identity = {**identity, "choice": choice}
         for path in (self.path, *self.path.glob("checkpoints"), *self.path.glob("checkpoints/*")):
             clean(path)  # what kills left where nothing is written again
         write_json(self.config, identity)
         save_dataset(self.path, data)
+
+    def keep_choice(self, choice: Mapping[str, Any]) -> None:
+        """Adds what was chosen for the run to its settings."""
+        write_json(self.config, {**self.read_config(), "choice": choice})
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Checks that the folder is free, or holds this run.
@@ -112,6 +127,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise UserError(f"{folder}: cannot be used ({error.strerror}); choose another with `run`") from None
+        found.pop("choice", None)  # a result
         was, now = flat(found), flat(identity)
         for name in sorted(was | now):
             if was.get(name) == now.get(name):
@@ -137,6 +153,7 @@ class RunFolder:
         """
         try:
             found = self.read_config()
+            found.pop("choice", None)
             expected = {**identity, "teacher": None}
             if given_teacher:
                 expected |= {name: found[name] for name in ("teacher", "teacher_dim") if found[name] is not None}

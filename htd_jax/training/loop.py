@@ -341,5 +341,7 @@ def choose(records: list[Record], early_stopping: EarlyStopping | None) -> Recor
 
 
 def best_record(records: list[Record], metric: str) -> Record:
-    """Returns the first of the records with the best value of a validation metric."""
-    return max(records, key=lambda record: record["valid"][metric])
+    """Returns the first of the records with the best value of a validation metric; the last if all are 0, as they are
+    without a validation part."""
+    best = max(records, key=lambda record: record["valid"][metric])
+    return best if best["valid"][metric] else records[-1]

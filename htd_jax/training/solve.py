@@ -45,9 +45,7 @@ def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Disti
 def _epoch(sweep: Callable[[Any, Any], tuple[Any, jax.Array]]) -> Any:
     """Returns the compiled epoch of a solver; its teacher is the result of the trainer's `guide`."""
 
-    def epoch(
-        state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: Guidance
-    ) -> tuple[TrainState, Terms]:
+    def epoch(state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: Guidance) -> tuple[TrainState, Terms]:
         variables, objective = sweep(state.params["model"], teacher.context)
         params: Any = {**state.params, "model": variables}
         return state.replace(params=params, epoch=state.epoch + 1), {"loss": objective}  # type: ignore[attr-defined]

@@ -1,0 +1,193 @@
+"""The candidates of a choice: what is tried, and in which order."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from htd_jax.models import MODELS, IALSSettings, ModelOf, ModelSettings
+from htd_jax.ops.precision import forms_for_bytes
+from htd_jax.pipeline.spec import PhaseSpec
+
+# iALS is tried first at this width, with so many sweeps; then, at its best settings, at the full width with more.
+NARROW, FEW_SWEEPS, SWEEPS = 64, 5, 12
+
+# The coarse grid: confidences of a seen pair, and lambda in proportion to them. They are far apart because the best of
+# sparse and dense data differ by two orders of magnitude; the finer search halves and doubles.
+ALPHAS = (32.0, 8.0, 128.0, 2.0)
+RATIOS = (1.0, 4.0, 0.25)
+
+# The most steps of the finer search, each of up to four trials.
+STEPS = 4
+
+# EASE is tried where its inverse, of at most so many rows, takes seconds; its lambdas, and its shares of a mix.
+EASE_ROWS = 8_192
+EASE_LAMBDAS = (100.0, 400.0, 25.0, 1600.0)
+SHARES = (0.3, 0.15, 0.5)
+
+# A mix is tried where EASE alone reaches this share of iALS's metric.
+MIXED_FROM = 0.85
+
+# Trainings of the student that the default budget adds to the first.
+VARIANTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A phase to try, and its name for people."""
+
+    name: str
+    phase: PhaseSpec
+
+
+# Returns the metric of a candidate in validation; None once the budget is spent.
+Measure = Callable[[Candidate], float | None]
+
+
+def search_teacher(base: PhaseSpec, rows: int, measure: Measure) -> None:
+    """Tries iALS over confidence, lambda, width, sweeps and frequency scaling; then EASE, and a mix of both.
+
+    Args:
+      base: the teacher's phase by default: iALS at its full width.
+      rows: the smaller of the numbers of users and items, which decides whether EASE is tried.
+      measure: tries a candidate.
+    """
+    at = base.make_model
+    assert isinstance(at, ModelOf) and isinstance(at.settings, IALSSettings)
+    settings, narrow = at.settings, min(NARROW, at.dim)
+
+    def ials(dim: int, sweeps: int, **changes: Any) -> Candidate:
+        return _teacher(base, dataclasses.replace(settings, **changes), dim, sweeps)
+
+    pairs = [(alpha, alpha * ratio) for ratio, alpha in itertools.product(RATIOS, ALPHAS)]
+    few = lambda alpha, penalty: ials(narrow, FEW_SWEEPS, alpha=alpha, regularization=penalty)
+    best = _best_of([few(*pair) for pair in pairs], measure)
+    for _ in range(STEPS):
+        if best is None:
+            return
+        alpha, penalty = _pair(best)
+        near = [(alpha, penalty * 2), (alpha, penalty / 2), (alpha * 2, penalty), (alpha / 2, penalty)]
+        better = _best_of([best, *(few(*pair) for pair in near if pair[0] > 1)], measure)
+        if better is best:
+            break
+        best = better
+    if best is None:
+        return
+    alpha, penalty = _pair(best)
+    fitted = lambda dim, penalty, frequency: ials(dim, SWEEPS, alpha=alpha, regularization=penalty, frequency=frequency)
+    sizes = [(narrow, 1), *((at.dim, factor) for factor in (1, 2, 4) if at.dim > narrow)]
+    best = _best_of([fitted(dim, penalty * factor, 0.0) for dim, factor in sizes], measure)
+    if best is None:
+        return
+    dim, (_, penalty) = best.phase.dim or narrow, _pair(best)
+    best = _best_of([best, *(fitted(dim, penalty, frequency) for frequency in (0.5, 1.0))], measure)
+    if best is not None and rows <= EASE_ROWS and "ease" in MODELS:
+        _search_ease(base, best, measure)
+
+
+def _search_ease(base: PhaseSpec, ials: Candidate, measure: Measure) -> None:
+    """Tries EASE, and mixes of it with the best iALS if it comes near."""
+    dim, sweeps = ials.phase.dim, ials.phase.training.epochs
+    ease = _best_of([_teacher(base, EASESettings(regularization=x), dim, 1) for x in EASE_LAMBDAS], measure)
+    by_ials, by_ease = measure(ials), None if ease is None else measure(ease)
+    if ease is None or by_ials is None or by_ease is None or by_ease < MIXED_FROM * by_ials:
+        return
+    penalty = _settings(ease).regularization
+    mixed = BlendSettings(**vars(_settings(ials)), ease_regularization=penalty)
+    _best_of([_teacher(base, dataclasses.replace(mixed, share=share), dim, sweeps) for share in SHARES], measure)
+
+
+def students(base: PhaseSpec, teacher: PhaseSpec | None, size: int | None, widest: int) -> Iterator[Candidate]:
+    """Yields candidates for the student, in the order in which they are worth their time: the recipe, iALS in as many
+    bytes, and variants of the recipe.
+
+    Args:
+      base: the student's phase by default.
+      teacher: the teacher's phase, if it was trained here: its settings are those of iALS in the student's size.
+      size: the bytes per row, if they are to decide width and precision.
+      widest: the teacher's width.
+    """
+    at = base.make_model
+    assert isinstance(at, ModelOf)
+    yield Candidate(f"the recipe, {at.dim} {at.precision}", base)
+    yield from alone(base, teacher)
+    forms = [form for form in forms_for_bytes(size, widest) if form != (at.dim, at.precision)] if size else []
+    for dim, precision in forms[:1]:
+        model = dataclasses.replace(at, dim=dim, precision=precision)
+        yield Candidate(f"the recipe, {dim} {precision}", dataclasses.replace(base, make_model=model, dim=dim))
+    for name, change in VARIATIONS:
+        yield Candidate(f"the recipe, {name}", change(base))
+
+
+def alone(base: PhaseSpec, teacher: PhaseSpec | None) -> Iterator[Candidate]:
+    """Yields iALS in as many bytes as the student, rounded to its precision, at three lambdas."""
+    at = base.make_model
+    assert isinstance(at, ModelOf)
+    if teacher is None or not isinstance(teacher.make_model, ModelOf):
+        return
+    settings = teacher.make_model.settings
+    if not isinstance(settings, IALSSettings):
+        return
+    for factor in (1.0, 0.5, 0.25):
+        own = dataclasses.replace(settings, regularization=settings.regularization * factor)
+        model = ModelOf(own, at.dim, at.precision)
+        training = dataclasses.replace(teacher.training, epochs=SWEEPS, eval_every=2)
+        phase = dataclasses.replace(teacher, name=base.name, make_model=model, dim=at.dim, training=training)
+        yield Candidate(f"{_described(model)}, no teacher", phase)
+
+
+def _times(factor: float, *, training: str = "", method: str = "") -> Callable[[PhaseSpec], PhaseSpec]:
+    """Returns a change of a phase: multiplies a setting of its training, or of the recipe, by a factor."""
+
+    def times(settings: Any, name: str) -> Any:
+        value = getattr(settings, name)
+        return dataclasses.replace(settings, **{name: type(value)(value * factor)})
+
+    def change(phase: PhaseSpec) -> PhaseSpec:
+        if training:
+            return dataclasses.replace(phase, training=times(phase.training, training))
+        return dataclasses.replace(phase, methods=tuple((name, times(own, method)) for name, own in phase.methods))
+
+    return change
+
+
+# Variants of the recipe, the most promising first.
+VARIATIONS: tuple[tuple[str, Callable[[PhaseSpec], PhaseSpec]], ...] = (
+    ("perplexity / 2", _times(0.5, method="perplexity")),
+    ("L2 x 4", _times(4, training="l2")),
+    ("epochs x 2", _times(2, training="epochs")),
+    ("L2 / 4", _times(0.25, training="l2")),
+)
+
+
+def _teacher(base: PhaseSpec, settings: ModelSettings, dim: int | None, sweeps: int) -> Candidate:
+    model = ModelOf(settings, dim or 1)
+    training = dataclasses.replace(base.training, epochs=sweeps, eval_every=2 if sweeps == SWEEPS else sweeps)
+    return Candidate(_described(model), dataclasses.replace(base, make_model=model, dim=dim, training=training))
+
+
+def _described(model: ModelOf) -> str:
+    """Returns a model's settings as shown to people: `iALS 64, alpha 32, lambda 128`."""
+    own, default = vars(model.settings), vars(type(model.settings)())
+    always = ("alpha", "regularization", "share")
+    changed = [f"{name} {x:g}" for name, x in own.items() if name in always or x != default[name]]
+    width = f" {model.dim}" if model.precision == "float32" else f" {model.dim} {model.precision}"
+    return ", ".join([model.settings.label + width, *changed]).replace("regularization", "lambda")
+
+
+def _settings(candidate: Candidate) -> Any:
+    model = candidate.phase.make_model
+    assert isinstance(model, ModelOf)
+    return model.settings
+
+
+def _pair(candidate: Candidate) -> tuple[float, float]:
+    settings = _settings(candidate)
+    return settings.alpha, settings.regularization
+
+
+def _best_of(candidates: Iterable[Candidate], measure: Measure) -> Candidate | None:
+    """Returns the first of the best candidates; None if none was measured."""
+    measured = ((measure(candidate), candidate) for candidate in candidates)
+    known = [(value, candidate) for value, candidate in measured if value is not None]
+    return max(known, key=lambda pair: pair[0])[1] if known else None

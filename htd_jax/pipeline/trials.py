@@ -1,0 +1,162 @@
+"""Trials: what was tried for a run, and what it gave in validation."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from htd_jax.errors import UserError, shown
+from htd_jax.training import Diverged
+from htd_jax.writing import whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """The result of some settings.
+
+    Attributes:
+      part: what was tried: `teacher` or `student`.
+      name: the settings, as shown to people.
+      settings: the settings, as JSON.
+      valid: metrics in validation.
+      epoch: the epoch of these metrics, the best of the trial.
+      seconds: how long it took.
+    """
+
+    part: str
+    name: str
+    settings: dict[str, Any]
+    valid: dict[str, float]
+    epoch: int
+    seconds: float
+
+
+class Trials:
+    """The trials of a run, in the order in which they ended; those of a run that was killed are not repeated.
+
+    Args:
+      path: the file that keeps them, one JSON object per line; none is kept if None.
+      metric: the metric of the choice.
+      averaged: the metrics that decide where that one does not, see `best`.
+      users: the number of users whom the metrics are averages of.
+    """
+
+    def __init__(self, path: Path | None, metric: str, averaged: Sequence[str] = (), users: int = 1):
+        self.path = path
+        self.metric = metric
+        self.averaged = tuple(averaged) or (metric,)
+        self.users = max(users, 1)
+        self.done: list[Trial] = []
+        if path and path.is_file():
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+                self.done = [Trial(**json.loads(line)) for line in lines]
+                _ = [trial.valid[metric] for trial in self.done]
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                raise UserError(f"{shown(path)}: damaged; delete it to repeat its trials") from None
+
+    @property
+    def seconds(self) -> float:
+        """The time of all trials."""
+        return sum(trial.seconds for trial in self.done)
+
+    def of(self, part: str) -> list[Trial]:
+        """Returns the trials of a part."""
+        return [trial for trial in self.done if trial.part == part]
+
+    def value(self, trial: Trial) -> float:
+        """Returns the metric of the choice; a number that is not finite counts as the worst."""
+        value = trial.valid[self.metric]
+        return value if value == value else -1.0
+
+    def best(self, part: str) -> Trial:
+        """Returns the best trial of a part: of those whose metric is not clearly lower than the highest, by less than
+        half a standard error, the one with the best average of all metrics that tables show.
+
+        A small difference in one metric is chance, and must not cost another metric much: the order of the first ten
+        items says more about a model than one hit more at the fiftieth place.
+        """
+        tried = self.of(part)
+        highest = max(map(self.value, tried))
+        # That of an average of numbers from 0 to 1; differences vary less, because all models rank the same users.
+        error = math.sqrt(max(highest * (1 - highest), 0.0) / self.users)
+        near = [trial for trial in tried if self.value(trial) >= highest - error / 2]
+        averages = {name: max(trial.valid.get(name, 0.0) for trial in near) or 1.0 for name in self.averaged}
+        average = lambda trial: sum(trial.valid.get(name, 0.0) / most for name, most in averages.items())
+        return max(near, key=average)
+
+    def find(self, part: str, settings: Mapping[str, Any]) -> Trial | None:
+        """Returns the trial of these settings; None if there is none."""
+        settings = _as_read(settings)
+        return next((trial for trial in self.done if (trial.part, trial.settings) == (part, settings)), None)
+
+    def run(
+        self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[[], tuple[dict[str, float], int]]
+    ) -> Trial:
+        """Runs a trial, and returns it. One that diverges ranks nothing.
+
+        Args:
+          part, name, settings: see `Trial`.
+          measure: returns metrics in validation, and their epoch.
+        """
+        started = time.monotonic()
+        try:
+            valid, epoch = measure()
+        except Diverged:
+            valid, epoch = {self.metric: 0.0}, 0
+        trial = Trial(part, name, _as_read(settings), valid, epoch, round(time.monotonic() - started, 3))
+        self.done.append(trial)
+        self._write()
+        return trial
+
+    def table(self) -> str:
+        """Returns the trials as a Markdown table, the best of each part first."""
+        metrics = [name for name in (self.done[0].valid if self.done else ())]
+        shown_metrics = [self.metric, *(name for name in ("recall@10", "ndcg@10", "recall@50") if name in metrics)]
+        columns = ["part", "tried", "epoch", *dict.fromkeys(shown_metrics), "seconds"]
+        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        for part in dict.fromkeys(trial.part for trial in self.done):
+            for trial in sorted(self.of(part), key=self.value, reverse=True):
+                figures = [f"{trial.valid.get(name, 0):.4f}" for name in dict.fromkeys(shown_metrics)]
+                cells = [part, trial.name, str(trial.epoch), *figures, f"{trial.seconds:.1f}"]
+                lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        lines = (json.dumps(dataclasses.asdict(trial)) + "\n" for trial in self.done)
+        for path, text in ((self.path, "".join(lines)), (self.path.with_suffix(".md"), self.table())):
+            with whole(path) as partial:
+                partial.write_text(text, encoding="utf-8")
+
+
+def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as they are read back: tuples are lists."""
+    read: dict[str, Any] = json.loads(json.dumps(settings))
+    return read
+
+
+def parse_budget(text: str | None) -> float | None:
+    """Returns the seconds of a budget such as `90s`, `5m`, `1.5h` or `0`; None for None.
+
+    Raises:
+      UserError: if it is none.
+
+    >>> parse_budget("5m"), parse_budget("1.5h"), parse_budget("0")
+    (300.0, 5400.0, 0.0)
+    """
+    if text is None:
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf") or (text[-1:] not in units and seconds):
+        raise UserError(f"`budget` must be a time such as 90s, 5m or 2h, or 0 for the defaults alone, not {text!r}")
+    return seconds
