@@ -13,7 +13,8 @@ from rich.table import Table
 from htd_jax.errors import shown
 from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
-from htd_jax.pipeline import RunFolder, RunResult, gap_closed, label
+from htd_jax.ops.precision import row_bytes
+from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, RunResult, gap_closed, label
 from htd_jax.writing import whole
 
 
@@ -26,6 +27,8 @@ def print_table(result: RunResult) -> None:
     figures are of a sample of users.
     """
     spec, results = result.spec, result.results
+    for line in headlines(result):
+        print(line)
     recorded = set.intersection(*(set(entry["best"]["test"]) for entry in results["phases"].values()))
     metrics = shown_metrics(spec.evaluation.cutoffs, recorded)
     figures = lambda record: [f"{record['test'][name]:.4f}" for name in metrics]
@@ -64,6 +67,35 @@ def print_table(result: RunResult) -> None:
         print(f"{shown(RunFolder(spec.folder).results)}: all users, at the epoch that is kept")
     if any(entry["seconds"]["whole"] for entry in results["phases"].values()):
         print(whole_time(results["phases"]))
+
+
+def headlines(result: RunResult) -> list[str]:
+    """Returns what a run with a choice gives, in two lines: what the student's bytes keep of its teacher, in test; and
+    what was chosen over what. None for other runs."""
+    choice, phases = result.results.get("choice"), result.results["phases"]
+    if not choice or STUDENT not in choice:
+        return []
+    fitted = result.phases[result.results["method"]]
+    settings, teacher = fitted.settings["model"], phases[TEACHER]["final"]["test"]
+    size = row_bytes(settings["dim"], settings.get("precision", "float32"))
+    cutoffs = result.spec.evaluation.cutoffs
+    test = phases[result.results["method"]]["final"]["test"]
+    kept = [
+        f"{test[name] / teacher[name]:.0%} of the teacher's {name} ({test[name]:.4f} of {teacher[name]:.4f})"
+        for name in dict.fromkeys([result.spec.evaluation.metric, f"recall@{cutoffs[-1]}", f"ndcg@{cutoffs[0]}"])
+        if teacher.get(name)
+    ]
+    taught = choice[TEACHER]["name"] if TEACHER in choice else "as given"
+    own = choice[STUDENT]
+    others = [(value, name) for name, value in own["valid"].items() if name != own["name"]]
+    beaten = "; ".join(f"{name} {value:.4f}" for value, name in sorted(others, reverse=True)[:3])
+    trials = sum(choice[part]["trials"] for part in (TEACHER, STUDENT) if part in choice)
+    return [
+        f"{size} bytes per row keep {' and '.join(kept)}; teacher: {taught}",
+        f"student: {own['name']}, validation {choice['metric']} {own['valid'][own['name']]:.4f}"
+        + (f" (others: {beaten})" if beaten else "")
+        + f"; {trials} trials in {choice['seconds']:.0f} s, see {shown(RunFolder(result.spec.folder).trials.with_suffix('.md'))}",
+    ]
 
 
 def whole_time(phases: Mapping[str, Any]) -> str:

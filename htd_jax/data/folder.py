@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from htd_jax.data.dataset import Dataset, read_ids, write_ids
-from htd_jax.data.splits import load_split, save_split
+from htd_jax.data.splits import read_split, save_split
 from htd_jax.errors import UserError, shown
 
 SPLIT = "split.npz"
@@ -23,13 +23,22 @@ def save_dataset(folder: Path, dataset: Dataset) -> None:
     save_split(folder / SPLIT, dataset.split)
 
 
-def load_dataset(path: Path, name: str) -> Dataset:
+def load_dataset(path: Path, name: str, *, keep_first: bool = False) -> Dataset:
     """Reads a split, and the ids in the files next to it; without these, ids are row numbers.
+
+    Args:
+      path: the split.
+      name: the data set's name.
+      keep_first: see `read_split`; a note says how many pairs are dropped.
 
     Raises:
       UserError: if a file cannot be read, is damaged, or does not match the others.
     """
-    dataset = Dataset.from_split(load_split(path), name)
+    split, repeated = read_split(path, keep_first=keep_first)
+    dataset = Dataset.from_split(split, name)
+    if repeated:
+        note = f"{shown(path)}: {repeated:,} repeated pairs dropped; one in several parts stays in the first of them"
+        dataset = dataclasses.replace(dataset, notes=(note,))
     files = {ids.kind: path.parent / f"{ids.kind}s.parquet" for ids in (dataset.users, dataset.items)}
     if not all(file.is_file() for file in files.values()):
         return dataset

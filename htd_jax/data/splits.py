@@ -1,5 +1,6 @@
 """Splits: sampled from a seed, saved to a file, and loaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,19 @@ def hold_out(split: Split, *, share: float = 0.1, seed: int = 0) -> Split:
     return Split(train, valid, split.test)
 
 
+def in_first_parts(parts: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the users and the items of each part's pairs `[n, 2]`, without those that an earlier part holds."""
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    before = np.empty(0, np.int64)
+    most = max((int(part[:, 1].max()) for part in parts if len(part)), default=0) + 1
+    for part in parts:
+        codes = part[:, 0].astype(np.int64) * most + part[:, 1]
+        new = ~np.isin(codes, before)
+        kept.append((part[new, 0], part[new, 1]))
+        before = np.append(before, codes)
+    return kept
+
+
 def save_split(path: Path, split: Split) -> None:
     """Writes `split` to an .npz file atomically: `sizes` (users, items), and `[n, 2]` pairs of each part.
 
@@ -118,10 +132,21 @@ def save_split(path: Path, split: Split) -> None:
 
 
 def load_split(path: Path | str) -> Split:
-    """Reads a split that `save_split` wrote.
+    """Reads a split that `save_split` wrote; its validation part may be empty.
 
     Raises:
-      UserError: if the file cannot be read, is damaged, or holds something else.
+      UserError: if the file cannot be read, is damaged, or holds something else, such as a pair in two parts.
+    """
+    return read_split(path)[0]
+
+
+def read_split(path: Path | str, *, keep_first: bool = False) -> tuple[Split, int]:
+    """Does what `load_split` does, and also returns the number of repeated pairs, which are dropped.
+
+    Args:
+      path: the file.
+      keep_first: whether a pair in several parts stays in the first of train, valid and test, so that no item is
+        ranked that its user has seen; else it is an error.
     """
     path = Path(path)
     with reading(path, "a saved split"):
@@ -138,8 +163,9 @@ def load_split(path: Path | str) -> Split:
                     f"{shown(path)}: says that there are {number} {name}s, which is more than its "
                     f"{path.stat().st_size} bytes justify; number {name}s without gaps"
                 )
-        train, valid, test = ((part[:, 0], part[:, 1]) for part in parts)
         try:
-            return make_split(train, valid, test, *sizes.tolist())
+            found = in_first_parts(parts) if keep_first else [(part[:, 0], part[:, 1]) for part in parts]
+            split = make_split(*found, *sizes.tolist())
+            return split, sum(map(len, parts)) - sum(map(len, split))
         except UserError as error:
             raise UserError(f"{shown(path)}: {error}") from None

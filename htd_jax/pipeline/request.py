@@ -146,7 +146,7 @@ class RunRequest:
             return data.read_log(self.data_file, self.reading.filled())
         name = self.settings.dataset
         if self.paths.split_file:
-            return data.load_dataset(self.paths.split_file, self.paths.split_file.stem)
+            return data.load_dataset(self.paths.split_file, self.paths.split_file.stem, keep_first=True)
         source = self.component(SOURCES, name)
         return data.with_name(source.load(self.paths.data_dir), name)
 
