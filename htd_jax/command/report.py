@@ -90,11 +90,12 @@ def headlines(result: RunResult) -> list[str]:
     others = [(value, name) for name, value in own["valid"].items() if name != own["name"]]
     beaten = "; ".join(f"{name} {value:.4f}" for value, name in sorted(others, reverse=True)[:3])
     trials = sum(choice[part]["trials"] for part in (TEACHER, STUDENT) if part in choice)
+    table = RunFolder(result.spec.folder).trials.with_suffix(".md")
     return [
         f"{size} bytes per row keep {' and '.join(kept)}; teacher: {taught}",
         f"student: {own['name']}, validation {choice['metric']} {own['valid'][own['name']]:.4f}"
         + (f" (others: {beaten})" if beaten else "")
-        + f"; {trials} trials in {choice['seconds']:.0f} s, see {shown(RunFolder(result.spec.folder).trials.with_suffix('.md'))}",
+        + f"; {trials} trials in {choice['seconds']:.0f} s: {shown(table)}",
     ]
 
 

@@ -97,7 +97,9 @@ def _search_ease(base: PhaseSpec, ials: Candidate, measure: Measure) -> None:
     _best_of([_teacher(base, dataclasses.replace(mixed, share=share), dim, sweeps) for share in SHARES], measure)
 
 
-def students(base: PhaseSpec, teacher: PhaseSpec | None, size: int | None, widest: int) -> Iterator[Candidate]:
+def students(
+    base: PhaseSpec, teacher: PhaseSpec | None, size: int | None, widest: int, *, variants: bool = True
+) -> Iterator[Candidate]:
     """Yields candidates for the student, in the order in which they are worth their time: the recipe, iALS in as many
     bytes, and variants of the recipe.
 
@@ -106,11 +108,14 @@ def students(base: PhaseSpec, teacher: PhaseSpec | None, size: int | None, wides
       teacher: the teacher's phase, if it was trained here: its settings are those of iALS in the student's size.
       size: the bytes per row, if they are to decide width and precision.
       widest: the teacher's width.
+      variants: whether to vary width, precision and settings of the recipe.
     """
     at = base.make_model
     assert isinstance(at, ModelOf)
     yield Candidate(f"the recipe, {at.dim} {at.precision}", base)
     yield from alone(base, teacher)
+    if not variants:
+        return
     forms = [form for form in forms_for_bytes(size, widest) if form != (at.dim, at.precision)] if size else []
     for dim, precision in forms[:1]:
         model = dataclasses.replace(at, dim=dim, precision=precision)

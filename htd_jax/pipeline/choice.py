@@ -1,5 +1,6 @@
 """The choice of a run's teacher and student: by measurement in validation, within a budget."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.data import hold_out
+from htd_jax.errors import UserError
 from htd_jax.evaluation import shown_metrics
 from htd_jax.evaluation.users import held_out_users
 from htd_jax.pipeline.candidates import VARIANTS, Candidate, search_teacher, students
@@ -18,7 +20,7 @@ from htd_jax.pipeline.progress import ProgressLine, Show, silent
 from htd_jax.pipeline.request import RunSpec
 from htd_jax.pipeline.run_folder import RunFolder
 from htd_jax.pipeline.spec import STUDENT, TEACHER, PhaseSpec
-from htd_jax.pipeline.trials import Trials
+from htd_jax.pipeline.trials import Trial, Trials, read_trials
 from htd_jax.training import best_record, copy_checkpoints
 
 # The share of a budget that the search for a teacher may take.
@@ -73,6 +75,7 @@ class Choice:
             evaluation = dataclasses.replace(evaluation, eval_users=EVALUATED)
         trying = Experiment(self.trying.data, evaluation)
         tried: dict[str, PhaseSpec] = {}
+        known = self._known()
 
         def fit(phase: PhaseSpec) -> Measured:
             return self._measured(trying.train(phase, progress=silent, title=TEACHER))
@@ -81,9 +84,12 @@ class Choice:
 
             def measure(candidate: Candidate) -> float | None:
                 phase = candidate.phase
-                tried[_key(phase.describe())] = phase
+                settings = {**phase.describe(), "data": trying.fingerprint}
+                tried[_key(settings)] = phase
+                if (other := known.get(_key(settings))) and self.trials.find(TEACHER, settings) is None:
+                    self.trials.reuse(other)
                 limit = None if self.budget is None else TEACHER_SHARE * self.budget
-                return self._try(TEACHER, candidate, phase.describe(), lambda: fit(phase), show, limit)
+                return self._try(TEACHER, candidate, settings, lambda: fit(phase), show, limit)
 
             search_teacher(base, min(train.num_users, train.num_items), measure)
         if not self.trials.of(TEACHER):
@@ -103,7 +109,7 @@ class Choice:
         """
         base, choice = self.spec.distilled, self.spec.choice
         assert base is not None and choice is not None
-        if not choice.student or self.budget == 0:
+        if self.budget == 0:
             return base
         teacher = phases[TEACHER]
         if self.held_out and self.spec.teacher is not None:  # one that has not seen what the choice is measured on
@@ -114,7 +120,7 @@ class Choice:
         with self.progress("choice of student", 0, self.metric) as show:
 
             def measure(candidate: Candidate, fit: Callable[[], Measured], folder: Path, limit: float | None) -> bool:
-                settings = candidate.phase.describe()
+                settings = {**candidate.phase.describe(), "data": self.trying.fingerprint}
                 settings["teacher"] = taught_by if candidate.phase.needs_teacher else None
                 tried[_key(settings)] = candidate.phase, folder
                 return self._try(STUDENT, candidate, settings, fit, show, limit) is not None
@@ -124,7 +130,9 @@ class Choice:
                 known = self._measured(phases[STUDENT], kept=True)
                 measure(plain, lambda: known, self.folder.checkpoints(STUDENT), None)
             trainings = 0
-            for number, candidate in enumerate(students(base, self.spec.teacher, self.spec.settings.bytes, widest)):
+            size = self.spec.settings.bytes
+            candidates = students(base, self.spec.teacher, size, widest, variants=choice.variants)
+            for number, candidate in enumerate(candidates):
                 gradual = bool(candidate.phase.methods)
                 if gradual and self.budget is None and trainings > VARIANTS:
                     break
@@ -178,6 +186,14 @@ class Choice:
             show(f"{len(self.trials.of(part)) + 1}: {candidate.name}")
             trial = self.trials.run(part, candidate.name, settings, fit)
         return self.trials.value(trial)
+
+    def _known(self) -> dict[str, Trial]:
+        """Returns the trials of teachers in other runs, by their settings: students of several sizes share a search."""
+        found: dict[str, Trial] = {}
+        for path in sorted(self.spec.runs.glob(f"*/{self.folder.trials.name}")):
+            with contextlib.suppress(UserError):  # another run's trouble
+                found |= {_key(trial.settings): trial for trial in read_trials(path) if trial.part == TEACHER}
+        return found
 
     def _measured(self, fitted: Fitted, *, kept: bool = False) -> Measured:
         """Returns the metrics in validation of the epoch that is kept, or else of the best."""

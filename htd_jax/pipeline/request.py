@@ -157,12 +157,14 @@ class ChoiceSpec:
 
     Attributes:
       budget: the seconds after which no other trial starts; None for the default list of trials, 0 for none.
-      teacher, student: whether their settings are chosen.
+      teacher: whether the teacher's settings are chosen.
+      variants: whether the settings of student and method are; else only whether the method is better than a model
+        without a teacher.
     """
 
     budget: float | None
     teacher: bool
-    student: bool
+    variants: bool
 
 
 @dataclasses.dataclass(frozen=True)

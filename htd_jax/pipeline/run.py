@@ -99,7 +99,7 @@ def run(
             phases[chosen.name] = train(chosen, phases[TEACHER], start=phases[STUDENT])
             choice.clear()
         results = summarise(spec, phases)
-        if choice:
+        if choice and choice.trials.done:
             results["choice"] = choice.summary()
             folder.keep_choice(results["choice"])
         if baselines:

@@ -49,14 +49,7 @@ class Trials:
         self.metric = metric
         self.averaged = tuple(averaged) or (metric,)
         self.users = max(users, 1)
-        self.done: list[Trial] = []
-        if path and path.is_file():
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-                self.done = [Trial(**json.loads(line)) for line in lines]
-                _ = [trial.valid[metric] for trial in self.done]
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
-                raise UserError(f"{shown(path)}: damaged; delete it to repeat its trials") from None
+        self.done = read_trials(path) if path and path.is_file() else []
 
     @property
     def seconds(self) -> float:
@@ -69,8 +62,8 @@ class Trials:
 
     def value(self, trial: Trial) -> float:
         """Returns the metric of the choice; a number that is not finite counts as the worst."""
-        value = trial.valid[self.metric]
-        return value if value == value else -1.0
+        value = trial.valid.get(self.metric, 0.0)
+        return value if math.isfinite(value) else -1.0
 
     def best(self, part: str) -> Trial:
         """Returns the best trial of a part: of those whose metric is not clearly lower than the highest, by less than
@@ -92,6 +85,11 @@ class Trials:
         """Returns the trial of these settings; None if there is none."""
         settings = _as_read(settings)
         return next((trial for trial in self.done if (trial.part, trial.settings) == (part, settings)), None)
+
+    def reuse(self, trial: Trial) -> None:
+        """Adds a trial of another run."""
+        self.done.append(trial)
+        self._write()
 
     def run(
         self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[[], tuple[dict[str, float], int]]
@@ -132,6 +130,21 @@ class Trials:
         for path, text in ((self.path, "".join(lines)), (self.path.with_suffix(".md"), self.table())):
             with whole(path) as partial:
                 partial.write_text(text, encoding="utf-8")
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """Returns the trials that a file keeps.
+
+    Raises:
+      UserError: if it cannot be read, or is damaged.
+    """
+    try:
+        trials = [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(trial.valid, dict) and isinstance(trial.settings, dict) for trial in trials):
+            raise ValueError
+        return trials
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{shown(path)}: damaged; delete it to repeat its trials") from None
 
 
 def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:
