@@ -164,8 +164,8 @@ def read_split(path: Path | str, *, keep_first: bool = False) -> tuple[Split, in
                     f"{path.stat().st_size} bytes justify; number {name}s without gaps"
                 )
         try:
-            found = in_first_parts(parts) if keep_first else [(part[:, 0], part[:, 1]) for part in parts]
-            split = make_split(*found, *sizes.tolist())
+            train, valid, test = in_first_parts(parts) if keep_first else [(part[:, 0], part[:, 1]) for part in parts]
+            split = make_split(train, valid, test, *sizes.tolist())
             return split, sum(map(len, parts)) - sum(map(len, split))
         except UserError as error:
             raise UserError(f"{shown(path)}: {error}") from None

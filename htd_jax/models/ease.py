@@ -105,6 +105,9 @@ class EASESettings(ModelSettings):
     def check_size(self, train: Interactions) -> None:
         check_size(train)
 
+    def same_module(self) -> ModelSettings:
+        return EASESettings()
+
     def solver(self) -> Solver:
         return Solver(self._prepare, lambda variables, context: ({"params": context}, self._objective(context)))
 

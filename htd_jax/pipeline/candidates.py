@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from htd_jax.models import MODELS, IALSSettings, ModelOf, ModelSettings
+from htd_jax.models import MODELS, EASESettings, IALSSettings, ModelOf, ModelSettings
 from htd_jax.ops.precision import forms_for_bytes
 from htd_jax.pipeline.spec import PhaseSpec
 
@@ -81,7 +81,7 @@ def search_teacher(base: PhaseSpec, rows: int, measure: Measure) -> None:
         return
     dim, (_, penalty) = best.phase.dim or narrow, _pair(best)
     best = _best_of([best, *(fitted(dim, penalty, frequency) for frequency in (0.5, 1.0))], measure)
-    if best is not None and rows <= EASE_ROWS and "ease" in MODELS:
+    if best is not None and rows <= EASE_ROWS:
         _search_ease(base, best, measure)
 
 
@@ -90,10 +90,11 @@ def _search_ease(base: PhaseSpec, ials: Candidate, measure: Measure) -> None:
     dim, sweeps = ials.phase.dim, ials.phase.training.epochs
     ease = _best_of([_teacher(base, EASESettings(regularization=x), dim, 1) for x in EASE_LAMBDAS], measure)
     by_ials, by_ease = measure(ials), None if ease is None else measure(ease)
-    if ease is None or by_ials is None or by_ease is None or by_ease < MIXED_FROM * by_ials:
+    if ease is None or by_ials is None or by_ease is None or by_ease < MIXED_FROM * by_ials or "blend" not in MODELS:
         return
     penalty = _settings(ease).regularization
-    mixed = BlendSettings(**vars(_settings(ials)), ease_regularization=penalty)
+    blend: Any = MODELS["blend"]
+    mixed = blend(**vars(_settings(ials)), ease_regularization=penalty)
     _best_of([_teacher(base, dataclasses.replace(mixed, share=share), dim, sweeps) for share in SHARES], measure)
 
 
