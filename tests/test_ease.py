@@ -1,5 +1,7 @@
 """EASE against its definition in float64, in both forms, and as a teacher that has scores alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from runs import refused, results, start, start_command
 
 import htd_jax
 from htd_jax.data import Interactions
-from htd_jax.models import EASESettings, ease
+from htd_jax.models import BlendSettings, EASESettings, IALSSettings, ease
 from htd_jax.ops import inverses, platforms, sparse
 
 LAMBDA = 3.0
@@ -139,3 +141,38 @@ def test_a_run_with_it_as_teacher(tmp_path):
     listed = start_command("recommend", "--run", tmp_path / "run", "--phase", "teacher", "--k", "3")
     assert listed.status == 0, listed.err
     assert "--model EASE is no smaller at any width" in refused("--model", "ease", "--method", "none")
+
+
+# --- mixed with iALS
+
+
+def test_a_mix_is_that_of_z_scores(data):
+    settings = BlendSettings(alpha=10.0, regularization=3.0, share=0.4, ease_regularization=10.0)
+    model = htd_jax.fit(data, model=settings, dim=8, epochs=3, progress=False)
+    factors = htd_jax.fit(data, model=IALSSettings(alpha=10.0, regularization=3.0), dim=8, epochs=3, progress=False)
+    one = htd_jax.fit(data, model=EASESettings(regularization=10.0), progress=False)
+    users = np.arange(80)
+
+    def z_scores(fitted):
+        scores = np.asarray(fitted.scores(users), np.float64)
+        return (scores - scores.mean(1, keepdims=True)) / scores.std(1, keepdims=True)
+
+    variables = {"params": model.variables["params"]["factors"]}
+    same_start = dataclasses.replace(factors, variables=variables)
+    expected = 0.6 * z_scores(same_start) + 0.4 * z_scores(one)
+    np.testing.assert_allclose(model.scores(users), expected, rtol=1e-3, atol=1e-3)
+    items = np.array([[3, 149, 0]])
+    pairs = jax.jit(lambda v: model.make_model(data.train).apply(v, users[:, None], items, method="score"))
+    np.testing.assert_allclose(pairs(model.variables), expected[:, items[0]], rtol=1e-3, atol=1e-3)
+    assert model.teacher().representations is None and model.metrics["recall@50"] > 0.5
+
+
+def test_users_of_equal_scores_add_nothing():
+    train = Interactions.from_pairs([0, 0, 2], [1, 2, 2], 3, 5)
+    settings = BlendSettings(steps=0)
+    solver, module, zero = settings.solver(), settings.build(train, 2), jnp.zeros(1, jnp.int32)
+    begun = module.init(jax.random.key(0), zero, zero, method="score")
+    variables, _ = solver.sweep(begun, solver.prepare(train, None))
+    assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, variables)
+    scores = np.asarray(module.apply(variables, jnp.arange(3), method="score_all"))
+    assert np.isfinite(scores).all() and not scores[1].any() and scores[0].any()

@@ -13,6 +13,7 @@ from htd_jax.models.base import (
     Solver,
     with_tables,
 )
+from htd_jax.models.blend import Blend, BlendSettings
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.models.ease import EASE, EASESettings
 from htd_jax.models.ials import IALSSettings
@@ -30,6 +31,7 @@ MODELS = Registry(
         "lightgcn": LightGCNSettings,
         "ials": IALSSettings,
         "ease": EASESettings,
+        "blend": BlendSettings,
     },
     base=ModelSettings,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "EASE",
     "MODELS",
     "BPRSettings",
+    "Blend",
+    "BlendSettings",
     "EASESettings",
     "IALSSettings",
     "InnerProduct",
