@@ -1,11 +1,14 @@
 """Serving: lists, precisions, newcomers, folders, and the commands `export` and `recommend`."""
 
 import csv
+import ctypes
 import dataclasses
 import functools
 import gzip
 import json
+import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,10 @@ from htd_jax import data
 from htd_jax.command.export import export, train_command
 from htd_jax.command.recommend import read_asked, recommend
 from htd_jax.data import Dataset, Ids, Interactions
+from htd_jax.data.arrays import open_arrays
 from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
+from htd_jax.ops.precision import BITS, unpack
 from htd_jax.pipeline import open_phases, open_run, resolve_run
 from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
 from htd_jax.serving.topk import Hidden, Searched, best_items, best_scored, concatenate
@@ -472,9 +477,9 @@ def test_folded_rows_stand_in_as_many_lists_as_trained_ones(loss):
 
 
 @functools.cache
-def made(precision: str = "float32", users: int = 40, items: int = 120) -> Retriever:
+def made(precision: str = "float32", users: int = 40, items: int = 120, dim: int = 6) -> Retriever:
     rng = np.random.default_rng(7)
-    tables = [to_precision(rng.normal(size=(n, 6)), precision) for n in (users, items)]
+    tables = [to_precision(rng.normal(size=(n, dim)), precision) for n in (users, items)]
     ids = Ids.from_values([f"u{n}" for n in range(users)], "user"), Ids.from_values(np.arange(items) * 10 + 5, "item")
     return Retriever(*tables, *ids, pairs(rng, users, items, 400), {"dataset": "made", "metrics": {"recall@5": 0.5}})
 
@@ -723,21 +728,22 @@ def test_what_is_not_written(tmp_path, monkeypatch):
         htd_jax.load(tmp_path / "nowhere")
 
 
+def assert_same_lists(found: Any, users: Any, items: Any, rows: np.ndarray, scores: np.ndarray) -> None:
+    """Few bits give many equal scores, and sums in another order swap these: rows are compared by exact scores."""
+    np.testing.assert_allclose(scores, found.scores, rtol=1e-4, atol=1e-5)
+    exact = np.asarray(users, float) @ np.asarray(items, float).T
+    theirs, ours = (np.take_along_axis(exact, x, axis=1) for x in (rows, found.rows))
+    np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-6)
+    if len(np.unique(exact.round(5))) == exact.size:
+        np.testing.assert_array_equal(rows, found.rows)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_faiss_and_usearch_find_the_same(tmp_path, precision):
     made(precision).save(tmp_path / "model")
     users, items = (np.load(tmp_path / "model" / f"{side}.npy").astype(np.float32) for side in ("users", "items"))
     found = htd_jax.load(tmp_path / "model").recommend(k=10)
-    exact = users.astype(float) @ items.T.astype(float)
-
-    def same(rows: np.ndarray, scores: np.ndarray) -> None:
-        np.testing.assert_allclose(scores, found.scores, rtol=1e-4, atol=1e-5)
-        # Few bits give many equal scores, and sums in another order swap these.
-        theirs, ours = (np.take_along_axis(exact, x, axis=1) for x in (rows, found.rows))
-        np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-6)
-        if precision not in ("int3", "int2"):
-            np.testing.assert_array_equal(rows, found.rows)
-
+    same = functools.partial(assert_same_lists, found, users, items)
     faiss = pytest.importorskip("faiss")
     index = faiss.IndexFlatIP(items.shape[1])
     index.add(items)
@@ -746,6 +752,43 @@ def test_faiss_and_usearch_find_the_same(tmp_path, precision):
     usearch = pytest.importorskip("usearch.index")
     matches = usearch.search(items, users, 10, usearch.MetricKind.IP, exact=True)
     same(matches.keys.astype(int), 1 - matches.distances)
+
+
+@pytest.mark.parametrize("precision", ["int8", *BITS])
+def test_lists_from_the_codes_alone(tmp_path, precision):
+    """The formulas and the C program of `docs/serving.md` rank from the bytes of an export as `recommend` does."""
+    dataclasses.replace(made(precision, dim=27), seen=None).save(tmp_path / "model")
+    model = htd_jax.load(tmp_path / "model")
+    stored = {name: array.read() for name, array in open_arrays(tmp_path / "model" / "tables.safetensors").items()}
+    users, items = stored["users"], stored["items"]
+    same = functools.partial(assert_same_lists, model.recommend(k=10), model.users.floats(), model.items.floats())
+    if precision == "int8":
+        scores = stored["user_scales"][:, None] * stored["item_scales"] * (users.astype(int) @ items.T.astype(int))
+        same(*oracle(scores, 10))
+        return
+    bits, dim = BITS[precision], 27
+    doubled = lambda packed: 2 * np.asarray(unpack(jnp.asarray(packed), dim, bits), np.float32) - (2**bits - 1)
+    weights = doubled(users) * stored["user_steps"] * stored["item_steps"] / 4
+    same(*oracle(weights @ doubled(items).T, 10))
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT)
+    index.add(doubled(items))
+    same(*index.search(weights, 10)[::-1])
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    program = re.search("```c\n(.*?)```", (Path(__file__).parents[1] / "docs" / "serving.md").read_text(), re.DOTALL)
+    assert program
+    (tmp_path / "codes.c").write_text(program[1])
+    subprocess.run("cc -O2 -Wall -shared -fPIC codes.c -o codes.so".split(), cwd=tmp_path, check=True)
+    library, width = ctypes.CDLL(str(tmp_path / "codes.so")), items.shape[1]
+    library.prepare.restype = ctypes.c_float
+    at = lambda array: array.ctypes.data_as(ctypes.c_void_p)
+    table, scores = np.empty((width, 256), np.float32), np.empty((len(users), len(items)), np.float32)
+    for user, out in zip(users, scores):
+        user_steps, item_steps = stored["user_steps"], stored["item_steps"]
+        zeros = library.prepare(at(user), at(user_steps), at(item_steps), dim, bits, at(table))
+        library.scores(at(items), len(items), width, at(table), ctypes.c_float(zeros), at(out))
+    same(*oracle(scores, 10))
 
 
 # Runs and commands
