@@ -16,7 +16,7 @@ Both also show the rule of version 0.4: `least_squares` times one factor, the ra
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ import htd_jax
 from htd_jax import data
 from htd_jax.data import Interactions, Split
 from htd_jax.pipeline import open_run
-from htd_jax.serving import Retriever, Rows, best_items, fold
+from htd_jax.serving import Precision, Retriever, Rows, best_items, fold
 from htd_jax.serving.topk import Hidden, concatenate
 
 BINS = (1, 2, 5, 8, 13, 31, 110, 401)
@@ -60,7 +60,7 @@ class New:
     """Name of the data set."""
     method: str | None = None
     """Distillation method. Default: none, a plain BPR student."""
-    precision: Literal["float32", "float16", "int8", "int4"] = "float32"
+    precision: Precision = "float32"
     """Precision of the student."""
     dim: int = 20
     """Width of the student."""

@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--json OUT] [--items 25000 200000 1000000 --dims 20 64 --requests 100000]
 
-In batches: `best_items` with float32, int8 and int4 tables, with and without 24 seen items per user that are left out;
+In batches: `best_items` with tables from float32 to int2, with and without 24 seen items per user that are left out;
 faiss's IndexFlatIP and IndexHNSWFlat with its recall against exact search; and NumPy, a product and argpartition per
 block of users. One user: the same searches by row, and `Retriever.recommend` by id with seen items left out. Rounds
 alternate between all of them, and medians are compared, so that other work on the machine slows all alike. The last
@@ -31,7 +31,7 @@ from htd_jax.data import Ids, Interactions
 from htd_jax.serving import Retriever, best_items, to_precision
 from htd_jax.serving.topk import Hidden, Searched, concatenate
 
-PRECISIONS = "float32", "int8", "int4"
+PRECISIONS = "float32", "int8", "int4", "int3", "int2"
 
 
 @dataclasses.dataclass

@@ -779,7 +779,8 @@ def test_lists_from_the_codes_alone(tmp_path, precision):
     program = re.search("```c\n(.*?)```", (Path(__file__).parents[1] / "docs" / "serving.md").read_text(), re.DOTALL)
     assert program
     (tmp_path / "codes.c").write_text(program[1])
-    subprocess.run("cc -O2 -Wall -shared -fPIC codes.c -o codes.so".split(), cwd=tmp_path, check=True)
+    command = ["cc", "-O2", "-Wall", "-shared", "-fPIC", "codes.c", "-o", "codes.so"]
+    subprocess.run(command, cwd=tmp_path, check=True)
     library, width = ctypes.CDLL(str(tmp_path / "codes.so")), items.shape[1]
     library.prepare.restype = ctypes.c_float
     at = lambda array: array.ctypes.data_as(ctypes.c_void_p)
