@@ -11,11 +11,11 @@ from annotated_types import Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions
-from htd_jax.models.base import Labels, Recommender, Solver
+from htd_jax.models.base import Labels, ModelSettings, Recommender, Solver
 from htd_jax.models.bpr import BPR
 from htd_jax.models.ease import EASE, check_size, fit_ease
 from htd_jax.models.ials import Context as FactorsContext
-from htd_jax.models.ials import IALSSettings
+from htd_jax.models.ials import IALSSettings, Sweep
 from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 
@@ -73,11 +73,38 @@ class Blend(Recommender):
 
 @struct.dataclass
 class Context:
-    """The training data of iALS's sweeps, and the solution of EASE with the moments of its scores."""
+    """The training data of iALS's sweeps, the solution of EASE with the moments of its scores, and its share."""
 
     factors: FactorsContext
     ease: dict[str, jax.Array]
     moments: Moments
+    share: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedSweep:
+    """Sweeps over the factors, and weighs both models anew; the objective is iALS's. It compares by value, see `Sweep`.
+
+    Attributes:
+      steps: see `IALSSettings`.
+    """
+
+    steps: int
+
+    def __call__(self, variables: Any, context: Context) -> tuple[Any, jax.Array]:
+        factors, objective = Sweep(self.steps)({"params": variables["params"]["factors"]}, context.factors)
+        of_factors = _product_moments(factors["params"]["users"], factors["params"]["items"])
+        scales = _scales(of_factors, context.moments, context.share)
+        return {"params": {"factors": factors["params"], "ease": context.ease, "scales": scales}}, objective
+
+
+def _scales(factors: Moments, ease: Moments, share: jax.Array) -> jax.Array:
+    """Returns `Blend.scales`."""
+    columns, rest = [], jnp.zeros_like(factors[0])
+    for weight, (mean, deviation) in ((1 - share, factors), (share, ease)):
+        columns.append(jnp.where(deviation > 0, weight / jnp.where(deviation > 0, deviation, 1), 0))
+        rest -= columns[-1] * mean
+    return jnp.stack([*columns, rest], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,26 +130,15 @@ class BlendSettings(IALSSettings):
         check_size(train)
 
     def solver(self) -> Solver:
-        return Solver(self._prepare_both, self._sweep_both)
+        return Solver(self._prepare_both, MixedSweep(self.steps))
+
+    def same_module(self) -> ModelSettings:
+        return BlendSettings()
 
     def _prepare_both(self, train: Interactions, labels: Labels | None) -> Context:
         ease = fit_ease(train, self.ease_regularization)
-        return Context(self._prepare(train, labels), ease, _row_moments(ease, train))
-
-    def _sweep_both(self, variables: Any, context: Context) -> tuple[Any, jax.Array]:
-        """Sweeps over the factors; the objective is iALS's."""
-        factors, objective = self._sweep({"params": variables["params"]["factors"]}, context.factors)
-        of_factors = _product_moments(factors["params"]["users"], factors["params"]["items"])
-        scales = self._scales(of_factors, context.moments)
-        return {"params": {"factors": factors["params"], "ease": context.ease, "scales": scales}}, objective
-
-    def _scales(self, factors: Moments, ease: Moments) -> jax.Array:
-        """Returns `Blend.scales`."""
-        columns, rest = [], jnp.zeros_like(factors[0])
-        for weight, (mean, deviation) in ((1 - self.share, factors), (self.share, ease)):
-            columns.append(jnp.where(deviation > 0, weight / jnp.where(deviation > 0, deviation, 1), 0))
-            rest -= columns[-1] * mean
-        return jnp.stack([*columns, rest], axis=1)
+        share = jnp.asarray(self.share, jnp.float32)
+        return Context(self._prepare(train, labels), ease, _row_moments(ease, train), share)
 
 
 def _product_moments(users: jax.Array, items: jax.Array) -> Moments:

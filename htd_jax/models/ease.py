@@ -1,7 +1,7 @@
 """EASE: a linear model of items on items, fitted in closed form."""
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import chex
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Gt
+from flax import struct
 
 from htd_jax.data import Interactions, seen_mask, was_seen
 from htd_jax.errors import UserError
@@ -86,6 +87,14 @@ class EASE(Recommender):
         raise NotImplementedError("EASE is fitted in closed form")
 
 
+@struct.dataclass
+class Context:
+    """The solution, as `fit_ease` returns it, and lambda."""
+
+    params: dict[str, jax.Array]
+    regularization: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class EASESettings(ModelSettings):
     """Settings of EASE, a linear model of items on items (Steck, WWW'19)."""
@@ -109,14 +118,15 @@ class EASESettings(ModelSettings):
         return EASESettings()
 
     def solver(self) -> Solver:
-        return Solver(self._prepare, lambda variables, context: ({"params": context}, self._objective(context)))
+        return Solver(self._prepare, _solved)
 
-    def _prepare(self, train: Interactions, labels: Labels | None) -> dict[str, jax.Array]:
-        return fit_ease(train, self.regularization)
+    def _prepare(self, train: Interactions, labels: Labels | None) -> Context:
+        return Context(fit_ease(train, self.regularization), jnp.asarray(self.regularization, jnp.float32))
 
-    def _objective(self, params: dict[str, jax.Array]) -> jax.Array:
-        """Returns |X - XB|^2 + lambda |B|^2: by the columns of the solution, the sum of 1 / P_ii - lambda."""
-        return jnp.sum(1 / params["diagonal"] - self.regularization)
+
+def _solved(variables: Any, context: Context) -> tuple[Any, jax.Array]:
+    """Returns the solution, and |X - XB|^2 + lambda |B|^2: by the columns of B, the sum of 1 / P_ii - lambda."""
+    return {"params": context.params}, jnp.sum(1 / context.params["diagonal"] - context.regularization)
 
 
 def check_size(train: Interactions) -> None:
