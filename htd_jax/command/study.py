@@ -326,7 +326,7 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     kinds = options.kinds or (("best", "svd", "als", "rounded") if small else frontiers.KINDS)
     seeds = options.seeds or ((0,) if small else (0, 1, 2))
     frontiers.check_kinds(kinds)
-    request = parse_request([*flags, "--method", NO_METHOD], prog=prog, description="")
+    request = parse_request([*flags, "--method", "best"], prog=prog, description="")
     runs, dataset = request.paths.runs, request.load_dataset()
     evaluation = resolve_run(request, dataset).evaluation
     note_ignored(request.paths)
@@ -335,8 +335,8 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     check_report(runs, "frontier", fingerprint(dataset))
     with claimed(runs, "study", "runs"), numerics():
         log = lambda line: print(f"  {line}", flush=True)
-        points = []
-        for point in frontiers.Frontier(dataset, request.evaluation, runs, sizes, kinds, log).points(seeds):
+        points: list[frontiers.Point] = []
+        for point in frontiers.Frontier(request, dataset, sizes, kinds, log).points(seeds):
             points.append(point)
             result = f"{point.size:g} bytes, seed {point.seed}: {metrics[0]} {point.test[metrics[0]]:.4f}"
             print(f"{point.kind}, {point.what}, {result}", flush=True)

@@ -9,6 +9,7 @@ from htd_jax.pipeline.run import RunResult, gap_closed, prepare_run, run, run_id
 from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_phases, open_run, write_json
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
 from htd_jax.pipeline.teachers import open_teacher, read_teacher
+from htd_jax.pipeline.trials import Trial, Trials
 
 __all__ = [
     "NO_METHOD",
@@ -26,6 +27,8 @@ __all__ = [
     "RunResult",
     "RunSettings",
     "RunSpec",
+    "Trial",
+    "Trials",
     "claimed",
     "distill",
     "fit",

@@ -117,8 +117,8 @@ def students(
     yield from alone(base, teacher)
     if not variants:
         return
-    forms = [form for form in forms_for_bytes(size, widest) if form != (at.dim, at.precision)] if size else []
-    for dim, precision in forms[:1]:
+    wider = [form for form in forms_for_bytes(size, widest) if form[0] > at.dim] if size else []
+    for dim, precision in wider[:1]:  # more numbers, each in fewer bits
         model = dataclasses.replace(at, dim=dim, precision=precision)
         yield Candidate(f"the recipe, {dim} {precision}", dataclasses.replace(base, make_model=model, dim=dim))
     for name, change in VARIATIONS:

@@ -24,11 +24,13 @@ class RunResult:
       spec: the run.
       phases: `teacher`, `student` and the method, each trained.
       results: what `results.json` holds.
+      experiment: data and evaluation.
     """
 
     spec: RunSpec
     phases: dict[str, Fitted]
     results: dict[str, Any]
+    experiment: Experiment
 
     @property
     def records(self) -> dict[str, list[dict[str, Any]]]:
@@ -106,7 +108,7 @@ def run(
             results["baselines"] = measure_baselines(spec, experiment, phases[TEACHER])
         folder.write_metrics(records)
         folder.write_results(results)
-        return RunResult(spec, phases, results)
+        return RunResult(spec, phases, results, experiment)
 
 
 def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment]:

@@ -15,9 +15,8 @@ import numpy as np
 
 from htd_jax.data import Dataset
 from htd_jax.errors import UserError
-from htd_jax.evaluation import Evaluation
-from htd_jax.models import BPRSettings, ModelOf
-from htd_jax.ops.precision import for_bytes, row_bytes, to_precision
+from htd_jax.models import BPRSettings, IALSSettings, ModelOf
+from htd_jax.ops.precision import row_bytes, to_precision
 from htd_jax.pipeline import (
     NO_METHOD,
     STUDENT,
@@ -25,8 +24,14 @@ from htd_jax.pipeline import (
     Experiment,
     Fitted,
     PhaseRequest,
+    RunFolder,
+    RunRequest,
+    RunResult,
+    Trials,
     hash_of,
     resolve,
+    resolve_run,
+    run,
     silent,
     write_json,
 )
@@ -39,10 +44,7 @@ from htd_jax.studies.report import Cell, Chart, Part, Report, Table, Values, mea
 SIZES = (5, 10, 20, 50, 100)
 
 # Kinds of models: students, and the teacher's rows compressed.
-KINDS = ("best", "htd", "ftd", "svd", "als", "rounded", "pq", "opq")
-
-# The widths of float32 students.
-WIDTHS = (5, 10, 20)
+KINDS = ("best", "plain", "als", "svd", "rounded", "pq", "opq", "htd", "ftd")
 
 # Centroids of a product code, one byte each; a table with fewer rows has no code.
 CENTROIDS = 256
@@ -87,47 +89,59 @@ class Frontier:
     """The models of a frontier, and where they are kept.
 
     Attributes:
-      data: the data set.
-      evaluation: how models are evaluated.
-      runs: the folder in which trained models are kept and found.
-      sizes: the bytes per row.
+      request: data, evaluation, folder of runs and budget; method, bytes and seed are the frontier's.
+      data: the data set of the request.
+      sizes: the bytes per row. Models in float32 have as many dimensions, which take four times the bytes.
       kinds: the kinds of models.
       log: a callback, called with a line before each model.
     """
 
+    request: RunRequest
     data: Dataset
-    evaluation: Evaluation
-    runs: Path
     sizes: Sequence[int] = SIZES
     kinds: Sequence[str] = KINDS
     log: Callable[[str], None] = lambda line: None
 
+    @property
+    def runs(self) -> Path:
+        """The folder in which trained models are kept and found."""
+        return self.request.paths.runs
+
     def points(self, seeds: Sequence[int] = (0,)) -> Iterator[Point]:
-        """Yields every model, the iALS teacher of each seed first."""
-        experiment = Experiment(self.data, self.evaluation.resolve(self.data.split))
+        """Yields every model, the teacher of each seed first."""
         for seed in seeds:
-            yield from self._points(experiment, seed)
+            yield from self._points(seed)
 
-    def _points(self, experiment: Experiment, seed: int) -> Iterator[Point]:
+    def _points(self, seed: int) -> Iterator[Point]:
         def trained(kind: str, what: str, size: float, model: Fitted) -> Point:
-            served = model.retriever()
             test, valid = model.chosen["test"], model.chosen["valid"]
-            return Point(kind, what, size, seed, test, valid, _rank_time(served.users, served.items))
+            milliseconds = float("nan")
+            if model.inner_product:
+                served = model.retriever()
+                milliseconds = _rank_time(served.users, served.items)
+            return Point(kind, what, size, seed, test, valid, milliseconds)
 
-        def train(name: str, dim: int, precision: str = "float32") -> Fitted:
-            return self._train(experiment, name, seed, teacher, dim, precision)
+        def train(name: str, dim: int) -> Fitted:
+            return self._train(experiment, name, seed, factors, dim, solved)
 
-        teacher = self._train(experiment, TEACHER, seed)
-        tables = teacher.representations()
+        for number, size in enumerate(self.sizes):
+            self.log(f"best, {size} bytes")
+            result = self._best(seed, size)
+            if not number:
+                experiment, teacher = result.experiment, result.phases[TEACHER]
+                model = teacher.settings["model"]
+                yield trained(TEACHER, f"{model['name']} {model['dim']} float32", 4 * model["dim"], teacher)
+            if "best" in self.kinds:
+                own = result.phases["best"].settings["model"]
+                dim, precision = own["dim"], own.get("precision", "float32")
+                fitted = result.phases["best"]
+                yield trained("best", f"{dim} {precision}", row_bytes(dim, precision), fitted)
+        factors, solved = self._factors(experiment, result, seed)
+        for kind in ("plain", "htd", "ftd", "svd", "als"):
+            for dim in self.sizes if kind in self.kinds else ():
+                yield trained(kind, f"{dim} float32", 4 * dim, train(kind, dim))
+        tables = factors.representations()
         width = tables.users.shape[1]
-        yield trained(TEACHER, f"{width} float32", 4 * width, teacher)
-        for size in self.sizes if "best" in self.kinds else ():
-            dim, precision = for_bytes(size, width)
-            yield trained("best", f"{dim} {precision}", row_bytes(dim, precision), train("best", dim, precision))
-        for kind in ("best", "htd", "ftd", "svd", "als"):
-            for dim in WIDTHS if kind in self.kinds else ():
-                title = "best, float32" if kind == "best" else kind
-                yield trained(title, f"{dim} float32", 4 * dim, train(kind, dim))
         compressed = [("rounded", precision, row_bytes(width, precision)) for precision in ("int8", "int4")]
         compressed += [(kind, f"{size} codes", size) for kind in ("pq", "opq") for size in self.sizes if size <= width]
         made_from = {
@@ -153,33 +167,55 @@ class Frontier:
                 write_json(path, {**made_from, "point": dataclasses.asdict(point)})
             yield point
 
+    def _best(self, seed: int, size: int) -> RunResult:
+        """Runs `best` at a size, as `htd-jax train` does."""
+        settings = dataclasses.replace(self.request.settings, method="best", seed=seed, bytes=size)
+        spec = resolve_run(dataclasses.replace(self.request, settings=settings), self.data)
+        return run(spec, Experiment(self.data, spec.evaluation), progress=silent)
+
+    def _factors(self, experiment: Experiment, result: RunResult, seed: int) -> tuple[Fitted, IALSSettings]:
+        """Returns the best teacher that has factors, and its settings: the run's, or the best iALS among its trials."""
+        teacher = result.phases[TEACHER]
+        model = teacher.make_model
+        if isinstance(model, ModelOf) and type(model.settings) is IALSSettings:
+            return teacher, model.settings
+        tried = Trials(RunFolder(result.spec.folder).trials, result.spec.evaluation.metric)
+        best = max((t for t in tried.of(TEACHER) if t.settings["model"]["name"] == "ials"), key=tried.value)
+        fields = {name: x for name, x in best.settings["model"].items() if name not in ("name", "dim")}
+        settings = IALSSettings(**fields)
+        assert result.spec.teacher is not None
+        training = dataclasses.replace(result.spec.teacher.training, epochs=best.epoch + 1)
+        dim = best.settings["model"]["dim"]
+        phase = dataclasses.replace(result.spec.teacher, make_model=ModelOf(settings, dim), dim=dim, training=training)
+        folder = self.runs / f"{self.data.name}-factors-seed{seed}"
+        return experiment.train(phase, folder=folder, progress=silent), settings
+
     def _train(
-        self,
-        experiment: Experiment,
-        name: str,
-        seed: int,
-        teacher: Fitted | None = None,
-        dim: int | None = None,
-        precision: str = "float32",
+        self, experiment: Experiment, name: str, seed: int, teacher: Fitted, dim: int, solved: IALSSettings
     ) -> Fitted:
-        self.log(" ".join(str(x) for x in (name, dim or "", precision) if x))
-        alone = name in (TEACHER, "als")
-        request = PhaseRequest(
-            role=TEACHER if name == TEACHER else STUDENT,
-            model="ials" if alone else "bpr",
-            dim=dim,
-            method=NO_METHOD if alone else name,
-            precision=precision,
-            seed=seed,
-            evaluation=self.evaluation,
-        )
-        parts = (self.data.name, name, str(dim or ""), precision, f"seed{seed}")
-        return experiment.train(
-            resolve(request, self.data.split),
-            None if alone else teacher,
-            folder=self.runs / "-".join(part for part in parts if part),
-            progress=silent,
-        )
+        """Returns a model of `dim` float32 numbers per row: a method's student, the plain one, or iALS at the lambda
+        that is best in validation, from the teacher's down."""
+        self.log(f"{name} {dim}")
+        models: list[tuple[str, str | IALSSettings]] = [("", "bpr")]
+        if name == "als":
+            penalties = [solved.regularization / factor for factor in (1, 2, 4, 8)]
+            models = [(f"{x:g}", dataclasses.replace(solved, regularization=x)) for x in penalties]
+        found = []
+        for part, model in models:
+            request = PhaseRequest(
+                role=STUDENT,
+                model=model,
+                dim=dim,
+                method=NO_METHOD if name in ("als", "plain") else name,
+                seed=seed,
+                evaluation=self.request.evaluation,
+            )
+            parts = (self.data.name, name, str(dim), part, f"seed{seed}")
+            folder = self.runs / "-".join(x for x in parts if x)
+            phase = resolve(request, self.data.split)
+            found.append(experiment.train(phase, teacher, folder=folder, progress=silent))
+        metric = experiment.evaluation.metric
+        return max(found, key=lambda fitted: fitted.chosen["valid"][metric])
 
 
 def _read_point(path: Path, made_from: dict[str, Any]) -> Point | None:
