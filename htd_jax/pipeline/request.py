@@ -274,7 +274,7 @@ def _choice(request: RunRequest, model: ModelSettings, teacher: ModelSettings) -
     methods = request.methods
     if len(methods) != 1 or not all(method.searched for method in methods.values()):
         if budget is not None:
-            raise UserError("`budget` is for --method best, which chooses its settings; leave it out")
+            raise UserError("`budget` is for a `method` that chooses its settings, which is best; leave it out")
         return None
     settings = request.settings
     default_teacher = teacher == IALSSettings() and settings.teacher_model in (None, "ials")

@@ -22,7 +22,8 @@ def ablated(method: str) -> tuple[Variant, ...]:
       UserError: if the method has no ablation.
     """
     htd = lambda part, label, **changes: Variant("htd", {"htd": changes}, part=part, label=label)
-    best = lambda part, label, **changes: Variant("best", {"best": changes}, part=part, label=label)
+    fixed = {"budget": "0"}  # one change at a time, not another choice for each
+    best = lambda part, label, **changes: Variant("best", {"best": changes}, settings=fixed, part=part, label=label)
     if method == "htd":
         return (
             Variant("htd", label="HTD"),
@@ -37,14 +38,15 @@ def ablated(method: str) -> tuple[Variant, ...]:
         )
     if method == "best":
         return (
-            Variant("best", label="the recipe"),
+            Variant("best", settings=fixed, label="the recipe"),
             best("teacher", "no teacher: softmax of the seen items", weight=0.0),
-            best("teacher", "the teacher's own order (temperature 1)", teacher_temperature=1.0),
+            best("teacher", "the teacher's order counts more (perplexity 20)", perplexity=20.0),
+            best("teacher", "the teacher's order counts little (perplexity 250)", perplexity=250.0),
             best("teacher", "20 items of the teacher", top=20),
             best("teacher", "500 items of the teacher", top=500),
-            Variant("best", training={"l2": 0.0}, part="training", label="no L2"),
-            Variant("best", training={"schedule": "constant"}, part="training", label="constant learning rate"),
-            Variant("best", settings={"student_init": "svd"}, part="start", label="from the teacher's SVD"),
+            Variant("best", training={"l2": 0.0}, settings=fixed, part="training", label="no L2"),
+            Variant("best", training={"schedule": "constant"}, settings=fixed, part="training", label="constant learning rate"),
+            Variant("best", settings={"student_init": "svd", **fixed}, part="start", label="from the teacher's SVD"),
             Variant("best+ftd", part="topology", label="with FTD"),
             Variant("best+htd", part="topology", label="with HTD"),
         )
