@@ -20,16 +20,15 @@ RATIOS = (1.0, 4.0, 0.25)
 # The most steps of the finer search, each of up to four trials.
 STEPS = 4
 
-# EASE is tried where its inverse, of at most so many rows, takes seconds; its lambdas, and its shares of a mix.
+# EASE is tried where its inverse, of at most so many rows, takes seconds; its first lambda, and its share of a mix.
 EASE_ROWS = 8_192
-EASE_LAMBDAS = (100.0, 400.0, 25.0, 1600.0)
-SHARES = (0.3, 0.15, 0.5)
+EASE_LAMBDA, SHARE = 100.0, 0.3
 
 # A mix is tried where EASE alone reaches this share of iALS's metric.
 MIXED_FROM = 0.85
 
 # Trainings of the student that the default budget adds to the first.
-VARIANTS = 2
+VARIANTS = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +87,17 @@ def search_teacher(base: PhaseSpec, rows: int, measure: Measure) -> None:
 def _search_ease(base: PhaseSpec, ials: Candidate, measure: Measure) -> None:
     """Tries EASE, and mixes of it with the best iALS if it comes near."""
     dim, sweeps = ials.phase.dim, ials.phase.training.epochs
-    ease = _best_of([_teacher(base, EASESettings(regularization=x), dim, 1) for x in EASE_LAMBDAS], measure)
+    ease = _best_of([_ease(base, dim, EASE_LAMBDA), _ease(base, dim, 4 * EASE_LAMBDA)], measure)
+    if ease is not None:
+        stronger = _settings(ease).regularization > EASE_LAMBDA
+        ease = _best_of([ease, _ease(base, dim, EASE_LAMBDA * (16 if stronger else 0.25))], measure)
     by_ials, by_ease = measure(ials), None if ease is None else measure(ease)
     if ease is None or by_ials is None or by_ease is None or by_ease < MIXED_FROM * by_ials or "blend" not in MODELS:
         return
     penalty = _settings(ease).regularization
     blend: Any = MODELS["blend"]
     mixed = blend(**vars(_settings(ials)), ease_regularization=penalty)
-    _best_of([_teacher(base, dataclasses.replace(mixed, share=share), dim, sweeps) for share in SHARES], measure)
+    measure(_teacher(base, dataclasses.replace(mixed, share=SHARE), dim, sweeps))
 
 
 def students(
@@ -126,7 +128,7 @@ def students(
 
 
 def alone(base: PhaseSpec, teacher: PhaseSpec | None) -> Iterator[Candidate]:
-    """Yields iALS in as many bytes as the student, rounded to its precision, at three lambdas."""
+    """Yields iALS in as many bytes as the student, rounded to its precision, at two lambdas."""
     at = base.make_model
     assert isinstance(at, ModelOf)
     if teacher is None or not isinstance(teacher.make_model, ModelOf):
@@ -134,10 +136,10 @@ def alone(base: PhaseSpec, teacher: PhaseSpec | None) -> Iterator[Candidate]:
     settings = teacher.make_model.settings
     if not isinstance(settings, IALSSettings):
         return
-    for factor in (1.0, 0.5, 0.25):
+    for factor in (1.0, 0.25):
         own = dataclasses.replace(settings, regularization=settings.regularization * factor)
         model = ModelOf(own, at.dim, at.precision)
-        training = dataclasses.replace(teacher.training, epochs=SWEEPS, eval_every=2)
+        training = dataclasses.replace(teacher.training, epochs=SWEEPS, eval_every=2, patience=2)
         phase = dataclasses.replace(teacher, name=base.name, make_model=model, dim=at.dim, training=training)
         yield Candidate(f"{_described(model)}, no teacher", phase)
 
@@ -166,9 +168,16 @@ VARIATIONS: tuple[tuple[str, Callable[[PhaseSpec], PhaseSpec]], ...] = (
 )
 
 
+def _ease(base: PhaseSpec, dim: int | None, penalty: float) -> Candidate:
+    return _teacher(base, EASESettings(regularization=penalty), dim, 1)
+
+
 def _teacher(base: PhaseSpec, settings: ModelSettings, dim: int | None, sweeps: int) -> Candidate:
     model = ModelOf(settings, dim or 1)
-    training = dataclasses.replace(base.training, epochs=sweeps, eval_every=2 if sweeps == SWEEPS else sweeps)
+    more = sweeps > FEW_SWEEPS  # then the best of them is looked for
+    training = dataclasses.replace(
+        base.training, epochs=sweeps, eval_every=2 if more else sweeps, patience=2 if more else None
+    )
     return Candidate(_described(model), dataclasses.replace(base, make_model=model, dim=dim, training=training))
 
 

@@ -96,7 +96,7 @@ class Choice:
             return base
         best = self.trials.best(TEACHER)
         chosen = tried[_key(best.settings)]
-        training = dataclasses.replace(chosen.training, epochs=best.epoch + 1, eval_every=base.training.eval_every)
+        training = dataclasses.replace(base.training, epochs=best.epoch + 1)
         return dataclasses.replace(chosen, training=training)
 
     def student(self, phases: Mapping[str, Fitted]) -> PhaseSpec:
@@ -150,7 +150,8 @@ class Choice:
             or checkpoints.parent != self.folder.trial(0).parent
         )
         if not kept:  # a closed form, at its best sweep
-            chosen = dataclasses.replace(chosen, training=dataclasses.replace(chosen.training, epochs=best.epoch + 1))
+            training = dataclasses.replace(chosen.training, epochs=best.epoch + 1, patience=base.training.patience)
+            chosen = dataclasses.replace(chosen, training=training)
         if kept and not self.held_out and not self.folder.checkpoints(base.name).exists() and checkpoints.is_dir():
             copy_checkpoints(checkpoints, self.folder.checkpoints(base.name))
         return chosen
