@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from htd_jax.models import MODELS, EASESettings, IALSSettings, ModelOf, ModelSettings
+from htd_jax.models import BlendSettings, EASESettings, IALSSettings, ModelOf, ModelSettings
 from htd_jax.ops.precision import forms_for_bytes
 from htd_jax.pipeline.spec import PhaseSpec
 
@@ -92,11 +92,10 @@ def _search_ease(base: PhaseSpec, ials: Candidate, measure: Measure) -> None:
         stronger = _settings(ease).regularization > EASE_LAMBDA
         ease = _best_of([ease, _ease(base, dim, EASE_LAMBDA * (16 if stronger else 0.25))], measure)
     by_ials, by_ease = measure(ials), None if ease is None else measure(ease)
-    if ease is None or by_ials is None or by_ease is None or by_ease < MIXED_FROM * by_ials or "blend" not in MODELS:
+    if ease is None or by_ials is None or by_ease is None or by_ease < MIXED_FROM * by_ials:
         return
     penalty = _settings(ease).regularization
-    blend: Any = MODELS["blend"]
-    mixed = blend(**vars(_settings(ials)), ease_regularization=penalty)
+    mixed = BlendSettings(**vars(_settings(ials)), ease_regularization=penalty)
     measure(_teacher(base, dataclasses.replace(mixed, share=SHARE), dim, sweeps))
 
 
