@@ -7,7 +7,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from annotated_types import Gt, Interval
+from annotated_types import Ge, Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions
@@ -108,12 +108,20 @@ def _scales(factors: Moments, ease: Moments, share: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlendSettings(IALSSettings):
-    """Settings of a mix of iALS, whose settings it has, and EASE, by z-scores per user (this project).
+class BlendSettings(ModelSettings):
+    """Settings of a mix of iALS and EASE, by z-scores per user (this project).
 
     EASE is solved once, before the first sweep of iALS.
     """
 
+    alpha: Annotated[float, Gt(1)] = IALSSettings.alpha
+    """Confidence of a seen pair in iALS, alpha; the confidence of an unseen pair is 1."""
+    regularization: Annotated[float, Gt(0)] = IALSSettings.regularization
+    """Lambda of iALS, the weight of its L2 penalty: its average over all users, and over all items."""
+    frequency: Annotated[float, Interval(ge=0, le=1)] = IALSSettings.frequency
+    """Exponent nu of iALS's penalty, see --ials.frequency."""
+    steps: Annotated[int, Ge(0)] = IALSSettings.steps
+    """Conjugate gradient steps of iALS per user or item in each sweep; 0 solves exactly."""
     ease_regularization: Annotated[float, Gt(0)] = 200.0
     """Lambda of EASE, the weight of its L2 penalty."""
     share: Annotated[float, Interval(ge=0, le=1)] = 0.3
@@ -121,7 +129,14 @@ class BlendSettings(IALSSettings):
 
     module: ClassVar[type[Recommender]] = Blend
     label: ClassVar[str] = "iALS + EASE"
+    epochs: ClassVar[int] = IALSSettings.epochs
+    closed_form: ClassVar[bool] = True
     teacher_only: ClassVar[bool] = True
+
+    @property
+    def ials(self) -> IALSSettings:
+        """The settings of iALS alone."""
+        return IALSSettings(self.alpha, self.regularization, self.frequency, self.steps)
 
     def build(self, train: Interactions, dim: int) -> Blend:
         return Blend(train.num_users, train.num_items, train, dim)
@@ -130,15 +145,15 @@ class BlendSettings(IALSSettings):
         check_size(train)
 
     def solver(self) -> Solver:
-        return Solver(self._prepare_both, MixedSweep(self.steps))
+        return Solver(self._prepare, MixedSweep(self.steps))
 
     def same_module(self) -> ModelSettings:
         return BlendSettings()
 
-    def _prepare_both(self, train: Interactions, labels: Labels | None) -> Context:
+    def _prepare(self, train: Interactions, labels: Labels | None) -> Context:
         ease = fit_ease(train, self.ease_regularization)
         share = jnp.asarray(self.share, jnp.float32)
-        return Context(self._prepare(train, labels), ease, _row_moments(ease, train), share)
+        return Context(self.ials.solver().prepare(train, labels), ease, _row_moments(ease, train), share)
 
 
 def _product_moments(users: jax.Array, items: jax.Array) -> Moments:
