@@ -133,6 +133,7 @@ def alone(base: PhaseSpec, teacher: PhaseSpec | None) -> Iterator[Candidate]:
     if teacher is None or not isinstance(teacher.make_model, ModelOf):
         return
     settings = teacher.make_model.settings
+    settings = settings.ials if isinstance(settings, BlendSettings) else settings
     if not isinstance(settings, IALSSettings):
         return
     for factor in (1.0, 0.25):
