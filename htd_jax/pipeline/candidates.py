@@ -27,6 +27,9 @@ EASE_LAMBDA, SHARE = 100.0, 0.3
 # A mix is tried where EASE alone reaches this share of iALS's metric.
 MIXED_FROM = 0.85
 
+# Rows of fewer numbers than this may be better with more of them, in fewer bits each.
+SHORT = 16
+
 # Trainings of the student that the default budget adds to the first.
 VARIANTS = 1
 
@@ -119,7 +122,7 @@ def students(
     if not variants:
         return
     wider = [form for form in forms_for_bytes(size, widest) if form[0] > at.dim] if size else []
-    for dim, precision in wider[:1]:  # more numbers, each in fewer bits
+    for dim, precision in wider[: at.dim < SHORT]:  # more numbers, each in fewer bits
         model = dataclasses.replace(at, dim=dim, precision=precision)
         yield Candidate(f"the recipe, {dim} {precision}", dataclasses.replace(base, make_model=model, dim=dim))
     for name, change in VARIATIONS:
