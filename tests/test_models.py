@@ -14,7 +14,18 @@ import pytest
 from htd_jax import losses
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
-from htd_jax.models import BPR, InnerProduct, LightGCN, ModelOf, ModelSettings, NeuMF, Recommender, lightgcn, make_graph
+from htd_jax.models import (
+    BPR,
+    Folded,
+    InnerProduct,
+    LightGCN,
+    ModelOf,
+    ModelSettings,
+    NeuMF,
+    Recommender,
+    lightgcn,
+    make_graph,
+)
 from htd_jax.ops import neighbours
 
 USERS, ITEMS, DIM = 13, 29, 6
@@ -54,6 +65,7 @@ MODELS = {
     "neumf, one layer": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=1),
     "neumf, more layers than halves": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=6),
     "lightgcn": lambda graph: LightGCN(USERS, ITEMS, make_graph(graph), DIM, layers=2),
+    "folded": lambda graph: Folded(USERS, ITEMS, graph, DIM),
     "foreign": lambda graph: Distance(USERS, ITEMS),
 }
 
@@ -88,6 +100,7 @@ def test_methods_agree_in_values_and_shapes(model, rng):
     chex.assert_type(every, jnp.float32)
     same = lambda scores, expected: np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
     same(call("score", users[:, None], items[None]), every)
+    same(call("score_each", users, items), every)
     some = jnp.asarray(rng.integers(0, ITEMS, (4, 7)))
     same(call("score", users[:, None], some), np.take_along_axis(np.asarray(every), np.asarray(some), 1))
     same(call("score", users, some[:, 0]), every[jnp.arange(4), some[:, 0]])

@@ -250,7 +250,7 @@ def default_settings(model: str, loss: Any = None, methods: Iterable[str] = ()) 
 def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
     """Prints a line for flags that the run does not use."""
     settings = request.settings
-    used = (*settings.method.split("+"), settings.model, settings.teacher_model or "", settings.dataset)
+    used = (*settings.method.split("+"), settings.model, settings.teacher_model or "", settings.dataset, settings.users)
     for name in request.components:
         if name not in map(flag_name, used):
             print(f"note: --{name}.* is ignored, because this run does not use {name}")

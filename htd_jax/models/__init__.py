@@ -16,6 +16,7 @@ from htd_jax.models.base import (
 from htd_jax.models.blend import Blend, BlendSettings
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.models.ease import EASE, EASESettings
+from htd_jax.models.folded import Folded, FoldedSettings
 from htd_jax.models.ials import IALSSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
 from htd_jax.models.listed import Listed, listed, popularity
@@ -32,6 +33,7 @@ MODELS = Registry(
         "ials": IALSSettings,
         "ease": EASESettings,
         "blend": BlendSettings,
+        "folded": FoldedSettings,
     },
     base=ModelSettings,
 )
@@ -45,6 +47,8 @@ __all__ = [
     "Blend",
     "BlendSettings",
     "EASESettings",
+    "Folded",
+    "FoldedSettings",
     "IALSSettings",
     "InnerProduct",
     "Labels",

@@ -47,6 +47,12 @@ class Recommender(nn.Module):
     num_users: int
     num_items: int
 
+    @property
+    def from_history(self) -> bool:
+        """Whether the scores of a user follow from the user's pairs in the interactions that the module is made for,
+        also if it was not trained on these."""
+        return False
+
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the representations `[n, width]` of the users `[n]` and `[m, width]` of the items `[m]`."""
         raise NotImplementedError
@@ -73,6 +79,15 @@ class Recommender(nn.Module):
         """Returns the scores `[n, num_users]` of the items `[n]` for every user, all at once."""
         chex.assert_rank(items, 1)
         return self.score(jnp.arange(self.num_users)[:, None], items[None, :]).T
+
+    def score_each(self, users: chex.Array, items: chex.Array) -> jax.Array:
+        """Returns the scores `[n, m]` of the users `[n]` for the items `[m]`."""
+        chex.assert_rank([users, items], 1)
+        return self.score(users[:, None], items[None, :])
+
+    def in_step(self) -> "Recommender":
+        """Returns the module as training steps use it; itself, unless training scores seen items in another way."""
+        return self
 
     def of_rows(self, variables: Any) -> Callable[[int, int], "Recommender"]:
         """Returns what makes the module of some rows of a `row_local` model: (number of users, of items) -> module.
@@ -234,6 +249,11 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
         """Returns the scores `[n, num_items]` of every item for the users `[n]`, in float32 on every backend."""
         chex.assert_rank(users, 1)
         return dot(self.users[users], self.items.T)
+
+    def score_each(self, users: chex.Array, items: chex.Array) -> jax.Array:
+        """Returns the scores `[n, m]` of the users `[n]` for the items `[m]`, in float32 on every backend."""
+        user_rows, item_rows = self.represent(users, items)
+        return dot(user_rows, item_rows.T)
 
     def score_users(self, items: chex.Array) -> jax.Array:
         """Returns the scores `[n, num_users]` of the items `[n]` for every user, in float32 on every backend."""

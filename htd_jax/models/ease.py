@@ -50,6 +50,10 @@ class EASE(Recommender):
     def dual(self) -> bool:
         return self.num_users < self.num_items
 
+    @property
+    def from_history(self) -> bool:
+        return not self.dual  # the matrix of the dual has a row for every user
+
     def setup(self) -> None:
         zeros = nn.initializers.zeros
         size = min(self.num_users, self.num_items)

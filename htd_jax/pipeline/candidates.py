@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from htd_jax.models import BlendSettings, EASESettings, IALSSettings, ModelOf, ModelSettings
+from htd_jax.models import BlendSettings, EASESettings, FoldedSettings, IALSSettings, ModelOf, ModelSettings
 from htd_jax.ops.precision import forms_for_bytes
 from htd_jax.pipeline.spec import PhaseSpec
 
@@ -134,6 +134,8 @@ def alone(base: PhaseSpec, teacher: PhaseSpec | None) -> Iterator[Candidate]:
     at = base.make_model
     assert isinstance(at, ModelOf)
     if teacher is None or not isinstance(teacher.make_model, ModelOf):
+        return
+    if isinstance(at.settings, FoldedSettings):  # iALS has a table of users, which this student has not
         return
     settings = teacher.make_model.settings
     settings = settings.ials if isinstance(settings, BlendSettings) else settings

@@ -58,6 +58,9 @@ class RunSettings:
     """Time for choosing teacher and student of --method best in validation, such as 90s, 5m or 2h; 0 uses the defaults
     alone. What the command line sets is not searched. Default: a fixed list of trials, about three times the training
     of one student."""
+    users: Literal["table", "folded"] = "table"
+    """Rows of the student's users: a table, or folded, made from the items that each user has seen. Then only items
+    take memory, and a new user has a row at once."""
     student_init: Literal["random", "svd"] = "random"
     """Initial tables of the students: random, or the best low-rank factors of the teacher's scores (bpr only)."""
 
@@ -204,7 +207,10 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     methods = request.methods
     default_teacher = next((method.teacher_model for method in methods.values() if method.teacher_model), None)
     teacher_model = settings.teacher_model or (None if paths.teacher else default_teacher)
-    model = request.component(MODELS, settings.model)
+    folds = settings.users == "folded"
+    if folds and settings.model not in ("bpr", "folded"):
+        raise UserError(f"`users` folded is a model of its own; leave out `model` {settings.model}")
+    model = request.component(MODELS, "folded" if folds else settings.model)
     teacher_settings = request.component(MODELS, teacher_model or settings.model)
     common = PhaseRequest(seed=settings.seed, training=request.training, evaluation=request.evaluation)
 
@@ -288,7 +294,7 @@ def run_name(settings: RunSettings, evaluation: EvaluationSpec) -> str:
     """Returns the default name of a run's folder."""
     method = "+".join(flag_name(name) for name in settings.method.split("+"))
     teacher = "" if settings.teacher_model in (None, settings.model) else f"by-{settings.teacher_model}"
-    size = [str(settings.student_dim), settings.precision or ""]
+    size = [str(settings.student_dim), settings.precision or "", "folded" if settings.users == "folded" else ""]
     name = [settings.dataset, settings.model, teacher, evaluation.protocol, method, *size, f"seed{settings.seed}"]
     return "-".join(part for part in name if part not in ("", "bpr", "full"))
 
@@ -316,7 +322,8 @@ def _components(request: RunRequest, settings: RunSettings) -> dict[str, Any]:
     used: list[tuple[Mapping[str, type], str]] = []
     if not (request.paths.split_file or request.data_file):
         used.append((SOURCES, settings.dataset))
-    used += [(MODELS, name) for name in dict.fromkeys([settings.model, settings.teacher_model or settings.model])]
+    models = [settings.model, settings.teacher_model or settings.model, *["folded"] * (settings.users == "folded")]
+    used += [(MODELS, name) for name in dict.fromkeys(models)]
     used += [(METHODS, name) for name in settings.method.split("+") if settings.method != NO_METHOD]
     common = {field.name for kind in (RunSettings, Training, Evaluation, Reading) for field in dataclasses.fields(kind)}
     taken = {name.replace("_", "-") for name in (*common, "data", "reading", "teacher")}

@@ -23,7 +23,6 @@ from htd_jax.distillers import Batch, RowIds, Triples, sum_over_users
 from htd_jax.distillers.sampling import read_step
 from htd_jax.losses import sampled_cross_entropy, sampled_softmax_loss, softmax_loss
 from htd_jax.models import Recommender
-from htd_jax.ops.products import dot
 from htd_jax.training.settings import TrainingSpec
 
 
@@ -155,10 +154,9 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
         users, positives, _, where = batch.triples
         items = mixed_items(key, train, number)
         counts = mixed_counts(items, train, times, number)
-        user_rows, item_rows = model.represent(users, items)
         return sampled_softmax_loss(
             model.score(users, positives),
-            dot(user_rows, item_rows.T),
+            model.score_each(users, items),
             counts,
             where=where[:, None] & (items != positives[:, None]),
             temperature=temperature,

@@ -124,6 +124,10 @@ class Located:
         (users, known_users), (items, known_items) = self._find(users, items)
         return _only(self.student.score(users, items), known_users & known_items)
 
+    def score_each(self, users: jax.Array, items: jax.Array) -> jax.Array:
+        (users, known_users), (items, known_items) = self._find(users, items)
+        return _only(self.student.score_each(users, items), known_users[:, None] & known_items[None, :])
+
     def score_all(self, users: jax.Array) -> jax.Array:
         if self.places.items.ids is not None:
             raise TypeError("a loss that scores all items must declare that it reads them, see `Distiller.reads`")

@@ -16,7 +16,6 @@ from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, RowIds, S
 from htd_jax.distillers.base import SecondModel
 from htd_jax.models import MakeModel, Recommender, Representations, with_tables
 from htd_jax.ops.platforms import brief_options, compiler_options
-from htd_jax.ops.products import dot
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import rows
 from htd_jax.training.objectives import Objective, own
@@ -192,9 +191,14 @@ def make_trainer(
                 *(side(rows, tables.items, chosen) for (_, rows), chosen in zip(represented, items)),
             )
             all_scores = functools.cache(lambda: student.score_all(users[0]))
-            score_each = functools.partial(_score_each, student, model.inner_product)
             batch = Batch(
-                entities, triples, student.score, student.score_all, student.represent, all_scores, score_each
+                entities,
+                triples,
+                student.score,
+                student.score_all,
+                student.represent,
+                all_scores,
+                student.score_each,
             )
             base_loss = base.loss(student, batch, constants, jax.random.fold_in(key, 0))
             distillation, terms = distiller.loss(
@@ -202,7 +206,7 @@ def make_trainer(
             )
             return base_loss, distillation, terms
 
-        base_loss, distillation, terms = nn.apply(losses, model)(params["model"])
+        base_loss, distillation, terms = nn.apply(losses, model.in_step())(params["model"])
         total = base_loss + distillation
         return total, {**terms, "loss": total, "base": base_loss}
 
@@ -275,14 +279,6 @@ def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
 def _compiled(epoch: Any, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Epoch:
     compiled: Epoch = epoch.lower(*jax.tree.unflatten(structure, shapes)).compile()
     return compiled
-
-
-def _score_each(student: Recommender, inner_product: bool, users: jax.Array, items: jax.Array) -> jax.Array:
-    """Returns the scores `[n, m]` of the users `[n]` for the items `[m]`."""
-    if not inner_product:
-        return student.score(users[:, None], items[None, :])
-    user_rows, item_rows = student.represent(users, items)
-    return dot(user_rows, item_rows.T)
 
 
 def _flat(params: Any) -> Any:
