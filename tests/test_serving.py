@@ -659,7 +659,7 @@ def _damage(folder: Path, what: str) -> None:
         ("seen.parquet:gone", "there is no such file"),
         ("htd_jax.json:text", "damaged, cut off, or not the header of an export"),
         ("htd_jax.json:cut", "damaged"),
-        ("htd_jax.json:format=2", "has format 2, and this version of htd-jax reads 1"),
+        ("htd_jax.json:format=3", "has format 3, and this version of htd-jax reads 1 and 2"),
         ("htd_jax.json:dim=7", r"float32\[40, 6\], and htd_jax.json says float32\[40, 7\]"),
         ("htd_jax.json:users=7", r"says float32\[7, 6\]"),
         ('htd_jax.json:precision="int8"', "says int8"),

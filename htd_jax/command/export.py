@@ -77,7 +77,7 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
 def costs(retriever: Any, fitted: Any) -> dict[str, Any]:
     """Returns bytes per row, megabytes of both tables and test metrics on the run's split, by precision."""
     from htd_jax.evaluation import make_evaluator, shown_metrics
-    from htd_jax.models import BPRSettings, ModelOf
+    from htd_jax.models import BPRSettings, FoldedSettings, ModelOf, ModelSettings
     from htd_jax.pipeline.run_folder import evaluation_of
     from htd_jax.serving import PRECISIONS
 
@@ -85,17 +85,21 @@ def costs(retriever: Any, fitted: Any) -> dict[str, Any]:
     evaluate = make_evaluator(fitted.data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
     names = shown_metrics(evaluation.cutoffs)
     found: dict[str, Any] = {}
+    model: ModelSettings
     for precision in PRECISIONS:
         try:
             rounded = retriever.with_precision(precision)
         except UserError:  # numbers beyond float16
             continue
         users, items = rounded.users, rounded.items
-        tables = {"users": users.floats(), "items": items.floats()}
-        test = evaluate(ModelOf(BPRSettings(), users.dim), {"params": tables})["test"]
+        if rounded.pooling:
+            model, tables = FoldedSettings(), {"items": items.floats(), **rounded.pooling._asdict()}
+        else:
+            model, tables = BPRSettings(), {"users": users.floats(), "items": items.floats()}
+        test = evaluate(ModelOf(model, items.dim), {"params": tables})["test"]
         found[precision] = {
-            "row_bytes": users.row_bytes,
-            "megabytes": users.row_bytes * (len(users) + len(items)) / 1e6,
+            "row_bytes": items.row_bytes,
+            "megabytes": items.row_bytes * (len(users) + len(items)) / 1e6,
             "metrics": {name: float(test[name]) for name in names},
         }
     return found

@@ -120,6 +120,8 @@ def _open(options: Options) -> "Retriever":
         return fitted.retriever(seen=fitted.train if options.seen == "train" else None)
     assert options.model
     retriever = load_export(options.model)
+    if not options.similar:
+        retriever.check_users()
     if retriever.seen is None and not options.keep_seen and not options.similar:
         print("note: seen items are not left out, because this export has no seen pairs; see htd-jax export --seen")
     return retriever
@@ -135,7 +137,7 @@ def _lists(
     if options.similar:
         return iter([retriever.similar(list(options.similar), options.k, **filters)]), len(options.similar), "item"
     users = _known(retriever.user_ids, ids["users"]) if "users" in ids else list(options.user) or None
-    count = len(retriever.users) if users is None else len(users)
+    count = len(retriever.user_ids) if users is None else len(users)
     if not options.to:
         if users is None:
             users = retriever.user_ids.take(np.arange(min(count, shown_users)))

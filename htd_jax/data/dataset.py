@@ -128,6 +128,8 @@ class Dataset:
       name: name for output, and for the run's folder.
       notes: remarks on how it was read, a line each.
       span: first and last time, in the log's own unit, dates in seconds since 1970; None if unknown.
+      new_users: `[n]` ascending int64, users whose pairs in train are known when items are ranked for them, but are
+        not learned from; None if there are none.
     """
 
     split: Split
@@ -136,6 +138,7 @@ class Dataset:
     name: str = "data"
     notes: tuple[str, ...] = ()
     span: tuple[float, float] | None = None
+    new_users: np.ndarray | None = None
 
     @classmethod
     def from_split(cls, split: Split, name: str = "data") -> "Dataset":
@@ -145,6 +148,15 @@ class Dataset:
     @property
     def train(self) -> Interactions:
         return self.split.train
+
+    @functools.cached_property
+    def learned(self) -> Interactions:
+        """The pairs that models are trained on: train, without those of `new_users`."""
+        if self.new_users is None:
+            return self.train
+        users, items = (np.asarray(column) for column in (self.train.users, self.train.items))
+        known = ~np.isin(users, self.new_users)
+        return Interactions.from_pairs(users[known], items[known], self.train.num_users, self.train.num_items)
 
     @property
     def valid(self) -> Interactions:

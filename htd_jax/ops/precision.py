@@ -177,8 +177,9 @@ def to_precision(table: jax.Array, precision: str) -> Rows:
     return rows
 
 
-def encoded(table: jax.Array, precision: str) -> Rows:
-    """Does what `to_precision` does without its checks, for traced arrays."""
+def encoded(table: jax.Array, precision: str, steps: jax.Array | None = None) -> Rows:
+    """Does what `to_precision` does without its checks, for traced arrays; steps `[d]` follow from the table, or are
+    those given."""
     if precision == "float32":
         return Rows(table)
     if precision == "float16":
@@ -188,7 +189,7 @@ def encoded(table: jax.Array, precision: str) -> Rows:
         codes = jnp.where(scales[:, None] > 0, table / scales[:, None], 0)
         return Rows(jnp.clip(jnp.round(codes), -LARGEST, LARGEST).astype(jnp.int8), scales)
     bits = BITS[precision]
-    steps = _steps(table, bits)
+    steps = _steps(table, bits) if steps is None else steps
     return Rows(pack(_codes(table, steps, bits).astype(jnp.uint8), bits), None, steps, bits)
 
 

@@ -50,16 +50,25 @@ def card(header: dict[str, Any]) -> str:
 def _summary(header: dict[str, Any], name: str) -> str:
     about = header["about"]
     lines = [f"- Method: {markdown(about['method'])}."] if about.get("method") else []
-    sizes = f"{header['users']:,} users, {header['items']:,} items"
+    sizes = f"{header['items']:,} items"
+    if header["users"]:
+        sizes = f"{header['users']:,} users, {sizes}"
     if counts := about.get("interactions"):
         sizes += "; interactions: " + ", ".join(f"{count:,} in {markdown(part)}" for part, count in counts.items())
+    tables, dim = "Tables", header["dim"]
+    if header.get("format") == 2:
+        tables = "Table of items"
+        lines.append(
+            "- Users take 0 bytes: a user's row is the sum of the rows of the user's items, divided by a power of "
+            f"their number, times a matrix of {dim} x {dim} floats that all users share."
+        )
     return "\n".join(
         [
             *lines,
             f"- Data: {name}: {sizes}.",
             f"- Licence of the data: {markdown(about.get('licence') or LICENCES.get(name, 'unknown'))}.",
-            f"- Tables: {header['precision']}, {header['dim']} numbers per row; a score is the product of a user's row "
-            "and an item's.",
+            f"- {tables}: {header['precision']}, {dim} numbers per row; a score is the product of a user's row and an "
+            "item's.",
         ]
     )
 

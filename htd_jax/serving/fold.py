@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.data import Interactions
+from htd_jax.data import Dataset, Interactions
 from htd_jax.errors import UserError
-from htd_jax.ops.precision import Rows
+from htd_jax.ops.precision import Rows, encoded
 from htd_jax.ops.products import dot
 from htd_jax.serving.topk import Hidden, best_items
 
@@ -71,6 +71,33 @@ class RowMap(NamedTuple):
         return (rows * np.interp(octaves, counts, factors)[:, None]).astype(np.float32)
 
 
+class Pooling(NamedTuple):
+    """The function from interactions to the rows of users, of a model without a table of users, see `Folded`.
+
+    Attributes:
+      map: `[d, d]` float32.
+      bias: `[d]` float32, the row of a user without items.
+      power: `[]` float32, of the number of items by which the sum of their rows is divided.
+    """
+
+    map: np.ndarray
+    bias: np.ndarray
+    power: np.ndarray
+
+    def rows(self, table: Rows, lists: list[np.ndarray]) -> np.ndarray:
+        """Returns the rows `[len(lists), d]` float32 of users who have seen these rows `[m]` of the items' table."""
+        sizes = np.array([len(rows) for rows in lists], np.int64)
+        used, place = np.unique(np.concatenate([*lists, np.zeros(0, np.int64)]), return_inverse=True)
+        sums = np.zeros((len(lists), table.dim))
+        if len(used):
+            padded = np.pad(used, (0, 4 ** math.ceil(math.log(len(used), 4)) - len(used)))  # few sizes are compiled
+            y = np.asarray(_decode(table, padded.astype(np.int32)), np.float64)
+            starts = np.cumsum(sizes) - sizes
+            sums[sizes > 0] = np.add.reduceat(y[place], starts[sizes > 0])
+        factors = np.maximum(sizes, 1) ** -np.float64(self.power)
+        return ((sums * factors[:, None]) @ self.map + self.bias).astype(np.float32)
+
+
 def fit_map(mine: Rows, other: Rows, known: Interactions, side: str) -> RowMap | None:
     """Fits a map to the trained rows of a side.
 
@@ -110,6 +137,25 @@ def fit_map(mine: Rows, other: Rows, known: Interactions, side: str) -> RowMap |
         parts = np.split(np.arange(len(chosen)), np.cumsum([len(group) for group in groups])[:-1])
         factors = _length_factors(trained, x @ weights, lists, parts, other, mine, known)
     return RowMap(weights, np.stack([at, factors]).astype(np.float32))
+
+
+def fold_new_users(users: Rows, items: Rows, dataset: Dataset) -> Rows:
+    """Returns the table of users with rows of `dataset.new_users` that are made from their known items, by `fit_map` of
+    the other users; a user without items has the mean row."""
+    if dataset.new_users is None:
+        return users
+    offsets, entries = (np.asarray(x) for x in (dataset.train.offsets, dataset.train.items))
+    lists = [entries[offsets[user] : offsets[user + 1]] for user in dataset.new_users]
+    some = np.array([len(rows) > 0 for rows in lists], bool)
+    others = np.setdiff1d(np.arange(len(users)), dataset.new_users)
+    made = np.tile(np.asarray(users.take(jnp.asarray(others)).floats()).mean(0), (len(lists), 1))
+    row_map = fit_map(users, items, dataset.learned, "users")
+    if row_map is not None and some.any():
+        made[some] = row_map.rows(items, [rows for rows in lists if len(rows)])
+    new = encoded(jnp.asarray(made, jnp.float32), users.precision, users.steps)
+    at = jnp.asarray(dataset.new_users)
+    scales = None if users.scales is None or new.scales is None else users.scales.at[at].set(new.scales)
+    return Rows(users.values.at[at].set(new.values), scales, users.steps, users.bits)
 
 
 def least_squares(table: Rows, lists: list[np.ndarray], *, unseen: float = UNSEEN, ridge: float = RIDGE) -> np.ndarray:

@@ -14,11 +14,14 @@ import pyarrow as pa
 from htd_jax.data import Dataset, Ids, Interactions, Split
 from htd_jax.data.dataset import as_column
 from htd_jax.errors import UserError
-from htd_jax.models import InnerProduct, MakeModel, model_scores, represent_all
+from htd_jax.models import Folded, InnerProduct, MakeModel, model_scores, represent_all
 from htd_jax.ops.precision import Rows, to_precision
 from htd_jax.serving import fold, storage
 from htd_jax.serving.lists import Recommendations
 from htd_jax.serving.topk import MEMORY, Hidden, Searched, Top, best_items, best_scored, concatenate
+
+# Users whose rows are made from their items at once.
+POOLED = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +37,8 @@ class Retriever:
       scores: maps users `[n]` to scores `[n, num_items]`, if they are not products of the tables' rows; None if they
         are. A model with such scores can neither be saved nor folded into.
       trained: the pairs that the tables were trained on; `seen` if None.
+      pooling: makes the rows of users from the items that they have seen, those of `seen`, for a model without a table
+        of users: then `users` has no rows.
     """
 
     users: Rows
@@ -45,6 +50,7 @@ class Retriever:
     row_maps: dict[str, fold.RowMap] = dataclasses.field(default_factory=dict, repr=False)
     scores: Callable[[jax.Array], jax.Array] | None = None
     trained: Interactions | None = None
+    pooling: fold.Pooling | None = None
 
     @property
     def precision(self) -> str:
@@ -59,7 +65,9 @@ class Retriever:
         """Returns the retriever with both tables in another precision, see `precision.to_precision`."""
         if precision == self.precision:
             return self
-        users, items = (to_precision(rows.floats(), precision) for rows in (self.users, self.items))
+        users, items = self.users, to_precision(self.items.floats(), precision)
+        if self.pooling is None:
+            users = to_precision(self.users.floats(), precision)
         fits = self.seen is None and self.trained is None  # else they are fitted again, to the rounded rows
         return dataclasses.replace(self, users=users, items=items, row_maps=self.row_maps if fits else {})
 
@@ -178,6 +186,8 @@ class Retriever:
         """
         self._check_products("fold_in")
         lists = _lists(items, self.item_ids, "items")
+        if self.pooling:
+            return self.pooling.rows(self.items, lists)
         row_map = self.row_map("users")
         return fold.least_squares(self.items, lists) if row_map is None else row_map.rows(self.items, lists)
 
@@ -194,6 +204,7 @@ class Retriever:
             known, so that nothing says how long the rows must be.
         """
         self._check_products("fold_in_items")
+        self.check_users()
         lists = _lists(users, self.user_ids, "users")
         row_map = self.row_map("items")
         if row_map is None:
@@ -201,13 +212,22 @@ class Retriever:
                 "`fold_in_items` needs a model that knows its training pairs, or an export with their summary; export "
                 "the run again"
             )
-        return row_map.rows(self.users, lists)
+        return row_map.rows(self._user_table, lists)
+
+    def check_users(self) -> None:
+        """Raises UserError if the model has no rows of users: neither a table, nor the items to make them from."""
+        if self.pooling and self.seen is None:
+            raise UserError(
+                "rows of users are made from the items that they have seen, which this model does not hold: export it "
+                "with `seen`, or pass the rows of `fold_in` to `recommend_vectors`"
+            )
 
     def row_map(self, side: str) -> fold.RowMap | None:
         """Returns the function from interactions to rows of a side, `users` or `items`; None if it is unknown."""
         known = self.seen if self.trained is None else self.trained
         if side not in self.row_maps and known is not None:
-            mine, other = (self.users, self.items) if side == "users" else (self.items, self.users)
+            users = self._user_table
+            mine, other = (users, self.items) if side == "users" else (self.items, users)
             if (fitted := fold.fit_map(mine, other, known, side)) is not None:
                 self.row_maps[side] = fitted
         return self.row_maps.get(side)
@@ -227,8 +247,11 @@ class Retriever:
         if seen and self.seen is None:
             raise UserError("`seen`: the seen pairs are unknown, so they cannot be saved; leave it out")
         known = self.seen if seen else None
-        maps = {side: row_map for side in ("users", "items") if (row_map := self.row_map(side)) is not None}
-        export = storage.Export(self.users, self.items, self.user_ids, self.item_ids, known, self.about, maps)
+        # Without a table of users, users follow from their items, and nothing is known of the users of new items.
+        sides = () if self.pooling else ("users", "items")
+        maps = {side: row_map for side in sides if (row_map := self.row_map(side)) is not None}
+        user_ids = Ids(self.user_ids.values[:0], "user") if self.pooling and not seen else self.user_ids
+        export = storage.Export(self.users, self.items, user_ids, self.item_ids, known, self.about, maps, self.pooling)
         storage.write_export(Path(folder), export)
 
     @functools.cached_property
@@ -238,6 +261,21 @@ class Retriever:
     @functools.cached_property
     def _hidden(self) -> Hidden | None:
         return None if self.seen is None else Hidden.from_interactions(self.seen)
+
+    @functools.cached_property
+    def _user_table(self) -> Rows:
+        """The rows of all users."""
+        if self.pooling is None:
+            return self.users
+        return Rows(jnp.concatenate([users for users, _ in self._pooled(self._user_rows(None))]))
+
+    def _pooled(self, rows: np.ndarray) -> Iterator[tuple[jax.Array, Hidden]]:
+        """Yields the rows of users, made from the items that they have seen, and these items; block by block."""
+        assert self.pooling and self._hidden
+        offsets, items = self._hidden
+        for first in range(0, len(rows), POOLED):
+            lists = [items[offsets[row] : offsets[row + 1]] for row in rows[first : first + POOLED]]
+            yield jnp.asarray(self.pooling.rows(self.items, lists)), Hidden.from_lists(lists)
 
     @functools.cached_property
     def _unit(self) -> tuple[Searched, Hidden]:
@@ -252,13 +290,22 @@ class Retriever:
             )
 
     def _user_rows(self, users: Any) -> np.ndarray:
-        return np.arange(len(self.users)) if users is None else self.user_ids.rows(users)
+        self.check_users()
+        return np.arange(len(self.user_ids)) if users is None else self.user_ids.rows(users)
 
     def _rank(
         self, rows: np.ndarray, k: int, *, seen: bool = False, allow: Any = None, deny: Any = None, memory: int = MEMORY
     ) -> Iterator[Top]:
         hidden = None if seen else self._hidden
         how: Any = {"rows": rows, "hidden": hidden, "candidates": self._candidates(allow, deny), "memory": memory}
+        if self.pooling:
+
+            def ranked() -> Iterator[Top]:
+                for users, own in self._pooled(rows):
+                    block = how | {"rows": None, "hidden": None if seen else own}
+                    yield from best_items(Rows(users), self._searched, k, **block)
+
+            return ranked()
         if self.scores is None:
             return best_items(self.users, self._searched, k, **how)
         return best_scored(self.scores, len(self.items), k, **how)
@@ -283,7 +330,8 @@ def load_export(folder: Path | str) -> Retriever:
     Raises:
       UserError: see `storage.read_export`.
     """
-    return Retriever(*storage.read_export(Path(folder)))
+    export = storage.read_export(Path(folder))
+    return Retriever(*export[:-1], pooling=export.pooling)
 
 
 def retriever_of(
@@ -308,18 +356,26 @@ def retriever_of(
     """
     model = make_model(dataset.train)
     trained_in = model.precision if isinstance(model, InnerProduct) else "float32"
+    seen = known_pairs(dataset.split) if seen is None else seen
+    if isinstance(model, Folded):
+        items = jax.jit(lambda variables: model.apply(variables, method="item_rows"))(variables)
+        params = variables["params"]
+        pooling = fold.Pooling(*(np.asarray(params[name], np.float32) for name in fold.Pooling._fields))
+        no_users = Rows(jnp.zeros((0, items.dim)))
+        folded = Retriever(no_users, items, dataset.users, dataset.items, seen, about or {}, pooling=pooling)
+        return folded.with_precision(precision or trained_in)
     if trained_in != "float32" and precision in (None, trained_in):
         users, items = jax.jit(lambda variables: model.apply(variables, method="rows"))(variables)
     else:
         none = (jnp.zeros((size, 0)) for size in (model.num_users, model.num_items))
         tables = represent_all(make_model, variables, dataset.train) if model.has_representations else none
         users, items = (to_precision(x, precision or trained_in) for x in tables)
+    users = fold.fold_new_users(users, items, dataset) if model.inner_product else users
     scores = None
     if not isinstance(model, InnerProduct):
         scores = model_scores(make_model, variables, dataset.train)
-    seen = known_pairs(dataset.split) if seen is None else seen
     ids = dataset.users, dataset.items
-    return Retriever(users, items, *ids, seen, about or {}, scores=scores, trained=dataset.train)
+    return Retriever(users, items, *ids, seen, about or {}, scores=scores, trained=dataset.learned)
 
 
 def known_pairs(split: Split) -> Interactions:

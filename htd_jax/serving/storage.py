@@ -1,11 +1,14 @@
 """The folder of an exported retriever: plain files, which any version of JAX on any device opens, and other programs.
 
-    htd_jax.json          {"format": 1, "precision", "dim", "users", "items", "seen", "metrics", "about"}
+    htd_jax.json          {"format", "precision", "dim", "users", "items", "seen", "metrics", "about"}
     tables.safetensors    users [num_users, dim], items [num_items, dim]; with int8 also user_scales, item_scales; with
                           int4, int3 and int2, packed, user_steps, item_steps: see `htd_jax.ops.precision.pack`;
-                          and for new rows user_map, user_knots, item_map, item_knots: see `fold.RowMap`
+                          and for new rows user_map, user_knots, item_map, item_knots: see `fold.RowMap`. A model
+                          without a table of users has pooling_map [dim, dim], pooling_bias [dim] and pooling_power [1]
+                          in place of users: see `fold.Pooling`
     users.npy, items.npy  the same tables as plain arrays; int8, int4, int3 and int2 are decoded to float32
-    users.parquet, items.parquet   row, id
+                          (no users.npy without a table of users)
+    users.parquet, items.parquet   row, id; no users without a table of users, unless with seen.parquet
     seen.parquet          user, item: rows of the pairs that are not recommended; only on request
     README.md             a model card
 
@@ -28,10 +31,11 @@ from htd_jax.data.files import open_parquet, read_json
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.ops.precision import BITS, PRECISIONS, Rows, packed_bytes
 from htd_jax.serving.card import card
-from htd_jax.serving.fold import RowMap
+from htd_jax.serving.fold import Pooling, RowMap
 from htd_jax.writing import is_partial, whole
 
-FORMAT = 1
+# The formats of an export with two tables, and of one without a table of users, which earlier versions cannot read.
+FORMAT, WITHOUT_USERS = 1, 2
 NAME = "htd_jax.json"
 FILES = {
     NAME,
@@ -54,6 +58,7 @@ class Export(NamedTuple):
       seen: pairs that are not recommended, or None.
       about: how the model was made, as JSON.
       row_maps: for `users` and `items`, how new rows are computed; empty if unknown.
+      pooling: how rows of users are made, of a model without a table of users; then `users` has no rows.
     """
 
     users: Rows
@@ -63,6 +68,7 @@ class Export(NamedTuple):
     seen: Interactions | None
     about: dict[str, Any]
     row_maps: dict[str, RowMap]
+    pooling: Pooling | None = None
 
 
 def is_export(folder: Path) -> bool:
@@ -136,20 +142,24 @@ def _read(folder: Path) -> Export:
     if not is_export(folder):
         raise UserError(f"{shown(folder)}: not an exported model (no {NAME}); pass a run folder as `run`")
     head = _read_header(folder / NAME)
-    (users, items), row_maps = _read_tables(folder / "tables.safetensors", head)
+    (users, items), row_maps, pooling = _read_tables(folder / "tables.safetensors", head)
     ids = []
-    for side, rows in (("user", users), ("item", items)):
+    for side, size in (("user", head["users"]), ("item", head["items"])):
         ids.append(read_ids(folder / f"{side}s.parquet", side))
-        if len(ids[-1]) != len(rows):
-            raise UserError(f"{shown(folder)}: {len(ids[-1])} {side} ids for {len(rows)} rows; export it again")
+        if len(ids[-1]) != size:
+            raise UserError(f"{shown(folder)}: {len(ids[-1])} {side} ids for {size} rows; export it again")
     user_ids, item_ids = ids
     seen = _read_seen(folder / "seen.parquet", user_ids, item_ids) if head["seen"] else None
-    return Export(users, items, user_ids, item_ids, seen, {**head["about"], "metrics": head["metrics"]}, row_maps)
+    about = {**head["about"], "metrics": head["metrics"]}
+    return Export(users, items, user_ids, item_ids, seen, about, row_maps, pooling)
 
 
 def _write(folder: Path, export: Export) -> None:
-    tables = {}
+    tables: dict[str, np.ndarray] = {}
     for side, rows in (("user", export.users), ("item", export.items)):
+        if side == "user" and export.pooling:
+            tables |= {f"pooling_{name}": np.atleast_1d(x) for name, x in export.pooling._asdict().items()}
+            continue
         tables[f"{side}s"] = np.asarray(rows.values)
         for name in ("scales", "steps"):
             if (numbers := getattr(rows, name)) is not None:
@@ -167,10 +177,10 @@ def _write(folder: Path, export: Export) -> None:
         pq.write_table(pa.table(pairs), folder / "seen.parquet", compression="zstd")
     about = dict(export.about)
     head = {
-        "format": FORMAT,
+        "format": WITHOUT_USERS if export.pooling else FORMAT,
         "precision": export.items.precision,
         "dim": export.items.dim,
-        "users": len(export.users),
+        "users": len(export.user_ids),
         "items": len(export.items),
         "seen": export.seen is not None,
         "metrics": about.pop("metrics", {}),
@@ -184,19 +194,20 @@ def _read_header(path: Path) -> dict[str, Any]:
     kinds = {"precision": str, "dim": int, "users": int, "items": int, "seen": bool, "metrics": dict, "about": dict}
     with reading(path, "the header of an export"):
         head = read_json(path, "the header of an export")
-        if head["format"] != FORMAT:
+        if head["format"] not in (FORMAT, WITHOUT_USERS):
             raise UserError(
-                f"{shown(path)}: has format {head['format']!r}, and this version of htd-jax reads {FORMAT}; update it"
+                f"{shown(path)}: has format {head['format']!r}, and this version of htd-jax reads {FORMAT} and "
+                f"{WITHOUT_USERS}; update it"
             )
         if not all(isinstance(head[name], kind) for name, kind in kinds.items()) or head["precision"] not in PRECISIONS:
             raise ValueError("its entries are of other types")
     return head
 
 
-def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str, RowMap]]:
+def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str, RowMap], Pooling | None]:
     with reading(path, "the tables of an export"):
         arrays = open_arrays(path)
-    tables, row_maps = [], {}
+    tables, row_maps, pooling = [], {}, None
     for side in ("user", "item"):
         precision, size, dim = head["precision"], head[f"{side}s"], head["dim"]
         expected: dict[str, Any] = {f"{side}s": (precision, (size, dim))}
@@ -207,6 +218,10 @@ def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str
             width = packed_bytes(dim, bits)
             expected = {f"{side}s": ("uint8", (size, width)), f"{side}_steps": ("float32", (dim,))}
         stored = list(expected)
+        pools = side == "user" and head["format"] == WITHOUT_USERS
+        if pools:
+            shapes = {"map": (dim, dim), "bias": (dim,), "power": (1,)}
+            expected, stored = {f"pooling_{name}": ("float32", shape) for name, shape in shapes.items()}, []
         if f"{side}_map" in arrays:  # exports of earlier versions have none
             shape = arrays[f"{side}_knots"].shape if f"{side}_knots" in arrays else ()
             knots = shape[-1] if shape else 0
@@ -228,10 +243,14 @@ def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str
             if not row_map.knots.size or (np.diff(row_map.knots[0]) <= 0).any():
                 raise UserError(f"{shown(path)}: {side}_knots are not in ascending order; export it again")
             row_maps[f"{side}s"] = row_map
+        if pools:
+            pooling = Pooling(parts["pooling_map"], parts["pooling_bias"], parts["pooling_power"][0])
+            tables.append(Rows(jnp.zeros((0, dim))))
+            continue
         on_device = {name: jnp.asarray(parts[name]) for name in stored}
         scales, steps = on_device.get(f"{side}_scales"), on_device.get(f"{side}_steps")
         tables.append(Rows(on_device[f"{side}s"], scales, steps, bits))
-    return tables, row_maps
+    return tables, row_maps, pooling
 
 
 def _read_seen(path: Path, user_ids: Ids, item_ids: Ids) -> Interactions:
