@@ -133,6 +133,8 @@ def fingerprint(data: Dataset | Split) -> str:
         digest.update(np.asarray([part.num_users, part.num_items], np.int64).tobytes())
         digest.update(np.ascontiguousarray(part.users))
         digest.update(np.ascontiguousarray(part.items))
+    if isinstance(data, Dataset) and data.new_users is not None:
+        digest.update(b"new users" + np.ascontiguousarray(data.new_users).tobytes())
     for ids in (data.users, data.items) if isinstance(data, Dataset) else ():
         if not ids.numbered:
             texts = ids.values.cast(pa.string())

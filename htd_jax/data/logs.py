@@ -72,13 +72,15 @@ class Reading:
     min_per_item: Annotated[int, Ge(1)] = 1
     """Drops items with fewer distinct users than this, repeatedly, until users and items reach their minima
     (k-core)."""
-    split: Literal["leave-one-out", "last", "ratio", "time", "files"] = "leave-one-out"
+    split: Literal["leave-one-out", "last", "ratio", "time", "new-users", "files"] = "leave-one-out"
     """What is held out for validation and for test. leave-one-out: a random item of each user; last: the latest items
-    of each user; ratio: a share of each user's items; time: the latest interactions of all users; files: two files."""
+    of each user; ratio: a share of each user's items; time: the latest interactions of all users; new-users: a fifth of
+    the items of a share of the users, whose other items are known but not learned from; files: two files."""
     split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Seed of random splits. It is independent of the run's seed, so that runs are compared on one split."""
     held_out: Annotated[float, Interval(ge=0.001, le=0.45)] = 0.2
-    """Share of interactions in each of validation and test, if the split is ratio or time."""
+    """Share of interactions in each of validation and test, if the split is ratio or time; of users, if it is
+    new-users."""
     valid_file: Path | None = None
     """File of the interactions for validation; the data set's file then holds those for training."""
     test_file: Path | None = None
@@ -299,6 +301,10 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
         keep(_trained(log, parts), untrained)
         log, _ = _ruled(log, reading.clean_ids)
         keep(_distinct_pairs(log, parts), merged)
+    if reading.split == "new-users":
+        keep(_learned_items(log, parts), "left out of new users: the item has no other users")
+        log, _ = _ruled(log, reading.clean_ids)
+        keep(_distinct_pairs(log, parts), merged)
     notes = [*log.notes, *_remarks(log.user_ids, "user"), *_remarks(log.item_ids, "item")]
     notes += [f"{_count(rows, 'row')} {why}" for why, rows in rows_out.items()]
     if few:
@@ -309,7 +315,8 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
     train, valid, test = pairs
     split = make_split(train, valid, test, len(log.user_ids), len(log.item_ids))
     span = None if log.times is None else (float(log.times.min()), float(log.times.max()))
-    return Dataset(split, Ids(log.user_ids, "user"), Ids(log.item_ids, "item"), name, tuple(notes), span)
+    new_users = np.unique(log.users[parts != TRAIN]).astype(np.int64) if reading.split == "new-users" else None
+    return Dataset(split, Ids(log.user_ids, "user"), Ids(log.item_ids, "item"), name, tuple(notes), span, new_users)
 
 
 def _chooser(reading: Reading, source: str, text: bool = False) -> Any:
@@ -585,6 +592,13 @@ def _trained(log: Log, parts: np.ndarray) -> np.ndarray:
     user = np.bincount(log.users[train], minlength=len(log.user_ids)) > 0
     item = np.bincount(log.items[train], minlength=len(log.item_ids)) > 0
     return user[log.users] & item[log.items]
+
+
+def _learned_items(log: Log, parts: np.ndarray) -> np.ndarray:
+    """Returns which rows have an item of a user of whom nothing is held out."""
+    new = np.bincount(log.users[parts != TRAIN], minlength=len(log.user_ids)) > 0
+    item = np.bincount(log.items[~new[log.users]], minlength=len(log.item_ids)) > 0
+    return item[log.items]
 
 
 def _take(log: Log, kept: np.ndarray) -> Log:

@@ -19,6 +19,9 @@ SPLITS = {
     "ratio": lambda degree, share: np.minimum((degree * share + 0.5).astype(int), np.maximum(degree - 1, 0) // 2),
 }
 
+# The share of a new user's items that are to be ranked; the others are known.
+NEW_SHARE = 0.2
+
 # The parts that `deal` returns.
 TRAIN, VALID, TEST = 0, 1, 2
 
@@ -55,10 +58,12 @@ def deal(
 
     Args:
       users: `[n]` integers from 0.
-      split: one of `SPLITS`; `last`, a user's last item in test and the one before in valid; or `time`, the last
-        `share` of all interactions in test and as many before them in valid, where equal times stay together.
+      split: one of `SPLITS`; `last`, a user's last item in test and the one before in valid; `time`, the last `share`
+        of all interactions in test and as many before them in valid, where equal times stay together; or `new-users`,
+        a fifth of the items, rounded, at least 1, of a `share` of the users in test, and of as many others in valid.
+        Users with one item are in train.
       seed: seed of random choices, including the order of equal times.
-      share: share of each of valid and test, for `ratio` and `time`; at most 0.45.
+      share: share of each of valid and test, for `ratio`, `time` and `new-users`; at most 0.45.
       times: `[n]` floats, for `last` and `time`.
 
     Returns:
@@ -69,8 +74,19 @@ def deal(
         first, second = np.quantile(times, [1 - 2 * share, 1 - share], method="lower")
         return (times > first).astype(np.int8) + (times > second)
     by_time = () if split != "last" else (-times,)  # type: ignore[operator]
-    rows = order(users, *by_time, np.random.default_rng(seed).permutation(len(users)))
+    rng = np.random.default_rng(seed)
+    rows = order(users, *by_time, rng.permutation(len(users)))
     degree = np.bincount(users)
+    if split == "new-users":
+        enough = rng.permutation(np.flatnonzero(degree > 1))
+        size = max(1, int(share * len(enough) + 0.5))
+        part_of = np.full(len(degree), TRAIN, np.int8)
+        part_of[enough[:size]], part_of[enough[size : 2 * size]] = TEST, VALID
+        parts = part_of[users]
+        place = np.empty(len(users), np.int64)
+        place[rows] = np.arange(len(users)) - (np.cumsum(degree) - degree)[users[rows]]
+        parts[place >= np.maximum(1, (degree * NEW_SHARE + 0.5).astype(int))[users]] = TRAIN
+        return parts
     held_out = SPLITS["leave-one-out" if split == "last" else split](degree, share)
     ordered = users[rows]
     place = np.arange(len(users))  # of a row among those of its user
@@ -116,14 +132,17 @@ def in_first_parts(parts: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.nda
     return kept
 
 
-def save_split(path: Path, split: Split) -> None:
-    """Writes `split` to an .npz file atomically: `sizes` (users, items), and `[n, 2]` pairs of each part.
+def save_split(path: Path, split: Split, new_users: np.ndarray | None = None) -> None:
+    """Writes `split` to an .npz file atomically: `sizes` (users, items), `[n, 2]` pairs of each part, and `new_users`,
+    see `Dataset`, if there are any.
 
     Raises:
       UserError: if the file cannot be written.
     """
     pairs = {name: np.stack([part.users, part.items], 1) for name, part in zip(split._fields, split)}
     pairs["sizes"] = np.array([split.train.num_users, split.train.num_items])
+    if new_users is not None:
+        pairs["new_users"] = new_users
     try:
         with whole(path) as partial, open(partial, "xb") as file:
             np.savez(file, **pairs)  # type: ignore[arg-type]  # compression takes longer than reading the log
@@ -169,3 +188,22 @@ def read_split(path: Path | str, *, keep_first: bool = False) -> tuple[Split, in
             return split, sum(map(len, parts)) - sum(map(len, split))
         except UserError as error:
             raise UserError(f"{shown(path)}: {error}") from None
+
+
+def load_new_users(path: Path, num_users: int) -> np.ndarray | None:
+    """Reads the `new_users` that `save_split` wrote; None if there are none.
+
+    Raises:
+      UserError: if they are not ascending users of the split.
+    """
+    with reading(path, "a saved split"):
+        arrays = open_npz(path)
+        if "new_users" not in arrays:
+            return None
+        opened = arrays["new_users"]
+        if opened.dtype.kind != "i" or len(opened.shape) != 1:
+            raise ValueError("its new users are of another type")
+        users: np.ndarray = opened.read().astype(np.int64)
+        if len(users) and (users[0] < 0 or users[-1] >= num_users or (np.diff(users) <= 0).any()):
+            raise ValueError("its new users are not users in ascending order")
+        return users

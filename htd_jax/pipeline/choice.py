@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ class Choice:
                 limit = None if self.budget is None else TEACHER_SHARE * self.budget
                 return self._try(TEACHER, candidate, settings, lambda: fit(phase), show, limit)
 
-            search_teacher(base, min(train.num_users, train.num_items), measure)
+            rows = min(train.num_users, train.num_items)
+            if trying.data.new_users is not None:  # of whom EASE's dual and mixes with it know nothing
+                rows = sys.maxsize
+            search_teacher(base, rows, measure)
         if not self.trials.of(TEACHER):
             return base
         best = self.trials.best(TEACHER)
