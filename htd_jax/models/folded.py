@@ -46,8 +46,8 @@ class Folded(InnerProduct):
     .. math:: x_u = |S_u|^{-\beta} \Big( \sum_{i \in S_u} y_i \Big) W + b
 
     y_i are the rows of the items S_u that user u has seen, rounded to the model's precision, here as in scores. W
-    `[dim, dim]`, b `[dim]` and beta are trained and shared by all users. With W = 1, b = 0 and beta = 0 the scores are
-    those of ELSA (Vančura et al., RecSys'22).
+    `[dim, dim]`, b `[dim]` and beta are trained and shared by all users. With rows of length one, W = 1, b = 0 and
+    beta = 0 the scores are those of ELSA (Vančura et al., RecSys'22).
 
     A seen item would be evidence for itself. So a training step leaves it out of the row that scores it: the score of a
     seen item i is less by y_i W y_i / |S_u|^beta, as ELSA's and EASE's are. Otherwise scores are products of rows.
