@@ -141,7 +141,6 @@ def alone(base: PhaseSpec, teacher: PhaseSpec | None) -> Iterator[Candidate]:
     settings = settings.ials if isinstance(settings, BlendSettings) else settings
     if not isinstance(settings, IALSSettings):
         return
-    settings = IALSSettings(**{name: getattr(settings, name) for name in vars(IALSSettings())})  # of a mix, its iALS
     for factor in (1.0, 0.25):
         own = dataclasses.replace(settings, regularization=settings.regularization * factor)
         model = ModelOf(own, at.dim, at.precision)
