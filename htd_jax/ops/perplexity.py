@@ -30,8 +30,8 @@ def with_perplexity(logits: chex.Array, where: chex.Array, perplexity: float) ->
       `[n, k]`, rows with a sum of 1, or of 0 where all is masked.
 
     >>> shares = with_perplexity(jnp.array([[3.0, 2.0, 1.0, 9.0]]), jnp.array([[True, True, True, False]]), 2.0)
-    >>> print(shares.round(3), jnp.exp(-jnp.sum(shares * jnp.log(shares.clip(1e-9)))).round(3))
-    [[0.749 0.199 0.053 0.   ]] 2.0
+    >>> [f"{share:.3f}" for share in shares[0]], f"{jnp.exp(-jnp.sum(shares * jnp.log(shares.clip(1e-9)))):.3f}"
+    (['0.749', '0.199', '0.053', '0.000'], '2.000')
     """
     chex.assert_rank([logits, where], 2)
     chex.assert_equal_shape([logits, where])

@@ -1,6 +1,6 @@
 """Runs: the resolution of requests, the training of phases, run folders, and the Python API."""
 
-from htd_jax.pipeline.api import distill, fit
+from htd_jax.pipeline.api import choose, distill, fit
 from htd_jax.pipeline.experiment import Experiment, hash_of, numerics
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import Callback, MakeCallback, no_callback, progress_line, silent
@@ -29,6 +29,7 @@ __all__ = [
     "RunSpec",
     "Trial",
     "Trials",
+    "choose",
     "claimed",
     "distill",
     "fit",

@@ -1,6 +1,8 @@
-"""The Python API: `fit` and `distill`."""
+"""The Python API: `fit`, `distill` and `choose`."""
 
+import contextlib
 import dataclasses
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +15,11 @@ from htd_jax.models import MODELS, MakeModel, ModelSettings, Representations
 from htd_jax.pipeline.experiment import Experiment, numerics
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import progress_line, silent
+from htd_jax.pipeline.request import Paths, RunRequest, RunSettings, resolve_run
+from htd_jax.pipeline.run import run
 from htd_jax.pipeline.spec import STUDENT, TEACHER, AnyMethod, PhaseRequest, resolve
 from htd_jax.pipeline.teacher_checks import notes_on_fit
+from htd_jax.pipeline.teachers import given_teacher
 from htd_jax.settings import override
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import Training
@@ -120,6 +125,68 @@ def distill(
         **_settings(settings),
     )
     return _train(request, data, teacher, first, folder, progress)
+
+
+def choose(
+    data: Any,
+    *,
+    bytes: int = 10,
+    teacher: AnyTeacher | None = None,
+    budget: str | None = None,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Fitted:
+    """Trains the best student of a size: teacher and student are chosen by measurement in validation.
+
+    Does what `htd-jax train --method best --bytes 10` does.
+
+    Args:
+      data: see `fit`.
+      bytes: the bytes per row of the student, at least 1.
+      teacher: see `distill`; chosen if None.
+      budget: the time of the choice, such as `"5m"`; `"0"` uses the defaults alone. A fixed list of trials, about three
+        times the training of one student, if None.
+      seed: see `fit`.
+      folder: the run folder, from which the same call resumes; none is kept if None.
+      progress: see `fit`.
+      settings: see `fit`; `metric="ndcg@10"` is what is chosen by.
+
+    Returns:
+      The student. Its `about["choice"]` says what was chosen over what.
+
+    Raises:
+      UserError, TypeError: see `distill`.
+
+    >>> import htd_jax
+    >>> data = htd_jax.data.make_synthetic(num_users=100, num_items=200)
+    >>> student = htd_jax.choose(data, bytes=4, budget="0", epochs=2, progress=False)
+    >>> student.settings["model"]["dim"], student.settings["model"]["precision"]
+    (8, 'int4')
+    """
+    with contextlib.ExitStack() as stack, numerics():
+        dataset = datasets.read(data)
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        path = Path(folder)
+        request = RunRequest(
+            RunSettings(method="best", bytes=bytes, budget=budget, seed=seed),
+            paths=Paths(
+                split_file=path / "split.npz",  # where the run keeps the data
+                runs=path.parent,
+                run=path,
+                teacher=() if teacher is None else (path,),
+            ),
+            **_settings(settings),
+        )
+        spec = resolve_run(request, dataset)
+        experiment = Experiment(dataset, spec.evaluation)
+        given = None
+        if teacher is not None:
+            given = teacher if isinstance(teacher, Fitted) else given_teacher(Teacher.of(teacher), spec, experiment)
+        result = run(spec, experiment, given, progress=progress_line if progress else silent)
+        return dataclasses.replace(result.phases["best"], about={"choice": result.results.get("choice")})
 
 
 def _train(
