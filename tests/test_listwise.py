@@ -13,6 +13,7 @@ import htd_jax
 from htd_jax import distillers
 from htd_jax.data import make_split, seen_mask
 from htd_jax.distillers import Lists, Listwise, Representations, Teacher
+from htd_jax.errors import UserError
 from htd_jax.losses import listed_loss, listwise_loss, log_partition
 from htd_jax.ops.eager import sum_over_blocks
 
@@ -334,3 +335,28 @@ def test_lists_teach_even_where_they_or_the_rest_are_empty():
     lists = Lists(jnp.array([[-1, -1, -1], [3, 2, 1], [2, -1, -1]]))
     student = htd_jax.distill(lists, split, method="listwise", dim=2, epochs=2, cutoffs=(1,), progress=False)
     assert all(np.isfinite(table).all() for table in student.representations())
+
+
+def test_a_list_of_one_perplexity_is_of_that_for_every_user_and_teacher(small_split, tables):
+    train = small_split.train
+    method = distillers.listwise(Listwise(top=12, perplexity=5.0, rest=0, users=0))
+    users, items_table = tables[0]
+    given = Teacher.of(tables[0])
+    by_scores = method.prepare(given, train)
+    items = given.top(train, 12)
+    np.testing.assert_array_equal(by_scores.items, items)
+    entropy = lambda p: -np.sum(np.where(p > 0, p * np.log(np.maximum(p, 1e-30)), 0), axis=1)
+    shares = np.asarray(by_scores.probabilities, float)
+    np.testing.assert_allclose(np.exp(entropy(shares)), 5, rtol=1e-3)
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+    assert (np.diff(shares, axis=1) <= 1e-7).all()  # the best items count most
+
+    by_lists = method.prepare(Teacher.of(Lists(items, given.score(items))), train)
+    np.testing.assert_allclose(by_lists.probabilities, shares, atol=1e-5)
+    louder = method.prepare(Teacher.of(Representations(users * 64, items_table)), train)
+    np.testing.assert_allclose(louder.probabilities, shares, atol=1e-6)
+    by_rank = np.asarray(method.prepare(Teacher.of(Lists(items)), train).probabilities, float)
+    np.testing.assert_allclose(np.exp(entropy(by_rank)), 5, rtol=1e-3)
+    np.testing.assert_allclose(by_rank[1:], by_rank[:1].repeat(len(by_rank) - 1, 0), atol=1e-6)
+    with pytest.raises(UserError, match="`listwise.perplexity` needs a number of items; set `listwise.top`"):
+        Listwise(perplexity=5.0).make(1)
