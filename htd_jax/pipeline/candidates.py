@@ -5,7 +5,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from htd_jax.models import BlendSettings, EASESettings, FoldedSettings, IALSSettings, ModelOf, ModelSettings
+from htd_jax.models import (
+    BlendSettings,
+    BPRSettings,
+    EASESettings,
+    FoldedSettings,
+    IALSSettings,
+    ModelOf,
+    ModelSettings,
+)
 from htd_jax.ops.precision import forms_for_bytes
 from htd_jax.pipeline.spec import PhaseSpec
 
@@ -118,7 +126,8 @@ def students(
     at = base.make_model
     assert isinstance(at, ModelOf)
     yield Candidate(f"the recipe, {at.dim} {at.precision}", base)
-    yield from alone(base, teacher)
+    if isinstance(at.settings, BPRSettings):  # a student without a table of users is compared with none that has one
+        yield from alone(base, teacher)
     if not variants:
         return
     wider = [form for form in forms_for_bytes(size, widest) if form[0] > at.dim] if size else []
