@@ -54,12 +54,12 @@ class Candidate:
 Measure = Callable[[Candidate], float | None]
 
 
-def search_teacher(base: PhaseSpec, rows: int, measure: Measure) -> None:
+def search_teacher(base: PhaseSpec, rows: int | None, measure: Measure) -> None:
     """Tries iALS over confidence, lambda, width, sweeps and frequency scaling; then EASE, and a mix of both.
 
     Args:
       base: the teacher's phase by default: iALS at its full width.
-      rows: the smaller of the numbers of users and items, which decides whether EASE is tried.
+      rows: the smaller of the numbers of users and items, which decides whether EASE is tried; None to leave it out.
       measure: tries a candidate.
     """
     at = base.make_model
@@ -91,7 +91,7 @@ def search_teacher(base: PhaseSpec, rows: int, measure: Measure) -> None:
         return
     dim, (_, penalty) = best.phase.dim or narrow, _pair(best)
     best = _best_of([best, *(fitted(dim, penalty, frequency) for frequency in (0.5, 1.0))], measure)
-    if best is not None and rows <= EASE_ROWS:
+    if best is not None and rows is not None and rows <= EASE_ROWS:
         _search_ease(base, best, measure)
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,9 +91,10 @@ class Choice:
                 limit = None if self.budget is None else TEACHER_SHARE * self.budget
                 return self._try(TEACHER, candidate, settings, lambda: fit(phase), show, limit)
 
-            rows = min(train.num_users, train.num_items)
-            if trying.data.new_users is not None:  # of whom EASE's dual and mixes with it know nothing
-                rows = sys.maxsize
+            starts = {phase.start for phase in (self.spec.student, self.spec.distilled) if phase}
+            rows: int | None = min(train.num_users, train.num_items)
+            if "svd" in starts or trying.data.new_users is not None:  # EASE has no factors, and its dual no new users
+                rows = None
             search_teacher(base, rows, measure)
         if not self.trials.of(TEACHER):
             return base
