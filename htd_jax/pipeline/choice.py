@@ -120,14 +120,16 @@ class Choice:
             teacher = self.trying.train(self.spec.teacher, progress=silent)
         widest: int = teacher.settings["model"]["dim"] or 2 * (self.spec.settings.bytes or 1)
         taught_by = hash_of(teacher.teacher())
-        tried: dict[str, tuple[PhaseSpec, Path]] = {}
+        tried: dict[str, tuple[PhaseSpec, Path | None]] = {}
         with self.progress("choice of student", 0, self.metric) as show:
 
-            def measure(candidate: Candidate, fit: Callable[[], Measured], folder: Path, limit: float | None) -> bool:
+            def measure(
+                candidate: Candidate, fit: Callable[[], Measured], folder: Path | None, limit: float | None
+            ) -> None:
                 settings = {**candidate.phase.describe(), "data": self.trying.fingerprint}
                 settings["teacher"] = taught_by if candidate.phase.needs_teacher else None
                 tried[_key(settings)] = candidate.phase, folder
-                return self._try(STUDENT, candidate, settings, fit, show, limit) is not None
+                self._try(STUDENT, candidate, settings, fit, show, limit)
 
             if not self.held_out:
                 plain = Candidate("the plain student", dataclasses.replace(self.spec.student, name=base.name))
@@ -140,7 +142,7 @@ class Choice:
                 gradual = bool(candidate.phase.methods)
                 if gradual and self.budget is None and trainings > VARIANTS:
                     break
-                folder = self.folder.trial(number)
+                folder = self.folder.trial(number) if gradual else None
                 train = functools.partial(self.trying.train, candidate.phase, teacher, folder=folder, progress=silent)
                 fit = lambda train=train, gradual=gradual: self._measured(train(), kept=gradual)
                 # The recipe itself is trained whatever it takes.
@@ -148,16 +150,12 @@ class Choice:
                 trainings += gradual
         best = self.trials.best(STUDENT)
         chosen, checkpoints = tried[_key(best.settings)]
-        kept = (
-            best.epoch + 1 == chosen.training.epochs
-            or chosen.methods
-            or checkpoints.parent != self.folder.trial(0).parent
-        )
-        if not kept:  # a closed form, at its best sweep
+        target = self.folder.checkpoints(base.name)
+        if checkpoints is None:  # a closed form, at its best sweep
             training = dataclasses.replace(chosen.training, epochs=best.epoch + 1, patience=base.training.patience)
             chosen = dataclasses.replace(chosen, training=training)
-        if kept and not self.held_out and not self.folder.checkpoints(base.name).exists() and checkpoints.is_dir():
-            copy_checkpoints(checkpoints, self.folder.checkpoints(base.name))
+        elif checkpoints.is_dir() and not self.held_out and not target.exists():
+            copy_checkpoints(checkpoints, target)
         return chosen
 
     def clear(self) -> None:
