@@ -78,7 +78,7 @@ def costs(retriever: Any, fitted: Any) -> dict[str, Any]:
     """Returns bytes per row, megabytes of both tables and test metrics on the run's split, by precision."""
     from htd_jax.evaluation import make_evaluator, shown_metrics
     from htd_jax.models import BPRSettings, FoldedSettings, ModelOf, ModelSettings
-    from htd_jax.pipeline.run_folder import evaluation_of
+    from htd_jax.pipeline.fitted import evaluation_of
     from htd_jax.serving import PRECISIONS
 
     evaluation = evaluation_of(fitted).resolve()

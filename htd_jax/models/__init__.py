@@ -11,6 +11,7 @@ from htd_jax.models.base import (
     ModelSettings,
     Recommender,
     Solver,
+    first_dimensions,
     with_tables,
 )
 from htd_jax.models.blend import Blend, BlendSettings
@@ -64,6 +65,7 @@ __all__ = [
     "Representations",
     "ScoreAll",
     "Solver",
+    "first_dimensions",
     "listed",
     "make_graph",
     "model_scores",

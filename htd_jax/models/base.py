@@ -189,11 +189,18 @@ class ModelOf:
       settings: of the model.
       dim: the width of its representations.
       precision: of its tables, see `htd_jax.ops.precision`; anything but float32 needs an `inner_product` model.
+      prefixes: the numbers of leading dimensions that are trained as models too, ascending, the last of them `dim`;
+        empty if the whole width alone is. It needs an `inner_product` model whose parameters are two tables.
     """
 
     settings: ModelSettings
     dim: int
     precision: str = "float32"
+    prefixes: tuple[int, ...] = ()
+
+    def prefix(self, dim: int) -> "ModelOf":
+        """Returns the model of the first `dim` dimensions, of the variables that `first_dimensions` returns."""
+        return dataclasses.replace(self, dim=dim, prefixes=())
 
     def __call__(self, train: Interactions) -> Recommender:
         model = self.settings.build(train, self.dim)
@@ -202,6 +209,11 @@ class ModelOf:
         if not model.inner_product:
             raise UserError(f"`precision` must be float32: scores of {self.settings.label} are not inner products")
         return model.clone(precision=self.precision)
+
+
+def first_dimensions(variables: Any, dim: int) -> Any:
+    """Returns the variables of the first `dim` dimensions of a model whose parameters are two tables."""
+    return {**variables, "params": {name: table[:, :dim] for name, table in variables["params"].items()}}
 
 
 class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fields without defaults

@@ -78,6 +78,7 @@ def distill(
     model: str | ModelSettings | MakeModel = "bpr",
     dim: int | None = None,
     precision: str = "float32",
+    prefixes: Sequence[int] = (),
     seed: int = 0,
     start: str | Fitted = "random",
     folder: Path | str | None = None,
@@ -95,6 +96,8 @@ def distill(
       dim: the width of the student; a tenth of the model's default teacher if None.
       precision: the precision to which the student's rows are rounded, in training too: `float32`, `float16`, `int8`,
         `int4`, `int3` or `int2`.
+      prefixes: the numbers of leading dimensions that are trained as students too, in the same training, ascending, the
+        last of them `dim`: `prefixes=(10, 20, 40, 80)`; `student.prefix(10)` is the student of 10 dimensions.
       start: the initial student: `random`; `svd`, the best low-rank factors of the teacher's scores (bpr); or a trained
         student of the same model.
       seed: see `fit`.
@@ -122,6 +125,7 @@ def distill(
         precision,
         "student" if first else start,  # type: ignore[arg-type]
         seed,
+        prefixes=tuple(prefixes),
         **_settings(settings),
     )
     return _train(request, data, teacher, first, folder, progress)

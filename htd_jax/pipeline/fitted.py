@@ -11,9 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.data import Dataset, Interactions, Split
-from htd_jax.models import Listed, MakeModel, Representations, model_scores, represent_all
+from htd_jax.errors import UserError
+from htd_jax.evaluation import Evaluation, make_evaluator
+from htd_jax.models import (
+    Listed,
+    MakeModel,
+    ModelOf,
+    Representations,
+    first_dimensions,
+    model_scores,
+    represent_all,
+)
 from htd_jax.serving import Recommendations, Retriever, retriever_of
 from htd_jax.teacher import Lists, Teacher
+from htd_jax.training import evaluation_record
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +92,27 @@ class Fitted:
         scores: jax.Array = score(self.variables, self.train, jnp.asarray(users, jnp.int32))
         return scores
 
+    def prefix(self, dim: int) -> "Fitted":
+        """Returns the recommender of the first `dim` numbers of each row, evaluated as this one, on all users.
+
+        Raises:
+          UserError: if it was not trained with this prefix.
+        """
+        make_model = self.make_model
+        prefixes = make_model.prefixes if isinstance(make_model, ModelOf) else ()
+        if not isinstance(make_model, ModelOf) or dim not in prefixes:
+            trained = f"it was trained with {', '.join(map(str, prefixes))}" if prefixes else "it was trained with none"
+            raise UserError(f"no prefix of {dim} dimensions was trained: {trained}; set `prefixes` in training")
+        make_model, variables = make_model.prefix(dim), first_dimensions(self.variables, dim)
+        evaluation = evaluation_of(self).resolve(self.data.split)
+        evaluate = make_evaluator(self.data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
+        metrics = evaluation_record(evaluate, make_model, variables)
+        record = {"epoch": self.chosen["epoch"], "terms": {}, **metrics, "seconds": 0.0}
+        model = {name: x for name, x in self.settings["model"].items() if name != "prefixes"} | {"dim": dim}
+        settings = {**self.settings, "model": model}
+        about = {**self.about, "prefix_of": self.settings["model"]["dim"]}
+        return Fitted(make_model, variables, self.data, settings, [record], [], record, about=about)
+
     def retriever(self, precision: str | None = None, *, seen: Interactions | None = None) -> Retriever:
         """Returns the recommender ready to serve, see `htd_jax.Retriever`.
 
@@ -142,3 +174,10 @@ class Fitted:
         if model.inner_product:
             return teacher
         return dataclasses.replace(teacher, scores=model_scores(self.make_model, self.variables, self.train))
+
+
+def evaluation_of(fitted: Fitted) -> Evaluation:
+    """Returns how a model was evaluated."""
+    fields = {field.name for field in dataclasses.fields(Evaluation)}
+    evaluation = Evaluation(**{name: x for name, x in fitted.settings["evaluation"].items() if name in fields})
+    return dataclasses.replace(evaluation, cutoffs=tuple(evaluation.cutoffs))

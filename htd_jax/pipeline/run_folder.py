@@ -22,7 +22,6 @@ from typing import Any
 from htd_jax.data import Dataset, load_dataset, save_dataset
 from htd_jax.data.files import read_json
 from htd_jax.errors import UserError, reason, shown
-from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, ModelOf
 from htd_jax.ops.precision import PRECISIONS
 from htd_jax.pipeline.fitted import Fitted
@@ -288,11 +287,12 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
         distiller = tree["train"]["params"].get("distiller") or {}
         fields = dict(settings["model"])
         name, dim, precision = fields.pop("name"), fields.pop("dim"), fields.pop("precision", "float32")
+        prefixes = tuple(fields.pop("prefixes", ()))
         model = override(MODELS[name](), **fields)
         check(model, f"{name}.")
         if precision not in PRECISIONS or not isinstance(dim, int) or dim < 1:
             raise TypeError
-        make_model = ModelOf(model, dim, precision)
+        make_model = ModelOf(model, dim, precision, prefixes)
         patience, metric = settings["training"]["patience"], settings["evaluation"]["metric"]
         settings["data"], settings["evaluation"]["cutoffs"]
     except (KeyError, TypeError, AttributeError):
@@ -306,13 +306,6 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
     chosen = in_full(choose(history["records"], stopping))
     records, seconds, spent = (history.get(name, {}) for name in ("records", "seconds", "spent"))
     return Fitted(make_model, variables, data, settings, records, seconds, chosen, distiller, spent)
-
-
-def evaluation_of(fitted: Fitted) -> Evaluation:
-    """Returns how a model was evaluated."""
-    fields = {field.name for field in dataclasses.fields(Evaluation)}
-    evaluation = Evaluation(**{name: x for name, x in fitted.settings["evaluation"].items() if name in fields})
-    return dataclasses.replace(evaluation, cutoffs=tuple(evaluation.cutoffs))
 
 
 def find_phase(

@@ -47,6 +47,7 @@ class PhaseRequest:
       method: a name (`"htd"`, `"htd+fitnet"`, `"none"`), a method's settings, a `Distiller`, a list of these, or
         settings by name.
       precision: the precision of its rows.
+      prefixes: the numbers of leading dimensions that are trained as models too, see `ModelOf`.
       start: the initial student: random, the SVD of the teacher's scores, or a student trained before.
       seed: the seed of everything random.
       training, evaluation: settings.
@@ -61,6 +62,7 @@ class PhaseRequest:
     seed: int = 0
     training: Training = dataclasses.field(default_factory=Training)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    prefixes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,9 @@ class PhaseSpec:
         if not isinstance(self.make_model, ModelOf):
             return {"name": None, "dim": self.dim}
         settings, precision = self.make_model.settings, self.make_model.precision
-        rounded = {} if precision == "float32" else {"precision": precision}
+        rounded: dict[str, Any] = {} if precision == "float32" else {"precision": precision}
+        if prefixes := self.make_model.prefixes:
+            rounded["prefixes"] = list(prefixes)
         return {"name": MODELS.name_of(settings), "dim": self.dim, **rounded, **as_json(settings)}
 
     def describe(self) -> dict[str, Any]:
@@ -259,13 +263,33 @@ def _model(request: PhaseRequest, train: Interactions) -> tuple[MakeModel, int |
             "and another `model`"
         )
     settings.check_size(train)
+    if dim is None and request.prefixes:
+        dim = request.prefixes[-1]
     if dim is None:
         dim = settings.teacher_dim if request.role == TEACHER else max(1, settings.teacher_dim // 10)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise UserError(f"`dim` must be an integer of at least 1, not {dim!r}")
     if precision != "float32" and not settings.module.inner_product:
         raise UserError(f"`precision` {precision} needs a model whose scores are inner products, such as bpr")
-    return ModelOf(settings, dim, precision), dim
+    _check_prefixes(request, settings, dim)
+    return ModelOf(settings, dim, precision, tuple(request.prefixes)), dim
+
+
+def _check_prefixes(request: PhaseRequest, settings: ModelSettings, dim: int) -> None:
+    """Raises UserError if prefixes are invalid, or the model has none."""
+    prefixes = tuple(request.prefixes)
+    if not prefixes:
+        return
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in prefixes)
+    if not whole or list(prefixes) != sorted(set(prefixes)) or prefixes[0] < 1 or prefixes[-1] != dim:
+        raise UserError(
+            f"`prefixes` must be different numbers of dimensions, ascending, the last of them `dim` {dim}, not "
+            f"{', '.join(map(str, prefixes))}"
+        )
+    if settings.closed_form or not settings.module.params_are_tables:
+        raise UserError(
+            f"`prefixes` needs a model of two tables that is trained by gradients, which is bpr, not {settings.label}"
+        )
 
 
 def _capabilities(make_model: MakeModel, train: Interactions) -> tuple[type[Recommender], bool]:

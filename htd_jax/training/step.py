@@ -1,7 +1,7 @@
 """The compiled training step, and the epoch that scans it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -14,12 +14,14 @@ from flax import struct
 from htd_jax.data import Interactions, distinct
 from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, RowIds, Shapes, Side, Step, Triples
 from htd_jax.distillers.base import SecondModel
-from htd_jax.models import MakeModel, Recommender, Representations, with_tables
+from htd_jax.errors import UserError
+from htd_jax.models import MakeModel, ModelOf, Recommender, Representations, first_dimensions, with_tables
 from htd_jax.ops.platforms import brief_options, compiler_options
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import rows
 from htd_jax.training.objectives import Objective, own
 from htd_jax.training.optimizers import RowOptimizer
+from htd_jax.training.prefixes import sum_over_prefixes
 
 Terms = dict[str, jax.Array]
 
@@ -125,6 +127,8 @@ def make_trainer(
     """
     base = objective or own()
     by_rows = isinstance(optimizer, RowOptimizer)
+    prefixes = make_model.prefixes if isinstance(make_model, ModelOf) else ()
+    of_prefixes = [make_model.prefix(dim) for dim in prefixes]  # type: ignore[attr-defined]
 
     def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
         if isinstance(teacher, Guidance):
@@ -145,6 +149,8 @@ def make_trainer(
         student, _ = jax.eval_shape(lambda: model.apply(variables, one, one, method="represent"))
         shapes = Shapes(train.num_users, train.num_items, student.shape[1])
         params = {"model": variables, "distiller": distiller.init(distiller_key, shapes, guidance.context)}
+        if prefixes and jax.tree.leaves(params["distiller"]):
+            raise UserError("`prefixes` needs a `method` that learns nothing besides the student, such as best")
         epoch = jnp.zeros((), jnp.int32)
         sampled = jax.eval_shape(lambda: refresh(params, None, key, epoch, model, guidance))
         sampled = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sampled)
@@ -219,20 +225,27 @@ def make_trainer(
         batches = base.sample(batch_keys, train, batch_size)
 
         model = make_model(train)
+        models = [make(train) for make in of_prefixes] or [model]
         refresh_key = jax.random.fold_in(key, 3)  # the next after those of the split
         sampled = refresh(state.params, state.sampled, refresh_key, state.epoch, model, guidance)
         constants = base.constants(train)
         numbered = (jnp.arange(len(batches.users)), batches)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
-        def step_loss(params: Any, index: jax.Array, model: Recommender, triples: Triples, **view: Any) -> Any:
+        def step_loss(
+            params: Any, index: jax.Array, models: Sequence[Recommender], triples: Triples, **view: Any
+        ) -> Any:
             key = jax.random.fold_in(step_key, index)
-            return loss(params, sampled, model, triples, key, state.epoch, train, constants, guidance, **view)
+
+            def of_one(params: Any, model: Recommender) -> tuple[jax.Array, Terms]:
+                return loss(params, sampled, model, triples, key, state.epoch, train, constants, guidance, **view)
+
+            return sum_over_prefixes(of_one, params, models, prefixes) if prefixes else of_one(params, models[0])
 
         def dense_step(carry: Any, batch: Any) -> tuple[Any, Terms]:
             flat, opt_state = carry
             index, triples = batch
-            flat_loss = lambda flat: step_loss(shaped(flat), index, model, triples)
+            flat_loss = lambda flat: step_loss(shaped(flat), index, models, triples)
             gradient, terms = jax.grad(flat_loss, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)  # type: ignore[call-arg]
             return (optax.apply_updates(flat, updates), opt_state), terms
@@ -245,14 +258,16 @@ def make_trainer(
             own += distiller.reads(guidance.context, sampled, triples, key)
 
             def local_loss(params: Any, places: rows.BothPlaces) -> Any:
-                few = of_rows(places.users.number, places.items.number)
+                few = [make(places.users.number, places.items.number) for make in of_rows]
                 return step_loss(params, index, few, triples, located=lambda bound: rows.Located(bound, places))
 
             return rows.step(optimizer, carry, own, local_loss, index, first_step)
 
         if by_rows:
             first_step = state.epoch * len(batches.users)
-            of_rows = model.of_rows(state.params["model"])
+            whole = state.params["model"]
+            tables = [first_dimensions(whole, dim) for dim in prefixes] or [whole]
+            of_rows = [each.of_rows(variables) for each, variables in zip(models, tables)]
             carry = rows.begin(state.params, state.opt_state)
             carry, terms = jax.lax.scan(row_step, carry, numbered)
             params, opt_state = rows.end(optimizer, carry, len(batches.users), first_step)
