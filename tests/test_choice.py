@@ -122,7 +122,9 @@ def test_the_best_of_what_was_tried_is_trained(chosen):
     tried, config, found = lines(folder), strict(folder / "config.json"), results(folder)
     of = lambda part: [trial for trial in tried if trial["part"] == part]
     assert len(of("teacher")) >= 14 and len(of("student")) == 4  # plain, recipe, iALS at two lambdas
-    assert config["choice"] == found["choice"]
+    assert config["choice"]["teacher"] == found["choice"]["teacher"]["name"] and config["choice"]["student"] in {
+        trial["name"] for trial in of("student")
+    }
     best = max(trial["valid"]["recall@50"] for trial in of("student"))
     kept = found["phases"]["best"]["final"]["valid"]["recall@50"]
     assert kept >= best - 0.5 * np.sqrt(best * (1 - best) / 60) - 1e-6

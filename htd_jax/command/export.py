@@ -132,7 +132,7 @@ def train_command(config: dict[str, Any]) -> str:
             words += ["--valid-file", "FILE", "--test-file", "FILE"]
         elif name == "teacher" and value is not None:
             words += ["--teacher", "FILES"]
-        elif isinstance(value, dict) and name != "reading":
+        elif isinstance(value, dict) and name not in ("reading", "choice"):
             for setting, x in value.items():
                 words += _flag(f"{name}.{setting}", x, own.get(name, {}).get(setting))
         elif name in defaults:

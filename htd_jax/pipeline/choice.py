@@ -162,6 +162,11 @@ class Choice:
         """Removes the checkpoints of trials, which the chosen phases do not need once they are trained."""
         shutil.rmtree(self.folder.trial(0).parent, ignore_errors=True)
 
+    def chosen(self) -> dict[str, Any]:
+        """Returns the names of what was chosen, as JSON."""
+        parts = [part for part in (TEACHER, STUDENT) if self.trials.of(part)]
+        return {"metric": self.metric, **{part: self.trials.best(part).name for part in parts}}
+
     def summary(self) -> dict[str, Any]:
         """Returns the choice as JSON: for teacher and student, what was chosen and what else was measured."""
         chosen: dict[str, Any] = {"metric": self.metric, "seconds": self.trials.seconds}

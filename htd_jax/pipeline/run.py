@@ -103,7 +103,7 @@ def run(
         results = summarise(spec, phases)
         if choice and choice.trials.done:
             results["choice"] = choice.summary()
-            folder.keep_choice(results["choice"])
+            folder.keep_choice(choice.chosen())
         if baselines:
             results["baselines"] = measure_baselines(spec, experiment, phases[TEACHER])
         folder.write_metrics(records)
