@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import line_of, results, start, start_command
 
 import htd_jax
 from htd_jax.training.prefixes import sum_over_prefixes
@@ -68,3 +69,18 @@ def test_what_it_refuses(data, teacher):
         htd_jax.distill(teacher, data, method="pseudo", model="ials", prefixes=(2, 4), **SOON)
     with pytest.raises(htd_jax.UserError, match="learns nothing besides the student"):
         htd_jax.distill(teacher, data, method="htd", prefixes=(2, 4), **SOON)
+
+
+@pytest.mark.slow
+def test_a_run_of_several_sizes_exports_each(tmp_path):
+    run = tmp_path / "run"
+    options = ["--method", "best", "--precision", "int4", "--budget", "0", "--student-dim", "8", "--run", run]
+    done = start(*options, "--prefixes", "4", "8")
+    assert done.status == 0, done.err
+    assert "bytes per row" in " ".join(done.out.split()) or "numbers," in done.out
+    sizes = results(run)["sizes"]
+    assert [entry["row_bytes"] for entry in sizes.values()] == [2, 4]
+    assert start_command("export", "--run", run, "--to", tmp_path / "small", "--bytes", "2").status == 0
+    assert htd_jax.load(tmp_path / "small").dim == 4
+    other = line_of(start_command("export", "--run", run, "--to", tmp_path / "other", "--bytes", "3"))
+    assert "no such prefix: it was trained for 2, 4" in other

@@ -7,15 +7,16 @@ import platform
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from rich.console import Console
 from rich.table import Table
 
 import htd_jax
 from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
 from htd_jax.errors import UserError, shown
-from htd_jax.ops.precision import Precision
+from htd_jax.ops.precision import Precision, row_bytes
 from htd_jax.settings import as_json, check, flag_words
 
 
@@ -33,6 +34,9 @@ class Options:
     precision: Precision | None = None
     """Precision of the tables; int8 has a scale per row; int4, int3 and int2 have so many bits per number. The command
     prints the size and the test metrics of each. Default: the precision that the student was trained for."""
+    bytes: Annotated[int, Ge(1)] | None = None
+    """Bytes per row of the student to cut out of one that was trained for several sizes (--prefixes). Default: the
+    whole student."""
     seen: bool = False
     """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
     trust_code: tuple[str, ...] = ()
@@ -53,6 +57,8 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
         raise UserError(f"`to` {shown(options.to)} is the run's own folder; choose another")
     use_devices()
     fitted = open_run(options.run, options.phase)
+    if options.bytes is not None:
+        fitted = prefix_of_bytes(fitted, options.bytes)
     if not fitted.inner_product:
         raise UserError(
             f"`run` {shown(options.run)}: no tables to export, because scores of {fitted.about['model']} are not inner "
@@ -72,6 +78,19 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     chosen.save(options.to, seen=options.seen)
     show(rows, chosen.precision)
     print(f"{fitted.about['phase']} of {options.run}, {chosen.precision}: {options.to}")
+
+
+def prefix_of_bytes(fitted: Any, size: int) -> Any:
+    """Returns the student of `size` bytes per row that a student of several sizes holds.
+
+    Raises:
+      UserError: if it holds none.
+    """
+    sizes = {row_bytes(dim, fitted.make_model.precision): dim for dim in getattr(fitted.make_model, "prefixes", ())}
+    if size not in sizes:
+        held = f"it was trained for {', '.join(map(str, sizes))}" if sizes else "it was trained for one size"
+        raise UserError(f"`bytes` {size}: no such prefix: {held}; set `prefixes` in training")
+    return fitted.prefix(sizes[size])
 
 
 def costs(retriever: Any, fitted: Any) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def print_table(result: RunResult) -> None:
         rows.append([label(phase), f"{entry['parameters']:,}", str(best["epoch"]), *figures(best)])
         if "second_model" in best:
             rows.append(["its second model", "", "", *figures(best["second_model"])])
+    for dim, entry in results.get("sizes", {}).items():
+        rows.append([f"its first {dim} numbers, {entry['row_bytes']} bytes per row", "", "", *figures(entry)])
     size = lambda entry: f"{entry['dim']} x {entry['precision']}"
     sampled = any("sampled" in entry["best"] for entry in results["phases"].values())
     for name, entry in results.get("baselines", {}).items():

@@ -61,6 +61,9 @@ class RunSettings:
     users: Literal["table", "folded"] = "table"
     """Rows of the student's users: a table, or folded, made from the items that each user has seen. Then only items
     take memory, and a new user has a row at once."""
+    prefixes: tuple[Annotated[int, Ge(1)], ...] = ()
+    """Widths that one distilled student is trained for at once, ascending, the last of them its own: its first 10, 20
+    and 40 numbers are students too (bpr only). Replaces --student-dim; export --bytes cuts one out. Default: none."""
     student_init: Literal["random", "svd"] = "random"
     """Initial tables of the students: random, or the best low-rank factors of the teacher's scores (bpr only)."""
 
@@ -228,6 +231,13 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
         if dim not in (None, sized[0]) or precision not in (None, sized[1]):
             raise UserError("`bytes` determines `student_dim` and `precision`; leave out `bytes`, or the other two")
         dim, precision = sized
+    if settings.prefixes:
+        if settings.bytes or not methods or dim not in (None, settings.prefixes[-1]):
+            raise UserError(
+                "`prefixes` gives the widths of a student with a `method`; leave out `bytes` and `student_dim`, and "
+                "set `precision`"
+            )
+        dim = settings.prefixes[-1]
     plain = request.training  # for phases without a method, to which its defaults do not apply
     if methods and plain.loss is None:
         plain = dataclasses.replace(plain, sampled_items=None)
@@ -244,7 +254,7 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
     distilled = None
     if methods:
         start = "student" if any(method.warm_start for method in methods.values()) else start
-        distilled = phase(STUDENT, **student_request, method=methods, start=start)
+        distilled = phase(STUDENT, **student_request, method=methods, start=start, prefixes=settings.prefixes)
     if (
         teacher
         and not teacher_settings.module.inner_product
@@ -294,7 +304,8 @@ def run_name(settings: RunSettings, evaluation: EvaluationSpec) -> str:
     """Returns the default name of a run's folder."""
     method = "+".join(flag_name(name) for name in settings.method.split("+"))
     teacher = "" if settings.teacher_model in (None, settings.model) else f"by-{settings.teacher_model}"
-    size = [str(settings.student_dim), settings.precision or "", "folded" if settings.users == "folded" else ""]
+    dims = "-".join(map(str, settings.prefixes or [settings.student_dim]))
+    size = [dims, settings.precision or "", "folded" if settings.users == "folded" else ""]
     name = [settings.dataset, settings.model, teacher, evaluation.protocol, method, *size, f"seed{settings.seed}"]
     return "-".join(part for part in name if part not in ("", "bpr", "full"))
 

@@ -1,10 +1,11 @@
 """A run: a teacher, a plain student and the distilled student, in a run folder."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from htd_jax.errors import as_flags
+from htd_jax.ops.precision import row_bytes
 from htd_jax.pipeline.baselines import measure_baselines
 from htd_jax.pipeline.choice import Choice
 from htd_jax.pipeline.experiment import Experiment, hash_of
@@ -96,7 +97,7 @@ def run(
             spec = choice.spec = dataclasses.replace(spec, teacher=choice.teacher())
         phases = train_phases(spec, teacher, train, distilled=not choice)
         if choice and spec.distilled:
-            chosen = choice.student(phases)
+            chosen = spec.distilled if spec.settings.prefixes else choice.student(phases)
             spec = dataclasses.replace(spec, distilled=chosen)
             phases[chosen.name] = train(chosen, phases[TEACHER], start=phases[STUDENT])
             choice.clear()
@@ -104,6 +105,8 @@ def run(
         if choice and choice.trials.done:
             results["choice"] = choice.summary()
             folder.keep_choice(choice.chosen())
+        if spec.distilled and spec.settings.prefixes:
+            results["sizes"] = measure_sizes(phases[spec.distilled.name], spec.settings.prefixes)
         if baselines:
             results["baselines"] = measure_baselines(spec, experiment, phases[TEACHER])
         folder.write_metrics(records)
@@ -145,6 +148,17 @@ def train_phases(
     if spec.distilled and distilled:
         phases[spec.distilled.name] = train(spec.distilled, teacher, start=student)
     return phases
+
+
+def measure_sizes(fitted: Fitted, prefixes: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Returns the bytes per row and the metrics of each prefix of a student, in its last epoch or the one that early
+    stopping keeps: by its number of dimensions, `{"row_bytes", "valid", "test"}`."""
+    found = {}
+    for dim in prefixes:
+        small = fitted.prefix(dim)
+        size = row_bytes(dim, small.settings["model"].get("precision", "float32"))
+        found[str(dim)] = {"row_bytes": size, **{part: small.chosen[part] for part in ("valid", "test")}}
+    return found
 
 
 def run_identity(spec: RunSpec, experiment: Experiment, teacher: Fitted | None) -> dict[str, Any]:
