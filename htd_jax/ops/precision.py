@@ -118,7 +118,7 @@ def for_bytes(size: int, widest: int) -> tuple[int, Precision]:
       widest: the teacher's width; a wider row would gain nothing.
     """
     if size < INT8_FROM:
-        return min(2 * size, widest - widest % 2), "int4"
+        return min(2 * size, widest), "int4"
     return min(size - 4, widest), "int8"
 
 

@@ -130,7 +130,7 @@ def students(
         yield from alone(base, teacher)
     if not variants:
         return
-    wider = [form for form in forms_for_bytes(size, widest) if form[0] > at.dim] if size else []
+    wider = [form for form in forms_for_bytes(size, widest) if form[0] > at.dim] if size and not at.prefixes else []
     for dim, precision in wider[: at.dim < SHORT]:  # more numbers, each in fewer bits
         model = dataclasses.replace(at, dim=dim, precision=precision)
         yield Candidate(f"the recipe, {dim} {precision}", dataclasses.replace(base, make_model=model, dim=dim))
