@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from runs import refused, results, start, strict, trained
 
+from htd_jax.command import flags
 from htd_jax.data import hold_out, save_split
 from htd_jax.data.splits import read_split
 from htd_jax.errors import UserError
@@ -229,3 +230,17 @@ def test_a_pair_in_two_parts_stays_in_the_first(small_split, tmp_path):
     assert repeated == 10
     for one, other in zip(found, small_split):
         np.testing.assert_array_equal(one.items, other.items)
+
+
+# --- several sizes in one training
+
+
+def test_several_bytes_are_prefixes_in_int4():
+    words = ["--method", "best", "--bytes", "10", "5", "20", "--seed", "3"]
+    expected = ["--method", "best", "--seed", "3", "--precision", "int4", "--prefixes", "10", "20", "40"]
+    assert flags._with_prefixes(words) == expected
+    assert flags._with_prefixes(["--bytes", "10"]) == ["--bytes", "10"]
+    with pytest.raises(UserError, match="must be whole numbers"):
+        flags._with_prefixes(["--bytes", "10", "x"])
+    with pytest.raises(UserError, match="leave out one or the other"):
+        flags._with_prefixes(["--bytes", "10", "5", "--precision", "int8"])

@@ -200,6 +200,7 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
       UserError: if a flag or a value is invalid.
       SystemExit: after `--help`.
     """
+    arguments = _with_prefixes(arguments)
     chosen = {kind: value for kind in REGISTRIES if (value := _value(arguments, kind))}
     names = {kind: value.split("+") if kind == "method" else [value] for kind, value in chosen.items()}
     components: dict[str, type] = {}
@@ -217,6 +218,29 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
     )
     _note_ignored(request, arguments)
     return request
+
+
+def _with_prefixes(arguments: Sequence[str]) -> Sequence[str]:
+    """Replaces several values of `--bytes` by the prefixes of one student in int4 that take so many bytes.
+
+    Raises:
+      UserError: if a value is not a whole number of at least 1, or width or precision are given too.
+    """
+    typed = [*_typed(arguments)]
+    sizes = [value for flag, value in typed if flag == "--bytes"]
+    if len(sizes) < 2:
+        return arguments
+    if any(flag in ("--precision", "--student-dim", "--prefixes") for flag, _ in typed):
+        raise UserError("several values of `bytes` determine `precision` and `prefixes`; leave out one or the other")
+    if not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
+        raise UserError(f"`bytes` must be whole numbers of at least 1, not {' '.join(sizes)}")
+    rest: list[str] = []
+    inside = False
+    for word in arguments:
+        inside = word.partition("=")[0] == "--bytes" if word.startswith("--") else inside
+        rest += [] if inside else [word]
+    widths = sorted({2 * int(size) for size in sizes})  # two numbers per byte
+    return [*rest, "--precision", "int4", "--prefixes", *map(str, widths)]
 
 
 def _rename(arguments: Sequence[str], names: Mapping[str, list[str]]) -> list[str]:
