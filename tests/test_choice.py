@@ -47,9 +47,7 @@ def test_shares_have_the_perplexity(rng, perplexity):
         assert not row[~counted].any()
 
 
-@pytest.mark.parametrize(
-    "change", [lambda x: 1e-20 * x, lambda x: 1e20 * x, lambda x: x + 7, lambda x: x[:, ::-1][:, ::-1]]
-)
+@pytest.mark.parametrize("change", [lambda x: 1e-20 * x, lambda x: 1e20 * x, lambda x: x + 7])
 def test_shares_do_not_depend_on_scale_or_offset(rng, change):
     logits, where = rng.normal(size=(4, 9)).astype(np.float32), np.ones((4, 9), bool)
     np.testing.assert_allclose(

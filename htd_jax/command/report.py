@@ -73,32 +73,30 @@ def print_table(result: RunResult) -> None:
 
 def headlines(result: RunResult) -> list[str]:
     """Returns what a run with a choice gives, in two lines: what the student's bytes keep of its teacher, in test; and
-    what was chosen over what. None for other runs."""
+    the choice and its alternatives. None for other runs."""
     choice, phases = result.results.get("choice"), result.results["phases"]
-    if not choice or STUDENT not in choice:
+    if not choice:
         return []
-    fitted = result.phases[result.results["method"]]
-    settings, teacher = fitted.settings["model"], phases[TEACHER]["final"]["test"]
-    size = row_bytes(settings["dim"], settings.get("precision", "float32"))
-    cutoffs = result.spec.evaluation.cutoffs
-    test = phases[result.results["method"]]["final"]["test"]
-    kept = [
+    method, cutoffs = result.results["method"], result.spec.evaluation.cutoffs
+    model = result.phases[method].settings["model"]
+    size = row_bytes(model["dim"], model.get("precision", "float32"))
+    teacher, test = (phases[phase]["final"]["test"] for phase in (TEACHER, method))
+    names = dict.fromkeys([result.spec.evaluation.metric, f"recall@{cutoffs[-1]}", f"ndcg@{cutoffs[0]}"])
+    kept = " and ".join(
         f"{test[name] / teacher[name]:.0%} of the teacher's {name} ({test[name]:.4f} of {teacher[name]:.4f})"
-        for name in dict.fromkeys([result.spec.evaluation.metric, f"recall@{cutoffs[-1]}", f"ndcg@{cutoffs[0]}"])
+        for name in names
         if teacher.get(name)
-    ]
+    )
     taught = choice[TEACHER]["name"] if TEACHER in choice else "as given"
-    own = choice[STUDENT]
-    others = [(value, name) for name, value in own["valid"].items() if name != own["name"]]
-    beaten = "; ".join(f"{name} {value:.4f}" for value, name in sorted(others, reverse=True)[:3])
-    trials = sum(choice[part]["trials"] for part in (TEACHER, STUDENT) if part in choice)
-    table = RunFolder(result.spec.folder).trials.with_suffix(".md")
-    return [
-        f"{size} bytes per row keep {' and '.join(kept)}; teacher: {taught}",
-        f"student: {own['name']}, validation {choice['metric']} {own['valid'][own['name']]:.4f}"
-        + (f" (others: {beaten})" if beaten else "")
-        + f"; {trials} trials in {choice['seconds']:.0f} s: {shown(table)}",
-    ]
+    lines = [f"{size} bytes per row keep {kept}; teacher: {taught}"]
+    if own := choice.get(STUDENT):
+        value = own["valid"].get(choice["metric"], 0.0)
+        others = sorted(((x, name) for name, x in own["tried"] if name != own["name"]), reverse=True)[:3]
+        beside = f" (others: {'; '.join(f'{name} {x:.4f}' for x, name in others)})" if others else ""
+        lines.append(f"student: {own['name']}, validation {choice['metric']} {value:.4f}{beside}")
+    trials = sum(len(choice[part]["tried"]) for part in (TEACHER, STUDENT) if part in choice)
+    table = shown(RunFolder(result.spec.folder).trials.with_suffix(".md"))
+    return [*lines, f"choice: {trials} trials in {choice['seconds']:.0f} s, see {table}"]
 
 
 def whole_time(phases: Mapping[str, Any]) -> str:

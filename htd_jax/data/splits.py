@@ -108,14 +108,17 @@ def hold_out(split: Split, *, share: float = 0.1, seed: int = 0) -> Split:
       UserError: if no user has enough training pairs.
     """
     users, items = np.asarray(split.train.users, np.int64), np.asarray(split.train.items)
-    held_out = np.minimum((np.diff(np.asarray(split.train.offsets)) * share + 0.5).astype(int), users.size)
+    held_out = (np.diff(np.asarray(split.train.offsets)) * share + 0.5).astype(int)
     rows = order(users, np.random.default_rng(seed).permutation(len(users)))
     place = np.arange(len(users)) - np.asarray(split.train.offsets, np.int64)[users[rows]]
     held = place < held_out[users[rows]]
     parts = ((users[rows[chosen]], items[rows[chosen]]) for chosen in (~held, held))
     train, valid = (Interactions.from_pairs(*part, split.train.num_users, split.train.num_items) for part in parts)
     if not len(train) or not len(valid):
-        raise UserError("the data has no validation part, and too few training pairs per user to hold some out")
+        raise UserError(
+            "the data has no validation part, and too few training pairs per user to hold some out; set `budget` to 0, "
+            "which chooses nothing"
+        )
     return Split(train, valid, split.test)
 
 

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from htd_jax import data as datasets
 from htd_jax.distillers import METHODS
@@ -20,7 +20,7 @@ from htd_jax.pipeline.run import run
 from htd_jax.pipeline.spec import STUDENT, TEACHER, AnyMethod, PhaseRequest, resolve
 from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.pipeline.teachers import given_teacher
-from htd_jax.settings import override
+from htd_jax.settings import check, override
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import Training
 
@@ -135,6 +135,7 @@ def choose(
     data: Any,
     *,
     bytes: int = 10,
+    users: Literal["table", "folded"] = "table",
     teacher: AnyTeacher | None = None,
     budget: str | None = None,
     seed: int = 0,
@@ -149,6 +150,7 @@ def choose(
     Args:
       data: see `fit`.
       bytes: the bytes per row of the student, at least 1.
+      users: `table`, or `folded` for a student without a table of users, see `htd_jax.models.FoldedSettings`.
       teacher: see `distill`; chosen if None.
       budget: the time of the choice, such as `"5m"`; `"0"` uses the defaults alone. A fixed list of trials, about three
         times the training of one student, if None.
@@ -158,7 +160,7 @@ def choose(
       settings: see `fit`; `metric="ndcg@10"` is what is chosen by.
 
     Returns:
-      The student. Its `about["choice"]` says what was chosen over what.
+      The student. Its `about["choice"]` names the choice and its alternatives.
 
     Raises:
       UserError, TypeError: see `distill`.
@@ -175,7 +177,7 @@ def choose(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
         path = Path(folder)
         request = RunRequest(
-            RunSettings(method="best", bytes=bytes, budget=budget, seed=seed),
+            RunSettings(method="best", bytes=bytes, users=users, budget=budget, seed=seed),
             paths=Paths(
                 split_file=path / "split.npz",  # where the run keeps the data
                 runs=path.parent,
@@ -184,6 +186,9 @@ def choose(
             ),
             **_settings(settings),
         )
+        check(request)
+        for note in dataset.notes:
+            warnings.warn(note, stacklevel=2)
         spec = resolve_run(request, dataset)
         experiment = Experiment(dataset, spec.evaluation)
         given = None

@@ -9,7 +9,6 @@ from htd_jax.models import (
     BlendSettings,
     BPRSettings,
     EASESettings,
-    FoldedSettings,
     IALSSettings,
     ModelOf,
     ModelSettings,
@@ -38,33 +37,44 @@ MIXED_FROM = 0.85
 # Rows of fewer numbers than this may be better with more of them, in fewer bits each.
 SHORT = 16
 
-# Trainings of the student that the default budget adds to the first.
-VARIANTS = 1
+# Trainings of the student that the default budget adds to the first, beyond coarser forms of short rows.
+VARIANTS = 0
+
+# A teacher twice as wide is tried where the full width is better than the narrow one by this factor.
+STILL_GROWING = 1.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A phase to try, and its name for people."""
+    """A phase to try.
+
+    Attributes:
+      name: its name, as shown to people.
+      phase: the phase.
+      coarser: whether its rows have more numbers in fewer bits than the recipe's.
+    """
 
     name: str
     phase: PhaseSpec
+    coarser: bool = False
 
 
 # Returns the metric of a candidate in validation; None once the budget is spent.
 Measure = Callable[[Candidate], float | None]
 
 
-def search_teacher(base: PhaseSpec, rows: int | None, measure: Measure) -> None:
+def search_teacher(base: PhaseSpec, rows: int | None, measure: Measure, *, fixed_width: bool = False) -> None:
     """Tries iALS over confidence, lambda, width, sweeps and frequency scaling; then EASE, and a mix of both.
 
     Args:
       base: the teacher's phase by default: iALS at its full width.
       rows: the smaller of the numbers of users and items, which decides whether EASE is tried; None to leave it out.
       measure: tries a candidate.
+      fixed_width: whether all teachers have the width of `base`.
     """
     at = base.make_model
     assert isinstance(at, ModelOf) and isinstance(at.settings, IALSSettings)
-    settings, narrow = at.settings, min(NARROW, at.dim)
+    settings, narrow = at.settings, at.dim if fixed_width else min(NARROW, at.dim)
 
     def ials(dim: int, sweeps: int, **changes: Any) -> Candidate:
         return _teacher(base, dataclasses.replace(settings, **changes), dim, sweeps)
@@ -85,12 +95,16 @@ def search_teacher(base: PhaseSpec, rows: int | None, measure: Measure) -> None:
         return
     alpha, penalty = _pair(best)
     fitted = lambda dim, penalty, frequency: ials(dim, SWEEPS, alpha=alpha, regularization=penalty, frequency=frequency)
-    sizes = [(narrow, 1), *((at.dim, factor) for factor in (1, 2, 4) if at.dim > narrow)]
-    best = _best_of([fitted(dim, penalty * factor, 0.0) for dim, factor in sizes], measure)
+    at_narrow = fitted(narrow, penalty, 0.0)
+    wide = [fitted(at.dim, penalty * factor, 0.0) for factor in (1, 2) if at.dim > narrow]
+    best = _best_of([at_narrow, *wide], measure)
     if best is None:
         return
+    by_width, by_narrow = measure(best), measure(at_narrow)
+    if best is not at_narrow and by_width and by_narrow and by_width > STILL_GROWING * by_narrow:
+        best = _best_of([best, fitted(2 * at.dim, _pair(best)[1], 0.0)], measure) or best
     dim, (_, penalty) = best.phase.dim or narrow, _pair(best)
-    best = _best_of([best, *(fitted(dim, penalty, frequency) for frequency in (0.5, 1.0))], measure)
+    best = _best_of([best, fitted(dim, penalty, 1.0)], measure)
     if best is not None and rows is not None and rows <= EASE_ROWS:
         _search_ease(base, best, measure)
 
@@ -111,14 +125,14 @@ def _search_ease(base: PhaseSpec, ials: Candidate, measure: Measure) -> None:
 
 
 def students(
-    base: PhaseSpec, teacher: PhaseSpec | None, size: int | None, widest: int, *, variants: bool = True
+    base: PhaseSpec, factors: IALSSettings | None, size: int | None, widest: int, *, variants: bool = True
 ) -> Iterator[Candidate]:
     """Yields candidates for the student, in the order in which they are worth their time: the recipe, iALS in as many
     bytes, and variants of the recipe.
 
     Args:
       base: the student's phase by default.
-      teacher: the teacher's phase, if it was trained here: its settings are those of iALS in the student's size.
+      factors: the settings of the best iALS teacher; the default ones if None.
       size: the bytes per row, if they are to decide width and precision.
       widest: the teacher's width.
       variants: whether to vary width, precision and settings of the recipe.
@@ -127,34 +141,36 @@ def students(
     assert isinstance(at, ModelOf)
     yield Candidate(f"the recipe, {at.dim} {at.precision}", base)
     if isinstance(at.settings, BPRSettings):  # a student without a table of users is compared with none that has one
-        yield from alone(base, teacher)
+        yield from alone(base, factors or IALSSettings())
     if not variants:
         return
     wider = [form for form in forms_for_bytes(size, widest) if form[0] > at.dim] if size and not at.prefixes else []
     for dim, precision in wider[: at.dim < SHORT]:  # more numbers, each in fewer bits
         model = dataclasses.replace(at, dim=dim, precision=precision)
-        yield Candidate(f"the recipe, {dim} {precision}", dataclasses.replace(base, make_model=model, dim=dim))
+        phase = dataclasses.replace(base, make_model=model, dim=dim)
+        yield Candidate(f"the recipe, {dim} {precision}", phase, coarser=True)
     for name, change in VARIATIONS:
         yield Candidate(f"the recipe, {name}", change(base))
 
 
-def alone(base: PhaseSpec, teacher: PhaseSpec | None) -> Iterator[Candidate]:
+def alone(base: PhaseSpec, factors: IALSSettings) -> Iterator[Candidate]:
     """Yields iALS in as many bytes as the student, rounded to its precision, at two lambdas."""
     at = base.make_model
     assert isinstance(at, ModelOf)
-    if teacher is None or not isinstance(teacher.make_model, ModelOf):
-        return
-    if isinstance(at.settings, FoldedSettings):  # iALS has a table of users, which this student has not
-        return
-    settings = teacher.make_model.settings
-    settings = settings.ials if isinstance(settings, BlendSettings) else settings
-    if not isinstance(settings, IALSSettings):
-        return
     for factor in (1.0, 0.25):
-        own = dataclasses.replace(settings, regularization=settings.regularization * factor)
-        model = ModelOf(own, at.dim, at.precision)
-        training = dataclasses.replace(teacher.training, epochs=SWEEPS, eval_every=2, patience=2)
-        phase = dataclasses.replace(teacher, name=base.name, make_model=model, dim=at.dim, training=training)
+        settings = dataclasses.replace(factors, regularization=factors.regularization * factor)
+        model = ModelOf(settings, at.dim, at.precision)
+        training = dataclasses.replace(
+            base.training,
+            epochs=SWEEPS,
+            eval_every=2,
+            patience=2,
+            loss="own",
+            sampled_items=None,
+            schedule="constant",
+            optimizer="adam",
+        )
+        phase = dataclasses.replace(base, make_model=model, dim=at.dim, methods=(), training=training, start="random")
         yield Candidate(f"{_described(model)}, no teacher", phase)
 
 
@@ -192,7 +208,9 @@ def _teacher(base: PhaseSpec, settings: ModelSettings, dim: int | None, sweeps: 
     training = dataclasses.replace(
         base.training, epochs=sweeps, eval_every=2 if more else sweeps, patience=2 if more else None
     )
-    return Candidate(_described(model), dataclasses.replace(base, make_model=model, dim=dim, training=training))
+    swept = f", {sweeps} sweeps" if sweeps == FEW_SWEEPS else ""
+    phase = dataclasses.replace(base, make_model=model, dim=dim, training=training)
+    return Candidate(_described(model) + swept, phase)
 
 
 def _described(model: ModelOf) -> str:
@@ -201,6 +219,8 @@ def _described(model: ModelOf) -> str:
     always = ("alpha", "regularization", "share")
     changed = [f"{name} {x:g}" for name, x in own.items() if name in always or x != default[name]]
     width = f" {model.dim}" if model.precision == "float32" else f" {model.dim} {model.precision}"
+    if isinstance(model.settings, EASESettings):  # which has none
+        width = ""
     return ", ".join([model.settings.label + width, *changed]).replace("regularization", "lambda")
 
 

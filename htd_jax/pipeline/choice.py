@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,8 +14,9 @@ from htd_jax.data import hold_out
 from htd_jax.errors import UserError
 from htd_jax.evaluation import shown_metrics
 from htd_jax.evaluation.users import held_out_users
+from htd_jax.models import IALSSettings, ModelOf
 from htd_jax.pipeline.candidates import VARIANTS, Candidate, search_teacher, students
-from htd_jax.pipeline.experiment import Experiment, hash_of
+from htd_jax.pipeline.experiment import Experiment
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import ProgressLine, Show, silent
 from htd_jax.pipeline.request import RunSpec
@@ -37,7 +39,8 @@ class Choice:
     """The choice of a run: its trials, and what they decide.
 
     Without a validation part, trials are trained on nine tenths of the training pairs and measured on the others; the
-    chosen phases are then trained on all.
+    chosen phases are then trained on all. There, a given teacher may know what the choice would be measured on, so that
+    the recipe is trained as it is.
 
     Attributes:
       spec: the run, which has a `choice`.
@@ -52,33 +55,37 @@ class Choice:
     progress: ProgressLine = silent
 
     def __post_init__(self) -> None:
-        assert self.spec.choice is not None
+        choice, evaluation = self.spec.choice, self.experiment.evaluation
+        assert choice is not None
+        self.budget, self.metric = choice.budget, evaluation.metric
         self.held_out = not len(self.experiment.data.valid)
+        self.chooses = self.budget != 0 and not (self.held_out and self.spec.teacher is None)
         self.trying = self.experiment
-        if self.held_out:
+        if self.chooses and self.held_out:
             split = hold_out(self.experiment.data.split)
-            self.trying = Experiment(dataclasses.replace(self.experiment.data, split=split), self.experiment.evaluation)
-        self.metric = self.experiment.evaluation.metric
-        self.budget = self.spec.choice.budget
-        cutoffs = self.experiment.evaluation.cutoffs
-        users = len(held_out_users(self.trying.data.split)[0])
-        self.trials = Trials(self.folder.trials, self.metric, shown_metrics(cutoffs), min(users, EVALUATED))
+            self.trying = Experiment(dataclasses.replace(self.experiment.data, split=split), evaluation)
+        users = min(len(held_out_users(self.trying.data.split)[0]), evaluation.eval_users or EVALUATED)
+        self.trials = Trials(self.folder.trials, self.metric, shown_metrics(evaluation.cutoffs), users)
+        self.best: dict[str, Trial] = {}
+        self.factors: IALSSettings | None = None
 
     def teacher(self) -> PhaseSpec | None:
         """Returns the phase of the best teacher in validation; that of the run if there is nothing to choose."""
         base, choice = self.spec.teacher, self.spec.choice
         assert choice is not None
-        if base is None or not choice.teacher or self.budget == 0:
+        if base is None or not choice.teacher or not self.chooses:
             return base
         train, evaluation = self.trying.data.train, self.trying.evaluation
         if evaluation.eval_users is None and train.num_users > EVALUATED:
             evaluation = dataclasses.replace(evaluation, eval_users=EVALUATED)
         trying = Experiment(self.trying.data, evaluation)
+        limit = None if self.budget is None else TEACHER_SHARE * self.budget
+        decided, known = self._decided(TEACHER), self._known()
         tried: dict[str, PhaseSpec] = {}
-        known = self._known()
 
         def fit(phase: PhaseSpec) -> Measured:
-            return self._measured(trying.train(phase, progress=silent, title=TEACHER))
+            fitted = trying.train(phase, progress=silent, title=TEACHER, in_full=False)
+            return _measured(best_record(fitted.records, self.metric))
 
         with self.progress("choice of teacher", 0, self.metric) as show:
 
@@ -86,22 +93,23 @@ class Choice:
                 phase = candidate.phase
                 settings = {**phase.describe(), "data": trying.fingerprint}
                 tried[_key(settings)] = phase
-                if (other := known.get(_key(settings))) and self.trials.find(TEACHER, settings) is None:
-                    self.trials.reuse(other)
-                limit = None if self.budget is None else TEACHER_SHARE * self.budget
-                return self._try(TEACHER, candidate, settings, lambda: fit(phase), show, limit)
+                return self._try(TEACHER, candidate, settings, lambda: fit(phase), show, limit, known, bool(decided))
 
             starts = {phase.start for phase in (self.spec.student, self.spec.distilled) if phase}
             rows: int | None = min(train.num_users, train.num_items)
             if "svd" in starts or trying.data.new_users is not None:  # EASE has no factors, and its dual no new users
                 rows = None
-            search_teacher(base, rows, measure)
-        if not self.trials.of(TEACHER):
+            search_teacher(base, rows if choice.kinds else None, measure, fixed_width=choice.fixed_width)
+        if not self.trials.of(TEACHER, tried):
             return base
-        best = self.trials.best(TEACHER)
-        chosen = tried[_key(best.settings)]
+        best = self._decide(TEACHER, tried, decided)
+        with_factors = [t for t in self.trials.of(TEACHER, tried) if t.settings["model"]["name"] == "ials"]
+        if with_factors:
+            model = tried[_key(max(with_factors, key=self.trials.value).settings)].make_model
+            assert isinstance(model, ModelOf) and isinstance(model.settings, IALSSettings)
+            self.factors = model.settings
         training = dataclasses.replace(base.training, epochs=best.epoch + 1)
-        return dataclasses.replace(chosen, training=training)
+        return dataclasses.replace(tried[_key(best.settings)], training=training)
 
     def student(self, phases: Mapping[str, Fitted]) -> PhaseSpec:
         """Returns the phase of the best student in validation: the recipe, a variant of it, or one without a teacher.
@@ -113,69 +121,88 @@ class Choice:
         """
         base, choice = self.spec.distilled, self.spec.choice
         assert base is not None and choice is not None
-        if self.budget == 0:
+        if not self.chooses:
             return base
         teacher = phases[TEACHER]
-        if self.held_out and self.spec.teacher is not None:  # one that has not seen what the choice is measured on
-            teacher = self.trying.train(self.spec.teacher, progress=silent)
+        if self.held_out:  # one that has not seen what the choice is measured on
+            assert self.spec.teacher is not None
+            folder = self.folder.trial(TEACHER)
+            teacher = self.trying.train(self.spec.teacher, folder=folder, progress=silent, title=TEACHER)
         widest: int = teacher.settings["model"]["dim"] or 2 * (self.spec.settings.bytes or 1)
-        taught_by = hash_of(teacher.teacher())
+        taught_by = hashlib.sha256(_key(teacher.settings).encode()).hexdigest()[:16]
+        decided = self._decided(STUDENT)
         tried: dict[str, tuple[PhaseSpec, Path | None]] = {}
-        with self.progress("choice of student", 0, self.metric) as show:
 
-            def measure(
-                candidate: Candidate, fit: Callable[[], Measured], folder: Path | None, limit: float | None
-            ) -> None:
-                settings = {**candidate.phase.describe(), "data": self.trying.fingerprint}
-                settings["teacher"] = taught_by if candidate.phase.needs_teacher else None
-                tried[_key(settings)] = candidate.phase, folder
-                self._try(STUDENT, candidate, settings, fit, show, limit)
+        def measure(
+            candidate: Candidate, fit: Callable[[], Measured], folder: Path | None, limit: float | None
+        ) -> None:
+            settings = {**candidate.phase.describe(), "data": self.trying.fingerprint}
+            settings["teacher"] = taught_by if candidate.phase.needs_teacher else None
+            tried[_key(settings)] = candidate.phase, folder
+            self._try(STUDENT, candidate, settings, fit, lambda _: None, limit, {}, bool(decided))
 
-            if not self.held_out:
-                plain = Candidate("the plain student", dataclasses.replace(self.spec.student, name=base.name))
-                known = self._measured(phases[STUDENT], kept=True)
-                measure(plain, lambda: known, self.folder.checkpoints(STUDENT), None)
-            trainings = 0
-            size = self.spec.settings.bytes
-            candidates = students(base, self.spec.teacher, size, widest, variants=choice.variants)
-            for number, candidate in enumerate(candidates):
-                gradual = bool(candidate.phase.methods)
-                if gradual and self.budget is None and trainings > VARIANTS:
-                    break
-                folder = self.folder.trial(number) if gradual else None
-                train = functools.partial(self.trying.train, candidate.phase, teacher, folder=folder, progress=silent)
-                fit = lambda train=train, gradual=gradual: self._measured(train(), kept=gradual)
-                # The recipe itself is trained whatever it takes.
-                measure(candidate, fit, folder, self.budget if trainings else None)
-                trainings += gradual
-        best = self.trials.best(STUDENT)
-        chosen, checkpoints = tried[_key(best.settings)]
+        if not self.held_out:
+            plain = Candidate("the plain student", dataclasses.replace(self.spec.student, name=base.name))
+            known = _measured(phases[STUDENT].chosen)
+            measure(plain, lambda: known, self.folder.checkpoints(STUDENT), None)
+        trainings = 0
+        size = self.spec.settings.bytes
+        for number, candidate in enumerate(students(base, self.factors, size, widest, variants=choice.variants)):
+            gradual = bool(candidate.phase.methods)
+            if gradual and self.budget is None and trainings > VARIANTS + candidate.coarser:
+                break
+            checkpoints = self.folder.trial(str(number)) if gradual else None
+            line = self.progress if gradual else silent
+            fit = functools.partial(self._fit, candidate, teacher, checkpoints, line)
+            # The recipe itself is trained whatever it takes.
+            measure(candidate, fit, checkpoints, self.budget if trainings else None)
+            trainings += gradual
+        best = self._decide(STUDENT, tried, decided)
+        chosen, kept = tried[_key(best.settings)]
         target = self.folder.checkpoints(base.name)
-        if checkpoints is None:  # a closed form, at its best sweep
+        if kept is None:  # a closed form, at its best sweep
             training = dataclasses.replace(chosen.training, epochs=best.epoch + 1, patience=base.training.patience)
             chosen = dataclasses.replace(chosen, training=training)
-        elif checkpoints.is_dir() and not self.held_out and not target.exists():
-            copy_checkpoints(checkpoints, target)
+        elif kept.is_dir() and not self.held_out and not target.exists():
+            copy_checkpoints(kept, target)
         return chosen
+
+    def _fit(self, candidate: Candidate, teacher: Fitted, folder: Path | None, line: ProgressLine) -> Measured:
+        """Trains a student, and returns what it measures."""
+        fitted = self.trying.train(candidate.phase, teacher, folder=folder, progress=line, title=candidate.name)
+        return _measured(fitted.chosen)
 
     def clear(self) -> None:
         """Removes the checkpoints of trials, which the chosen phases do not need once they are trained."""
-        shutil.rmtree(self.folder.trial(0).parent, ignore_errors=True)
+        shutil.rmtree(self.folder.trial(TEACHER).parent, ignore_errors=True)
 
     def chosen(self) -> dict[str, Any]:
-        """Returns the names of what was chosen, as JSON."""
-        parts = [part for part in (TEACHER, STUDENT) if self.trials.of(part)]
-        return {"metric": self.metric, **{part: self.trials.best(part).name for part in parts}}
+        """Returns what was chosen, as JSON: the names and the models of teacher and student."""
+        named = {part: trial.name for part, trial in self.best.items()}
+        models = {f"{part}_model": trial.settings["model"] for part, trial in self.best.items()}
+        return {"metric": self.metric, **named, **models}
 
     def summary(self) -> dict[str, Any]:
         """Returns the choice as JSON: for teacher and student, what was chosen and what else was measured."""
-        chosen: dict[str, Any] = {"metric": self.metric, "seconds": self.trials.seconds}
-        for part in (TEACHER, STUDENT):
-            if tried := self.trials.of(part):
-                best = self.trials.best(part)
-                others = {trial.name: trial.valid[self.metric] for trial in tried}
-                chosen[part] = {"name": best.name, "settings": best.settings, "trials": len(tried), "valid": others}
-        return chosen
+        summary: dict[str, Any] = {"metric": self.metric, "seconds": self.trials.seconds}
+        for part, best in self.best.items():
+            others = [[trial.name, trial.valid.get(self.metric)] for trial in self.trials.of(part)]
+            summary[part] = {"name": best.name, "settings": best.settings, "valid": best.valid, "tried": others}
+        return summary
+
+    def _decided(self, part: str) -> Trial | None:
+        """Returns the trial that was chosen when the run was last here; None if none was."""
+        decision = self.folder.read_decision(part)
+        return self.trials.find(part, decision) if decision else None
+
+    def _decide(self, part: str, tried: Mapping[str, Any], decided: Trial | None) -> Trial:
+        """Returns the best trial of a part, or that which was decided before; the decision is kept."""
+        earlier = decided if decided and _key(decided.settings) in tried else None
+        best = earlier or self.trials.best(part, tried)
+        self.best[part] = best
+        self.folder.keep_decision(part, best.settings)
+        self.trials.write({own.name for own in self.best.values()})
+        return best
 
     def _try(
         self,
@@ -185,14 +212,20 @@ class Choice:
         fit: Callable[[], Measured],
         show: Show,
         limit: float | None,
+        known: Mapping[str, Trial],
+        decided: bool,
     ) -> float | None:
-        """Returns a candidate's metric, from the trials or measured now; None if so many seconds are spent."""
+        """Returns a candidate's metric, from the trials or measured now; None if so many seconds are spent, or if the
+        choice is made and does not need it."""
         trial = self.trials.find(part, settings)
         if trial is None:
-            if limit is not None and self.trials.seconds >= limit:
+            if decided or (limit is not None and self.trials.seconds >= limit):
                 return None
-            show(f"{len(self.trials.of(part)) + 1}: {candidate.name}")
-            trial = self.trials.run(part, candidate.name, settings, fit)
+            if trial := known.get(_key(settings)):
+                self.trials.reuse(trial)
+            else:
+                show(f"{len(self.trials.of(part)) + 1}: {candidate.name}")
+                trial = self.trials.run(part, candidate.name, settings, fit)
         return self.trials.value(trial)
 
     def _known(self) -> dict[str, Trial]:
@@ -203,10 +236,10 @@ class Choice:
                 found |= {_key(trial.settings): trial for trial in read_trials(path) if trial.part == TEACHER}
         return found
 
-    def _measured(self, fitted: Fitted, *, kept: bool = False) -> Measured:
-        """Returns the metrics in validation of the epoch that is kept, or else of the best."""
-        record = fitted.chosen if kept else best_record(fitted.records, self.metric)
-        return {name: float(x) for name, x in record["valid"].items()}, int(record["epoch"])
+
+def _measured(record: Mapping[str, Any]) -> Measured:
+    """Returns the metrics in validation of a record, and its epoch."""
+    return {name: float(x) for name, x in record["valid"].items()}, int(record["epoch"])
 
 
 def _key(settings: Mapping[str, Any]) -> str:

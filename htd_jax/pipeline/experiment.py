@@ -103,6 +103,7 @@ class Experiment:
         progress: ProgressLine = progress_line,
         title: str | None = None,
         on_epoch: Callable[[Progress], None] = lambda progress: None,
+        in_full: bool = True,
     ) -> Fitted:
         """Runs one phase: starts it, resumes it, or reuses a finished one.
 
@@ -115,6 +116,7 @@ class Experiment:
           progress: the progress line.
           title: the name on the progress line; the phase's if None.
           on_epoch: a callback, called after every epoch.
+          in_full: whether to evaluate the kept model on all users, if evaluations during training sample them.
 
         Raises:
           UserError: if the folder holds another phase, or the teacher lacks what the method needs.
@@ -165,7 +167,7 @@ class Experiment:
                     checkpoints=checkpoints,
                     settings=identity,
                     early_stopping=spec.early_stopping,
-                    evaluate_in_full=self.evaluate_in_full if self.evaluation.eval_users else None,
+                    evaluate_in_full=self.evaluate_in_full if self.evaluation.eval_users and in_full else None,
                     start=initial,
                     on_epoch=notify,
                     on_stage=show,

@@ -12,7 +12,7 @@ import numpy as np
 
 from htd_jax.data import Dataset, Interactions, Split
 from htd_jax.errors import UserError
-from htd_jax.evaluation import Evaluation, make_evaluator
+from htd_jax.evaluation import Evaluation
 from htd_jax.models import (
     Listed,
     MakeModel,
@@ -104,9 +104,10 @@ class Fitted:
             trained = f"it was trained with {', '.join(map(str, prefixes))}" if prefixes else "it was trained with none"
             raise UserError(f"no prefix of {dim} dimensions was trained: {trained}; set `prefixes` in training")
         make_model, variables = make_model.prefix(dim), first_dimensions(self.variables, dim)
-        evaluation = evaluation_of(self).resolve(self.data.split)
-        evaluate = make_evaluator(self.data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
-        metrics = evaluation_record(evaluate, make_model, variables)
+        from htd_jax.pipeline.experiment import Experiment  # which trains what this class holds
+
+        experiment = Experiment(self.data, evaluation_of(self).resolve(self.data.split))
+        metrics = evaluation_record(experiment.evaluate_in_full, make_model, variables)
         record = {"epoch": self.chosen["epoch"], "terms": {}, **metrics, "seconds": 0.0}
         model = {name: x for name, x in self.settings["model"].items() if name != "prefixes"} | {"dim": dim}
         settings = {**self.settings, "model": model}

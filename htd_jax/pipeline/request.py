@@ -165,12 +165,16 @@ class ChoiceSpec:
     Attributes:
       budget: the seconds after which no other trial starts; None for the default list of trials, 0 for none.
       teacher: whether the teacher's settings are chosen.
+      kinds: whether teachers other than iALS are tried.
+      fixed_width: whether all teachers that are tried have the requested width.
       variants: whether the settings of student and method are; else only whether the method is better than a model
         without a teacher.
     """
 
     budget: float | None
     teacher: bool
+    kinds: bool
+    fixed_width: bool
     variants: bool
 
 
@@ -298,7 +302,13 @@ def _choice(request: RunRequest, model: ModelSettings, teacher: ModelSettings) -
     training = dataclasses.replace(request.training, eval_every=Training.eval_every, patience=None)
     as_default = model == MODELS["bpr"]() and training == Training() and settings.student_init == "random"
     own = all(method == type(method)() for method in methods.values())
-    return ChoiceSpec(budget, default_teacher and not request.paths.teacher, own and as_default)
+    return ChoiceSpec(
+        budget,
+        teacher=default_teacher and not request.paths.teacher,
+        kinds=settings.teacher_model is None,
+        fixed_width=settings.teacher_dim is not None,
+        variants=own and as_default,
+    )
 
 
 def run_name(settings: RunSettings, evaluation: EvaluationSpec) -> str:
@@ -322,7 +332,11 @@ def _identity(request: RunRequest, settings: RunSettings, phases: list[PhaseSpec
     if request.data_file:
         reading = as_json(request.reading.filled())
         components["reading"] = {name: x for name, x in reading.items() if name not in ("valid_file", "test_file")}
-    return {**as_json(settings), **training, **as_json(phases[-1].evaluation), **components}
+    chosen = as_json(settings)
+    for name, default in (("users", "table"), ("prefixes", [])):  # which earlier versions do not have
+        if chosen[name] == default:
+            del chosen[name]
+    return {**chosen, **training, **as_json(phases[-1].evaluation), **components}
 
 
 def _components(request: RunRequest, settings: RunSettings) -> dict[str, Any]:

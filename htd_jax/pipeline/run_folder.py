@@ -4,6 +4,7 @@ config.json                   all settings except paths, and the hashes of data 
 split.npz                     the split; users.parquet and items.parquet the ids, unless they are row numbers
 metrics.jsonl                 one line per evaluation, phase by phase
 trials.jsonl, trials.md       what was tried to choose teacher and student, a line each, and the same as a table
+choice.json                   the trials that were chosen; trials/ has checkpoints of students until the run is finished
 results.json                  the results of the finished run
 curves.png                    test recall against epochs
 checkpoints/<phase>/<epochs>  the newest checkpoint of each phase
@@ -62,12 +63,28 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def decisions(self) -> Path:
+        return self.path / "choice.json"
+
+    @property
     def trials(self) -> Path:
         return self.path / "trials.jsonl"
 
-    def trial(self, number: int) -> Path:
-        """Returns the folder of the checkpoints of a student's trial, which are removed at the end of the run."""
-        return self.path / "trials" / str(number)
+    def trial(self, name: str) -> Path:
+        """Returns the folder of the checkpoints of a trial, which are removed at the end of the run."""
+        return self.path / "trials" / _part(name)
+
+    def read_decision(self, part: str) -> dict[str, Any] | None:
+        """Returns the settings of the trial that was chosen for teacher or student; None if none is yet."""
+        if not self.decisions.is_file():
+            return None
+        decision = _read_json(self.decisions, f"{shown(self.decisions)}: missing").get(part)
+        return decision if isinstance(decision, dict) else None
+
+    def keep_decision(self, part: str, settings: Mapping[str, Any]) -> None:
+        """Keeps the settings of the trial that was chosen for teacher or student."""
+        earlier = _read_json(self.decisions, "") if self.decisions.is_file() else {}
+        write_json(self.decisions, {**earlier, part: settings})
 
     def checkpoints(self, phase: str) -> Path:
         """Returns the folder of a phase's checkpoints, see `_part` for what it raises."""

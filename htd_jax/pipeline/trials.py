@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +56,24 @@ class Trials:
         """The time of all trials."""
         return sum(trial.seconds for trial in self.done)
 
-    def of(self, part: str) -> list[Trial]:
-        """Returns the trials of a part."""
-        return [trial for trial in self.done if trial.part == part]
+    def of(self, part: str, among: Container[str] | None = None) -> list[Trial]:
+        """Returns the trials of a part, or those whose settings, as sorted JSON, are `among` some."""
+        key = lambda trial: json.dumps(trial.settings, sort_keys=True)
+        return [trial for trial in self.done if trial.part == part and (among is None or key(trial) in among)]
 
     def value(self, trial: Trial) -> float:
         """Returns the metric of the choice; a number that is not finite counts as the worst."""
         value = trial.valid.get(self.metric, 0.0)
         return value if math.isfinite(value) else -1.0
 
-    def best(self, part: str) -> Trial:
+    def best(self, part: str, among: Container[str] | None = None) -> Trial:
         """Returns the best trial of a part: of those whose metric is not clearly lower than the highest, by less than
         half a standard error, the one with the best average of all metrics that tables show.
 
         A small difference in one metric is chance, and must not cost another metric much: the order of the first ten
         items says more about a model than one hit more at the fiftieth place.
         """
-        tried = self.of(part)
+        tried = self.of(part, among)
         highest = max(map(self.value, tried))
         # That of an average of numbers from 0 to 1; differences vary less, because all models rank the same users.
         error = math.sqrt(max(highest * (1 - highest), 0.0) / self.users)
@@ -89,7 +90,7 @@ class Trials:
     def reuse(self, trial: Trial) -> None:
         """Adds a trial of another run."""
         self.done.append(trial)
-        self._write()
+        self.write()
 
     def run(
         self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[[], tuple[dict[str, float], int]]
@@ -107,11 +108,11 @@ class Trials:
             valid, epoch = {self.metric: 0.0}, 0
         trial = Trial(part, name, _as_read(settings), valid, epoch, round(time.monotonic() - started, 3))
         self.done.append(trial)
-        self._write()
+        self.write()
         return trial
 
-    def table(self) -> str:
-        """Returns the trials as a Markdown table, the best of each part first."""
+    def table(self, chosen: Container[str] = ()) -> str:
+        """Returns the trials as a Markdown table, the highest metric of a part first; a star marks `chosen` names."""
         metrics = [name for name in (self.done[0].valid if self.done else ())]
         shown_metrics = [self.metric, *(name for name in ("recall@10", "ndcg@10", "recall@50") if name in metrics)]
         columns = ["part", "tried", "epoch", *dict.fromkeys(shown_metrics), "seconds"]
@@ -119,15 +120,17 @@ class Trials:
         for part in dict.fromkeys(trial.part for trial in self.done):
             for trial in sorted(self.of(part), key=self.value, reverse=True):
                 figures = [f"{trial.valid.get(name, 0):.4f}" for name in dict.fromkeys(shown_metrics)]
-                cells = [part, trial.name, str(trial.epoch), *figures, f"{trial.seconds:.1f}"]
+                name = trial.name + " *" * (trial.name in chosen)
+                cells = [part, name, str(trial.epoch), *figures, f"{trial.seconds:.1f}"]
                 lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
 
-    def _write(self) -> None:
+    def write(self, chosen: Container[str] = ()) -> None:
+        """Writes the trials, and the table, in which a star marks what is chosen."""
         if self.path is None:
             return
         lines = (json.dumps(dataclasses.asdict(trial)) + "\n" for trial in self.done)
-        for path, text in ((self.path, "".join(lines)), (self.path.with_suffix(".md"), self.table())):
+        for path, text in ((self.path, "".join(lines)), (self.path.with_suffix(".md"), self.table(chosen))):
             with whole(path) as partial:
                 partial.write_text(text, encoding="utf-8")
 
@@ -140,10 +143,12 @@ def read_trials(path: Path) -> list[Trial]:
     """
     try:
         trials = [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all(isinstance(trial.valid, dict) and isinstance(trial.settings, dict) for trial in trials):
-            raise ValueError
+        for trial in trials:
+            numbers = [*trial.valid.values(), trial.seconds, trial.epoch]
+            if not isinstance(trial.settings, dict) or not all(isinstance(x, int | float) for x in numbers):
+                raise ValueError
         return trials
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{shown(path)}: damaged; delete it to repeat its trials") from None
 
 
@@ -157,13 +162,15 @@ def parse_budget(text: str | None) -> float | None:
     """Returns the seconds of a budget such as `90s`, `5m`, `1.5h` or `0`; None for None.
 
     Raises:
-      UserError: if it is none.
+      UserError: if the text is not a time.
 
     >>> parse_budget("5m"), parse_budget("1.5h"), parse_budget("0")
     (300.0, 5400.0, 0.0)
     """
     if text is None:
         return None
+    if not isinstance(text, str):
+        raise UserError(f"`budget` must be a time as a text, such as 5m, not {text!r}")
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
     try:
