@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from runs import DATA, EXPERIMENTS, line_of, process, results, start_command
 
+from htd_jax.command import enter
+from htd_jax.command.curves import curves
 from htd_jax.command.described import described, read_flags
 from htd_jax.command.flags import parse_request
 from htd_jax.data import Dataset, make_synthetic
@@ -35,6 +37,7 @@ from htd_jax.studies import (
     parse_methods,
     rows,
     runs,
+    shares,
     spread,
 )
 from htd_jax.writing import alone
@@ -470,16 +473,15 @@ def test_the_spread_is_the_sample_standard_deviation():
 
 
 @pytest.mark.slow
-def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(frontier, "WIDTHS", (5,))  # a recipe less takes seconds less
-    flags = ["study", "frontier", *DATA, "--seeds", "0", "--bytes", "4", "--runs", tmp_path]
+def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path):
+    flags = ["study", "frontier", *DATA, "--seeds", "0", "--bytes", "4", "--budget", "0", "--runs", tmp_path]
     kinds = ["--kinds", "best", "svd", "rounded", "pq"]
     done = start_command(*flags, *kinds)
     assert done.status == 0, done.err
     found = json.loads((tmp_path / "frontier.json").read_text())
     sizes = {(point["kind"], point["what"]): point["size"] for point in found}
-    assert sizes[("teacher", "200 float32")] == 800 and sizes[("best", "8 int4")] == 4
-    assert sizes[("rounded", "int8")] == 204 and sizes[("svd", "5 float32")] == 20
+    assert sizes[("teacher", "ials 200 float32")] == 800 and sizes[("best", "8 int4")] == 4
+    assert sizes[("rounded", "int8")] == 204 and sizes[("svd", "4 float32")] == 16
     table = {
         cells[3].strip() + cells[2].strip(): cells
         for cells in (x.split("|") for x in done.out.splitlines())
@@ -496,6 +498,27 @@ def test_a_frontier_counts_bytes_and_goes_on_where_it_was(tmp_path, monkeypatch)
     assert json.loads(kept.read_text())["teacher"] == kept_point["teacher"]  # made again, from this teacher
     without_times = lambda out: [line.rpartition(" | ")[0] for line in out.splitlines() if "|" in line]
     assert without_times(again.out) == without_times(done.out)
+
+
+def test_curves_show_shares_of_the_teacher(tmp_path):
+    point = lambda kind, size, recall, seed=0, **own: frontier.Point(
+        kind, f"{size} codes", size, seed, {"recall@50": recall, "ndcg@10": recall / 2}, {}, 1.0, **own
+    )
+    points = [point("teacher", 800, 0.4), point("teacher", 256, 0.6, 1)]
+    points += [point("best", 10, 0.4, asked=10), point("best", 9, 0.5, 1, asked=10), point("pq", 10, 0.25)]
+    (tmp_path / "frontier.json").write_text(json.dumps([dataclasses.asdict(one) for one in points]))
+    found = {entry["kind"]: entry for entry in shares.shares(shares.read_points(tmp_path / "frontier.json"), "ndcg@10")}
+    assert found["best"]["share"] == pytest.approx(0.9) and found["best"]["seeds"] == 2
+    assert found["pq"]["share"] == pytest.approx(0.5) and found["teacher"]["share"] == pytest.approx(1)
+    enter(lambda words: curves(["--files", *words, "--to", str(tmp_path / "x")]), [f"data={tmp_path}/frontier.json"])
+    table = (tmp_path / "x.md").read_text()
+    assert "| data | 10 | best, 10 codes or 9 codes | 0.4500 | 0.2250 | 90%, 90% | 2 |" in table
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="`metrics` recall@7 was not measured; known: recall@50"):
+        shares.shares(points, "recall@7")
+    (tmp_path / "frontier.json").write_text("{}")
+    with pytest.raises(UserError, match="not the models of a frontier"):
+        shares.read_points(tmp_path / "frontier.json")
 
 
 def test_a_frontier_says_what_it_cannot(tmp_path):

@@ -327,6 +327,10 @@ def frontier(arguments: Sequence[str], prog: str) -> None:
     seeds = options.seeds or ((0,) if small else (0, 1, 2))
     frontiers.check_kinds(kinds)
     request = parse_request([*flags, "--method", "best"], prog=prog, description="")
+    if request.paths.teacher or request.settings.teacher_model not in (None, "ials"):
+        raise UserError(
+            "a frontier chooses its teacher, which is compressed too; leave out `teacher` and `teacher_model`"
+        )
     runs, dataset = request.paths.runs, request.load_dataset()
     evaluation = resolve_run(request, dataset).evaluation
     note_ignored(request.paths)

@@ -45,6 +45,8 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
             if not set(shown) & set(entry["final"]["test"]):
                 continue  # a run with other cutoffs
             settings = entry["settings"]
+            if "choice" in results and phase in (TEACHER, results["method"]):
+                settings = _as_requested(settings, RunFolder(folder).read_config(), is_teacher=phase == TEACHER)
             model, protocol = settings["model"], settings["evaluation"]["protocol"]
             identity = json.dumps(_without_seed(settings), sort_keys=True)
             key = (results["dataset"], model["name"], protocol, -model["dim"], _order(phase), phase, identity)
@@ -70,6 +72,14 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
         seeds = ", ".join(map(str, sorted(by_seed)))
         names = map(markdown, (dataset, model, str(-width), title))
         print("|", " | ".join([*names, seeds, *cells]), "|")
+
+
+def _as_requested(settings: dict[str, Any], config: dict[str, Any], *, is_teacher: bool) -> dict[str, Any]:
+    """Returns the settings that were requested of a phase, without what was chosen in validation, which seeds change."""
+    model = {"name": "chosen", "dim": config["teacher_dim" if is_teacher else "student_dim"]}
+    precision = {} if is_teacher else {"precision": config["precision"]}
+    training = {"budget": config["budget"]}
+    return {**settings, "model": model | precision, "training": training, "methods": {}, "teacher": None}
 
 
 def _finished(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

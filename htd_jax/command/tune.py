@@ -43,6 +43,11 @@ def tune(arguments: Sequence[str], prog: str) -> None:
     if any(flag.partition("=")[0] == "--run" for flag in flags):
         raise UserError("`run` is not for studies; use `runs`")
     request = parse_request(flags, prog=prog, description="")
+    if any(method.searched for method in request.methods.values()):
+        if request.settings.budget not in (None, "0"):
+            raise UserError("`budget` is for train, which chooses by itself; leave it out")
+        flags = [*(flag for flag in flags if flag.partition("=")[0] != "--budget"), "--budget=0"]  # tunes the defaults
+        request = parse_request(flags, prog=prog, description="")
     space = study.parse_search(options.search, request.methods) if request.methods else {}
     if not space:
         raise UserError(f"`method` {request.settings.method} has no settings to search")

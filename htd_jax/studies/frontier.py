@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,8 @@ class Point:
       size: the bytes per row, scale included.
       seed: the seed of the model and its teacher.
       test, valid: the metrics.
-      milliseconds: the time to rank every user's `K` best items.
+      milliseconds: the time to rank every user's `K` best items; 0 if the model has no rows to rank by.
+      asked: the bytes that were asked for, where a choice may take fewer.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Point:
     test: dict[str, float]
     valid: dict[str, float]
     milliseconds: float
+    asked: int | None = None
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -113,29 +116,31 @@ class Frontier:
             yield from self._points(seed)
 
     def _points(self, seed: int) -> Iterator[Point]:
-        def trained(kind: str, what: str, size: float, model: Fitted) -> Point:
+        def trained(kind: str, what: str, size: float, model: Fitted, asked: int | None = None) -> Point:
             test, valid = model.chosen["test"], model.chosen["valid"]
-            milliseconds = float("nan")
+            milliseconds = 0.0
             if model.inner_product:
                 served = model.retriever()
                 milliseconds = _rank_time(served.users, served.items)
-            return Point(kind, what, size, seed, test, valid, milliseconds)
+            return Point(kind, what, size, seed, test, valid, milliseconds, asked)
 
         def train(name: str, dim: int) -> Fitted:
             return self._train(experiment, name, seed, factors, dim, solved)
 
-        for number, size in enumerate(self.sizes):
+        for number, size in enumerate(self.sizes if "best" in self.kinds else self.sizes[:1]):
             self.log(f"best, {size} bytes")
             result = self._best(seed, size)
             if not number:
                 experiment, teacher = result.experiment, result.phases[TEACHER]
                 model = teacher.settings["model"]
-                yield trained(TEACHER, f"{model['name']} {model['dim']} float32", 4 * model["dim"], teacher)
+                rows = self.data.train.num_users + self.data.train.num_items
+                size_of = 4 * teacher.parameters / rows  # EASE has a matrix in place of rows
+                yield trained(TEACHER, f"{model['name']} {model['dim']} float32", round(size_of), teacher)
             if "best" in self.kinds:
                 own = result.phases["best"].settings["model"]
                 dim, precision = own["dim"], own.get("precision", "float32")
                 fitted = result.phases["best"]
-                yield trained("best", f"{dim} {precision}", row_bytes(dim, precision), fitted)
+                yield trained("best", f"{dim} {precision}", row_bytes(dim, precision), fitted, size)
         factors, solved = self._factors(experiment, result, seed)
         for kind in ("plain", "htd", "ftd", "svd", "als"):
             for dim in self.sizes if kind in self.kinds else ():
@@ -308,8 +313,14 @@ def _answer(models: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]
 
 
 def grouped(points: Sequence[Point]) -> list[tuple[tuple[float, str, str], list[Point]]]:
-    """Returns the points of all seeds together, by bytes, kind and name."""
-    groups: dict[tuple[float, str, str], list[Point]] = {}
+    """Returns the points of all seeds together, by bytes, kind and name, the smallest first: those that were asked for the
+    same bytes, and the teachers, whatever was chosen for each seed."""
+    groups: dict[tuple[float, str], list[Point]] = {}
     for point in points:
-        groups.setdefault((point.size, point.kind, point.what), []).append(point)
-    return sorted(groups.items(), key=lambda group: group[0])
+        size = math.inf if point.kind == TEACHER else point.size if point.asked is None else point.asked
+        groups.setdefault((size, point.kind), []).append(point)
+    named = []
+    for (size, kind), own in sorted(groups.items(), key=lambda group: group[0]):
+        what = " or ".join(dict.fromkeys(point.what for point in own))
+        named.append(((max(point.size for point in own) if size == math.inf else size, kind, what), own))
+    return named

@@ -28,7 +28,10 @@ def read_points(path: Path) -> list[Point]:
       UserError: if it cannot be read, or is something else.
     """
     try:
-        return [Point(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        points = [Point(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        if not points:
+            raise ValueError("empty")
+        return points
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError):
@@ -36,8 +39,17 @@ def read_points(path: Path) -> list[Point]:
 
 
 def shares(points: Sequence[Point], metric: str) -> list[dict[str, Any]]:
-    """Returns, for each model, its test metric averaged over seeds, and the share of the best teacher's."""
+    """Returns, for each model, its test metric averaged over seeds, and the share of the best teacher's.
+
+    Raises:
+      UserError: if the metric is missing, or there is no teacher.
+    """
+    if missing := [point for point in points if metric not in point.test]:
+        known = ", ".join(name for name in missing[0].test if name.startswith(("recall", "ndcg")))
+        raise UserError(f"`metrics` {metric} was not measured; known: {known}")
     teachers = [point.test[metric] for point in points if point.kind == "teacher"]
+    if not teachers:
+        raise UserError("a frontier without a teacher; run its study again")
     best = statistics.mean(teachers)
     return [
         {"kind": kind, "what": what, "bytes": size, "value": value, "share": value / best, "seeds": len(own)}
