@@ -75,7 +75,7 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
 
 
 def _as_requested(settings: dict[str, Any], config: dict[str, Any], *, is_teacher: bool) -> dict[str, Any]:
-    """Returns the settings that were requested of a phase, without what was chosen in validation, which seeds change."""
+    """Returns the settings that were requested of a phase, without what was chosen, which differs by seed."""
     model = {"name": "chosen", "dim": config["teacher_dim" if is_teacher else "student_dim"]}
     precision = {} if is_teacher else {"precision": config["precision"]}
     training = {"budget": config["budget"]}

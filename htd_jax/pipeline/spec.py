@@ -148,6 +148,7 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
     methods = find_methods(request.method)
     for name, method in methods.items():
         check(method, f"{flag_name(name)}.")
+        method.make(1)  # refuses settings that do not go together
     names = "+".join(methods)
     trains = all(method.trains for method in methods.values())
     make_model, dim = _model(request, split.train)

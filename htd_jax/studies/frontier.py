@@ -313,8 +313,8 @@ def _answer(models: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]
 
 
 def grouped(points: Sequence[Point]) -> list[tuple[tuple[float, str, str], list[Point]]]:
-    """Returns the points of all seeds together, by bytes, kind and name, the smallest first: those that were asked for the
-    same bytes, and the teachers, whatever was chosen for each seed."""
+    """Returns the points of all seeds together, by bytes, kind and name, the smallest first: those that were asked for
+    the same bytes, and the teachers, whatever was chosen for each seed."""
     groups: dict[tuple[float, str], list[Point]] = {}
     for point in points:
         size = math.inf if point.kind == TEACHER else point.size if point.asked is None else point.asked
