@@ -14,15 +14,13 @@ import numpy as np
 from htd_jax.data import Dataset, fingerprint
 from htd_jax.distillers import Method, chain, none, scale, svd_factors
 from htd_jax.errors import UserError
-from htd_jax.evaluation import EvaluationSpec, Evaluator, make_evaluator
-from htd_jax.evaluation.metrics import Metrics
-from htd_jax.models import BPRSettings, MakeModel, ModelOf, represent_all
-from htd_jax.ops.precision import Rows
+from htd_jax.evaluation import EvaluationSpec, Evaluator
+from htd_jax.models import MakeModel, ModelOf
+from htd_jax.pipeline.evaluators import evaluator_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
 from htd_jax.pipeline.run_folder import find_phase
 from htd_jax.pipeline.spec import TEACHER, PhaseSpec
-from htd_jax.serving.fold import fold_new_users
 from htd_jax.teacher import Teacher
 from htd_jax.training import (
     Checkpoints,
@@ -88,9 +86,7 @@ class Experiment:
         return self.evaluate if self.evaluation.eval_users is None else self._evaluator(None)
 
     def _evaluator(self, users: int | None) -> Evaluator:
-        evaluation = self.evaluation
-        made = make_evaluator(self.data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make(), users=users)
-        return made if self.data.new_users is None else for_new_users(made, self.data)
+        return evaluator_of(self.data, self.evaluation, users)
 
     def train(
         self,
@@ -201,29 +197,6 @@ class Experiment:
         assert spec.dim is not None
         users, items = svd_factors(*teacher.representations, spec.dim)
         return {"params": {"users": users, "items": items}}
-
-
-def for_new_users(evaluate: Evaluator, data: Dataset) -> Evaluator:
-    """Returns an evaluation of data with new users: a model's rows of these are made from their known items.
-
-    Raises:
-      UserError: when it is called, if the model has no such rows.
-    """
-
-    def evaluate_folded(make_model: MakeModel, variables: Any) -> dict[str, Metrics]:
-        model = make_model(data.train)
-        if model.from_history:
-            return evaluate(make_model, variables)
-        if not model.inner_product:
-            raise UserError(
-                f"`split` new-users needs a model that has rows of new users, and {type(model).__name__} has none; set "
-                "`users` to folded, or `model` to one whose scores are inner products"
-            )
-        users, items = (Rows(table) for table in represent_all(make_model, variables, data.learned))
-        tables = {"users": fold_new_users(users, items, data).floats(), "items": items.floats()}
-        return evaluate(ModelOf(BPRSettings(), items.dim), {"params": tables})
-
-    return evaluate_folded
 
 
 @functools.lru_cache(maxsize=8)

@@ -22,6 +22,7 @@ from htd_jax.models import (
     model_scores,
     represent_all,
 )
+from htd_jax.pipeline.evaluators import evaluator_of
 from htd_jax.serving import Recommendations, Retriever, retriever_of
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import evaluation_record
@@ -104,10 +105,8 @@ class Fitted:
             trained = f"it was trained with {', '.join(map(str, prefixes))}" if prefixes else "it was trained with none"
             raise UserError(f"no prefix of {dim} dimensions was trained: {trained}; set `prefixes` in training")
         make_model, variables = make_model.prefix(dim), first_dimensions(self.variables, dim)
-        from htd_jax.pipeline.experiment import Experiment  # which trains what this class holds
-
-        experiment = Experiment(self.data, evaluation_of(self).resolve(self.data.split))
-        metrics = evaluation_record(experiment.evaluate_in_full, make_model, variables)
+        evaluate = evaluator_of(self.data, evaluation_of(self).resolve(self.data.split))
+        metrics = evaluation_record(evaluate, make_model, variables)
         record = {"epoch": self.chosen["epoch"], "terms": {}, **metrics, "seconds": 0.0}
         model = {name: x for name, x in self.settings["model"].items() if name != "prefixes"} | {"dim": dim}
         settings = {**self.settings, "model": model}
