@@ -214,6 +214,8 @@ def test_a_split_without_a_validation_part_is_chosen_on_a_tenth_of_train(small_s
     assert max(trial["valid"]["recall@50"] for trial in lines(folder)) > 0
     assert not any(found["final"]["valid"].values()) and found["final"]["test"]["recall@50"] > 0
     assert found["best"]["epoch"] == found["final"]["epoch"]
+    line = refused("--split-file", tmp_path / "published.npz", "--runs", tmp_path, "--patience", "2")
+    assert "--patience needs a validation part, which this split does not have; leave it out" in line
 
 
 def test_a_pair_in_two_parts_stays_in_the_first(small_split, tmp_path):

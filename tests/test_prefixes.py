@@ -55,6 +55,7 @@ def test_a_prefix_is_a_student(data, teacher, tmp_path, optimizer):
         small.prefix(4)
 
 
+@pytest.mark.slow
 def test_one_prefix_of_all_is_the_plain_training(data, teacher):
     whole = htd_jax.distill(teacher, data, method="best", dim=6, **SOON)
     same = htd_jax.distill(teacher, data, method="best", dim=6, prefixes=(6,), **SOON)

@@ -167,6 +167,8 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
         raise UserError(f"`method` {names} needs a model that is fitted in closed form; set `model` to ials")
     row_local = module.row_local and not closed_form
     training = _training(request, methods, make_model, split.train, closed_form=closed_form, row_local=row_local)
+    if training.patience is not None and not len(split.valid):
+        raise UserError("`patience` needs a validation part, which this split does not have; leave it out")
     if training.loss == "softmax" and not inner_product:
         raise UserError("`loss` softmax needs a model whose scores are inner products, such as bpr")
     start = request.start if trains else "svd"
