@@ -67,17 +67,17 @@ class Trials:
         return value if math.isfinite(value) else -1.0
 
     def best(self, part: str, among: Container[str] | None = None) -> Trial:
-        """Returns the best trial of a part: of those whose metric is not clearly lower than the highest, by less than
-        half a standard error, the one with the best average of all metrics that tables show.
+        """Returns the best trial of a part: of those whose metric is lower than the highest by less than a standard error
+        of the difference, the one with the best average of all metrics that tables show.
 
         A small difference in one metric is chance, and must not cost another metric much: the order of the first ten
         items says more about a model than one hit more at the fiftieth place.
         """
         tried = self.of(part, among)
         highest = max(map(self.value, tried))
-        # That of an average of numbers from 0 to 1; differences vary less, because all models rank the same users.
-        error = math.sqrt(max(highest * (1 - highest), 0.0) / self.users)
-        near = [trial for trial in tried if self.value(trial) >= highest - error / 2]
+        # Of two averages of numbers from 0 to 1, as if they were independent.
+        error = math.sqrt(2 * max(highest * (1 - highest), 0.0) / self.users)
+        near = [trial for trial in tried if self.value(trial) >= highest - error]
         averages = {name: max(trial.valid.get(name, 0.0) for trial in near) or 1.0 for name in self.averaged}
         average = lambda trial: sum(trial.valid.get(name, 0.0) / most for name, most in averages.items())
         return max(near, key=average)
