@@ -67,8 +67,8 @@ class Trials:
         return value if math.isfinite(value) else -1.0
 
     def best(self, part: str, among: Container[str] | None = None) -> Trial:
-        """Returns the best trial of a part: of those whose metric is lower than the highest by less than a standard error
-        of the difference, the one with the best average of all metrics that tables show.
+        """Returns the best trial of a part: of those whose metric is lower than the highest by less than a standard
+        error of the difference, the one with the best average of all metrics that tables show.
 
         A small difference in one metric is chance, and must not cost another metric much: the order of the first ten
         items says more about a model than one hit more at the fiftieth place.

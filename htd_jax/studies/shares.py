@@ -68,7 +68,7 @@ def draw(frontiers: Mapping[str, Sequence[Point]], figure: Any, metrics: Sequenc
     """
     rows = figure.subplots(len(metrics), len(frontiers), squeeze=False, sharex=True, sharey=True)
     handles: dict[str, Any] = {}
-    for axes, metric in zip(rows, metrics):
+    for row, (axes, metric) in enumerate(zip(rows, metrics)):
         for place, (name, points) in zip(axes, frontiers.items()):
             found = shares(points, metric)
             for kind, (colour, line, marker, title) in STYLES.items():
@@ -83,13 +83,19 @@ def draw(frontiers: Mapping[str, Sequence[Point]], figure: Any, metrics: Sequenc
             place.minorticks_off()
             place.grid(alpha=0.25)
             place.spines[["top", "right"]].set_visible(False)
-            if axes is rows[0]:
+            if row == 0:
                 place.set_title(name, fontsize=10)
-            if axes is rows[-1]:
+            if row == len(metrics) - 1:
                 place.set_xlabel("bytes per row")
         axes[0].set_ylabel(f"{metric}, share of teacher")
         axes[0].set_ylim(0, 1.12)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(len(handles), 2 * len(frontiers)),
+        fontsize=8,
+    )
 
 
 def table(frontiers: Mapping[str, Sequence[Point]], metrics: Sequence[str] = METRICS) -> str:
