@@ -53,7 +53,7 @@ TOPICS = {
     },
     "training": {
         "training": ALL["training"],
-        "settings": ("seed", "precision", "student_init"),
+        "settings": ("seed", "precision", "prefixes", "student_init", "budget"),
         "paths": ("tensorboard",),
     },
     "evaluation": {"evaluation": ALL["evaluation"]},
