@@ -53,7 +53,7 @@ class RunSettings:
     """Precision of the student's tables, to which rows are rounded in training too. int8 has a scale per row; int4,
     int3 and int2 have so many bits per number. Default: float32."""
     bytes: Annotated[int, Ge(1)] | None = None
-    """Bytes per row of the student, in place of --student-dim and --precision; several train one student of all sizes."""
+    """Bytes per row of the student, in place of --student-dim and --precision; several train one student for all."""
     budget: str | None = None
     """Time for choosing teacher and student of --method best in validation, such as 90s, 5m or 2h; 0 uses the defaults
     alone. What the command line sets is not searched. Default: a fixed list of trials, about three times the training
