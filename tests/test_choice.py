@@ -144,6 +144,7 @@ def test_a_run_that_was_killed_chooses_the_same(chosen, tmp_path, kept):
     before = (again / "trials.jsonl").read_text().splitlines(keepends=True)
     (again / "trials.jsonl").write_text("".join(before[:kept]))
     (again / "results.json").unlink()
+    (again / "choice.json").unlink()  # which is written once all trials of a part have ended
     shutil.rmtree(again / "checkpoints")
     config = strict(again / "config.json")
     (again / "config.json").write_text(json.dumps({name: x for name, x in config.items() if name != "choice"}))

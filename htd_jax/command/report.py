@@ -72,8 +72,8 @@ def print_table(result: RunResult) -> None:
 
 
 def headlines(result: RunResult) -> list[str]:
-    """Returns what a run with a choice gives, in two lines: what the student's bytes keep of its teacher, in test; and
-    the choice and its alternatives. None for other runs."""
+    """Returns what a run with a choice gives, a line each: what the student's bytes keep of its teacher, in test; the
+    chosen student and its alternatives, if it was chosen; and the trials. None for other runs."""
     choice, phases = result.results.get("choice"), result.results["phases"]
     if not choice:
         return []

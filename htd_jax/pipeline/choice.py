@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from htd_jax.pipeline.progress import ProgressLine, Show, silent
 from htd_jax.pipeline.request import RunSpec
 from htd_jax.pipeline.run_folder import RunFolder
 from htd_jax.pipeline.spec import STUDENT, TEACHER, PhaseSpec
-from htd_jax.pipeline.trials import Trial, Trials, read_trials
+from htd_jax.pipeline.trials import Trial, Trials, key_of, read_trials
 from htd_jax.training import best_record, copy_checkpoints
 
 # The share of a budget that the search for a teacher may take.
@@ -92,7 +91,7 @@ class Choice:
             def measure(candidate: Candidate) -> float | None:
                 phase = candidate.phase
                 settings = {**phase.describe(), "data": trying.fingerprint}
-                tried[_key(settings)] = phase
+                tried[key_of(settings)] = phase
                 return self._try(TEACHER, candidate, settings, lambda: fit(phase), show, limit, known, bool(decided))
 
             starts = {phase.start for phase in (self.spec.student, self.spec.distilled) if phase}
@@ -105,11 +104,11 @@ class Choice:
         best = self._decide(TEACHER, tried, decided)
         with_factors = [t for t in self.trials.of(TEACHER, tried) if t.settings["model"]["name"] == "ials"]
         if with_factors:
-            model = tried[_key(max(with_factors, key=self.trials.value).settings)].make_model
+            model = tried[key_of(max(with_factors, key=self.trials.value).settings)].make_model
             assert isinstance(model, ModelOf) and isinstance(model.settings, IALSSettings)
             self.factors = model.settings
         training = dataclasses.replace(base.training, epochs=best.epoch + 1)
-        return dataclasses.replace(tried[_key(best.settings)], training=training)
+        return dataclasses.replace(tried[key_of(best.settings)], training=training)
 
     def student(self, phases: Mapping[str, Fitted]) -> PhaseSpec:
         """Returns the phase of the best student in validation: the recipe, a variant of it, or one without a teacher.
@@ -129,7 +128,7 @@ class Choice:
             folder = self.folder.trial(TEACHER)
             teacher = self.trying.train(self.spec.teacher, folder=folder, progress=silent, title=TEACHER)
         widest: int = teacher.settings["model"]["dim"] or 2 * (self.spec.settings.bytes or 1)
-        taught_by = hashlib.sha256(_key(teacher.settings).encode()).hexdigest()[:16]
+        taught_by = hashlib.sha256(key_of(teacher.settings).encode()).hexdigest()[:16]
         decided = self._decided(STUDENT)
         tried: dict[str, tuple[PhaseSpec, Path | None]] = {}
 
@@ -138,7 +137,7 @@ class Choice:
         ) -> None:
             settings = {**candidate.phase.describe(), "data": self.trying.fingerprint}
             settings["teacher"] = taught_by if candidate.phase.needs_teacher else None
-            tried[_key(settings)] = candidate.phase, folder
+            tried[key_of(settings)] = candidate.phase, folder
             self._try(STUDENT, candidate, settings, fit, lambda _: None, limit, {}, bool(decided))
 
         if not self.held_out:
@@ -158,7 +157,7 @@ class Choice:
             measure(candidate, fit, checkpoints, self.budget if trainings else None)
             trainings += gradual
         best = self._decide(STUDENT, tried, decided)
-        chosen, kept = tried[_key(best.settings)]
+        chosen, kept = tried[key_of(best.settings)]
         target = self.folder.checkpoints(base.name)
         if kept is None:  # a closed form, at its best sweep
             training = dataclasses.replace(chosen.training, epochs=best.epoch + 1, patience=base.training.patience)
@@ -197,7 +196,7 @@ class Choice:
 
     def _decide(self, part: str, tried: Mapping[str, Any], decided: Trial | None) -> Trial:
         """Returns the best trial of a part, or that which was decided before; the decision is kept."""
-        earlier = decided if decided and _key(decided.settings) in tried else None
+        earlier = decided if decided and key_of(decided.settings) in tried else None
         best = earlier or self.trials.best(part, tried)
         self.best[part] = best
         self.folder.keep_decision(part, best.settings)
@@ -221,7 +220,7 @@ class Choice:
         if trial is None:
             if decided or (limit is not None and self.trials.seconds >= limit):
                 return None
-            if trial := known.get(_key(settings)):
+            if trial := known.get(key_of(settings)):
                 self.trials.reuse(trial)
             else:
                 show(f"{len(self.trials.of(part)) + 1}: {candidate.name}")
@@ -233,14 +232,10 @@ class Choice:
         found: dict[str, Trial] = {}
         for path in sorted(self.spec.runs.glob(f"*/{self.folder.trials.name}")):
             with contextlib.suppress(UserError):  # another run's trouble
-                found |= {_key(trial.settings): trial for trial in read_trials(path) if trial.part == TEACHER}
+                found |= {key_of(trial.settings): trial for trial in read_trials(path) if trial.part == TEACHER}
         return found
 
 
 def _measured(record: Mapping[str, Any]) -> Measured:
     """Returns the metrics in validation of a record, and its epoch."""
     return {name: float(x) for name, x in record["valid"].items()}, int(record["epoch"])
-
-
-def _key(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True)

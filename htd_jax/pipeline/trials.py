@@ -57,9 +57,9 @@ class Trials:
         return sum(trial.seconds for trial in self.done)
 
     def of(self, part: str, among: Container[str] | None = None) -> list[Trial]:
-        """Returns the trials of a part, or those whose settings, as sorted JSON, are `among` some."""
-        key = lambda trial: json.dumps(trial.settings, sort_keys=True)
-        return [trial for trial in self.done if trial.part == part and (among is None or key(trial) in among)]
+        """Returns the trials of a part, or those whose settings have a key `among` some, see `key_of`."""
+        of_part = [trial for trial in self.done if trial.part == part]
+        return of_part if among is None else [trial for trial in of_part if key_of(trial.settings) in among]
 
     def value(self, trial: Trial) -> float:
         """Returns the metric of the choice; a number that is not finite counts as the worst."""
@@ -150,6 +150,11 @@ def read_trials(path: Path) -> list[Trial]:
         return trials
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{shown(path)}: damaged; delete it to repeat its trials") from None
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """Returns settings as a text that equal ones share, whatever their order."""
+    return json.dumps(settings, sort_keys=True)
 
 
 def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:
