@@ -24,6 +24,7 @@ from htd_jax.pipeline.spec import TEACHER, PhaseSpec
 from htd_jax.teacher import Teacher
 from htd_jax.training import (
     Checkpoints,
+    Partitioning,
     Progress,
     Trainer,
     TrainingSpec,
@@ -57,10 +58,12 @@ class Experiment:
     Attributes:
       data: the data set.
       evaluation: how models are evaluated.
+      partitioning: where arrays live on several devices; None on one.
     """
 
     data: Dataset
     evaluation: EvaluationSpec
+    partitioning: Partitioning | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
