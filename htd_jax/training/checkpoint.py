@@ -1,4 +1,9 @@
-"""Orbax checkpoints of a phase: its state and its history."""
+"""Orbax checkpoints of a phase: its state and its history.
+
+On a mesh, arrays are written and read by shards, each by the process that holds it. A table is padded to a multiple of
+the number of its shards: a state that is restored elsewhere, on another mesh or on one device, is padded with zeros or
+cut along axis 0.
+"""
 
 import copy
 import errno
@@ -16,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from htd_jax import processes
 from htd_jax.data.files import most_inflated, read_json
 from htd_jax.errors import UserError, shown
 from htd_jax.writing import alone, remove, whole
@@ -34,6 +40,10 @@ class Checkpoints:
 
     Steps are listed at every access, so that reading works while another process saves. If two processes save,
     the second is refused.
+
+    Where several processes run one program, all of them save and restore together, in a folder that all can see: each
+    writes and reads its own shards, and the first does everything else. They wait for one another through the
+    coordinator, not the devices, so that this is safe in a thread too.
 
     Raises:
       UserError: if the folder cannot be read, or its path is not UTF-8, which Orbax's files need.
@@ -72,6 +82,11 @@ class Checkpoints:
             raise UserError(f"{shown(self.folder)}: epoch {epoch} cannot be saved ({error})") from None
         step = self.folder / str(epoch)
         try:
+            if not processes.is_first():
+                _save_state(Path(processes.from_first("checkpoint", str)) / "state", state)
+                processes.barrier("checkpoint saved")
+                self._known = epoch
+                return
             self.folder.mkdir(parents=True, exist_ok=True)
             with alone(self.folder):
                 if (latest := self.latest) is not None and latest != self._known:
@@ -80,6 +95,7 @@ class Checkpoints:
                     raise ValueError(f"epoch {epoch} is saved after epoch {latest}")
                 with whole(step) as partial:
                     partial.mkdir()
+                    processes.from_first("checkpoint", lambda: str(partial))
                     _save_state(partial / "state", state)
                     (partial / "history.json").write_text(text, encoding="utf-8")
                 if self.latest != epoch or _read_history(step) != json.loads(text):
@@ -87,6 +103,7 @@ class Checkpoints:
                 self._known = epoch
                 for other in set(self._steps()) - {epoch}:
                     remove(self.folder / str(other))
+            processes.barrier("checkpoint saved")
         except BlockingIOError:
             raise UserError(
                 f"{shown(self.folder)}: another process is using this folder; wait for it to end, or choose "
@@ -109,9 +126,18 @@ class Checkpoints:
         return history
 
     def state(self, like: Any) -> Any:
-        """Returns the state of the newest step, with the structure, shapes and types of `like`."""
-        here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_here())
-        return self._restore(like=jax.tree.map(here, like))
+        """Returns the state of the newest step, with the structure, shapes and types of `like`.
+
+        Args:
+          like: a pytree of arrays or `jax.ShapeDtypeStruct`. On a mesh, of a `NamedSharding`, into which they are read:
+            each process reads its own shards. All others are read onto the first device of this process.
+        """
+
+        def place(x: Any) -> jax.ShapeDtypeStruct:
+            sharding = getattr(x, "sharding", None)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if _on_mesh(sharding) else _here())
+
+        return self._restore(like=jax.tree.map(place, like))
 
     def tree(self) -> Any:
         """Returns the state of the newest step as plain dicts and arrays, whatever its structure."""
@@ -129,10 +155,11 @@ class Checkpoints:
 
     def _restore(self, like: Any = None, check: Callable[[Path], None] = lambda state: None) -> Any:
         ocp, path_of = _orbax()
-        args = ocp.args.StandardRestore(like, fallback_sharding=_here())
 
         def restore(step: Path) -> Any:
             check(step / "state")
+            padded = like is not None and _is_padded(step / "state", like)
+            args = ocp.args.StandardRestore(like, strict=not padded, fallback_sharding=_here())
             return ocp.StandardCheckpointHandler().restore(path_of(step / "state"), args=args)
 
         return self._read(restore)
@@ -209,8 +236,12 @@ class BackgroundSaves:
 
 
 def to_host(state: Any) -> Any:
-    """Copies a pytree of arrays to the host's memory, so that the originals can be donated."""
-    return jax.block_until_ready(jax.device_put(state, _host(), may_alias=False))
+    """Copies a pytree of arrays to the host's memory, so that the originals can be donated.
+
+    On a mesh, each shard is copied to the memory of its own host, and the array stays sharded.
+    """
+    onto = lambda x: x.sharding.with_memory_kind("pinned_host") if _on_mesh(getattr(x, "sharding", None)) else _host()
+    return jax.block_until_ready(jax.device_put(state, jax.tree.map(onto, state), may_alias=False))
 
 
 def copy_checkpoints(source: Path, target: Path) -> None:
@@ -240,12 +271,14 @@ def _orbax() -> tuple[Any, Callable[[Path], Any]]:
 
 def _save_state(folder: Path, state: Any) -> None:
     """Writes one uncompressed file per array. Orbax's default takes twice as long: it compresses, with little gain for
-    trained tables, and merges the writes of several processes, of which there is one."""
+    trained tables, and merges the writes of several processes, which here write files of their own shards."""
     ocp, path_of = _orbax()
     path = path_of(folder)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     handler.save(path, args=ocp.args.PyTreeSave(state))
-    handler.finalize(path)
+    processes.barrier("checkpoint written")
+    if processes.is_first():
+        handler.finalize(path)
 
 
 def _check_sizes(state: Path) -> None:
@@ -257,6 +290,27 @@ def _check_sizes(state: Path) -> None:
     held = sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
     if claimed > most_inflated(held):
         raise ValueError(f"its {held} bytes stand for {claimed}")
+
+
+def _is_padded(state: Path, like: Any) -> bool:
+    """Returns whether stored arrays differ from those of `like` in padding.
+
+    Raises:
+      ValueError: if an array differs in another axis than the first, or by more rows than a mesh pads.
+    """
+    ocp, path_of = _orbax()
+    stored = ocp.tree.to_flat_dict(ocp.StandardCheckpointHandler().metadata(path_of(state)).tree)
+    padded = False
+    for name, x in ocp.tree.to_flat_dict(like).items():
+        was = getattr(stored.get(name), "shape", x.shape)  # what is missing is found by Orbax
+        if was == x.shape:
+            continue
+        by_rows = was and x.shape and was[1:] == x.shape[1:]
+        shards = max(-(-was[0] // stored[name].storage.chunk_shape[0]), _shards(x)) if by_rows else 1
+        if shards == 1 or (x.ndim > 1 and abs(was[0] - x.shape[0]) >= shards):  # a flat array is padded by whole rows
+            raise ValueError(f"{'.'.join(name)} has shape {tuple(was)}, not {x.shape}")
+        padded = True
+    return padded
 
 
 def _read_history(step: Path) -> dict[str, Any]:
@@ -275,8 +329,17 @@ def _host() -> jax.Device:
 
 
 def _here() -> jax.sharding.Sharding:
-    """Returns this machine's first device, whatever kind the checkpoint was written on."""
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Returns this process's first device, whatever kind the checkpoint was written on."""
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _shards(x: Any) -> int:
+    """Returns the number of parts of the first axis of an array."""
+    return x.shape[0] // x.sharding.shard_shape(x.shape)[0] if _on_mesh(x.sharding) else 1
+
+
+def _on_mesh(sharding: Any) -> bool:
+    return isinstance(sharding, jax.sharding.NamedSharding)
 
 
 def _error_number(error: BaseException | None) -> int | None:
