@@ -2,8 +2,8 @@
 
 Writes a log with ids like `user-0012345` (or numbers, with `--ids numbers`), ratings, timestamps and long-tailed
 popularity to a temporary folder, and reads it in each format in a separate process: columns, ids, repeated rows,
-filters, the split and its fingerprint. `--before FOLDER` also reads with an earlier version in a checkout, and checks
-that it finds the same.
+filters, the split and its fingerprint. `--files 16` also reads the log from a folder of 16 Parquet files. `--before
+FOLDER` also reads with an earlier version in a checkout, and checks that it finds the same.
 """
 
 import argparse
@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 FORMATS = ("csv", "csv.gz", "csv.zst", "parquet", "jsonl")
 
 
-def write(folder: Path, rows: int, formats: list[str], ids: str, times: bool, users: int, items: int) -> None:
-    """Writes one log in each format."""
+def write(
+    folder: Path, rows: int, formats: list[str], ids: str, times: bool, users: int, items: int, files: int
+) -> None:
+    """Writes one log in each format, and in so many Parquet files."""
     named = lambda name, codes: np.char.add(f"{name}-", np.char.zfill(codes.astype(str), 7)) if ids == "text" else codes
     csv = folder / "log.csv"
     parquet = None
@@ -48,6 +50,13 @@ def write(folder: Path, rows: int, formats: list[str], ids: str, times: bool, us
                 with open(folder / "log.jsonl", "a") as lines:
                     lines.writelines(f"{json.dumps(row)}\n" for row in table.to_pylist())
     parquet.close()
+    if files:
+        (folder / "log.parts").mkdir()
+        with pq.ParquetFile(folder / "log.parquet") as whole:
+            of_file = np.arange(whole.num_row_groups) * files // whole.num_row_groups
+            for k in range(files):
+                table = whole.read_row_groups(np.flatnonzero(of_file == k).tolist())
+                pq.write_table(table, folder / "log.parts" / f"part-{k:05}.parquet")
     for suffix, compression in ((".gz", "gzip"), (".zst", "zstd")):
         if f"csv{suffix}" in formats:
             with open(csv, "rb") as file, pa.output_stream(str(csv) + suffix, compression=compression) as packed:
@@ -64,7 +73,7 @@ def read(path: Path, split: str, least: int) -> None:
     data = htd_jax.read(path, split=split, min_per_user=least, min_per_item=least)
     found = htd_jax.data.fingerprint(data)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
-    size = path.stat().st_size / 2**20
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())) / 2**20
     counts = f"{len(data.users):,} users, {len(data.items):,} items, {len(data.train):,} in train, {found}"
     memory = f"{most():,.0f} ({before:,.0f} before)"
     name = path.name.removeprefix("log.")
@@ -79,6 +88,7 @@ def main() -> None:
     options.add_argument("--ids", default="text", choices=("text", "numbers"))
     options.add_argument("--no-times", action="store_true", help="writes no ratings and timestamps")
     options.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
+    options.add_argument("--files", type=int, default=0, help="Parquet files to also write the log to")
     options.add_argument("--split", default="last")
     options.add_argument("--least", type=int, default=5, help="the k of the k-core")
     options.add_argument("--before", type=Path, help="a checkout of an earlier version")
@@ -91,11 +101,11 @@ def main() -> None:
         return
     users, items = given.users or max(given.rows // 100, 100), given.items or max(given.rows // 400, 100)
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), given.rows, given.formats, given.ids, not given.no_times, users, items)
+        write(Path(folder), given.rows, given.formats, given.ids, not given.no_times, users, items, given.files)
         print(f"{given.rows:,} rows, ids are {given.ids}, --split {given.split}, k-core of {given.least}")
         print("| format | MiB | seconds | processor | peak MiB | |\n|---|---|---|---|---|---|", flush=True)
         here = Path(__file__).resolve().parent.parent
-        for name in given.formats:
+        for name in [*given.formats, *["parts"] * (given.files > 0)]:
             for version in filter(None, (given.before, here)):
                 how = ["--split", given.split, "--least", str(given.least), "--version", version]
                 subprocess.run([sys.executable, __file__, "--read", Path(folder) / f"log.{name}", *how], check=True)

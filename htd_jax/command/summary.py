@@ -26,7 +26,7 @@ class Options:
     """Describes a data set in a table and a picture."""
 
     dataset: str = "synthetic"
-    """Name of a data set, or path of a file."""
+    """Name of a data set, or path of a file, of a folder of files, or a pattern in quotes ('logs/part-*.parquet')."""
     picture: Path | None = None
     """File of the picture. Default: <dataset>-summary.png in the current folder."""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)

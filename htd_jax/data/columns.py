@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import decimal
+import glob
 import itertools
 import json
 import os
@@ -230,9 +231,14 @@ def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 def is_path(name: str) -> bool:
     """Returns whether a data set's name is the path of a file, or of a folder with files of a table."""
     path = Path(name)
-    if "/" in name or "\\" in name or _suffixes(path)[0] or path.is_file():
+    if "/" in name or "\\" in name or _suffixes(path)[0] or is_pattern(path) or path.is_file():
         return True
     return path.is_dir() and any(_suffixes(part)[0] or "=" in part.name for part in path.iterdir())
+
+
+def is_pattern(path: Path) -> bool:
+    """Returns whether a path is a pattern of several paths, such as `logs/part-*.parquet`, and no file's own name."""
+    return glob.has_magic(str(path)) and not path.exists()
 
 
 def is_text(path: Path) -> bool:
@@ -241,7 +247,10 @@ def is_text(path: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """Returns a file's name without its suffixes."""
+    """Returns a file's name without its suffixes; of a pattern, that of the folder that holds all of its files."""
+    if is_pattern(path):
+        path = _folder_of(path)
+        return stem(path) if path.name else "data"
     suffix, compressed = _suffixes(path)
     name = path.name.removesuffix(compressed)
     return name[: len(name) - len(suffix)]
@@ -259,8 +268,9 @@ def read_file(
     """Reads columns of a CSV, TSV, Parquet, JSON lines or RecBole `.inter` file; `.gz` and `.zst` are decompressed.
 
     Args:
-      path: the file; its suffix tells its format. Or a folder of such files of one format, which are read as one table:
-        names that begin with `.` or `_` are left out, and a folder named `key=value` adds a column.
+      path: the file; its suffix tells its format. Or a folder of such files of one format, or a pattern of their paths
+        (`logs/part-*.parquet`), which are read as one table in the order of their paths: names that begin with `.` or
+        `_` are left out, and a folder named `key=value` adds a column.
       choose: picks columns by their names.
       separator: separator of a text file; the format's own if None, which is detected in the first line of `.txt` and
         `.dat` files.
@@ -274,7 +284,7 @@ def read_file(
       UserError: if the file cannot be read, is damaged or has no known format, or lines differ in their number of
         fields.
     """
-    if path.is_dir():
+    if path.is_dir() or is_pattern(path):
         how: Any = {"separator": separator, "header": header, "quoting": quoting, "skip_bad_rows": skip_bad_rows}
         return read_folder(path, choose, lambda file, choose: read_file(file, choose, **how))
     suffix, compressed = _suffixes(path)
@@ -684,17 +694,22 @@ def is_table_folder(path: Path) -> bool:
     if not path.is_dir() or _suffixes(path)[0]:
         return path.is_dir()
     try:
-        return bool(_part_files(path))
+        return bool(part_files(path))
     except UserError:
         return False
 
 
 def read_folder(path: Path, choose: Choose, read: Callable[[Path, Choose], Columns]) -> Columns:
-    """Reads the files of a folder as one table, each by `read`, see `read_file`."""
+    """Reads the files of a folder, or of a pattern, as one table, each by `read`, see `read_file`.
+
+    Raises:
+      UserError: if they are not parts of one table.
+    """
     parts: list[Columns] = []
-    files = _part_files(path)
+    files = part_files(path)
+    root = _folder_of(path)
     for file in files:
-        folders = (part.partition("=") for part in file.relative_to(path).parts[:-1])
+        folders = (part.partition("=") for part in file.relative_to(root).parts[:-1])
         keys = {key: urllib.parse.unquote(value) for key, equal, value in folders if equal}
         fixed: dict[str, str] = {}
 
@@ -718,20 +733,49 @@ def read_folder(path: Path, choose: Choose, read: Callable[[Path, Choose], Colum
         parts.append(dataclasses.replace(part, names=part.names | fixed))
     roles = [role for role in parts[0].by_role if all(role in part.by_role for part in parts)]
     notes = [f"{file.name}: {note}" for file, part in zip(files, parts) for note in part.notes]
-    for role in {role for part in parts for role in part.by_role} - set(roles):
-        notes.append(f"not all of its {len(parts)} files have a {role} column, which is not read")
+    for role in sorted({role for part in parts for role in part.by_role} - set(roles)):
+        name = next(part.names[role] for part in parts if role in part.by_role)
+        without = [file for file, part in zip(files, parts) if role not in part.by_role]
+        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        which = f"{shown(without[0].relative_to(root))}{more} of its {len(parts)} files"
+        notes.append(f"column {name!r} is not read, because it is missing in {which}")
+    for role in roles:
+        _check_alike(path, role, files, parts)
     ends = np.cumsum([len(part.by_role["user"]) for part in parts])
 
     def place(row: int) -> str:
         k = int(np.searchsorted(ends, row, side="right"))
-        return f"{shown(files[k].relative_to(path))}, {parts[k].place(row - int(ends[k - 1] if k else 0))}"
+        return f"{shown(files[k].relative_to(root))}, {parts[k].place(row - int(ends[k - 1] if k else 0))}"
 
     by_role = {role: _concatenate([part.by_role[role] for part in parts]) for role in roles}
     return Columns(by_role, parts[0].names, place, sum(part.skipped for part in parts), tuple(notes))
 
 
-def _part_files(path: Path) -> list[Path]:
-    """Returns the files of a folder that is a table, sorted by name.
+def _check_alike(path: Path, role: str, files: Sequence[Path], parts: Sequence[Columns]) -> None:
+    """Raises UserError if a column has another name in one file than in the first, or holds times in another form.
+
+    Ids and ratings may be of any types, since one rule reads them all."""
+    first = parts[0]
+    kind = lambda part: "dates" if pa.types.is_temporal(part.by_role[role].type) else "numbers or text"
+    for file, part in zip(files, parts):
+        where = f"{shown(file)}: the {role} column"
+        if part.names[role] != first.names[role]:
+            names = f"{part.names[role]!r}, and {first.names[role]!r} in {shown(files[0].name)}"
+            raise UserError(f"{where} is named {names}; give it one name in all files of {shown(path)}")
+        if role == "time" and len(part.by_role[role]) and len(first.by_role[role]) and kind(part) != kind(first):
+            kinds = f"{kind(part)}, and {kind(first)} in {shown(files[0].name)}"
+            raise UserError(f"{where} {part.names[role]!r} holds {kinds}; write it alike in all files of {shown(path)}")
+
+
+def _folder_of(path: Path) -> Path:
+    """Returns the folder itself, or the one above all files that a pattern may match."""
+    while is_pattern(path):
+        path = path.parent
+    return path
+
+
+def part_files(path: Path) -> list[Path]:
+    """Returns the files of a folder, or of a pattern, that are a table, sorted by their paths.
 
     Raises:
       UserError: if it holds no table, or one of several versions.
@@ -740,19 +784,28 @@ def _part_files(path: Path) -> list[Path]:
         if (path / name).is_dir():
             raise UserError(f"{shown(path)}: is {what}, with files of earlier versions; write it as plain Parquet")
     hidden = lambda name: name.startswith((".", "_")) and "=" not in name
-    found = []
-    for root, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not hidden(name)]
-        found += [Path(root, name) for name in names if not hidden(name)]
-    found = sorted(file for file in found if not file.is_file() or file.stat().st_size)
+    matches = [path]
+    if is_pattern(path):
+        matches = [match for match in map(Path, glob.glob(str(path), recursive=True)) if not hidden(match.name)]
+        if not matches:
+            raise UserError(f"{shown(path)}: no file matches this pattern, or only those named like '_...'")
+    found = [match for match in matches if not match.is_dir()]
+    for folder in matches:
+        for root, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not hidden(name)]
+            found += [Path(root, name) for name in names if not hidden(name)]
+    found = sorted({file for file in found if not file.is_file() or file.stat().st_size})
     kinds: dict[str, Path] = {}
     for file in found:
         kinds.setdefault(FORMATS.get(_suffixes(file)[0], ""), file)
     if not found:
-        raise UserError(f"{shown(path)}: is a folder without files")
+        raise UserError(
+            f"{shown(path)}: is a {'pattern of empty folders' if is_pattern(path) else 'folder without files'}"
+        )
     if len(kinds) > 1 or "" in kinds:
         files = " and ".join(_short(shown(file.name)) for file in kinds.values())
-        raise UserError(f"{shown(path)}: is a folder, whose files must all be parts of one table, unlike {files}")
+        kind = "pattern" if is_pattern(path) else "folder"
+        raise UserError(f"{shown(path)}: is a {kind}, whose files must all be parts of one table, unlike {files}")
     return found
 
 

@@ -42,7 +42,7 @@ MARKERS = [
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """Settings of reading and splitting a file of interactions, one per row: CSV, TSV, Parquet, JSON lines or RecBole's
-    .inter, also as .gz or .zst, or a folder of them."""
+    .inter, also as .gz or .zst, or a folder or a pattern of them."""
 
     user_column: str | None = None
     """Name of the user column. Default: the one named user, user_id, uid, customer_id or similar."""
@@ -135,8 +135,8 @@ def read_log(path: Path, reading: Reading | None = None) -> Dataset:
     counts.
 
     Args:
-      path: CSV, TSV, `.inter`, Parquet or JSON lines, also as `.gz` or `.zst`, or a folder of them; in `.txt` and
-        `.dat` files the separator is detected.
+      path: CSV, TSV, `.inter`, Parquet or JSON lines, also as `.gz` or `.zst`, or a folder or a pattern of them
+        (`logs/part-*.parquet`); in `.txt` and `.dat` files the separator is detected.
       reading: columns, filters and split.
 
     Raises:
