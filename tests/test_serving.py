@@ -35,6 +35,7 @@ from htd_jax.models import ModelOf, NeuMFSettings
 from htd_jax.ops.precision import BITS, unpack
 from htd_jax.pipeline import open_phases, open_run, resolve_run
 from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
+from htd_jax.serving.lists import writer
 from htd_jax.serving.topk import Hidden, Searched, best_items, best_scored, concatenate
 from htd_jax.settings import check
 
@@ -559,7 +560,7 @@ def test_newcomers_are_recommended_to():
             wrong()
 
 
-def test_tables_frames_and_files(tmp_path):
+def test_tables_frames_and_files(tmp_path, monkeypatch):
     found = made().recommend(["u7", "u0"], 3)
     table = found.to_table()
     assert table.schema == pa.schema(
@@ -575,6 +576,17 @@ def test_tables_frames_and_files(tmp_path):
     for name, message in (("lists.txt", "written as .csv or .parquet"), ("no/lists.csv", "there is no folder")):
         with pytest.raises(UserError, match=message):
             found.write(tmp_path / name)
+    monkeypatch.setattr("htd_jax.serving.lists.PART_ROWS", 4)
+    for _ in range(2):  # an earlier folder is replaced
+        with writer(tmp_path / "lists", table.schema) as write:
+            for row in (0, 3, 0):
+                write(table.slice(row, 3))
+    parts = sorted((tmp_path / "lists").iterdir())
+    assert [path.name for path in parts] == ["part-00001.parquet", "part-00002.parquet"]
+    assert pq.read_table(tmp_path / "lists").equals(pa.concat_tables([table, table.slice(0, 3)]))
+    (tmp_path / "lists" / "a.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds something else, a.txt"):
+        found.write(tmp_path / "lists")
     pandas = pytest.importorskip("pandas")
     assert isinstance(found.to_pandas(), pandas.DataFrame) and len(found.to_pandas()) == 6
 
@@ -659,7 +671,7 @@ def _damage(folder: Path, what: str) -> None:
         ("seen.parquet:gone", "there is no such file"),
         ("htd_jax.json:text", "damaged, cut off, or not the header of an export"),
         ("htd_jax.json:cut", "damaged"),
-        ("htd_jax.json:format=3", "has format 3, and this version of htd-jax reads 1 and 2"),
+        ("htd_jax.json:format=4", "has format 4, and this version of htd-jax reads 1 to 3"),
         ("htd_jax.json:dim=7", r"float32\[40, 6\], and htd_jax.json says float32\[40, 7\]"),
         ("htd_jax.json:users=7", r"says float32\[7, 6\]"),
         ('htd_jax.json:precision="int8"', "says int8"),
@@ -674,6 +686,46 @@ def test_a_damaged_folder_is_told_in_a_line(tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as error:
         htd_jax.load(tmp_path / "model")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "int3"])
+def test_tables_in_shards(tmp_path, precision):
+    """Tables larger than a limit are cut by rows; every shard must be there, whole and with the rows that it says."""
+    retriever, folder = made(precision), tmp_path / "model"
+    retriever.save(folder, seen=True, shard_size=40 / 1e6)
+    shards = sorted(folder.glob("tables-*.safetensors"))
+    assert len(shards) > 4 and not [*folder.glob("*.npy"), *folder.glob("tables.safetensors")]
+    index = json.loads((folder / "tables.safetensors.index.json").read_text())
+    assert sorted(set(index["weight_map"].values())) == [path.name for path in shards]
+    stored = {name: array for path in shards for name, array in open_arrays(path).items()}
+    assert sorted(stored) == sorted(index["weight_map"])
+    assert index["metadata"]["total_size"] == sum(array.read().nbytes for array in stored.values())
+    opened = htd_jax.load(folder)
+    assert list(opened.row_maps) == ["users", "items"] and opened.precision == precision
+    for mine, its in ((retriever.users, opened.users), (retriever.items, opened.items)):
+        np.testing.assert_array_equal(np.asarray(mine.floats()), np.asarray(its.floats()))
+
+    def told():
+        with pytest.raises(UserError) as error:
+            htd_jax.load(folder)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    kept = shards[1].read_bytes()
+    shards[1].write_bytes(kept[:-20])
+    assert shards[1].name in told() and "cut off" in told()
+    shards[1].unlink()
+    assert told().endswith(f"{shards[1].name}: there is no such file")
+    shards[1].write_bytes(shards[0].read_bytes())
+    assert f"{shards[1].name}: the array users." in told()
+    shards[1].write_bytes(kept)
+    fewer = {name: file for name, file in index["weight_map"].items() if file != shards[1].name}
+    (folder / "tables.safetensors.index.json").write_text(json.dumps({"weight_map": fewer}))
+    assert "do not fit together" in told()
+    (folder / "tables.safetensors.index.json").write_text(json.dumps({"weight_map": {"users.0": "../a"}}))
+    assert "damaged" in told()
+    retriever.save(folder)  # shards of an earlier export are replaced
+    assert not [*folder.glob("tables-*")] and htd_jax.load(folder).dim == 6
 
 
 def test_any_bytes_give_a_model_or_a_line(tmp_path):
@@ -1002,7 +1054,7 @@ def test_what_cannot_be_is_told_in_a_line(run, tmp_path):
         (recommend, ["--model", here / "no"], "there is no such folder"),
         (recommend, [*of_run, "--to", here / "lists.txt"], "written as .csv or .parquet"),
         (recommend, [*of_run, "--to", here / "no" / "lists.csv"], "there is no folder"),
-        (recommend, [*of_run, "--to", here], "written as"),
+        (recommend, [*of_run, "--to", here], "holds something else"),
     ]:
         line = runs.line_of(start(command, *arguments))
         assert message in line, (line, message)

@@ -37,6 +37,9 @@ class Options:
     bytes: Annotated[int, Ge(1)] | None = None
     """Bytes per row of the student to cut out of one that was trained for several sizes (--prefixes). Default: the
     whole student."""
+    shard_size: Annotated[int, Ge(1)] = 5000
+    """Megabytes of tables from which on they are written in shards of this size, tables-00001-of-00008.safetensors and
+    so on, with an index in the layout of Hugging Face and without .npy files."""
     seen: bool = False
     """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
     trust_code: tuple[str, ...] = ()
@@ -75,7 +78,7 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     chosen = retriever.with_precision(options.precision or retriever.precision)
     about["metrics"] = rows[chosen.precision]["metrics"]
     chosen = dataclasses.replace(chosen, about=about)
-    chosen.save(options.to, seen=options.seen)
+    chosen.save(options.to, seen=options.seen, shard_size=options.shard_size)
     show(rows, chosen.precision)
     print(f"{fitted.about['phase']} of {options.run}, {chosen.precision}: {options.to}")
 

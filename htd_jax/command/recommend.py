@@ -58,7 +58,8 @@ class Options:
     keep_seen: bool = False
     """Whether to show seen items too."""
     to: Path | None = None
-    """File to write all lists to, .csv or .parquet: user, item, score, rank. Default: show some on the screen."""
+    """File to write all lists to, .csv or .parquet: user, item, score, rank; or, without a suffix, a folder of Parquet
+    files of 10 million rows. Default: show some on the screen."""
     memory: Annotated[int, Ge(1)] = 256
     """Memory for scores in MiB, in addition to the tables."""
     trust_code: tuple[str, ...] = ()

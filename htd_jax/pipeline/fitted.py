@@ -153,9 +153,9 @@ class Fitted:
         """Returns the k best items of the rows that `fold_in` returns, see `Retriever.recommend_vectors`."""
         return self._retriever.recommend_vectors(vectors, k, **options)
 
-    def save(self, folder: Path | str, precision: str = "float32", *, seen: bool = False) -> None:
+    def save(self, folder: Path | str, precision: str = "float32", **options: Any) -> None:
         """Writes a folder that `htd_jax.load` opens, see `Retriever.save`."""
-        self.retriever(precision).save(folder, seen=seen)
+        self.retriever(precision).save(folder, **options)
 
     @functools.cached_property
     def _retriever(self) -> Retriever:

@@ -18,10 +18,11 @@ model.recommend(["a user's id"], k=20).to_pandas()
 ```"""
 
 
-def card(header: dict[str, Any]) -> str:
+def card(header: dict[str, Any], without_users: bool = False) -> str:
     """Returns a model card.
 
     Args:
+      without_users: whether the model has no table of users.
       header: the content of `htd_jax.json`. All entries of its `about` are optional: `dataset`, `interactions`
         (counts), `licence`, `model`, `method`, `phase`, `command`, `phases` (test metrics per phase), `gap_closed`,
         `evaluation`, `versions`, and `precisions`, which holds per precision the bytes per row, the megabytes of both
@@ -31,7 +32,7 @@ def card(header: dict[str, Any]) -> str:
     name = markdown(about.get("dataset") or "data")
     parts = [
         f"# {markdown(about.get('model') or 'recommender')}, {header['dim']} dimensions, on {name}",
-        _summary(header, name),
+        _summary(header, name, without_users),
     ]
     if header["seen"]:
         parts.append("`seen.parquet` holds the pairs that are not recommended. They are training data.")
@@ -47,7 +48,7 @@ def card(header: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(header: dict[str, Any], name: str) -> str:
+def _summary(header: dict[str, Any], name: str, without_users: bool) -> str:
     about = header["about"]
     lines = [f"- Method: {markdown(about['method'])}."] if about.get("method") else []
     sizes = f"{header['items']:,} items"
@@ -56,7 +57,7 @@ def _summary(header: dict[str, Any], name: str) -> str:
     if counts := about.get("interactions"):
         sizes += "; interactions: " + ", ".join(f"{count:,} in {markdown(part)}" for part, count in counts.items())
     tables, dim = "Tables", header["dim"]
-    if header.get("format") == 2:
+    if without_users:
         tables = "Table of items"
         lines.append(
             "- Users take 0 bytes: a user's row is the sum of the rows of the user's items, divided by a power of "

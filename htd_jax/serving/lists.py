@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from htd_jax.errors import UserError, shown
 from htd_jax.writing import whole
 
 SUFFIXES = (".csv", ".parquet")
+
+# The files of a folder of lists, and their rows.
+PART, PART_ROWS = r"part-\d{5,}\.parquet", 10**7
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +86,7 @@ class Recommendations:
         return _import("polars").from_arrow(self.to_table())
 
     def write(self, path: Path | str) -> None:
-        """Writes `to_table` to a CSV or Parquet file, by the path's suffix, atomically.
+        """Writes `to_table` to a CSV or Parquet file, by the path's suffix, or to a folder of Parquet, atomically.
 
         Raises:
           UserError: if the suffix is another, or the file cannot be written.
@@ -93,18 +97,32 @@ class Recommendations:
 
 
 def check_path(path: Path) -> None:
-    """Raises UserError if lists cannot be written to the path: an unknown suffix, or a missing folder."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{shown(path)}: lists are written as {' or '.join(SUFFIXES)}; choose a name with that suffix")
-    if path.is_dir():
-        raise UserError(f"{shown(path)}: is a folder; name a file in it")
+    """Raises UserError if lists cannot be written to the path: an unknown suffix, or a missing folder.
+
+    A path without a suffix is a folder of Parquet files: new, empty, or one that `writer` wrote, which is replaced.
+    """
+    if path.suffix and path.suffix.lower() not in SUFFIXES:
+        known = " or ".join(SUFFIXES)
+        raise UserError(
+            f"{shown(path)}: lists are written as {known}, or to a folder; choose a name with such a suffix"
+        )
+    if path.suffix and path.is_dir():
+        raise UserError(f"{shown(path)}: is a folder; name a file in it, or a folder without a suffix")
+    if not path.suffix and os.path.lexists(path):
+        if not path.is_dir():
+            raise UserError(f"{shown(path)}: is not a folder; name another, or a file that ends in {SUFFIXES[1]}")
+        if others := sorted(file.name for file in path.iterdir() if not re.fullmatch(PART, file.name)):
+            raise UserError(f"{shown(path)}: holds something else, {shown(others[0])}; name a new folder")
     if not path.parent.is_dir():
         raise UserError(f"{shown(path)}: there is no folder {shown(path.parent)}; create it first")
 
 
 @contextlib.contextmanager
 def writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Opens a CSV or Parquet file to which tables are appended; it appears when it is complete, or not at all.
+    """Opens a CSV or Parquet file, or a folder of Parquet files, to which tables are appended; it appears when it is
+    complete, or not at all.
+
+    A folder gets a new file when one has `PART_ROWS` rows or more, so that a list is never in two.
 
     Raises:
       UserError: see `check_path`; or if it cannot be written.
@@ -112,8 +130,25 @@ def writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]
     check_path(path)
     make = pyarrow.csv.CSVWriter if path.suffix.lower() == ".csv" else pq.ParquetWriter
     try:
-        with whole(path) as partial, make(partial, schema) as file:
-            yield file.write_table
+        with whole(path) as partial, contextlib.ExitStack() as stack:
+            if path.suffix:
+                yield stack.enter_context(make(partial, schema)).write_table
+                return
+            partial.mkdir()
+            file: Any = None
+            rows = parts = 0
+
+            def write(table: pa.Table) -> None:
+                nonlocal file, rows, parts
+                if file is None or rows >= PART_ROWS:
+                    stack.close()
+                    parts, rows = parts + 1, 0
+                    file = stack.enter_context(make(partial / f"part-{parts:05}.parquet", schema))
+                file.write_table(table)
+                rows += len(table)
+
+            yield write
+            check_path(path)  # nothing else was put there meanwhile
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else error  # pyarrow's own text names the temporary file
         raise UserError(f"{shown(path)}: cannot be written ({why})") from None

@@ -232,12 +232,13 @@ class Retriever:
                 self.row_maps[side] = fitted
         return self.row_maps.get(side)
 
-    def save(self, folder: Path | str, *, seen: bool = False) -> None:
-        """Writes an export, a folder that `htd_jax.load` opens, see `storage.py`.
+    def save(self, folder: Path | str, *, seen: bool = False, shard_size: float = storage.SHARD_SIZE) -> None:
+        """Writes an export, a folder that `htd_jax.load` opens, see `storage.py`; in several processes, all call this.
 
         Args:
           folder: new, empty, or an earlier export, which is replaced.
           seen: whether to also write the seen pairs, which `recommend` leaves out. They are training data.
+          shard_size: megabytes of tables from which on they are written in shards, and of each shard.
 
         Raises:
           UserError: if the folder holds other files or cannot be written, the scores are not products of rows, or
@@ -248,11 +249,14 @@ class Retriever:
             raise UserError("`seen`: the seen pairs are unknown, so they cannot be saved; leave it out")
         known = self.seen if seen else None
         # Without a table of users, users follow from their items, and nothing is known of the users of new items.
-        sides = () if self.pooling else ("users", "items")
+        # Functions are fitted by a process that holds all rows.
+        tables = [rows.values for rows in (self.users, self.items)]
+        everywhere = all(x.is_fully_addressable for x in tables if isinstance(x, jax.Array))
+        sides = () if self.pooling or not everywhere else ("users", "items")
         maps = {side: row_map for side in sides if (row_map := self.row_map(side)) is not None}
         user_ids = Ids(self.user_ids.values[:0], "user") if self.pooling and not seen else self.user_ids
         export = storage.Export(self.users, self.items, user_ids, self.item_ids, known, self.about, maps, self.pooling)
-        storage.write_export(Path(folder), export)
+        storage.write_export(Path(folder), export, shard_size)
 
     @functools.cached_property
     def _searched(self) -> Searched:

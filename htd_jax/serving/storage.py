@@ -1,6 +1,6 @@
 """The folder of an exported retriever: plain files, which any version of JAX on any device opens, and other programs.
 
-    htd_jax.json          {"format", "precision", "dim", "users", "items", "seen", "metrics", "about"}
+    htd_jax.json          {"format", "precision", "dim", "users", "items", "seen", "metrics", "about"}; written last
     tables.safetensors    users [num_users, dim], items [num_items, dim]; with int8 also user_scales, item_scales; with
                           int4, int3 and int2, packed, user_steps, item_steps: see `htd_jax.ops.precision.pack`;
                           and for new rows user_map, user_knots, item_map, item_knots: see `fold.RowMap`. A model
@@ -13,20 +13,35 @@
     README.md             a model card
 
 The `.npy` files are for other programs: `read_export` reads the others.
+
+Tables that are larger than a limit, or of which no process holds all rows, are in shards, without `.npy` files:
+
+    tables.safetensors.index.json         {"metadata": {"total_size"}, "weight_map": {"users.0": file, ...}}
+    tables-00001-of-00008.safetensors     rows of a table from r on, as `users.r`, and their scales, as `user_scales.r`;
+                                          arrays without a row per user or item are in the first shard, whole
+
+The layout is Hugging Face's, but that a table is cut by rows. Rows that lie on one device are read from it alone, and
+each process writes those of its devices, all to one folder.
 """
 
+import contextlib
+import itertools
 import json
 import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jax.experimental import multihost_utils
 
 from htd_jax.data import Ids, Interactions, read_ids, write_ids
-from htd_jax.data.arrays import open_arrays, safetensors_bytes
+from htd_jax.data.arrays import LazyArray, open_arrays, safetensors_bytes
 from htd_jax.data.files import open_parquet, read_json
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.ops.precision import BITS, PRECISIONS, Rows, packed_bytes
@@ -34,16 +49,26 @@ from htd_jax.serving.card import card
 from htd_jax.serving.fold import Pooling, RowMap
 from htd_jax.writing import is_partial, whole
 
-# The formats of an export with two tables, and of one without a table of users, which earlier versions cannot read.
-FORMAT, WITHOUT_USERS = 1, 2
+# The formats of an export with two tables, of one without a table of users, and of one in shards, with or without it.
+# Earlier versions cannot read the later ones.
+FORMAT, WITHOUT_USERS, IN_SHARDS = 1, 2, 3
 NAME = "htd_jax.json"
+TABLES, INDEX = "tables.safetensors", "tables.safetensors.index.json"
+SHARD = r"tables-\d{5}-of-\d{5}\.safetensors"
+
+# Megabytes of a shard, as in the libraries of Hugging Face.
+SHARD_SIZE = 5000
+
+# Bytes of a path, or of an error, that processes tell one another.
+MESSAGE = 2**13
 FILES = {
     NAME,
     "README.md",
     "items.npy",
     "items.parquet",
     "seen.parquet",
-    "tables.safetensors",
+    TABLES,
+    INDEX,
     "users.npy",
     "users.parquet",
 }
@@ -82,7 +107,8 @@ def check_target(folder: Path) -> None:
         folder = Path(os.path.realpath(folder))
         if folder.is_dir():
             others = [path for path in folder.iterdir() if not is_partial(path)]
-            others = [path for path in others if not is_export(folder) or path.name not in FILES]
+            own = lambda name: is_export(folder) and (name in FILES or re.fullmatch(SHARD, name))
+            others = [path for path in others if not own(path.name)]
             if others:
                 name = shown(min(others).name)
                 raise UserError(f"{shown(folder)}: holds something else, {name}; name a new folder, or empty this one")
@@ -92,25 +118,72 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{shown(folder)}: cannot be used ({error.strerror}); name another") from None
 
 
-def write_export(folder: Path, export: Export) -> None:
+def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -> None:
     """Writes an export atomically: at every moment the folder is complete, or as it was before.
+
+    If there are several processes, all of them call this, and all must see the folder: each writes the rows of its
+    devices, and process 0 the rest, when the rows are written.
 
     Args:
       folder: new, empty, or an earlier export, which is replaced; a link to one is followed.
-      export: `seen.parquet` is written if its `seen` is not None.
+      export: `seen.parquet` is written if its `seen` is not None. Rows of tables beyond the ids, which fill up the
+        parts of devices, are left out.
+      shard_size: megabytes of tables from which on they are in shards, and of each shard. A process needs twice the
+        memory of a shard.
 
     Raises:
-      UserError: if the folder holds other files or cannot be written.
+      UserError: if the folder holds other files or cannot be written, in every process.
     """
-    check_target(folder)
-    try:
-        Path(os.path.realpath(folder)).parent.mkdir(parents=True, exist_ok=True)
-        with whole(folder) as partial:
+    limit = int(shard_size * 1e6)
+    first = jax.process_index() == 0
+    shards = _shards(export, limit)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> str:
+            if not first:
+                return ""
+            check_target(folder)
+            Path(os.path.realpath(folder)).parent.mkdir(parents=True, exist_ok=True)
+            partial = stack.enter_context(whole(folder))
             partial.mkdir()
-            _write(partial, export)
-            check_target(folder)  # nothing else was put there meanwhile
-    except OSError as error:
-        raise UserError(f"{shown(folder)}: cannot be written ({error.strerror or error})") from None
+            return str(partial)
+
+        def end() -> str:
+            if first:
+                _write(partial, export, shards)
+                check_target(folder)  # nothing else was put there meanwhile
+                stack.close()
+            return ""
+
+        partial = Path(_together(begin, folder))
+        _together(lambda: _write_shards(partial, shards), folder)
+        _together(end, folder)
+
+
+def _together(step: Callable[[], str], folder: Path) -> str:
+    """Runs a step in every process, and returns the text of process 0, when all have ended.
+
+    Raises:
+      UserError: in every process, if the step fails in one.
+    """
+    error, text = "", ""
+    try:
+        text = step()
+    except UserError as wrong:
+        error = str(wrong)
+    except OSError as wrong:
+        error = f"{shown(folder)}: cannot be written ({wrong.strerror or wrong})"
+    if jax.process_count() > 1:
+        told = np.zeros((2, MESSAGE), np.uint8)
+        for row, line in zip(told, (error, text)):
+            coded = os.fsencode(line)[:MESSAGE]
+            row[: len(coded)] = np.frombuffer(coded, np.uint8)
+        rows = multihost_utils.process_allgather(told)
+        errors, texts = ([os.fsdecode(row.tobytes().rstrip(b"\0")) for row in rows[:, k]] for k in (0, 1))
+        error, text = next(filter(None, errors), ""), texts[0]
+    if error:
+        raise UserError(*error.split("\n"))
+    return text
 
 
 def read_export(folder: Path) -> Export:
@@ -142,7 +215,7 @@ def _read(folder: Path) -> Export:
     if not is_export(folder):
         raise UserError(f"{shown(folder)}: not an exported model (no {NAME}); pass a run folder as `run`")
     head = _read_header(folder / NAME)
-    (users, items), row_maps, pooling = _read_tables(folder / "tables.safetensors", head)
+    (users, items), row_maps, pooling = _read_tables(folder, head)
     ids = []
     for side, size in (("user", head["users"]), ("item", head["items"])):
         ids.append(read_ids(folder / f"{side}s.parquet", side))
@@ -154,22 +227,125 @@ def _read(folder: Path) -> Export:
     return Export(users, items, user_ids, item_ids, seen, about, row_maps, pooling)
 
 
-def _write(folder: Path, export: Export) -> None:
-    tables: dict[str, np.ndarray] = {}
+class _Part(NamedTuple):
+    """Rows of an array, from `first` up to `last`."""
+
+    array: Any
+    first: int
+    last: int
+
+    @property
+    def nbytes(self) -> int:
+        width = self.array.nbytes // len(self.array) if len(self.array) else 0
+        return (self.last - self.first) * width
+
+    @property
+    def process(self) -> int:
+        """The process that writes it: of the devices that hold it, that of the first."""
+        holders = [device for device, start, stop in _places(self.array) if start <= self.first < stop]
+        return min(holders, key=lambda device: device.id).process_index if holders else 0
+
+    def read(self) -> np.ndarray:
+        """Copies the rows from the device that holds them, if one of this process does."""
+        for shard in getattr(self.array, "addressable_shards", ()):
+            start, stop = _range(shard.index, len(self.array))
+            if start <= self.first and self.last <= stop:
+                return np.asarray(shard.data[self.first - start : self.last - start])
+        return np.asarray(self.array[self.first : self.last])
+
+
+def _range(index: tuple[slice, ...], size: int) -> tuple[int, int]:
+    return index[0].indices(size)[:2] if index else (0, size)
+
+
+def _places(array: Any) -> Iterator[tuple[Any, int, int]]:
+    """Yields devices, and the rows that each holds of an array; none of an array in the host's memory."""
+    if isinstance(array, jax.Array) and array.ndim:
+        for device, index in array.sharding.devices_indices_map(array.shape).items():
+            yield device, *_range(index, len(array))
+
+
+def _tables(export: Export) -> dict[str, dict[str, tuple[Any, int]]]:
+    """Returns by side the arrays with a row per user or item by name, with their numbers of rows."""
+    sides = {"user": (export.users, len(export.user_ids)), "item": (export.items, len(export.item_ids))}
+    if export.pooling:
+        del sides["user"]
+    tables = {side: {f"{side}s": (rows.values, size)} for side, (rows, size) in sides.items()}
+    for side, (rows, size) in sides.items():
+        if rows.scales is not None:
+            tables[side][f"{side}_scales"] = (rows.scales, size)
+    return tables
+
+
+def _others(export: Export) -> dict[str, Any]:
+    """Returns the other arrays by name."""
+    others: dict[str, Any] = {}
+    if export.pooling:
+        others |= {f"pooling_{name}": np.atleast_1d(x) for name, x in export.pooling._asdict().items()}
     for side, rows in (("user", export.users), ("item", export.items)):
-        if side == "user" and export.pooling:
-            tables |= {f"pooling_{name}": np.atleast_1d(x) for name, x in export.pooling._asdict().items()}
-            continue
-        tables[f"{side}s"] = np.asarray(rows.values)
-        for name in ("scales", "steps"):
-            if (numbers := getattr(rows, name)) is not None:
-                tables[f"{side}_{name}"] = np.asarray(numbers)
+        if rows.steps is not None and not (side == "user" and export.pooling):
+            others[f"{side}_steps"] = rows.steps
         if (row_map := export.row_maps.get(f"{side}s")) is not None:
-            tables[f"{side}_map"], tables[f"{side}_knots"] = row_map
-        is_plain = rows.precision in ("float32", "float16")
-        np.save(folder / f"{side}s.npy", np.asarray(rows.values if is_plain else rows.floats()))
-    # Not `save_file`, which makes files that only their owner may read.
-    (folder / "tables.safetensors").write_bytes(safetensors_bytes(tables, {"format": "htd_jax"}))
+            others[f"{side}_map"], others[f"{side}_knots"] = row_map
+    return others
+
+
+def _shards(export: Export, limit: int) -> list[dict[str, _Part]]:
+    """Returns the arrays of each shard by name: rows that lie on one device, and at most `limit` bytes of a table.
+
+    Returns none if both tables take no more than that, and this process holds them.
+    """
+    tables = _tables(export)
+    arrays = [table for side in tables.values() for table in side.values()]
+    if sum(_Part(array, 0, size).nbytes for array, size in arrays) <= limit and all(
+        array.is_fully_addressable for array, _ in arrays if isinstance(array, jax.Array)
+    ):
+        return []
+    shards: list[dict[str, _Part]] = []
+    for side in tables.values():
+        size = next(iter(side.values()))[1]
+        most = max(1, limit // max(1, sum(_Part(array, 0, 1).nbytes for array, _ in side.values())))
+        starts = {0} | {start for array, _ in side.values() for _, start, _ in _places(array) if start < size}
+        devices = itertools.pairwise([*sorted(starts), size])
+        cuts = [cut for start, stop in devices for cut in range(start, stop, most)]
+        for first, last in itertools.pairwise([*cuts, size]):
+            shards.append({f"{name}.{first}": _Part(array, first, last) for name, (array, _) in side.items()})
+    if shards:
+        shards[0] |= {name: _Part(array, 0, len(array)) for name, array in _others(export).items()}
+    return shards
+
+
+def _shard_name(k: int, count: int) -> str:
+    return f"tables-{k + 1:05}-of-{count:05}.safetensors"
+
+
+def _write_shards(folder: Path, shards: list[dict[str, _Part]]) -> str:
+    """Writes the shards of this process, one after the other; returns nothing of interest."""
+    for k, parts in enumerate(shards):
+        if next(iter(parts.values())).process == jax.process_index():
+            arrays = {name: part.read() for name, part in parts.items()}
+            # Not `save_file`, which makes files that only their owner may read.
+            (folder / _shard_name(k, len(shards))).write_bytes(safetensors_bytes(arrays, {"format": "htd_jax"}))
+    return ""
+
+
+def _write(folder: Path, export: Export, shards: list[dict[str, _Part]]) -> None:
+    """Writes all but the shards, the header last."""
+    if shards:
+        of_file = {name: _shard_name(k, len(shards)) for k, parts in enumerate(shards) for name in parts}
+        total = sum(part.nbytes for parts in shards for part in parts.values())
+        index = {"metadata": {"total_size": total}, "weight_map": of_file}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    else:
+        sides = _tables(export)
+        parts = {name: _Part(array, 0, size) for side in sides.values() for name, (array, size) in side.items()}
+        tables = {name: part.read() for name, part in parts.items()} | _others(export)
+        (folder / TABLES).write_bytes(safetensors_bytes(tables, {"format": "htd_jax"}))
+        for side, rows in (("user", export.users), ("item", export.items)):
+            if side in sides:
+                is_plain = rows.precision in ("float32", "float16")
+                size = sides[side][f"{side}s"][1]
+                np.save(folder / f"{side}s.npy", tables[f"{side}s"] if is_plain else np.asarray(rows.floats())[:size])
     write_ids(folder / "users.parquet", export.user_ids)
     write_ids(folder / "items.parquet", export.item_ids)
     if export.seen is not None:
@@ -177,16 +353,16 @@ def _write(folder: Path, export: Export) -> None:
         pq.write_table(pa.table(pairs), folder / "seen.parquet", compression="zstd")
     about = dict(export.about)
     head = {
-        "format": WITHOUT_USERS if export.pooling else FORMAT,
+        "format": IN_SHARDS if shards else WITHOUT_USERS if export.pooling else FORMAT,
         "precision": export.items.precision,
         "dim": export.items.dim,
         "users": len(export.user_ids),
-        "items": len(export.items),
+        "items": len(export.item_ids),
         "seen": export.seen is not None,
         "metrics": about.pop("metrics", {}),
         "about": about,
     }
-    (folder / "README.md").write_text(card(head), encoding="utf-8")
+    (folder / "README.md").write_text(card(head, export.pooling is not None), encoding="utf-8")
     (folder / NAME).write_text(json.dumps(head, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -194,19 +370,63 @@ def _read_header(path: Path) -> dict[str, Any]:
     kinds = {"precision": str, "dim": int, "users": int, "items": int, "seen": bool, "metrics": dict, "about": dict}
     with reading(path, "the header of an export"):
         head = read_json(path, "the header of an export")
-        if head["format"] not in (FORMAT, WITHOUT_USERS):
+        if head["format"] not in (FORMAT, WITHOUT_USERS, IN_SHARDS):
             raise UserError(
-                f"{shown(path)}: has format {head['format']!r}, and this version of htd-jax reads {FORMAT} and "
-                f"{WITHOUT_USERS}; update it"
+                f"{shown(path)}: has format {head['format']!r}, and this version of htd-jax reads {FORMAT} to "
+                f"{IN_SHARDS}; update it"
             )
         if not all(isinstance(head[name], kind) for name, kind in kinds.items()) or head["precision"] not in PRECISIONS:
             raise ValueError("its entries are of other types")
     return head
 
 
-def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str, RowMap], Pooling | None]:
-    with reading(path, "the tables of an export"):
-        arrays = open_arrays(path)
+def _open_shards(folder: Path) -> dict[str, LazyArray]:
+    """Opens the arrays of all shards; the parts of a table are one array, whose rows are read shard by shard.
+
+    Raises:
+      UserError: if a shard is missing, damaged or does not hold what the index says, or rows are missing.
+    """
+    path = folder / INDEX
+    what = "the index of an export's shards"
+    with reading(path, what):
+        of_file = read_json(path, what)["weight_map"]
+        if not all(isinstance(name, str) and re.fullmatch(SHARD, name) for name in of_file.values()):
+            raise ValueError("it names other files than shards")
+    files = {name: open_arrays(folder / name) for name in sorted(set(of_file.values()))}
+    arrays: dict[str, LazyArray] = {}
+    parts: dict[str, dict[int, LazyArray]] = {}
+    for name, file in of_file.items():
+        if name not in files[file]:
+            raise UserError(f"{shown(folder / file)}: the array {shown(name)} is missing; export it again")
+        if part := re.fullmatch(r"(\w+)\.([0-9]{1,12})", name):
+            parts.setdefault(part[1], {})[int(part[2])] = files[file][name]
+        else:
+            arrays[name] = files[file][name]
+    return arrays | {table: _joined(path, table, of_table) for table, of_table in parts.items()}
+
+
+def _joined(path: Path, name: str, parts: dict[int, LazyArray]) -> LazyArray:
+    """Returns a table whose parts begin at these rows."""
+    end, kinds = 0, {(array.dtype, array.shape[1:]) for array in parts.values()}
+    for first, array in sorted(parts.items()):
+        if first != end or len(kinds) > 1 or not array.shape:
+            raise UserError(f"{shown(path)}: the parts of {shown(name)} do not fit together; export it again")
+        end += array.shape[0]
+    ((dtype, rest),) = kinds
+
+    def read() -> np.ndarray:
+        rows = np.empty((end, *rest), dtype)
+        for first, array in parts.items():
+            rows[first : first + array.shape[0]] = array.read()
+        return rows
+
+    return LazyArray(dtype, (end, *rest), read)
+
+
+def _read_tables(folder: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str, RowMap], Pooling | None]:
+    in_shards = head["format"] == IN_SHARDS
+    path = folder / (INDEX if in_shards else TABLES)
+    arrays = _open_shards(folder) if in_shards else open_arrays(path)
     tables, row_maps, pooling = [], {}, None
     for side in ("user", "item"):
         precision, size, dim = head["precision"], head[f"{side}s"], head["dim"]
@@ -218,7 +438,8 @@ def _read_tables(path: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str
             width = packed_bytes(dim, bits)
             expected = {f"{side}s": ("uint8", (size, width)), f"{side}_steps": ("float32", (dim,))}
         stored = list(expected)
-        pools = side == "user" and head["format"] == WITHOUT_USERS
+        without_users = "pooling_map" in arrays if in_shards else head["format"] == WITHOUT_USERS
+        pools = side == "user" and without_users
         if pools:
             shapes = {"map": (dim, dim), "bias": (dim,), "power": (1,)}
             expected, stored = {f"pooling_{name}": ("float32", shape) for name, shape in shapes.items()}, []
