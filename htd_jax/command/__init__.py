@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from htd_jax.command.processes import complain, ending_at_once
 from htd_jax.errors import UserError, as_flags, shown
 
 USAGE = """usage: htd-jax COMMAND ...
@@ -58,6 +59,11 @@ def enter(
     arguments = sys.argv[1:] if arguments is None else arguments
     _silence_readers()
     _open_streams()
+    with ending_at_once(resumes):
+        _enter(command, arguments, resumes)
+
+
+def _enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str], resumes: bool) -> None:
     before = None
     with contextlib.suppress(ValueError):  # not in the main thread
         before = signal.signal(signal.SIGTERM, _terminate)
@@ -66,16 +72,16 @@ def enter(
         sys.stdout.flush()
     except UserError as error:
         for line in error.args:
-            _complain(f"error: {as_flags(str(line))}")
+            complain(f"error: {as_flags(str(line))}")
         sys.exit(2)
     except BrokenPipeError:  # the reader has left, as in `| head`
         sys.exit(141)
     except KeyboardInterrupt:
-        _complain("stopped" + "; the same command resumes at the last checkpoint" * resumes)
+        complain("stopped" + "; the same command resumes at the last checkpoint" * resumes)
         sys.exit(130)
     except OSError as error:
         place = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
-        _complain(f"error: {place}{error.strerror or error}")
+        complain(f"error: {place}{error.strerror or error}")
         sys.exit(2)
     finally:
         _close_streams()
@@ -99,11 +105,6 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")  # type: ignore[union-attr]
-
-
-def _complain(line: str) -> None:
-    with contextlib.suppress(OSError):  # the status tells it too
-        print(line, file=sys.stderr, flush=True)
 
 
 def _close_streams() -> None:

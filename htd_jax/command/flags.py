@@ -22,7 +22,7 @@ from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, ModelSettings
-from htd_jax.pipeline import Paths, RunRequest, RunSettings
+from htd_jax.pipeline import Devices, Paths, RunRequest, RunSettings
 from htd_jax.settings import Registry, as_json, flag_name
 from htd_jax.training import Training, resolve_training
 from htd_jax.training.settings import Loss
@@ -35,6 +35,7 @@ COMMON = {
     "evaluation": Evaluation,
     "paths": Paths,
     "reading": Reading,
+    "devices": Devices,
 }
 
 # The flags that `--help` shows, a screenful; `--help TOPIC` shows others.
@@ -57,6 +58,7 @@ TOPICS = {
         "paths": ("tensorboard",),
     },
     "evaluation": {"evaluation": ALL["evaluation"]},
+    "devices": {"devices": ALL["devices"]},
     "all": ALL,
 }
 

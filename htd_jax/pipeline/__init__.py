@@ -4,7 +4,7 @@ from htd_jax.pipeline.api import choose, distill, fit
 from htd_jax.pipeline.experiment import Experiment, hash_of, numerics
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import Callback, MakeCallback, no_callback, progress_line, silent
-from htd_jax.pipeline.request import Paths, RunRequest, RunSettings, RunSpec, resolve_run, run_name
+from htd_jax.pipeline.request import Devices, Paths, RunRequest, RunSettings, RunSpec, resolve_run, run_name
 from htd_jax.pipeline.run import RunResult, gap_closed, prepare_run, run, run_identity, train_phases
 from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_phases, open_run, write_json
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
@@ -16,6 +16,7 @@ __all__ = [
     "STUDENT",
     "TEACHER",
     "Callback",
+    "Devices",
     "Experiment",
     "Fitted",
     "MakeCallback",

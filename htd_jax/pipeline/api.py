@@ -15,14 +15,14 @@ from htd_jax.models import MODELS, MakeModel, ModelSettings, Representations
 from htd_jax.pipeline.experiment import Experiment, numerics
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import progress_line, silent
-from htd_jax.pipeline.request import Paths, RunRequest, RunSettings, resolve_run
+from htd_jax.pipeline.request import Devices, Paths, RunRequest, RunSettings, resolve_run
 from htd_jax.pipeline.run import run
 from htd_jax.pipeline.spec import STUDENT, TEACHER, AnyMethod, PhaseRequest, resolve
 from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.pipeline.teachers import given_teacher
 from htd_jax.settings import check, override
 from htd_jax.teacher import Lists, Teacher
-from htd_jax.training import Training
+from htd_jax.training import Training, find_partitioning
 
 AnyTeacher = Fitted | Teacher | Representations | Lists
 
@@ -34,6 +34,7 @@ def fit(
     dim: int | None = None,
     seed: int = 0,
     folder: Path | str | None = None,
+    mesh: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Fitted:
@@ -49,6 +50,8 @@ def fit(
       dim: the width of its tables; the model's default width of a teacher if None.
       seed: the seed of everything random. On a CPU, the same seed gives bit-identical results.
       folder: where checkpoints are written, from which the same call resumes; none are if None.
+      mesh: the devices to split tables over: `8`, `2x4` or `auto`, see `htd_jax.training.make_partitioning`. None for
+        one device; where several processes are joined by `jax.distributed.initialize()`, for all.
       progress: whether to show a progress line.
       settings: any field of `Training` and `Evaluation`: `epochs=50, cutoffs=(5, 10), patience=20`.
 
@@ -67,7 +70,7 @@ def fit(
     (['map@10', 'map@20', 'map@50'], (100, 2))
     """
     request = PhaseRequest(TEACHER, model, dim, seed=seed, **_settings(settings))
-    return _train(request, data, None, None, folder, progress)
+    return _train(request, data, None, None, folder, mesh, progress)
 
 
 def distill(
@@ -82,6 +85,7 @@ def distill(
     seed: int = 0,
     start: str | Fitted = "random",
     folder: Path | str | None = None,
+    mesh: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Fitted:
@@ -102,6 +106,7 @@ def distill(
         student of the same model.
       seed: see `fit`.
       folder: see `fit`.
+      mesh: see `fit`.
       progress: see `fit`.
       settings: see `fit`.
 
@@ -128,7 +133,7 @@ def distill(
         prefixes=tuple(prefixes),
         **_settings(settings),
     )
-    return _train(request, data, teacher, first, folder, progress)
+    return _train(request, data, teacher, first, folder, mesh, progress)
 
 
 def choose(
@@ -140,6 +145,7 @@ def choose(
     budget: str | None = None,
     seed: int = 0,
     folder: Path | str | None = None,
+    mesh: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Fitted:
@@ -155,7 +161,8 @@ def choose(
       budget: the time of the choice, such as `"5m"`; `"0"` uses the defaults alone. A fixed list of trials, about three
         times the training of one student, if None.
       seed: see `fit`.
-      folder: the run folder, from which the same call resumes; none is kept if None.
+      folder: the run folder, from which the same call resumes; none is kept if None. Several processes need one.
+      mesh: see `fit`.
       progress: see `fit`.
       settings: see `fit`; `metric="ndcg@10"` is what is chosen by.
 
@@ -184,13 +191,14 @@ def choose(
                 run=path,
                 teacher=() if teacher is None else (path,),
             ),
+            devices=Devices(mesh),
             **_settings(settings),
         )
         check(request)
         for note in dataset.notes:
             warnings.warn(note, stacklevel=2)
         spec = resolve_run(request, dataset)
-        experiment = Experiment(dataset, spec.evaluation)
+        experiment = Experiment(dataset, spec.evaluation, find_partitioning(mesh))
         given = None
         if teacher is not None:
             given = teacher if isinstance(teacher, Fitted) else given_teacher(Teacher.of(teacher), spec, experiment)
@@ -204,13 +212,14 @@ def _train(
     teacher: AnyTeacher | None,
     start: Fitted | None,
     folder: Path | str | None,
+    mesh: str | None,
     progress: bool,
 ) -> Fitted:
     _import_named(request)
     with numerics():
         dataset = datasets.read(data)
         spec = resolve(request, dataset.split)
-        experiment = Experiment(dataset, spec.evaluation)
+        experiment = Experiment(dataset, spec.evaluation, find_partitioning(mesh))
         given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
         here = isinstance(teacher, Fitted) and teacher.settings["data"] == experiment.fingerprint
         if teacher is not None and not here:

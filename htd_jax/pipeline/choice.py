@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from htd_jax import processes
 from htd_jax.data import hold_out
 from htd_jax.errors import UserError
 from htd_jax.evaluation import shown_metrics
@@ -62,7 +63,8 @@ class Choice:
         self.trying = self.experiment
         if self.chooses and self.held_out:
             split = hold_out(self.experiment.data.split)
-            self.trying = Experiment(dataclasses.replace(self.experiment.data, split=split), evaluation)
+            data = dataclasses.replace(self.experiment.data, split=split)
+            self.trying = Experiment(data, evaluation, self.experiment.partitioning)
         users = min(len(held_out_users(self.trying.data.split)[0]), evaluation.eval_users or EVALUATED)
         self.trials = Trials(self.folder.trials, self.metric, shown_metrics(evaluation.cutoffs), users)
         self.best: dict[str, Trial] = {}
@@ -77,7 +79,7 @@ class Choice:
         train, evaluation = self.trying.data.train, self.trying.evaluation
         if evaluation.eval_users is None and train.num_users > EVALUATED:
             evaluation = dataclasses.replace(evaluation, eval_users=EVALUATED)
-        trying = Experiment(self.trying.data, evaluation)
+        trying = Experiment(self.trying.data, evaluation, self.trying.partitioning)
         limit = None if self.budget is None else TEACHER_SHARE * self.budget
         decided, known = self._decided(TEACHER), self._known()
         tried: dict[str, PhaseSpec] = {}
@@ -162,9 +164,14 @@ class Choice:
         if kept is None:  # a closed form, at its best sweep
             training = dataclasses.replace(chosen.training, epochs=best.epoch + 1, patience=base.training.patience)
             chosen = dataclasses.replace(chosen, training=training)
-        elif kept.is_dir() and not self.held_out and not target.exists():
-            copy_checkpoints(kept, target)
+        else:
+            processes.from_first("chosen", lambda: self._copy(kept, target))
         return chosen
+
+    def _copy(self, kept: Path, target: Path) -> None:
+        """Copies the checkpoints of the chosen trial to where the phase looks for them."""
+        if kept.is_dir() and not self.held_out and not target.exists():
+            copy_checkpoints(kept, target)
 
     def _fit(self, candidate: Candidate, teacher: Fitted, folder: Path | None, line: ProgressLine) -> Measured:
         """Trains a student, and returns what it measures."""
@@ -173,7 +180,8 @@ class Choice:
 
     def clear(self) -> None:
         """Removes the checkpoints of trials, which the chosen phases do not need once they are trained."""
-        shutil.rmtree(self.folder.trial(TEACHER).parent, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(self.folder.trial(TEACHER).parent, ignore_errors=True)
 
     def chosen(self) -> dict[str, Any]:
         """Returns what was chosen, as JSON: the names and the models of teacher and student."""
@@ -229,11 +237,16 @@ class Choice:
 
     def _known(self) -> dict[str, Trial]:
         """Returns the trials of teachers in other runs, by their settings: students of several sizes share a search."""
-        found: dict[str, Trial] = {}
-        for path in sorted(self.spec.runs.glob(f"*/{self.folder.trials.name}")):
-            with contextlib.suppress(UserError):  # another run's trouble
-                found |= {key_of(trial.settings): trial for trial in read_trials(path) if trial.part == TEACHER}
-        return found
+
+        def find() -> list[dict[str, Any]]:
+            found = []
+            for path in sorted(self.spec.runs.glob(f"*/{self.folder.trials.name}")):
+                with contextlib.suppress(UserError):  # another run's trouble
+                    found += [dataclasses.asdict(trial) for trial in read_trials(path) if trial.part == TEACHER]
+            return found
+
+        trials = [Trial(**trial) for trial in processes.from_first("known trials", find)]
+        return {key_of(trial.settings): trial for trial in trials}
 
 
 def _measured(record: Mapping[str, Any]) -> Measured:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from htd_jax import processes
 from htd_jax.data import Dataset, fingerprint
 from htd_jax.distillers import Method, chain, none, scale, svd_factors
 from htd_jax.errors import UserError
@@ -139,21 +140,22 @@ class Experiment:
         if folder is not None:
             if not spec.reproducible:
                 raise UserError("a custom function has no settings that identify its checkpoints; leave out `folder`")
-            if runs and not spec.needs_teacher and not folder.exists():
-                found = find_phase(runs, spec.name, identity, spec.training.epochs, spec.early_stopping)
-                if found:
-                    print(f"{spec.name}: reused from {found}")
-                    copy_checkpoints(found, folder)
+            if runs and not spec.needs_teacher:
+                processes.from_first("phase", lambda: _reuse(runs, spec, identity, folder))
             checkpoints = Checkpoints(folder)
         key = jax.random.fold_in(jax.random.key(spec.seed), TEACHER_KEY if spec.name == TEACHER else STUDENT_KEY)
         trainer = self.trainer(spec)
-        line = progress if spec.training.epochs else silent
+        line = progress if spec.training.epochs and processes.is_first() else silent
         try:
             with line(title, spec.training.epochs, self.evaluation.metric) as show:
 
                 def notify(news: Progress) -> None:
                     show(news)
                     on_epoch(news)
+
+                def stage(name: str) -> None:
+                    processes.barrier(name)  # what comes next may be a first collective
+                    show(name)
 
                 result = run_phase(
                     trainer,
@@ -169,7 +171,7 @@ class Experiment:
                     evaluate_in_full=self.evaluate_in_full if self.evaluation.eval_users and in_full else None,
                     start=initial,
                     on_epoch=notify,
-                    on_stage=show,
+                    on_stage=stage,
                 )
         except UserError as error:
             error.args = (f"{title}: {error}",) if str(error).startswith("the ") else error.args
@@ -200,6 +202,15 @@ class Experiment:
         assert spec.dim is not None
         users, items = svd_factors(*teacher.representations, spec.dim)
         return {"params": {"users": users, "items": items}}
+
+
+def _reuse(runs: Path, spec: PhaseSpec, settings: Any, folder: Path) -> None:
+    """Copies the checkpoints of a finished phase of these settings, if there is one, and none in the folder."""
+    if folder.exists():
+        return
+    if found := find_phase(runs, spec.name, settings, spec.training.epochs, spec.early_stopping):
+        print(f"{spec.name}: reused from {found}")
+        copy_checkpoints(found, folder)
 
 
 @functools.lru_cache(maxsize=8)

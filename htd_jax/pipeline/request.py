@@ -101,6 +101,23 @@ class Paths:
 
 
 @dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices and processes of a run. They are no part of what it trains: any of them resume it."""
+
+    mesh: str | None = None
+    """Devices to split tables over: a number such as 8, or 2x4 for two copies of tables that are split over four
+    devices each, or auto for all. Default: one device; auto in several processes."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the processes of one run find one another. Needed unless a launcher tells it:
+    Slurm, Open MPI and TPU slices do."""
+    processes: Annotated[int, Ge(1)] | Literal["auto"] | None = None
+    """Number of processes that run this command, each with its own --process; auto asks Kubernetes or Cloud TPU.
+    Default: those that Slurm, Open MPI or a TPU slice has started; 1 ignores them."""
+    process: Annotated[int, Ge(0)] | None = None
+    """Number of this process, from 0. Process 0 prints, and writes the files."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunRequest:
     """All choices of a run, as requested.
 
@@ -110,6 +127,7 @@ class RunRequest:
       evaluation: how every phase is evaluated.
       paths: where files are.
       reading: how the file that `settings.dataset` names is read.
+      devices: where it is trained.
       components: settings of data set, model and methods, by the prefix of their flags; defaults if missing.
     """
 
@@ -118,6 +136,7 @@ class RunRequest:
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     paths: Paths = dataclasses.field(default_factory=Paths)
     reading: Reading = dataclasses.field(default_factory=Reading)
+    devices: Devices = dataclasses.field(default_factory=Devices)
     components: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
 
     @property

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from htd_jax import processes
 from htd_jax.errors import as_flags
 from htd_jax.ops.precision import row_bytes
 from htd_jax.pipeline.baselines import measure_baselines
@@ -14,7 +15,7 @@ from htd_jax.pipeline.progress import MakeCallback, ProgressLine, no_callback, p
 from htd_jax.pipeline.request import RunRequest, RunSpec, resolve_run
 from htd_jax.pipeline.run_folder import RunFolder, claimed
 from htd_jax.pipeline.spec import STUDENT, TEACHER, PhaseSpec, label
-from htd_jax.training import Progress, best_record, in_full
+from htd_jax.training import Progress, best_record, find_partitioning, in_full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ def run(
     identity = run_identity(spec, experiment, teacher)
     if identity["student_dim"] > identity["teacher_dim"]:
         print(f"note: the student ({identity['student_dim']}) is wider than its teacher ({identity['teacher_dim']})")
-    folder.check(identity)
+    processes.from_first("check", lambda: folder.check(identity))
+    callback = callback if processes.is_first() else no_callback
     with claimed(folder.path):
         folder.begin(identity, experiment.data)
         records: dict[str, list[dict[str, Any]]] = {TEACHER: teacher.records} if teacher else {}
@@ -124,7 +126,7 @@ def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment]:
     for note in data.notes:
         print(f"note: {as_flags(note)}")
     spec = resolve_run(request, data)
-    experiment = Experiment(data, spec.evaluation)
+    experiment = Experiment(data, spec.evaluation, find_partitioning(request.devices.mesh))
     _ = experiment.evaluate  # refuses a protocol that is impossible on this split
     return spec, experiment
 

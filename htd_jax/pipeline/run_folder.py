@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from htd_jax import processes
 from htd_jax.data import Dataset, load_dataset, save_dataset
 from htd_jax.data.files import read_json
 from htd_jax.errors import UserError, reason, shown
@@ -76,13 +77,19 @@ class RunFolder:
 
     def read_decision(self, part: str) -> dict[str, Any] | None:
         """Returns the settings of the trial that was chosen for teacher or student; None if none is yet."""
-        if not self.decisions.is_file():
-            return None
-        decision = _read_json(self.decisions, f"{shown(self.decisions)}: missing").get(part)
-        return decision if isinstance(decision, dict) else None
+
+        def read() -> dict[str, Any] | None:
+            if not self.decisions.is_file():
+                return None
+            decision = _read_json(self.decisions, f"{shown(self.decisions)}: missing").get(part)
+            return decision if isinstance(decision, dict) else None
+
+        return processes.from_first("decision", read)
 
     def keep_decision(self, part: str, settings: Mapping[str, Any]) -> None:
         """Keeps the settings of the trial that was chosen for teacher or student."""
+        if not processes.is_first():
+            return
         earlier = _read_json(self.decisions, "") if self.decisions.is_file() else {}
         write_json(self.decisions, {**earlier, part: settings})
 
@@ -99,11 +106,14 @@ class RunFolder:
         return self.path / f"users-{_part(phase)}.npz"
 
     def begin(self, identity: Mapping[str, Any], data: Dataset) -> None:
-        """Writes the settings and the data of the run.
+        """Writes the settings and the data of the run; of several processes, the first does.
 
         Raises:
           UserError: see `check`.
         """
+        processes.from_first("begin", lambda: self._begin(identity, data))
+
+    def _begin(self, identity: Mapping[str, Any], data: Dataset) -> None:
         self.check(identity)
         if self.config.is_file() and (choice := self.read_config().get("choice")):
             identity = {**identity, "choice": choice}
@@ -114,7 +124,8 @@ class RunFolder:
 
     def keep_choice(self, choice: Mapping[str, Any]) -> None:
         """Adds what was chosen for the run to its settings."""
-        write_json(self.config, {**self.read_config(), "choice": choice})
+        if processes.is_first():
+            write_json(self.config, {**self.read_config(), "choice": choice})
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Checks that the folder is free, or holds this run.
@@ -208,10 +219,13 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes `results.json`."""
-        write_json(self.results, results)
+        if processes.is_first():
+            write_json(self.results, results)
 
     def write_metrics(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
         """Writes `metrics.jsonl` from the records of each phase."""
+        if not processes.is_first():
+            return
         lines = [{"phase": phase, **record} for phase, of_phase in records.items() for record in of_phase]
         with whole(self.metrics) as partial:
             partial.write_text("".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines), "utf-8")
@@ -347,7 +361,7 @@ def find_phase(
 
 @contextlib.contextmanager
 def claimed(folder: Path, by: str = "process", setting: str = "run") -> Iterator[None]:
-    """Makes a folder if it is missing, and keeps other processes out of it.
+    """Makes a folder if it is missing, and keeps the processes of other runs out of it.
 
     Args:
       folder: the folder.
@@ -358,17 +372,21 @@ def claimed(folder: Path, by: str = "process", setting: str = "run") -> Iterator
       UserError: if another process works there, or the folder cannot be made.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(alone(folder))
-        except BlockingIOError:
-            raise UserError(
-                f"{shown(folder)}: another {by} is using it; wait for it, or choose another folder with `{setting}`"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"{shown(folder)}: cannot be used ({error.strerror}); choose another with `{setting}`"
-            ) from None
+
+        def claim() -> None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(folder))
+            except BlockingIOError:
+                raise UserError(
+                    f"{shown(folder)}: another {by} is using it; wait for it, or choose another folder with `{setting}`"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{shown(folder)}: cannot be used ({error.strerror}); choose another with `{setting}`"
+                ) from None
+
+        processes.from_first("claim", claim)
         yield
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from htd_jax import processes
 from htd_jax.errors import UserError, shown
 from htd_jax.training import Diverged
 from htd_jax.writing import whole
@@ -49,7 +50,8 @@ class Trials:
         self.metric = metric
         self.averaged = tuple(averaged) or (metric,)
         self.users = max(users, 1)
-        self.done = read_trials(path) if path and path.is_file() else []
+        kept = lambda: [dataclasses.asdict(trial) for trial in read_trials(path)] if path and path.is_file() else []
+        self.done = [Trial(**trial) for trial in processes.from_first("trials", kept)]
 
     @property
     def seconds(self) -> float:
@@ -106,7 +108,8 @@ class Trials:
             valid, epoch = measure()
         except Diverged:
             valid, epoch = {self.metric: 0.0}, 0
-        trial = Trial(part, name, _as_read(settings), valid, epoch, round(time.monotonic() - started, 3))
+        seconds = processes.from_first("trial", lambda: round(time.monotonic() - started, 3))  # a budget is of all
+        trial = Trial(part, name, _as_read(settings), valid, epoch, seconds)
         self.done.append(trial)
         self.write()
         return trial
@@ -127,7 +130,7 @@ class Trials:
 
     def write(self, chosen: Container[str] = ()) -> None:
         """Writes the trials, and the table, in which a star marks what is chosen."""
-        if self.path is None:
+        if self.path is None or not processes.is_first():
             return
         lines = (json.dumps(dataclasses.asdict(trial)) + "\n" for trial in self.done)
         for path, text in ((self.path, "".join(lines)), (self.path.with_suffix(".md"), self.table(chosen))):

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from htd_jax import processes
 from htd_jax.data import Split
 from htd_jax.errors import UserError, shown
 from htd_jax.models import MakeModel
@@ -217,6 +218,9 @@ def run_phase(
                     saves.save(len(seconds), {"train": to_host(state), "best": best}, history)
         return time.monotonic()
 
+    def due() -> bool:
+        return (saves is None or saves.idle) and time.monotonic() - saved > CHECKPOINT_SECONDS
+
     def expected() -> Estimate:
         scored = (of.users if isinstance(of, CompilesFirst) else 1 for of in (evaluate_in_full, evaluate))
         return estimate(
@@ -263,7 +267,7 @@ def run_phase(
                 finished = is_finished(records, len(seconds), epochs, early_stopping)
             if finished:
                 complete()
-            if finished or ((saves is None or saves.idle) and time.monotonic() - saved > CHECKPOINT_SECONDS):
+            if finished or processes.from_first("due", due):
                 saved = save(finished)
             on_epoch(Progress(epoch, terms, seconds[-1], records, expected()))
     kept = in_full(choose(records, early_stopping))
@@ -314,8 +318,8 @@ def _check_settings(checkpoints: Checkpoints, found: Any, settings: dict[str, An
 
 
 def peak_memory() -> int | None:
-    """Returns the most bytes in use so far: by the first device or, if that is the processor, by this process."""
-    stats = jax.devices()[0].memory_stats() or {}
+    """Returns the most bytes in use so far: by this process's first device, or by it if that is the processor."""
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     with contextlib.suppress(ImportError):  # not POSIX

@@ -13,6 +13,7 @@ import re
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from htd_jax import processes
 from htd_jax.errors import UserError
 from htd_jax.ops.shards import DATA, ROWS
 
@@ -50,6 +51,16 @@ class Partitioning:
 
     def __str__(self) -> str:
         return f"{self.mesh.shape[DATA]}x{self.shards}"
+
+
+def find_partitioning(mesh: str | None) -> Partitioning | None:
+    """Returns the partitioning of a mesh, by default of all devices if several processes run, else None: one device.
+
+    Raises:
+      UserError: see `make_partitioning`.
+    """
+    mesh = mesh or ("auto" if processes.several() else None)
+    return make_partitioning(mesh) if mesh else None
 
 
 def make_partitioning(mesh: str) -> Partitioning:
