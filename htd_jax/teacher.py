@@ -16,6 +16,7 @@ from htd_jax.ops.largest import top_k
 from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import safe_divisor
+from htd_jax.ops.shards import look_up
 
 # Scores that a teacher computes at once: 16 MiB.
 SCORES = 2**22
@@ -326,7 +327,7 @@ def scale_rows(table: jax.Array, length: float) -> jax.Array:
 
 
 def _products(users_table: jax.Array, items_table: jax.Array, users: jax.Array) -> jax.Array:
-    return dot(users_table[users], items_table.T)
+    return dot(look_up(users_table, users), items_table.T)
 
 
 def _unseen(items: jax.Array, train: Interactions, k: int) -> jax.Array:

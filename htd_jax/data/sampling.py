@@ -197,9 +197,16 @@ def was_seen(train: Interactions, users: jax.Array, items: jax.Array) -> jax.Arr
     return (at < train.offsets[users + 1]) & (train.items[jnp.minimum(at, len(train) - 1)] == items)
 
 
-def seen_mask(train: Interactions, users: jax.Array, items: jax.Array | None = None) -> jax.Array:
+def seen_mask(
+    train: Interactions,
+    users: jax.Array,
+    items: jax.Array | None = None,
+    *,
+    first: jax.Array | int = 0,
+    size: int | None = None,
+) -> jax.Array:
     """Returns which items each of the users `[n]` has seen: `[n, num_items]` bool; or which of `items` `[s]`,
-    ascending, for the first of equal ones: `[n, s]`.
+    ascending, for the first of equal ones: `[n, s]`; or which of the `size` items from `first` on: `[n, size]`.
 
     Marks TURN items of each user at a time, until the largest degree among these users is reached: that of a sample is
     mostly far below `max_degree`.
@@ -212,9 +219,14 @@ def seen_mask(train: Interactions, users: jax.Array, items: jax.Array | None = N
         at = start + done + turn
         seen = jnp.where(at < stop, train.items[jnp.minimum(at, len(train) - 1)], train.num_items)
         seen = seen if items is None else _place(items, seen)
+        if size is not None:
+            seen = jnp.where((seen >= first) & (seen < first + size), seen - first, size)
         return done + TURN, mask.at[rows, seen].set(True, mode="drop")
 
-    nothing = jnp.zeros((len(users), train.num_items if items is None else len(items)), bool)
+    width = size or (train.num_items if items is None else len(items))
+    nothing = jnp.zeros((len(users), width), bool)
+    if size is not None:
+        nothing |= first < 0  # never; but on a mesh it differs between devices as `first` does
     return jax.lax.while_loop(lambda state: state[0] < most, mark, (jnp.zeros_like(most), nothing))[1]
 
 

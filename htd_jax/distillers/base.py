@@ -18,10 +18,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.data import Interactions
+from htd_jax.data import Interactions, seen_mask
 from htd_jax.losses.checks import keep_rows
 from htd_jax.models import MakeModel, Recommender
 from htd_jax.ops.eager import sum_over_blocks
+from htd_jax.ops.shards import first_row, is_shard
 from htd_jax.teacher import Teacher
 
 # Scores that `sum_over_users` computes at once, about as many as fit a core's cache, and scores that it may keep.
@@ -143,6 +144,18 @@ def sum_over_users(
         return loss_for_block(batch.all_scores(), (ids, where))
     blocks = -(-len(ids) // max(1, SCORES // num_items))
     return sum_over_blocks(batch.score_all, loss_for_block, ids, (ids, where), -(-len(ids) // blocks))
+
+
+def item_masks(
+    scores: jax.Array, train: Interactions, users: jax.Array, where: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns which items users `[n]` have seen, `[n, m]`, and the mask of scores `[n, m]` that a loss takes: `where`
+    `[n]` or, of scores that are split by columns, `[n, m]`, without the columns that pad them."""
+    if not is_shard(scores):
+        return seen_mask(train, users), where
+    first, size = first_row(scores, axis=1), scores.shape[1]
+    real = first + jnp.arange(size) < train.num_items
+    return seen_mask(train, users, first=first, size=size), where[:, None] & real[None, :]
 
 
 class Shapes(NamedTuple):
@@ -291,6 +304,7 @@ class Distiller(NamedTuple):
       needs: what a teacher must have, of `representations`, `scores` and `lists`; a teacher without it is refused.
       second_model: see `SecondModel`; None for most methods.
       reads: see `Reads`; all rows unless it says otherwise.
+      on_host: whether `prepare` computes with NumPy, so that it takes whole arrays in this process's memory.
     """
 
     init: Init
@@ -300,6 +314,7 @@ class Distiller(NamedTuple):
     needs: tuple[str, ...] = ("representations",)
     second_model: SecondModel | None = None
     reads: Reads = all_rows
+    on_host: bool = False
 
 
 class Method:
@@ -424,4 +439,5 @@ def chain(*distillers: Distiller) -> Distiller:
         needs=tuple(dict.fromkeys(need for d in distillers for need in d.needs)),
         second_model=second_model if second else None,
         reads=reads,
+        on_host=any(d.on_host for d in distillers),
     )

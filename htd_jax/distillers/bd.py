@@ -25,7 +25,8 @@ from htd_jax.distillers.base import (
 )
 from htd_jax.distillers.sampling import resample, sample_unseen, unseen_ranks
 from htd_jax.losses import soft_bce_loss
-from htd_jax.models import MakeModel, with_tables
+from htd_jax.models import MakeModel, holding, with_tables
+from htd_jax.ops.shards import look_up
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
@@ -145,9 +146,10 @@ def bd(settings: BD = BD()) -> Distiller:
 
     def some_items(sampled: SampledItems, triples: Triples, key: chex.PRNGKey) -> jax.Array:
         """Returns the items that a step learns from the pools of each triple's user, `[n, 2 samples]`."""
-        users = triples.users[:, None]
-        columns = jax.random.randint(key, (2, len(users), samples), 0, pool)
-        return jnp.concatenate([sampled.student[users, columns[0]], sampled.teacher[users, columns[1]]], axis=1)
+        own: SampledItems = look_up(sampled, triples.users)
+        rows = jnp.arange(len(triples.users))[:, None]
+        columns = jax.random.randint(key, (2, len(rows), samples), 0, pool)
+        return jnp.concatenate([own.student[rows, columns[0]], own.teacher[rows, columns[1]]], axis=1)
 
     def reads(context: Context, sampled: SampledItems, triples: Triples, key: chex.PRNGKey) -> RowIds:
         return RowIds.of_items(some_items(sampled, triples, key))
@@ -158,7 +160,7 @@ def bd(settings: BD = BD()) -> Distiller:
         pairs = triples.users[:, None], jnp.maximum(items, 0)
         student_scores = step.batch.score(*pairs)
         score_and_loss = lambda model: (model.score(*pairs), model.loss(*triples))
-        teacher_model = step.context.make_model(step.context.train)
+        teacher_model = holding(step.context.make_model(step.context.train), step.params)
         teacher_scores, base = nn.apply(score_and_loss, teacher_model)(step.params)
         where = triples.where[:, None] & (items >= 0)
 

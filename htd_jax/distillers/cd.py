@@ -23,6 +23,7 @@ from htd_jax.distillers.base import (
 )
 from htd_jax.distillers.sampling import sample_columns_by_rank
 from htd_jax.losses import soft_label_loss
+from htd_jax.ops.shards import look_up
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
@@ -125,14 +126,14 @@ def cd(settings: CD = CD()) -> Distiller:
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         users = step.batch.entities.users
-        own: ScoredItems = jax.tree.map(lambda rows: rows[users.ids], step.sampled)
+        own: ScoredItems = look_up(step.sampled, users.ids)
         scores = step.batch.score(users.ids[:, None], jnp.maximum(own.items, 0))
         labels = jax.nn.sigmoid((own.scores + settings.shift) / settings.sharpness).astype(scores.dtype)
         value = soft_label_loss(scores, labels, where=users.where[:, None] & (own.items >= 0))
         return value, {"cd": value}
 
     def reads(context: Context, sampled: ScoredItems, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        return RowIds.of_items(sampled.items[triples.users])
+        return RowIds.of_items(look_up(sampled.items, triples.users))
 
     method = Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads)
     return every(settings.refresh, method) if settings.guide == "student" else method

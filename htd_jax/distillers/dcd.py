@@ -27,6 +27,7 @@ from htd_jax.distillers.base import (
 from htd_jax.distillers.rrd import lists_loss
 from htd_jax.distillers.sampling import map_blocks, sample_by_weight
 from htd_jax.ops.largest import top_k
+from htd_jax.ops.shards import look_up
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
@@ -162,7 +163,7 @@ def dcd(settings: DCD = DCD()) -> Distiller:
         return value, {"dcd": value}
 
     def reads(context: Context, sampled: tuple[Misranked, ...], triples: Triples, key: chex.PRNGKey) -> RowIds:
-        lists = lambda sampled, rows: RowIds.of_items(sampled.under[rows], sampled.over[rows]).items
+        lists = lambda sampled, rows: RowIds.of_items(*jax.tree.leaves(look_up(sampled, rows))).items
         items = lists(sampled[0], triples.users)
         users = lists(sampled[1], triples.positives) if len(sampled) > 1 else jnp.zeros(0, jnp.int32)
         return RowIds(users, items)
@@ -172,7 +173,7 @@ def dcd(settings: DCD = DCD()) -> Distiller:
 
 
 def _correction(sampled: Misranked, side: Side, score: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    own: Misranked = jax.tree.map(lambda rows: rows[side.ids], sampled)
+    own: Misranked = look_up(sampled, side.ids)
     return lists_loss(own.under, own.over, side.where, lambda chosen: score(side.ids[:, None], chosen))
 
 

@@ -17,6 +17,7 @@ from htd_jax.losses import cosine_hint_loss, hint_loss
 from htd_jax.models import Representations
 from htd_jax.ops.neighbours import Neighbours, add_weighted, neighbours
 from htd_jax.ops.products import rows_dot
+from htd_jax.ops.shards import look_up
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
@@ -130,7 +131,8 @@ def freqd(settings: FreqD = FreqD()) -> Distiller:
         return {name: filter_side(key, name) for key, name in zip(jax.random.split(start.key), SIDES)}
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        tables = step.batch.represent(*(jnp.arange(len(table)) for table in step.context.representations))
+        graphs = step.context.users.near, step.context.items.near
+        tables = step.batch.represent(*(jnp.arange(near.nodes) for near in graphs))
         smoothed = {}
         for name, table in zip(SIDES, tables):
             near = getattr(step.context, name).near._replace(weights=step.sampled[name].weights)
@@ -141,14 +143,14 @@ def freqd(settings: FreqD = FreqD()) -> Distiller:
             layer = step.params[name]
             affine = jnp.concatenate([layer["kernel"], layer["bias"][None]])
             projected = rows_dot(smoothed[name][side.ids], affine)
-            return distance(projected, step.sampled[name].teacher[side.ids], where=side.where)
+            return distance(projected, look_up(step.sampled[name].teacher, side.ids), where=side.where)
 
         entities = step.batch.entities
         items = side_loss("items", entities.positives) + side_loss("items", entities.negatives)
         value = side_loss("users", entities.users) + 0.5 * items
         return value, {"freqd": value}
 
-    return Distiller(init, loss, refresh, prepare)
+    return Distiller(init, loss, refresh, prepare, on_host=True)
 
 
 def smooth(table: jax.Array, near: Neighbours, alpha: float) -> jax.Array:

@@ -16,6 +16,7 @@ from htd_jax.distillers.experts import annealing, assign, init_experts
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
 from htd_jax.losses import entity_level_loss, group_level_loss
 from htd_jax.losses.checks import check_ints
+from htd_jax.ops.shards import look_up
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
@@ -117,7 +118,7 @@ def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = 
             assignment, logits = assign(step.params, users, items, temperature(step.epoch), key)
             user_groups, item_groups = jnp.split(jnp.argmax(logits, axis=-1), [len(users.where)])
         else:
-            user_groups, item_groups = fixed[0][users.ids], fixed[1][items.ids]
+            user_groups, item_groups = look_up(fixed[0], users.ids), look_up(fixed[1], items.ids)
         student, teacher, where, _ = step.batch.entities.together()
         groups = jnp.concatenate([user_groups, num_groups + item_groups])
         terms: Terms = {}
@@ -141,7 +142,7 @@ def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = 
             terms["assignment"] = assignment
         return total, terms
 
-    return Distiller(init, loss, prepare=prepare, reads=no_rows)
+    return Distiller(init, loss, prepare=prepare, reads=no_rows, on_host=settings.grouping == "kmeans")
 
 
 def _check_groups(group_ids: Groups, num_groups: int, sizes: tuple[int, int]) -> None:

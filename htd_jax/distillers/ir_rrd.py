@@ -14,6 +14,7 @@ from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.rrd import RRD, SampledLists, lists_loss, rrd
 from htd_jax.distillers.sampling import Ranking, rank_users, sample_by_rank, sample_rest
+from htd_jax.ops.shards import look_up
 from htd_jax.teacher import Teacher
 
 
@@ -123,21 +124,21 @@ def ir_rrd(settings: IRRRD = IRRRD()) -> Distiller:
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         side, sampled = step.batch.entities.users, step.sampled
         user_value, terms = user_side.loss(step._replace(context=step.context.users, sampled=sampled.users))
-        num_items = len(sampled.items.interesting)
-        both = jnp.concatenate([sampled.users.interesting, sampled.users.uninteresting], axis=1)[side.ids]
+        num_items = step.context.users.train.num_items
+        both = jnp.concatenate(jax.tree.leaves(look_up(sampled.users, side.ids)), axis=1)
         counted = (both >= 0) & side.where[:, None]
         in_batch = jnp.zeros(num_items, bool).at[jnp.where(counted, both, num_items)].set(True, mode="drop")
         ids, stride = some_items(step.key, num_items)
         where, ids = (ids < num_items) & in_batch.at[ids].get(mode="clip"), jnp.minimum(ids, num_items - 1)
-        own = jax.tree.map(lambda users: users[ids], sampled.items)
+        own = look_up(sampled.items, ids)
         score = lambda users: step.batch.score(users, ids[:, None])
         value = stride * lists_loss(own.interesting, own.uninteresting, where, score)
         return user_value + settings.item_weight * value, {**terms, "ir": value}
 
     def reads(context: Rankings, sampled: SampledSides, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        ids, _ = some_items(key, len(sampled.items.interesting))
-        ids = jnp.minimum(ids, len(sampled.items.interesting) - 1)
-        users = RowIds.of_items(sampled.items.interesting[ids], sampled.items.uninteresting[ids]).items
+        num_items = context.users.train.num_items
+        ids = jnp.minimum(some_items(key, num_items)[0], num_items - 1)
+        users = RowIds.of_items(*jax.tree.leaves(look_up(sampled.items, ids))).items
         return user_side.reads(context.users, sampled.users, triples, key) + RowIds(users, ids)
 
     return Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads)

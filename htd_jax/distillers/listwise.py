@@ -29,6 +29,7 @@ from htd_jax.distillers.base import (
     Terms,
     Triples,
     all_items,
+    item_masks,
     no_params,
     sum_over_users,
 )
@@ -40,6 +41,7 @@ from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.perplexity import with_perplexity
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import safe_divisor
+from htd_jax.ops.shards import look_up
 from htd_jax.teacher import Lists, Teacher
 
 # The probability of the items that a teacher of lists alone does not list, by default.
@@ -157,7 +159,7 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
     def sampled_loss(step: Step, ids: jax.Array, where: jax.Array) -> jax.Array:
         context, batch = step.context, step.batch
         listed, seen, sample = read_items(context, ids, step.key)
-        rows, shares = where[:, None], context.probabilities[ids]
+        rows, shares = where[:, None], look_up(context.probabilities, ids)
         sampled = batch.score_each(ids, sample.items)
         score = lambda items: batch.score(ids[:, None], jnp.maximum(items, 0))
         in_list = among(sample.items, listed)
@@ -185,7 +187,7 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
         items whose scores it reads."""
         assert context.times is not None
         seen, sample = read_step(jax.random.fold_in(key, 0), context.train, context.times, ids)
-        return context.items[ids], seen if settings.seen else seen[:, :0], sample
+        return look_up(context.items, ids), seen if settings.seen else seen[:, :0], sample
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         context: ScoredContext | ListedContext = step.context
@@ -197,9 +199,9 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
 
         def loss_for_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
             ids, where = block
-            seen = seen_mask(context.train, ids)
+            seen, where = item_masks(scores, context.train, ids, where)
             if isinstance(context, ListedContext):
-                lists = context.items[ids], context.probabilities[ids]
+                lists = look_up((context.items, context.probabilities), ids)
                 block_loss = functools.partial(listed_loss, scores, *lists, seen, others=settings.rest != 0)
             else:
                 block_loss = functools.partial(
@@ -207,7 +209,7 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
                     scores,
                     context.scores(ids),
                     seen,
-                    log_partition=context.log_partition[ids],
+                    log_partition=look_up(context.log_partition, ids),
                     teacher_temperature=context.temperature,
                 )
             return block_loss(where=where, temperature=settings.temperature, seen_weight=settings.seen)

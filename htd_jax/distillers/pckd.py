@@ -26,6 +26,7 @@ from htd_jax.distillers.experts import annealing, assign, init_experts, project
 from htd_jax.distillers.sampling import sample_by_rank
 from htd_jax.losses import preference_loss
 from htd_jax.models import Representations
+from htd_jax.ops.shards import look_up
 from htd_jax.teacher import Teacher
 
 
@@ -105,11 +106,11 @@ def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
         all_triples = step.batch.triples.where
         where = all_triples[: settings.users]
         users = step.batch.triples.users[: settings.users]
-        items = step.sampled[users]
+        items = look_up(step.sampled, users)
         tables: Representations = step.context.representations
         item_ids = jnp.maximum(items, 0).ravel()
         student = jax.lax.stop_gradient(step.batch.represent(users, item_ids))
-        teacher = tables.users[users], tables.items[item_ids]
+        teacher = look_up(tables.users, users), look_up(tables.items, item_ids)
         projected = project(step.params, student, teacher, temperature, key)
         before, after = (
             jnp.sum(user_rows[:, None] * item_rows.reshape(*items.shape, -1), axis=2)
@@ -128,6 +129,6 @@ def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
         return value + settings.alpha * consistency, {"de": value, "preference": consistency}
 
     def reads(context: Context, sampled: jax.Array, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        return RowIds.of_items(sampled[triples.users[: settings.users]])
+        return RowIds.of_items(look_up(sampled, triples.users[: settings.users]))
 
     return Distiller(init, loss, refresh, prepare, needs=("representations", "lists"), reads=reads)

@@ -15,6 +15,7 @@ from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step,
 from htd_jax.distillers.sampling import map_blocks, sample_by_weight
 from htd_jax.losses import rejuvenated_loss
 from htd_jax.ops.largest import top_k
+from htd_jax.ops.shards import look_up
 from htd_jax.teacher import Teacher
 
 # The most of the teacher's items that add to an item's sampling weight, as in the authors' code.
@@ -151,7 +152,7 @@ def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         users = step.batch.entities.users
-        own: SampledSets = jax.tree.map(lambda rows: rows[users.ids], step.sampled)
+        own: SampledSets = look_up(step.sampled, users.ids)
         items = jnp.concatenate([own.best, own.others], axis=1)
         scores = step.batch.score(users.ids[:, None], jnp.maximum(items, 0))
         best, others = jnp.split(scores, [own.best.shape[1]], axis=1)
@@ -169,7 +170,7 @@ def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
         return value, {"rce-kd": value}
 
     def reads(context: Context, sampled: SampledSets, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        return RowIds.of_items(sampled.best[triples.users], sampled.others[triples.users])
+        return RowIds.of_items(*look_up((sampled.best, sampled.others), triples.users))
 
     return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
 

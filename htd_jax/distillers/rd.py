@@ -13,6 +13,7 @@ from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.sampling import sample_unseen
 from htd_jax.losses import discrepancy_weights, position_weights, weighted_log_loss
+from htd_jax.ops.shards import look_up
 from htd_jax.teacher import Teacher
 
 
@@ -80,7 +81,7 @@ def rd(settings: RD = RD()) -> Distiller:
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         users = step.batch.entities.users
-        items, samples = step.context.items[users.ids], step.sampled[users.ids]
+        items, samples = look_up((step.context.items, step.sampled), users.ids)
         scores = step.batch.score(users.ids[:, None], jnp.maximum(items, 0))
         sampled = jax.lax.stop_gradient(step.batch.score(users.ids[:, None], jnp.maximum(samples, 0)))
         num_items = step.context.train.num_items
@@ -92,6 +93,6 @@ def rd(settings: RD = RD()) -> Distiller:
         return value, {"rd": value}
 
     def reads(context: Context, sampled: jax.Array, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        return RowIds.of_items(context.items[triples.users], sampled[triples.users])
+        return RowIds.of_items(*look_up((context.items, sampled), triples.users))
 
     return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)

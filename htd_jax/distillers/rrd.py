@@ -14,6 +14,7 @@ from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.sampling import Ranking, rank_unseen, sample_by_rank, sample_rest
 from htd_jax.losses import relaxed_ranking_loss
+from htd_jax.ops.shards import look_up
 from htd_jax.settings import check
 from htd_jax.teacher import Teacher
 
@@ -94,13 +95,14 @@ def rrd(settings: RRD = RRD()) -> Distiller:
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         users = step.batch.entities.users
-        own = jax.tree.map(lambda items: items[users.ids], step.sampled)
+        own = look_up(step.sampled, users.ids)
         score = lambda items: step.batch.score(users.ids[:, None], items)
         value = lists_loss(own.interesting, own.uninteresting, users.where, score)
         return value, {"rrd": value}
 
     def reads(context: Ranking, sampled: SampledLists, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        return RowIds.of_items(sampled.interesting[triples.users], sampled.uninteresting[triples.users])
+        own = look_up(sampled, triples.users)
+        return RowIds.of_items(own.interesting, own.uninteresting)
 
     return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
 

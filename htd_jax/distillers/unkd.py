@@ -14,6 +14,7 @@ from htd_jax.data import Interactions
 from htd_jax.distillers.base import Distiller, EpochStart, Method, RowIds, Step, Terms, Triples, no_params
 from htd_jax.distillers.sampling import sample_pairs_by_rank
 from htd_jax.losses import pair_loss
+from htd_jax.ops.shards import look_up
 from htd_jax.teacher import Lists, Teacher
 
 
@@ -84,14 +85,15 @@ def unkd(settings: UnKD = UnKD()) -> Distiller:
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         users = step.batch.entities.users
-        own: SampledPairs = jax.tree.map(lambda items: items[users.ids], step.sampled)
+        own: SampledPairs = look_up(step.sampled, users.ids)
         items = jnp.concatenate([own.better, own.worse], axis=1)
         better, worse = jnp.split(step.batch.score(users.ids[:, None], jnp.maximum(items, 0)), 2, axis=1)
         value = pair_loss(better, worse, where=users.where[:, None] & (own.better >= 0))
         return value, {"unkd": value}
 
     def reads(context: jax.Array, sampled: SampledPairs, triples: Triples, key: chex.PRNGKey) -> RowIds:
-        return RowIds.of_items(sampled.better[triples.users], sampled.worse[triples.users])
+        own = look_up(sampled, triples.users)
+        return RowIds.of_items(own.better, own.worse)
 
     return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
 

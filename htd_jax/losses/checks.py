@@ -64,6 +64,11 @@ def check_where(where: Where, rows: int) -> jax.Array | None:
     return jnp.asarray(where)
 
 
+def check_mask(where: Where, scores: jax.Array) -> jax.Array | None:
+    """Asserts that the mask `where` of `scores` `[n, m]` is None, `[n]` bool for whole rows, or `[n, m]` bool."""
+    return check_where(where, len(scores)) if getattr(where, "ndim", 1) == 1 else check_entries(where, scores)
+
+
 def check_entries(where: Where, scores: jax.Array, name: str = "where") -> jax.Array:
     """Asserts that the mask `where` of `scores` `[n, m]` is None, `[n]` bool for whole rows, or `[n, m]` bool; returns
     it as `[n, m]`."""

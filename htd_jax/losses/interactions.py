@@ -4,8 +4,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.losses.checks import check_entries, check_floats, check_scalar, check_seen, check_where, keep_rows
-from htd_jax.losses.softmaxes import log_sum, subtract_best
+from htd_jax.losses.checks import (
+    check_entries,
+    check_floats,
+    check_mask,
+    check_scalar,
+    check_seen,
+    check_where,
+    keep_rows,
+)
+from htd_jax.losses.softmaxes import log_sum, mask_entries, subtract_best
+from htd_jax.ops.shards import total
 
 
 def bpr_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
@@ -74,7 +83,7 @@ def softmax_loss(
     Args:
       scores: `[n, m]` floats, of all items.
       seen: `[n, m]` bool; a user without seen items adds nothing.
-      where: `[n]` bool; a masked row is ignored, whatever it holds.
+      where: bool, `[n]` (rows) or `[n, m]` (items); what is masked is ignored, whatever it holds.
       temperature: the divisor of scores, over 0.
 
     Returns:
@@ -88,11 +97,12 @@ def softmax_loss(
     1.3863
     """
     scores = check_floats("scores", scores, None, None)
-    seen, where = check_seen(seen, scores), check_where(where, len(scores))
+    seen, where = check_seen(seen, scores), check_mask(where, scores)
     scores = subtract_best(scores, where) / check_scalar("temperature", temperature, scores.dtype)
-    counted = seen if where is None else seen & where[:, None]
-    seen_scores = jnp.sum(jnp.where(counted, scores, 0), axis=1)
-    return jnp.sum(jnp.sum(counted, axis=1) * jax.nn.logsumexp(scores, axis=1) - seen_scores)
+    counted = mask_entries(seen, where)
+    seen_scores = total(jnp.sum(jnp.where(counted, scores, 0), axis=1))
+    log_sums = jax.nn.logsumexp(scores, axis=1) if where is None or where.ndim == 1 else log_sum(scores, where)
+    return jnp.sum(total(jnp.sum(counted, axis=1)) * log_sums - seen_scores)
 
 
 def sampled_softmax_loss(

@@ -9,12 +9,13 @@ from htd_jax.losses.checks import (
     check_entries,
     check_floats,
     check_ints,
+    check_mask,
     check_scalar,
     check_seen,
     check_two_entries,
-    check_where,
 )
-from htd_jax.losses.softmaxes import cross_entropies, log_sum, subtract_best
+from htd_jax.losses.softmaxes import cross_entropies, log_sum, mask_entries, rows_with_entries, subtract_best
+from htd_jax.ops.shards import any_of, place, take_columns, total
 
 Masks = tuple[chex.Array | None, chex.Array | None]
 
@@ -216,7 +217,7 @@ def listwise_loss(
       student: `[n, m]` floats, each user's scores of all items.
       teacher: `[n, m]` floats, constants.
       seen: `[n, m]` bool.
-      where: `[n]` bool; a masked row is ignored, whatever it holds.
+      where: bool, `[n]` (rows) or `[n, m]` (items); what is masked is ignored, whatever it holds.
       log_partition: `[n]` floats, the teacher's, from `log_partition`; computed if None.
       temperature: the student's, over 0, in both terms.
       teacher_temperature: over 0.
@@ -234,10 +235,10 @@ def listwise_loss(
     1.2209
     """
     scores = check_floats("student", student, None, None)
-    seen, where = check_seen(seen, scores), check_where(where, len(scores))
+    seen, where = check_seen(seen, scores), check_mask(where, scores)
     guide = jax.lax.stop_gradient(check_floats("teacher", teacher, *scores.shape).astype(scores.dtype))
     guide = guide / check_scalar("teacher_temperature", teacher_temperature, scores.dtype)
-    unseen = ~seen if where is None else ~seen & where[:, None]
+    unseen = mask_entries(~seen, where)
     if log_partition is None:
         log_partition = log_sum(guide, unseen)
     guide_sum = check_floats("log_partition", log_partition, len(scores)).astype(scores.dtype)
@@ -245,7 +246,8 @@ def listwise_loss(
     logits = jnp.where(unseen, guide - guide_sum[:, None], 0)
     probabilities = jax.lax.stop_gradient(jnp.where(unseen, jnp.exp(logits), 0))
     unseen_sum = log_sum(scores, unseen)
-    to_teacher = jnp.where(unseen.any(1), unseen_sum - jnp.sum(probabilities * scores, axis=1), 0)
+    expected = total(jnp.sum(probabilities * scores, axis=1))
+    to_teacher = jnp.where(any_of(unseen.any(1)), unseen_sum - expected, 0)
     return jnp.sum(to_teacher) + _seen_cross_entropy(scores, unseen_sum, seen, where, seen_weight)
 
 
@@ -274,7 +276,7 @@ def listed_loss(
       items: `[n, k]` integers, different unseen items, -1 for none.
       probabilities: `[n, k]` floats, at least 0, of sums up to 1, constants.
       seen: `[n, m]` bool.
-      where: `[n]` bool; a masked row is ignored, whatever it holds.
+      where: bool, `[n]` (rows) or `[n, m]` (items); what is masked is ignored, whatever it holds.
       temperature: the student's, over 0.
       seen_weight: the weight of the second term.
       others: False if the probabilities of the listed items sum to 1, which saves the sum over R.
@@ -291,23 +293,24 @@ def listed_loss(
     0.5623
     """
     scores = check_floats("student", student, None, None)
-    seen, where = check_seen(seen, scores), check_where(where, len(scores))
+    seen, where = check_seen(seen, scores), check_mask(where, scores)
     items = check_ints("items", items, len(scores), None)
     shares = jax.lax.stop_gradient(check_floats("probabilities", probabilities, *items.shape).astype(scores.dtype))
-    counted = items >= 0 if where is None else (items >= 0) & where[:, None]
-    unseen = ~seen if where is None else ~seen & where[:, None]
+    counted = mask_entries(items >= 0, rows_with_entries(where))
+    unseen = mask_entries(~seen, where)
     shares = jnp.where(counted, shares, 0)
     scores = subtract_best(scores, where) / check_scalar("temperature", temperature, scores.dtype)
     unseen_sum = log_sum(scores, unseen)
     to_rest: jax.Array | float = 0.0
     if others:
-        rows, columns = jnp.arange(len(items))[:, None], jnp.where(counted, items, scores.shape[1])
-        rest = unseen.at[rows, columns].set(False, mode="drop")
-        any_rest, total = rest.any(1), jnp.sum(shares, axis=1)
-        shares = jnp.where(any_rest[:, None], shares, shares / jnp.where(total > 0, total, 1)[:, None])
-        rest_share = jnp.where(any_rest, jnp.maximum(1 - total, 0), 0)
+        columns = jnp.where(counted, place(scores, items, axis=1), scores.shape[1])
+        rest = unseen.at[jnp.arange(len(items))[:, None], columns].set(False, mode="drop")
+        any_rest, listed_share = any_of(rest.any(1)), jnp.sum(shares, axis=1)
+        scaled = shares / jnp.where(listed_share > 0, listed_share, 1)[:, None]
+        shares = jnp.where(any_rest[:, None], shares, scaled)
+        rest_share = jnp.where(any_rest, jnp.maximum(1 - listed_share, 0), 0)
         to_rest = rest_share * jnp.where(any_rest, unseen_sum - log_sum(scores, rest), 0)
-    listed = jnp.take_along_axis(scores, jnp.maximum(items, 0), axis=1)
+    listed = take_columns(scores, jnp.maximum(items, 0))
     to_listed = jnp.sum(jnp.where(counted, shares * (unseen_sum[:, None] - listed), 0), axis=1)
     return jnp.sum(to_listed + to_rest) + _seen_cross_entropy(scores, unseen_sum, seen, where, seen_weight)
 
@@ -453,8 +456,8 @@ def _seen_cross_entropy(
     """Returns the weighted cross-entropy to the seen items; `unseen_sum` is the log-sum-exp over the unseen ones."""
     if weight == 0:
         return jnp.zeros((), scores.dtype)
-    seen = seen if where is None else seen & where[:, None]
-    number = jnp.sum(seen, axis=1)
-    mean = jnp.sum(jnp.where(seen, scores, 0), axis=1) / jnp.maximum(number, 1)
-    total = jnp.logaddexp(unseen_sum, log_sum(scores, seen))
-    return check_scalar("seen_weight", weight, scores.dtype) * jnp.sum(jnp.where(number > 0, total - mean, 0))
+    seen = mask_entries(seen, where)
+    number = total(jnp.sum(seen, axis=1))
+    mean = total(jnp.sum(jnp.where(seen, scores, 0), axis=1)) / jnp.maximum(number, 1)
+    all_sum = jnp.logaddexp(unseen_sum, log_sum(scores, seen))
+    return check_scalar("seen_weight", weight, scores.dtype) * jnp.sum(jnp.where(number > 0, all_sum - mean, 0))

@@ -12,6 +12,7 @@ from htd_jax.models.base import (
     Recommender,
     Solver,
     first_dimensions,
+    holding,
     with_tables,
 )
 from htd_jax.models.blend import Blend, BlendSettings
@@ -66,6 +67,7 @@ __all__ = [
     "ScoreAll",
     "Solver",
     "first_dimensions",
+    "holding",
     "listed",
     "make_graph",
     "model_scores",

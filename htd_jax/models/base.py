@@ -15,6 +15,7 @@ from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss
 from htd_jax.ops.precision import BITS, Rows, encoded, rounded
 from htd_jax.ops.products import dot
+from htd_jax.ops.shards import look_up
 
 
 class Recommender(nn.Module):
@@ -216,6 +217,15 @@ def first_dimensions(variables: Any, dim: int) -> Any:
     return {**variables, "params": {name: table[:, :dim] for name, table in variables["params"].items()}}
 
 
+def holding(model: Recommender, variables: Any) -> Recommender:
+    """Returns the module of the tables that `variables` hold: on a mesh, these are the rows of one device."""
+    tables = variables["params"]
+    held = {name: tables[name] for name in ("users", "items") if name in tables}
+    sizes: dict[str, Any] = {f"num_{name}": len(table) for name, table in held.items()}
+    same = all(getattr(model, name) == size for name, size in sizes.items())
+    return model if same else model.clone(**sizes)
+
+
 class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fields without defaults
     """A base model whose scores are inner products of representations, trained with BPR (Rendle et al., UAI'09).
 
@@ -250,17 +260,17 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the representations `[n, dim]` of the users `[n]` and `[m, dim]` of the items `[m]`."""
         chex.assert_rank([users, items], 1)
-        return self.users[users], self.items[items]
+        return look_up(self.users, users), look_up(self.items, items)
 
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Returns the scores of pairs (user, item), from two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
-        return jnp.sum(self.users[users] * self.items[items], axis=-1)
+        return jnp.sum(look_up(self.users, users) * look_up(self.items, items), axis=-1)
 
     def score_all(self, users: chex.Array) -> jax.Array:
         """Returns the scores `[n, num_items]` of every item for the users `[n]`, in float32 on every backend."""
         chex.assert_rank(users, 1)
-        return dot(self.users[users], self.items.T)
+        return dot(look_up(self.users, users), self.items.T)
 
     def score_each(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Returns the scores `[n, m]` of the users `[n]` for the items `[m]`, in float32 on every backend."""
@@ -270,7 +280,7 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
     def score_users(self, items: chex.Array) -> jax.Array:
         """Returns the scores `[n, num_users]` of the items `[n]` for every user, in float32 on every backend."""
         chex.assert_rank(items, 1)
-        return dot(self.items[items], self.users.T)
+        return dot(look_up(self.items, items), self.users.T)
 
     def loss(self, users: chex.Array, positives: chex.Array, negatives: chex.Array, where: chex.Array) -> jax.Array:
         """Returns `bpr_loss`, summed over triples `[n]` (user, seen item, unseen item)."""

@@ -13,6 +13,7 @@ from annotated_types import Ge
 from htd_jax.data import Interactions
 from htd_jax.models.base import InnerProduct, ModelSettings, Recommender
 from htd_jax.ops.neighbours import Neighbours, add_weighted, neighbours
+from htd_jax.ops.shards import is_shard, whole
 
 Tables = tuple[jax.Array, jax.Array]
 
@@ -44,6 +45,8 @@ class LightGCN(InnerProduct):
         normal = nn.initializers.normal(0.1)
         users = self.param("users", normal, (self.num_users, self.dim))
         items = self.param("items", normal, (self.num_items, self.dim))
+        if is_shard(users):  # sums over neighbours read any row
+            users, items = (whole(x)[: near.nodes] for x, near in zip((users, items), self.graph))
         self.keep(*propagate((users, items), self.graph, self.layers))
 
 
@@ -98,7 +101,7 @@ def propagate(tables: Tables, graph: Graph, layers: int) -> Tables:
     Raises:
       AssertionError: if the tables' sizes differ from the graph's.
     """
-    chex.assert_shape(tables, [(len(side.ids) - len(side.owners), None) for side in graph])
+    chex.assert_shape(tables, [(side.nodes, None) for side in graph])
     total = tables
     for _ in range(layers):  # Horner's rule: E + A (E + A (E + ...))
         total = add_neighbours(tables, total, graph)

@@ -14,6 +14,7 @@ from htd_jax.data import Interactions
 from htd_jax.losses import bce_loss
 from htd_jax.models.base import ModelSettings, Recommender
 from htd_jax.ops.products import dot
+from htd_jax.ops.shards import look_up
 
 # Units of the tower that `score_all` holds at a time: they fit in a cache.
 UNITS = 2**20
@@ -58,15 +59,15 @@ class NeuMF(Recommender):
     def represent(self, users: chex.Array, items: chex.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the representations `[n, 2 dim]` of the users `[n]` and `[m, 2 dim]` of the items `[m]`."""
         chex.assert_rank([users, items], 1)
-        return self.users[users], self.items[items]
+        return look_up(self.users, users), look_up(self.items, items)
 
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Returns the logits of pairs (user, item), from two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
         if items.ndim < 2:
-            return self._logits(self._user_parts(users), self._item_parts(self.items[items]))
+            return self._logits(self._user_parts(users), self._item_parts(look_up(self.items, items)))
         product, first = self.all_item_parts
-        return self._logits(self._user_parts(users), (product[items], first[items]))
+        return self._logits(self._user_parts(users), look_up((product, first), items))
 
     def score_all(self, users: chex.Array) -> jax.Array:
         """Returns the logits `[n, num_items]` of every item for the users `[n]`, UNITS of the first layer at a time."""
@@ -82,7 +83,7 @@ class NeuMF(Recommender):
 
     def _user_parts(self, users: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns what depends on users `[...]` in the product and in the tower's first layer: `[..., dim]` each."""
-        product, tower = jnp.split(self.users[users], 2, axis=-1)
+        product, tower = jnp.split(look_up(self.users, users), 2, axis=-1)
         return product * _last(self.product_weights, product), _affine(tower, self.user_kernel, self.bias)
 
     def _item_parts(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from htd_jax.ops.manual import axes_of, vary
 from htd_jax.ops.mapped import in_blocks
 
 Scores = Callable[[jax.Array], jax.Array]
@@ -52,7 +53,7 @@ def _total_and_gradient(
         value, gradient = jax.value_and_grad(loss_for_block)(block_scores, others)
         return jax.tree.map(jnp.add, total, (value, *pull_back(gradient))), None
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, closed_over))
+    zero = (jnp.zeros(()), jax.tree.map(lambda x: vary(jnp.zeros_like(x), axes_of(x)), closed_over))
     return jax.lax.scan(add, zero, blocks)[0]
 
 

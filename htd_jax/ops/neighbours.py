@@ -22,6 +22,11 @@ class Neighbours(NamedTuple):
     weights: jax.Array
     owners: jax.Array
 
+    @property
+    def nodes(self) -> int:
+        """The number of nodes."""
+        return len(self.ids) - len(self.owners)
+
 
 def neighbours(owners: jax.Array, ids: jax.Array, weights: jax.Array, degrees: jax.Array) -> Neighbours:
     """Arranges edges in rows.

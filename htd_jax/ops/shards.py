@@ -2,17 +2,99 @@
 
 Within `jax.shard_map` over a mesh with the axis `rows`, an array that varies over this axis is a shard: the part of the
 rows that one device holds, all parts of one size, in the order of the devices. Row numbers count through all of them.
-The functions here take shards and whole arrays alike, and outside a mesh they are plain indexing.
+Scores of all items are split alike by columns, where the table of items is split.
+
+The functions here take shards and whole arrays alike; of a whole array, they are plain indexing and sums. Their
+gradients stay on the device that holds a row: the transpose of the sum over devices is the identity.
 """
 
+from typing import TypeVar
+
 import jax
+import jax.numpy as jnp
 
 from htd_jax.ops.manual import axes_of
+
+T = TypeVar("T")
 
 # The axes of a mesh: batches are divided along `data`, tables along `rows`.
 DATA, ROWS = "data", "rows"
 
 
-def is_shard(x: jax.Array) -> bool:
-    """Returns whether an array holds a part of the rows."""
-    return ROWS in axes_of(x)
+def is_shard(tree: object) -> bool:
+    """Returns whether arrays hold a part of the rows."""
+    return ROWS in axes_of(tree)
+
+
+def num_rows(x: jax.Array, axis: int = 0) -> int:
+    """Returns the number of rows in all shards."""
+    return x.shape[axis] * (jax.lax.axis_size(ROWS) if is_shard(x) else 1)
+
+
+def first_row(x: jax.Array, axis: int = 0) -> jax.Array | int:
+    """Returns the number of the first row that a shard holds."""
+    return x.shape[axis] * jax.lax.axis_index(ROWS) if is_shard(x) else 0
+
+
+def place(x: jax.Array, ids: jax.Array, axis: int = 0) -> jax.Array:
+    """Returns where the rows `ids` are in a shard, and its size for those that another device holds."""
+    if not is_shard(x):
+        return ids
+    at = ids - first_row(x, axis)
+    return jnp.where((at >= 0) & (at < x.shape[axis]), at, x.shape[axis])
+
+
+def look_up(rows: T, ids: jax.Array) -> T:
+    """Returns `rows[ids]` of every array of a pytree.
+
+    From a shard, each device takes the rows that it holds, and zeros for the others; the sum over devices moves
+    d numbers per id. The gradient is added to the rows that a device holds, without communication.
+
+    Args:
+      rows: arrays `[n, ...]`.
+      ids: integers of any shape, from 0 and below n; the same on all devices.
+    """
+
+    def one(x: jax.Array) -> jax.Array:
+        if not is_shard(x):
+            return x[ids]
+        if x.dtype == jnp.bool_:
+            return one(x.astype(jnp.int8)) > 0
+        own = x.at[place(x, ids)].get(mode="fill", fill_value=0)
+        return jax.lax.psum(own, ROWS)
+
+    found: T = jax.tree.map(one, rows)
+    return found
+
+
+def take_columns(scores: jax.Array, items: jax.Array) -> jax.Array:
+    """Returns the entries `items` `[n, k]` of each row of `scores` `[n, m]`."""
+    if not is_shard(scores):
+        return jnp.take_along_axis(scores, items, axis=1)
+    at = place(scores, items, axis=1)
+    rows = jnp.arange(len(scores))[:, None]
+    return jax.lax.psum(scores.at[rows, at].get(mode="fill", fill_value=0), ROWS)
+
+
+def whole(shard: jax.Array) -> jax.Array:
+    """Returns all rows, on every device: it moves the whole array. The gradient takes each device's own rows."""
+    if not is_shard(shard):
+        return shard
+    gathered: jax.Array = jax.lax.all_gather(shard, ROWS, tiled=True, to="invarying")
+    return gathered
+
+
+def total(x: jax.Array) -> jax.Array:
+    """Returns the sum over shards of what was summed over a shard's rows."""
+    return jax.lax.psum(x, ROWS) if is_shard(x) else x
+
+
+def largest(x: jax.Array) -> jax.Array:
+    """Returns the maximum over shards, a constant."""
+    x = jax.lax.stop_gradient(x)
+    return jax.lax.pmax(x, ROWS) if is_shard(x) else x
+
+
+def any_of(x: jax.Array) -> jax.Array:
+    """Returns whether a bool is true in any shard."""
+    return total(x.astype(jnp.int32)) > 0 if is_shard(x) else x

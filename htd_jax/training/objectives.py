@@ -14,12 +14,11 @@ from htd_jax.data import (
     mixed_counts,
     mixed_items,
     nth_unseen,
-    seen_mask,
     shuffle,
     times_seen,
     unseen_items,
 )
-from htd_jax.distillers import Batch, RowIds, Triples, sum_over_users
+from htd_jax.distillers import Batch, RowIds, Triples, item_masks, sum_over_users
 from htd_jax.distillers.sampling import read_step
 from htd_jax.losses import sampled_cross_entropy, sampled_softmax_loss, softmax_loss
 from htd_jax.models import Recommender
@@ -92,8 +91,8 @@ def softmax(temperature: float) -> Objective:
 
     def full_loss(batch: Batch, train: Interactions) -> jax.Array:
         def loss_for_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
-            ids, where = block
-            return softmax_loss(scores, seen_mask(train, ids), where=where, temperature=temperature)
+            seen, where = item_masks(scores, train, *block)
+            return softmax_loss(scores, seen, where=where, temperature=temperature)
 
         return sum_over_users(batch, loss_for_block, train.num_items)
 

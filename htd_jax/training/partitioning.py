@@ -7,17 +7,45 @@ the work of a batch.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from htd_jax import processes
+from htd_jax.data import Interactions
 from htd_jax.errors import UserError
+from htd_jax.ops.neighbours import Neighbours
 from htd_jax.ops.shards import DATA, ROWS
 
+T = TypeVar("T")
+
 BY_ROWS, EVERYWHERE = PartitionSpec(ROWS), PartitionSpec()
+
+
+class Extent(NamedTuple):
+    """The first axis of an array: its size, and that of the array as it is held; both 0 if it is not split."""
+
+    size: int
+    held: int
+
+    @property
+    def spec(self) -> PartitionSpec:
+        return BY_ROWS if self.held else EVERYWHERE
+
+
+# The names of collections of tables `users` and `items`: Flax's, and that of `RowState`.
+TABLES = {"params", "tables"}
+
+# A tree of extents has one for each array of another tree.
+Extents = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +73,122 @@ class Partitioning:
         """The sharding of all other arrays."""
         return NamedSharding(self.mesh, EVERYWHERE)
 
-    def padded(self, size: int) -> int:
-        """Returns the number of rows of an array that holds `size`."""
+    def extents(self, tree: Any, train: Interactions, *, by_name: bool = False) -> Extents:
+        """Returns which arrays are split by rows.
+
+        These are the arrays of two or more axes with a row per user or item, and never those of `Interactions` and
+        `Neighbours`. An array that is split where it should not be is refused when a step is traced: a result would
+        differ between devices.
+
+        Args:
+          tree: arrays, or their shapes, before padding.
+          train: the training interactions.
+          by_name: whether only the arrays of a model's tables are split, and those that an optimiser keeps for them,
+            which may be vectors of all of a table's numbers.
+        """
+        sizes = {"users": train.num_users, "items": train.num_items}
+
+        def extent(path: Any, x: Any) -> Any:
+            if isinstance(x, Interactions | Neighbours):
+                return jax.tree.map(lambda _: Extent(0, 0), x)
+            first, axes = (x.shape[0], len(x.shape)) if x.shape else (0, 0)
+            names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+            table = next((own for of, own in itertools.pairwise(names) if of in TABLES and own in sizes), None)
+            if by_name and table and first and first % sizes[table] == 0:
+                return Extent(first, first // sizes[table] * self._padded(sizes[table]))
+            if not by_name and axes > 1 and first in sizes.values():
+                return Extent(first, self._padded(first))
+            return Extent(0, 0)
+
+        whole = lambda x: isinstance(x, Interactions | Neighbours)
+        return jax.tree_util.tree_map_with_path(extent, tree, is_leaf=whole)
+
+    def _padded(self, size: int) -> int:
         return -(-size // self.shards) * self.shards
+
+    def put(self, tree: T, extents: Extents) -> T:
+        """Places arrays on the devices, padded. Each process reads the parts of its own devices.
+
+        Args:
+          tree: arrays in this process's memory, the same in every process.
+          extents: see `extents`.
+        """
+
+        def one(extent: Extent, x: Any) -> jax.Array:
+            host = np.asarray(x)
+            if not extent.held:
+                return jax.make_array_from_callback(host.shape, self.everywhere, lambda index: host[index])
+
+            def part(index: Any) -> np.ndarray:
+                rows = host[index]
+                first, last, _ = index[0].indices(extent.held)
+                missing = last - first - len(rows)
+                return np.pad(rows, [(0, missing), *[(0, 0)] * (host.ndim - 1)]) if missing else rows
+
+            return jax.make_array_from_callback((extent.held, *host.shape[1:]), self.by_rows, part)
+
+        return _map(one, extents, tree)
+
+    def over_shards(
+        self, function: Callable[..., T], in_extents: tuple[Extents, ...], out_extents: Extents
+    ) -> Callable[..., T]:
+        """Returns a function that every device calls with its parts of the arguments, see `htd_jax.ops.shards`."""
+        spec = lambda extent: extent.spec if is_extent(extent) else extent
+        specs = functools.partial(jax.tree.map, spec, is_leaf=is_extent)
+        mapped: Callable[..., T] = jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs(in_extents), out_specs=specs(out_extents)
+        )
+        return mapped
+
+    def constrain(self, tree: T, extents: Extents) -> T:
+        """Pads arrays, and says where they live, in a compiled program."""
+        place = lambda extent, x: jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, extent.spec))
+        return _map(place, extents, pad(tree, extents))
+
+    def whole(self, tree: T, extents: Extents) -> T:
+        """Returns arrays whole, without padding, in the memory of every process."""
+
+        def one(extent: Extent, x: Any) -> np.ndarray:
+            if not x.is_fully_addressable and not x.is_fully_replicated:
+                from jax.experimental import multihost_utils
+
+                x = multihost_utils.process_allgather(x, tiled=True)
+            host = np.asarray(x)
+            return host[: extent.size] if extent.held else host
+
+        return _map(one, extents, tree)
 
     def __str__(self) -> str:
         return f"{self.mesh.shape[DATA]}x{self.shards}"
+
+
+def everywhere(tree: Any) -> Extents:
+    """Returns the extents of arrays none of which is split."""
+    return jax.tree.map(lambda _: Extent(0, 0), tree)
+
+
+def pad(tree: T, extents: Extents) -> T:
+    """Returns arrays as they are held: with rows of zeros at the end."""
+
+    def one(extent: Extent, x: jax.Array) -> jax.Array:
+        missing = extent.held - extent.size
+        return jnp.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)]) if missing else x
+
+    return _map(one, extents, tree)
+
+
+def trim(tree: T, extents: Extents) -> T:
+    """Returns arrays without padding; in a compiled program only, whose arrays may be of any size."""
+    return _map(lambda extent, x: x[: extent.size] if extent.held != extent.size else x, extents, tree)
+
+
+def is_extent(x: Any) -> bool:
+    return isinstance(x, Extent)
+
+
+def _map(function: Callable[[Extent, Any], Any], extents: Extents, tree: T) -> T:
+    mapped: T = jax.tree.map(function, extents, tree, is_leaf=is_extent)
+    return mapped
 
 
 def find_partitioning(mesh: str | None) -> Partitioning | None:

@@ -15,6 +15,7 @@ from flax import struct
 from htd_jax.distillers import RowIds
 from htd_jax.models import Recommender
 from htd_jax.ops.platforms import by_backend
+from htd_jax.ops.shards import look_up, num_rows, place
 from htd_jax.training.optimizers import RowOptimizer
 
 T = TypeVar("T")
@@ -66,16 +67,18 @@ class Places(NamedTuple):
 
     Attributes:
       ids: `[n]` int32, ascending, repeated where a row is read more than once; None for the whole table.
-      size: the number of rows of the table.
+      size: the number of rows of the table, in all shards.
+      held: the number of rows of the table that a device holds.
     """
 
     ids: jax.Array | None
     size: int
+    held: int
 
     @property
     def number(self) -> int:
         """The number of rows that the step holds."""
-        return self.size if self.ids is None else len(self.ids)
+        return self.held if self.ids is None else len(self.ids)
 
     def find(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns where the rows of `ids` are, and whether the step holds them."""
@@ -87,15 +90,16 @@ class Places(NamedTuple):
 
     def take(self, table: Table) -> Table:
         """Returns these rows of a table."""
-        return table if self.ids is None else jax.tree.map(lambda x: x[self.ids], table)
+        return table if self.ids is None else look_up(table, self.ids)
 
     def put(self, table: Table, chosen: Table) -> Table:
         """Returns the table with these rows replaced."""
         if self.ids is None:
             return chosen
         again = jnp.concatenate([jnp.zeros(1, bool), self.ids[1:] == self.ids[:-1]])
-        # A repeated row goes past the end, each to another index, and is dropped.
-        at = jnp.where(again, self.size + jnp.arange(self.number, dtype=jnp.int32), self.ids)
+        # A repeated row goes past the end, each to another index, and is dropped; so does another device's.
+        at = place(table.rows, self.ids)
+        at = jnp.where(again | (at >= self.held), self.held + jnp.arange(self.number, dtype=jnp.int32), at)
         return jax.tree.map(lambda x, y: x.at[at].set(y, mode="drop", unique_indices=True), table, chosen)
 
 
@@ -180,7 +184,7 @@ def step(
     Returns:
       What the next step starts from, and the terms.
     """
-    places = {name: _places(ids, len(carry.tables[name].rows)) for name, ids in reads._asdict().items()}
+    places = {name: _places(ids, carry.tables[name].rows) for name, ids in reads._asdict().items()}
     chosen = {name: places[name].take(table) for name, table in carry.tables.items()}
     tables = {name: _paid(optimizer, table, index, first) for name, table in chosen.items()}
 
@@ -199,9 +203,10 @@ def step(
     return Carry(new, optax.apply_updates(carry.rest, updates), rest_state), terms
 
 
-def _places(ids: jax.Array | None, size: int) -> Places:
+def _places(ids: jax.Array | None, rows: jax.Array) -> Places:
     """Returns the places of rows; of more reads than there are rows, the whole table, which is cheaper."""
-    return Places(None if ids is None or len(ids) >= size else jnp.sort(ids), size)
+    size = num_rows(rows)
+    return Places(None if ids is None or len(ids) >= size else jnp.sort(ids), size, len(rows))
 
 
 def end(optimizer: RowOptimizer, carry: Carry, steps: int, first: jax.Array) -> tuple[Any, RowState]:

@@ -10,17 +10,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from htd_jax.data import Interactions, distinct
 from htd_jax.distillers import Batch, Distiller, Entities, EpochStart, RowIds, Shapes, Side, Step, Triples
 from htd_jax.distillers.base import SecondModel
 from htd_jax.errors import UserError
-from htd_jax.models import MakeModel, ModelOf, Recommender, Representations, first_dimensions, with_tables
+from htd_jax.models import MakeModel, ModelOf, Recommender, Representations, first_dimensions, holding, with_tables
 from htd_jax.ops.platforms import brief_options, compiler_options
+from htd_jax.ops.shards import look_up
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import rows
 from htd_jax.training.objectives import Objective, own
 from htd_jax.training.optimizers import RowOptimizer
+from htd_jax.training.partitioning import Extent, Extents, Partitioning, everywhere, is_extent, trim
 from htd_jax.training.prefixes import sum_over_prefixes
 
 Terms = dict[str, jax.Array]
@@ -45,11 +48,17 @@ class TrainState:
 
 @struct.dataclass
 class Guidance:
-    """A teacher's representations for the entities of a batch, see `Teacher.hints`, None if it has none; and the
-    context that a distiller's `prepare` made of the teacher."""
+    """A teacher as steps see it.
+
+    Attributes:
+      hints: its representations, see `Teacher.hints`; None if it has none.
+      context: what the distiller's `prepare` made of it.
+      extents: how the arrays of both are split over devices, in their order; None on one device.
+    """
 
     hints: Representations | None
     context: Any
+    extents: tuple[Extent, ...] | None = struct.field(pytree_node=False, default=None)
 
 
 # `Trainer.guide` turns any of these into a `Guidance`; passing the `Guidance` on saves every epoch from repeating that.
@@ -83,6 +92,41 @@ class Guide(Protocol):
     def __call__(self, train: Interactions, teacher: AnyTeacher, /) -> Guidance: ...
 
 
+class EpochInputs(NamedTuple):
+    """What the steps of an epoch read in addition to state, interactions and teacher.
+
+    Attributes:
+      batches: `[steps, width]`.
+      sampled: the result of the distiller's `refresh`.
+      constants: of the objective.
+      key: from which the steps' keys follow.
+    """
+
+    batches: Triples
+    sampled: Any
+    constants: Any
+    key: chex.PRNGKey
+
+
+class Parts(NamedTuple):
+    """The parts of a trainer, traceable functions of whole arrays.
+
+    Attributes:
+      guide: see `Guide`.
+      init: see `Init`.
+      begin: `(state, key, train, guidance) -> EpochInputs`, what is sampled at the start of an epoch.
+      steps: `(state, inputs, train, guidance) -> (state, terms)`, all steps of an epoch. On each device of a
+        mesh it takes shards of arrays, see `htd_jax.ops.shards`.
+      on_host: see `Distiller`.
+    """
+
+    guide: Guide
+    init: Init
+    begin: Callable[[TrainState, chex.PRNGKey, Interactions, Guidance], EpochInputs]
+    steps: Callable[[TrainState, EpochInputs, Interactions, Guidance], tuple[TrainState, Terms]]
+    on_host: bool
+
+
 class Trainer(NamedTuple):
     """The computation of a phase.
 
@@ -113,6 +157,7 @@ def make_trainer(
     *,
     batch_size: int,
     objective: Objective | None = None,
+    partitioning: Partitioning | None = None,
 ) -> Trainer:
     """Builds the compiled epoch of a model trained with `distiller`.
 
@@ -124,6 +169,7 @@ def make_trainer(
         reads, of a model that is `row_local`, and its `rest` all other parameters.
       batch_size: triples per step; the last batch of an epoch is padded.
       objective: the base loss and its batches; the model's own loss if None.
+      partitioning: where arrays live on several devices; None for one.
     """
     base = objective or own()
     by_rows = isinstance(optimizer, RowOptimizer)
@@ -186,7 +232,7 @@ def make_trainer(
             distinct(jnp.concatenate(ids), jnp.tile(triples.where, len(ids)), train.num_items) for ids in chosen_items
         ]
         tables = guidance.hints or no_teacher(train)
-        side = lambda student, table, chosen: Side(student, table[chosen[0]], chosen[1], chosen[0])
+        side = lambda student, table, chosen: Side(student, look_up(table, chosen[0]), chosen[1], chosen[0])
 
         def losses(bound: Recommender) -> tuple[jax.Array, jax.Array, Terms]:
             # On one bound module, whose methods share what they have in common.
@@ -216,19 +262,21 @@ def make_trainer(
         total = base_loss + distillation
         return total, {**terms, "loss": total, "base": base_loss}
 
-    def epoch(
-        state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher
-    ) -> tuple[TrainState, Terms]:
-        guidance = guide(train, teacher)
+    def begin(state: TrainState, key: chex.PRNGKey, train: Interactions, guidance: Guidance) -> EpochInputs:
         key = jax.random.fold_in(key, state.epoch)
         *batch_keys, step_key = jax.random.split(key, 3)
         batches = base.sample(batch_keys, train, batch_size)
-
-        model = make_model(train)
-        models = [make(train) for make in of_prefixes] or [model]
         refresh_key = jax.random.fold_in(key, 3)  # the next after those of the split
-        sampled = refresh(state.params, state.sampled, refresh_key, state.epoch, model, guidance)
-        constants = base.constants(train)
+        sampled = refresh(state.params, state.sampled, refresh_key, state.epoch, make_model(train), guidance)
+        return EpochInputs(batches, sampled, base.constants(train), step_key)
+
+    def steps(
+        state: TrainState, inputs: EpochInputs, train: Interactions, guidance: Guidance
+    ) -> tuple[TrainState, Terms]:
+        batches, sampled, constants, step_key = inputs
+        whole = state.params["model"]
+        tables = [first_dimensions(whole, dim) for dim in prefixes] or [whole]
+        models = [holding(make(train), variables) for make, variables in zip(of_prefixes or [make_model], tables)]
         numbered = (jnp.arange(len(batches.users)), batches)
         shaped = lambda flat: jax.tree.map(lambda x, like: x.reshape(like.shape), flat, state.params)
 
@@ -265,8 +313,6 @@ def make_trainer(
 
         if by_rows:
             first_step = state.epoch * len(batches.users)
-            whole = state.params["model"]
-            tables = [first_dimensions(whole, dim) for dim in prefixes] or [whole]
             of_rows = [each.of_rows(variables) for each, variables in zip(models, tables)]
             carry = rows.begin(state.params, state.opt_state)
             carry, terms = jax.lax.scan(row_step, carry, numbered)
@@ -277,8 +323,80 @@ def make_trainer(
         terms = jax.tree.map(lambda x: x.mean(0), terms)
         return TrainState(params, opt_state, state.epoch + 1, sampled), terms
 
+    def epoch(
+        state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher
+    ) -> tuple[TrainState, Terms]:
+        guidance = guide(train, teacher)
+        return steps(state, begin(state, key, train, guidance), train, guidance)
+
+    if partitioning is not None:
+        parts = Parts(guide, init, begin, steps, distiller.on_host)
+        return Trainer(make_model, *partitioned(parts, partitioning), distiller.second_model)
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
     return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), compiled, guide, distiller.second_model)
+
+
+def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, Guide]:
+    """Returns the functions of a `Trainer` on several devices.
+
+    What is sampled at the start of an epoch is computed from whole arrays, which the compiler divides among the
+    devices; each device then takes the steps by itself, on its shards, and communicates where a row is looked up or a
+    sum is over all items. Arguments are placed by the partitioning, but for the teacher of `guide`, which is in this
+    process's memory.
+    """
+
+    def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
+        if isinstance(teacher, Guidance):
+            return teacher
+        if parts.on_host:
+            made = parts.guide(partitioning.whole(train, everywhere(train)), teacher)
+            extents = partitioning.extents((made.hints, made.context), train)
+            hints, context = partitioning.put((made.hints, made.context), extents)
+        else:
+            teacher = Teacher.of(teacher)
+            teacher.check(train)
+            given = partitioning.extents(teacher, train)
+            whole_guide = lambda train, teacher: _pair(parts.guide(train, trim(teacher, given)))
+            placed = partitioning.put(teacher, given)
+            extents = partitioning.extents(jax.eval_shape(whole_guide, train, placed), train)
+            make = lambda train, placed: partitioning.constrain(whole_guide(train, placed), extents)
+            hints, context = jax.jit(make)(train, placed)
+        return Guidance(hints, context, tuple(jax.tree.leaves(extents, is_leaf=is_extent)))
+
+    def extents_of(guidance: Guidance) -> Extents:
+        return jax.tree.unflatten(jax.tree.structure(_pair(guidance)), guidance.extents or ())
+
+    def whole(guidance: Guidance) -> Guidance:
+        return Guidance(*trim(_pair(guidance), extents_of(guidance)))
+
+    def extents_of_state(key: chex.PRNGKey, train: Interactions, guidance: Guidance) -> TrainState:
+        state = jax.eval_shape(parts.init, key, train, whole(guidance))
+        by_name = partitioning.extents(state, train, by_name=True)
+        return by_name.replace(sampled=partitioning.extents(state.sampled, train))  # type: ignore[no-any-return]
+
+    def init(key: chex.PRNGKey, train: Interactions, guidance: Guidance) -> TrainState:
+        extents = extents_of_state(key, train, guidance)
+        return partitioning.constrain(parts.init(key, train, whole(guidance)), extents)
+
+    def epoch(
+        state: TrainState, key: chex.PRNGKey, train: Interactions, guidance: Guidance
+    ) -> tuple[TrainState, Terms]:
+        of_state = extents_of_state(key, train, guidance)
+        inputs = parts.begin(trim(state, of_state), key, train, whole(guidance))
+        of_inputs = everywhere(inputs)._replace(sampled=of_state.sampled)
+        of_guidance = Guidance(*extents_of(guidance))
+        arguments = state, partitioning.constrain(inputs, of_inputs), train, Guidance(*_pair(guidance))
+        extents = of_state, of_inputs, everywhere(train), of_guidance
+        steps = partitioning.over_shards(parts.steps, extents, (of_state, PartitionSpec()))
+        return steps(*arguments)
+
+    compiled: Any = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
+    initial: Any = jax.jit(init, compiler_options=brief_options())
+    return initial, compiled, guide
+
+
+def _pair(guidance: Guidance) -> tuple[Representations | None, Any]:
+    return guidance.hints, guidance.context
 
 
 def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
@@ -286,7 +404,7 @@ def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return trainer.epoch
     leaves, structure = jax.tree.flatten(inputs)
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in map(jax.typeof, leaves))
+    shapes = tuple(map(_shape, leaves))
     return _compiled(trainer.epoch, structure, shapes)  # type: ignore[arg-type]  # a function is hashable
 
 
@@ -294,6 +412,12 @@ def compile_epoch(trainer: Trainer, *inputs: Any) -> Epoch:
 def _compiled(epoch: Any, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Epoch:
     compiled: Epoch = epoch.lower(*jax.tree.unflatten(structure, shapes)).compile()
     return compiled
+
+
+def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+    kind = jax.typeof(x)
+    sharding = x.sharding if isinstance(x.sharding, NamedSharding) else None
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type, sharding=sharding)
 
 
 def _flat(params: Any) -> Any:
