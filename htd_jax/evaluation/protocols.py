@@ -18,7 +18,9 @@ import numpy as np
 
 from htd_jax.data import Interactions, Split
 from htd_jax.errors import UserError
+from htd_jax.ops.manual import axes_of, vary
 from htd_jax.ops.platforms import by_backend
+from htd_jax.ops.shards import ROWS, first_row, is_shard, num_rows, place, share, total
 
 T = TypeVar("T")
 
@@ -84,15 +86,24 @@ class Full:
             stop = jnp.minimum(first + width, num_users)
             scores = model.score_all(jnp.minimum(first + jnp.arange(width), num_users - 1))
             low = _lowest(scores.dtype)
+            if split_by_columns := is_shard(scores):
+                real = first_row(scores, axis=1) + jnp.arange(scores.shape[1]) < num_items
+                scores = jnp.where(real[None, :], scores, low)
+            padding = num_rows(scores, axis=1) - num_items
 
             def fold(part: Interactions, size: int, f: Callable[..., T], init: T) -> T:
                 if not len(part):
                     return init
                 return _fold(part, first, stop, min(size, -(-len(part) // blocks)), f, init)
 
-            read = lambda bar, at, row, item: bar.at[at].set(scores[row, item], mode="drop")
+            def read(bar: jax.Array, at: jax.Array, row: jax.Array, item: jax.Array) -> jax.Array:
+                if not split_by_columns:
+                    return bar.at[at].set(scores[row, item], mode="drop")
+                own = scores.at[row, place(scores, item, axis=1)].get(mode="fill", fill_value=0)
+                return bar.at[at].set(jax.lax.psum(own, ROWS), mode="drop")
+
             bars = [fold(part, len(part), read, bar) for part, bar in zip(parts, bars)]
-            hide = lambda scores, at, row, item: scores.at[row, item].set(low, mode="drop")
+            hide = lambda scores, at, row, item: scores.at[row, place(scores, item, axis=1)].set(low, mode="drop")
             for part in split:
                 scores = fold(part, len(part), hide, scores)
             # A bar that is the lowest number, or nan, counts hidden items too: these are subtracted again.
@@ -102,17 +113,23 @@ class Full:
                 def add(counts: jax.Array, at: jax.Array, row: jax.Array, item: jax.Array) -> jax.Array:
                     target = bar.at[at].get(mode="clip")
                     above = _count_in_rows(unseen, row, target)
-                    hidden = degree.at[first + row].get(mode="clip") * ~(low < target)
+                    hidden = (degree.at[first + row].get(mode="clip") + padding) * ~(low < target)
+                    if split_by_columns:
+                        hidden *= jax.lax.axis_index(ROWS) == 0  # counts are summed over shards
                     return counts.at[at].set(above - hidden, mode="drop")
 
                 return fold(part, sizes().targets, add, counts)
 
             return bars, [count(*each) for each in zip(parts, bars, counts)]
 
-        dtype = jax.eval_shape(model.score_all, jax.ShapeDtypeStruct((width,), jnp.int32)).dtype
+        zero = jnp.zeros(1, jnp.int32)
+        dtype = jax.eval_shape(model.score_all, zero).dtype
         bars = [jnp.zeros(len(part), dtype) for part in parts]
         counts = [jnp.zeros(len(part), jnp.int32) for part in parts]
-        bars, counts = jax.lax.fori_loop(0, blocks, rank_block, (bars, counts))
+        begin, end = share(blocks)
+        bars, counts = vary(bars, axes_of(begin)), vary(counts, axes_of((begin, model.score_all(zero))))
+        bars, counts = jax.lax.fori_loop(begin, end, rank_block, (bars, counts))
+        bars, counts = jax.tree.map(total, (bars, counts))
         valid, test = (count + _rank_within(part.users, bar) for part, bar, count in zip(parts, bars, counts))
         return valid, test
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import flax.linen as nn
@@ -23,13 +24,25 @@ from htd_jax.evaluation.metrics import (
 )
 from htd_jax.evaluation.protocols import Full, Protocol
 from htd_jax.evaluation.users import of_users, sample_parts
-from htd_jax.models import MakeModel, ModelOf, Recommender, with_tables
+from htd_jax.models import MakeModel, ModelOf, Recommender, holding, with_tables
 from htd_jax.ops.platforms import compiler_options
 
 # The parts that are evaluated, in the order in which a protocol ranks them.
 PARTS = ("valid", "test")
 
+T = TypeVar("T")
+
 Evaluator = Callable[[MakeModel, Any], dict[str, Metrics]]
+
+
+class Mesh(typing.Hashable, typing.Protocol):
+    """Several devices, see `htd_jax.training.Partitioning`."""
+
+    def copy(self, tree: T) -> T:
+        """Returns arrays that are whole on every device."""
+
+    def map_shards(self, function: Callable[..., T], variables: Any, train: Interactions) -> Callable[..., T]:
+        """Returns a function that each device calls with its rows of `variables`, its first argument."""
 
 
 class UserMetrics(NamedTuple):
@@ -54,6 +67,7 @@ def make_evaluator(
     cutoffs: Iterable[int] = CUTOFFS,
     protocol: Protocol = Full(),  # noqa: B008 (a constant)
     users: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Evaluator:
     """Builds `evaluate(make_model, variables) -> {"valid": metrics, "test": metrics}`.
 
@@ -66,12 +80,13 @@ def make_evaluator(
       cutoffs: the k of every metric, see `ranking_metrics`.
       protocol: which items a held-out item is ranked against. Users are scored in blocks, one after the other.
       users: the number of users to sample, see `sample_parts`; the others are not scored. All if None.
+      mesh: how to evaluate on several devices, on which variables then are; None for one.
 
     Raises:
       UserError: if the protocol does not fit the split.
       ValueError: if cutoffs are not whole numbers of at least 1.
     """
-    return _make(split, protocol, metrics_of_pairs, check_cutoffs(cutoffs), users)
+    return _make(split, protocol, metrics_of_pairs, check_cutoffs(cutoffs), users, mesh)
 
 
 def make_user_evaluator(
@@ -132,6 +147,7 @@ def _make(
     function: Callable[..., Metrics] | None = None,
     cutoffs: tuple[int, ...] = (),
     sampled: int | None = None,
+    mesh: Mesh | None = None,
 ) -> "CompiledEvaluation":
     """Returns the evaluation: `function` of each part's ranks, or the ranks themselves, of a number of users or all."""
     users, train = None, split.train
@@ -143,6 +159,8 @@ def _make(
         # The users of the other part's sample are scored, but do not count in this part.
         counted = {part: jnp.asarray(np.isin(chosen, of_part)) for part, of_part in zip(PARTS, own)}
     prepared = protocol.prepare(split)
+    if mesh is not None:
+        train, users, counted, split, prepared = mesh.copy((train, users, counted, split, prepared))
 
     def inputs(make_model: MakeModel, variables: Any) -> tuple[Any, ...]:
         summary = Summary(function, cutoffs, tuple(METRICS.items())) if function else None
@@ -150,7 +168,7 @@ def _make(
             make_model = dataclasses.replace(make_model, settings=make_model.settings.same_module())
         return make_model, protocol, summary, variables, train, users, counted, split, prepared
 
-    return CompiledEvaluation(inputs, split.train.num_users)
+    return CompiledEvaluation(inputs, split.train.num_users, mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,22 +178,38 @@ class CompiledEvaluation:
     Attributes:
       inputs: returns the inputs of the compiled program.
       users: the number of users that are scored.
+      mesh: see `make_evaluator`.
     """
 
     inputs: Callable[[MakeModel, Any], tuple[Any, ...]]
     users: int
+    mesh: Mesh | None = None
 
     def __call__(self, make_model: MakeModel, variables: Any) -> dict[str, Any]:
-        return _compiled()(*self.inputs(make_model, variables))
+        return _compiled(self.mesh)(*self.inputs(make_model, variables))
 
     def compile(self, make_model: MakeModel, variables: Any) -> Any:
         """Compiles the program that a call runs, which would compile it otherwise, and returns it."""
-        return _compiled().lower(*self.inputs(make_model, variables)).compile()
+        return _compiled(self.mesh).lower(*self.inputs(make_model, variables)).compile()
 
 
 @functools.cache  # not at import: the options depend on the backend, which that would initialise
-def _compiled() -> Any:
-    return jax.jit(_evaluate, static_argnums=(0, 1, 2), compiler_options=compiler_options())
+def _compiled(mesh: Mesh | None) -> Any:
+    function = _evaluate if mesh is None else functools.partial(_evaluate_on, mesh)
+    return jax.jit(function, static_argnums=(0, 1, 2), compiler_options=compiler_options())
+
+
+def _evaluate_on(
+    mesh: Mesh,
+    make_model: MakeModel,
+    protocol: Protocol,
+    summary: Summary | None,
+    variables: Any,
+    train: Interactions,
+    *others: Any,
+) -> dict[str, Any]:
+    evaluate = functools.partial(_evaluate, make_model, protocol, summary)
+    return mesh.map_shards(evaluate, variables, train)(variables, train, *others)
 
 
 class _Some(NamedTuple):
@@ -211,5 +245,5 @@ def _evaluate(
         model = with_tables(model)
         return protocol.ranks(model if users is None else _Some(model, users), split, prepared)
 
-    parts = zip(PARTS, nn.apply(rank, make_model(train))(variables))
+    parts = zip(PARTS, nn.apply(rank, holding(make_model(train), variables))(variables))
     return {part: summary(getattr(split, part), ranks, counted[part]) if summary else ranks for part, ranks in parts}

@@ -76,6 +76,14 @@ def take_columns(scores: jax.Array, items: jax.Array) -> jax.Array:
     return jax.lax.psum(scores.at[rows, at].get(mode="fill", fill_value=0), ROWS)
 
 
+def share(count: int) -> tuple[jax.Array | int, jax.Array | int]:
+    """Returns the first and the last, exclusive, of `count` pieces of work that fall to a device along `data`."""
+    if DATA not in jax.sharding.get_abstract_mesh().manual_axes:
+        return 0, count
+    number, devices = jax.lax.axis_index(DATA), jax.lax.axis_size(DATA)
+    return count * number // devices, count * (number + 1) // devices
+
+
 def whole(shard: jax.Array) -> jax.Array:
     """Returns all rows, on every device: it moves the whole array. The gradient takes each device's own rows."""
     if not is_shard(shard):
@@ -85,8 +93,9 @@ def whole(shard: jax.Array) -> jax.Array:
 
 
 def total(x: jax.Array) -> jax.Array:
-    """Returns the sum over shards of what was summed over a shard's rows."""
-    return jax.lax.psum(x, ROWS) if is_shard(x) else x
+    """Returns the sum over devices of what each has summed over its rows, or its share of work."""
+    axes = tuple(sorted(axes_of(x)))
+    return jax.lax.psum(x, axes) if axes else x
 
 
 def largest(x: jax.Array) -> jax.Array:

@@ -9,20 +9,30 @@ from htd_jax.evaluation.metrics import Metrics
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, represent_all
 from htd_jax.ops.precision import Rows
 from htd_jax.serving.fold import fold_new_users
+from htd_jax.training import Partitioning
 
 
-def evaluator_of(data: Dataset, evaluation: EvaluationSpec, users: int | None = None) -> Evaluator:
+def evaluator_of(
+    data: Dataset,
+    evaluation: EvaluationSpec,
+    users: int | None = None,
+    partitioning: Partitioning | None = None,
+) -> Evaluator:
     """Returns the evaluation of models on a data set.
 
     Args:
       data: the data set.
       evaluation: how models are evaluated.
       users: the number of users to sample; all if None.
+      partitioning: where the models' variables are, on several devices; None on one.
 
     Raises:
-      UserError: if the protocol is impossible on this split.
+      UserError: if the protocol is impossible on this split, or users are new on several devices.
     """
-    made = make_evaluator(data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make(), users=users)
+    if data.new_users is not None and partitioning is not None:
+        raise UserError("`split` new-users is evaluated on one device only; leave out `mesh`")
+    protocol = evaluation.make()
+    made = make_evaluator(data.split, cutoffs=evaluation.cutoffs, protocol=protocol, users=users, mesh=partitioning)
     return made if data.new_users is None else for_new_users(made, data)
 
 

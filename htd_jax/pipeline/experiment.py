@@ -90,7 +90,7 @@ class Experiment:
         return self.evaluate if self.evaluation.eval_users is None else self._evaluator(None)
 
     def _evaluator(self, users: int | None) -> Evaluator:
-        return evaluator_of(self.data, self.evaluation, users)
+        return evaluator_of(self.data, self.evaluation, users, self.partitioning)
 
     def train(
         self,
@@ -170,6 +170,7 @@ class Experiment:
                     early_stopping=spec.early_stopping,
                     evaluate_in_full=self.evaluate_in_full if self.evaluation.eval_users and in_full else None,
                     start=initial,
+                    partitioning=self.partitioning,
                     on_epoch=notify,
                     on_stage=stage,
                 )
@@ -182,7 +183,7 @@ class Experiment:
         """Returns the computation of a phase."""
         steps, _ = objective_of(spec.training).steps(self.data.learned, spec.training.batch_size)
         num_rows = self.data.train.num_users + self.data.train.num_items
-        return _trainer(spec.make_model, spec.methods, spec.training, steps, num_rows)
+        return _trainer(spec.make_model, spec.methods, spec.training, steps, num_rows, self.partitioning)
 
     def _initial(self, spec: PhaseSpec, teacher: Teacher | None, start: Fitted | None) -> Any:
         """Returns the variables that the phase starts from; None if they are random."""
@@ -220,15 +221,25 @@ def _trainer(
     training: TrainingSpec,
     num_steps: int,
     num_rows: int,
+    partitioning: Partitioning | None,
 ) -> Trainer:
     """Returns the trainer of a phase; that of an equal phase is reused, with what was compiled for it."""
     parts = [scale(method.make(training.epochs), method.weight) for _, method in methods]
     distiller = none() if not parts else parts[0] if len(parts) == 1 else chain(*parts)
     if isinstance(make_model, ModelOf) and make_model.settings.closed_form:
-        return make_solving_trainer(make_model, make_model.settings.solver(), distiller if methods else None)
+        return make_solving_trainer(
+            make_model, make_model.settings.solver(), distiller if methods else None, partitioning
+        )
     optimizer = optimizer_of(training, training.epochs * num_steps, num_rows)
     objective = objective_of(training)
-    return make_trainer(make_model, distiller, optimizer, batch_size=training.batch_size, objective=objective)
+    return make_trainer(
+        make_model,
+        distiller,
+        optimizer,
+        batch_size=training.batch_size,
+        objective=objective,
+        partitioning=partitioning,
+    )
 
 
 def hash_of(arrays: Any) -> str:

@@ -19,6 +19,7 @@ from htd_jax.errors import UserError, shown
 from htd_jax.models import MakeModel
 from htd_jax.training.checkpoint import BackgroundSaves, Checkpoints, to_host
 from htd_jax.training.estimate import Estimate, estimate
+from htd_jax.training.partitioning import Partitioning
 from htd_jax.training.step import AnyTeacher, Trainer, compile_epoch
 
 # The time between two checkpoints: a kill loses at most this, an epoch, what the checkpoint before took to write, and
@@ -115,6 +116,7 @@ def run_phase(
     early_stopping: EarlyStopping | None = None,
     evaluate_in_full: Evaluate | None = None,
     start: Any = None,
+    partitioning: Partitioning | None = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> PhaseResult:
@@ -143,6 +145,8 @@ def run_phase(
       early_stopping: when to stop; None to train all epochs and keep the last.
       evaluate_in_full: evaluates the kept model on all users, if `evaluate` does so on a sample; at the end.
       start: the initial variables of the model; random if None.
+      partitioning: that of the trainer, where arrays live on several devices; None on one. The result is in the memory
+        of every process.
       on_epoch: a callback, called after every epoch.
       on_stage: a callback, called with `preparing`, `compiling`, `training` and `evaluating all users` before each.
 
@@ -153,13 +157,19 @@ def run_phase(
     """
     spent = dict.fromkeys(STAGES, 0.0)
     on_stage("preparing")
+    train = split.train
+    keys = jax.random.split(key)
+    if partitioning:
+        train, keys = partitioning.copy((train, keys))
+    init_key, epochs_key = keys
     with _timed(spent, "preparation"):
-        guidance = jax.block_until_ready(trainer.guide(split.train, teacher))
+        guidance = jax.block_until_ready(trainer.guide(train, teacher))
     on_stage("compiling")
-    init_key, epochs_key = jax.random.split(key)
     with _timed(spent, "compilation"):
-        state = jax.block_until_ready(trainer.init(init_key, split.train, guidance))
+        state = jax.block_until_ready(trainer.init(init_key, train, guidance))
     if start is not None:
+        if partitioning:
+            start = partitioning.put(start, partitioning.extents(start, train, by_name=True))
         state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, start)})
     best: Any = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
     saves = BackgroundSaves(checkpoints) if checkpoints else None
@@ -244,13 +254,13 @@ def run_phase(
         for record in records:
             record.pop("full", None)  # another model may be kept now
         with _timed(spent, "compilation"):
-            train_epoch = compile_epoch(trainer, state, epochs_key, split.train, guidance)
+            train_epoch = compile_epoch(trainer, state, epochs_key, train, guidance)
         on_stage("training")
     saved = time.monotonic()
     with saves or contextlib.nullcontext():
         while not finished:
             started = time.perf_counter()
-            state, terms = jax.block_until_ready(train_epoch(state, epochs_key, split.train, guidance))
+            state, terms = jax.block_until_ready(train_epoch(state, epochs_key, train, guidance))
             seconds.append(time.perf_counter() - started)
             spent["epochs"] += seconds[-1]
             terms = {name: float(term) for name, term in terms.items()}
@@ -271,7 +281,13 @@ def run_phase(
                 saved = save(finished)
             on_epoch(Progress(epoch, terms, seconds[-1], records, expected()))
     kept = in_full(choose(records, early_stopping))
-    return PhaseResult(best or state.params["model"], records, seconds, kept, state.params["distiller"], spent)
+    variables, learned = best or state.params["model"], state.params["distiller"]
+    if partitioning:
+        variables, learned = (
+            partitioning.whole(tree, partitioning.extents(tree, train, by_name=True, held=True))
+            for tree in (variables, learned)
+        )
+    return PhaseResult(variables, records, seconds, kept, learned, spent)
 
 
 def evaluation_record(evaluate: Evaluate, make_model: MakeModel, variables: Any) -> Record:

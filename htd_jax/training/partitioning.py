@@ -73,7 +73,7 @@ class Partitioning:
         """The sharding of all other arrays."""
         return NamedSharding(self.mesh, EVERYWHERE)
 
-    def extents(self, tree: Any, train: Interactions, *, by_name: bool = False) -> Extents:
+    def extents(self, tree: Any, train: Interactions, *, by_name: bool = False, held: bool = False) -> Extents:
         """Returns which arrays are split by rows.
 
         These are the arrays of two or more axes with a row per user or item, and never those of `Interactions` and
@@ -85,6 +85,7 @@ class Partitioning:
           train: the training interactions.
           by_name: whether only the arrays of a model's tables are split, and those that an optimiser keeps for them,
             which may be vectors of all of a table's numbers.
+          held: whether the arrays are padded already; by name only.
         """
         sizes = {"users": train.num_users, "items": train.num_items}
 
@@ -94,9 +95,11 @@ class Partitioning:
             first, axes = (x.shape[0], len(x.shape)) if x.shape else (0, 0)
             names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
             table = next((own for of, own in itertools.pairwise(names) if of in TABLES and own in sizes), None)
-            if by_name and table and first and first % sizes[table] == 0:
-                return Extent(first, first // sizes[table] * self._padded(sizes[table]))
-            if not by_name and axes > 1 and first in sizes.values():
+            if table:
+                size, padded = sizes[table], self._padded(sizes[table])
+                times = first // (padded if held else size)
+                return Extent(times * size, times * padded)
+            if not by_name and axes > 1 and first in sizes.values() and "params" not in names:
                 return Extent(first, self._padded(first))
             return Extent(0, 0)
 
@@ -115,6 +118,8 @@ class Partitioning:
         """
 
         def one(extent: Extent, x: Any) -> jax.Array:
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(one(extent, jax.random.key_data(x)), impl=jax.random.key_impl(x))
             host = np.asarray(x)
             if not extent.held:
                 return jax.make_array_from_callback(host.shape, self.everywhere, lambda index: host[index])
@@ -139,6 +144,21 @@ class Partitioning:
             function, mesh=self.mesh, in_specs=specs(in_extents), out_specs=specs(out_extents)
         )
         return mapped
+
+    def map_shards(self, function: Callable[..., T], variables: Any, train: Interactions) -> Callable[..., T]:
+        """Returns a function that every device calls with its rows of a model's variables, its first argument, and with
+        other arguments whole; its results are the same on all devices."""
+        extents = self.extents(variables, train, by_name=True, held=True)
+
+        def call(variables: Any, *others: Any) -> T:
+            mapped = self.over_shards(function, (extents, *map(everywhere, others)), EVERYWHERE)
+            return mapped(variables, *others)
+
+        return call
+
+    def copy(self, tree: T) -> T:
+        """Places arrays, the same in every process, whole on every device."""
+        return self.put(tree, everywhere(tree))
 
     def constrain(self, tree: T, extents: Extents) -> T:
         """Pads arrays, and says where they live, in a compiled program."""

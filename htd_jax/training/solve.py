@@ -13,16 +13,23 @@ from htd_jax.distillers import Distiller
 from htd_jax.models import MakeModel, Solver
 from htd_jax.ops.platforms import brief_options
 from htd_jax.teacher import Teacher
+from htd_jax.training.partitioning import Partitioning, everywhere
 from htd_jax.training.step import AnyTeacher, Guidance, Terms, Trainer, TrainState
 
 
-def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Distiller | None = None) -> Trainer:
+def make_solving_trainer(
+    make_model: MakeModel,
+    solver: Solver,
+    distiller: Distiller | None = None,
+    partitioning: Partitioning | None = None,
+) -> Trainer:
     """Builds a `Trainer` whose epochs are the solver's sweeps, without randomness.
 
     Args:
       make_model: the model.
       solver: its solver.
       distiller: a method whose `prepare` returns `Labels`, see `htd_jax.distillers.Pseudo`; None without a teacher.
+      partitioning: where arrays live on several devices; None for one.
     """
 
     def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
@@ -30,7 +37,10 @@ def make_solving_trainer(make_model: MakeModel, solver: Solver, distiller: Disti
             return teacher
         teacher = Teacher.of(teacher)
         teacher.check(train, distiller.needs if distiller else ())
-        return Guidance(None, solver.prepare(train, distiller.prepare(teacher, train) if distiller else None))
+        if partitioning is not None:
+            train = partitioning.whole(train, everywhere(train))
+        context = solver.prepare(train, distiller.prepare(teacher, train) if distiller else None)
+        return Guidance(None, context if partitioning is None else partitioning.copy(context))
 
     def init(key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> TrainState:
         one = jnp.zeros(1, jnp.int32)
