@@ -181,12 +181,13 @@ def teacher(train):
 @pytest.fixture
 def reads_by_rows(monkeypatch):
     """Steps read the declared rows even where the whole table has fewer."""
-    places = lambda ids, size: rows.Places(None if ids is None else jnp.sort(ids), size)
+    places = lambda ids, table: rows.Places(None if ids is None else jnp.sort(ids), len(table), len(table))
     monkeypatch.setattr("htd_jax.training.rows._places", places)
 
 
 def test_more_reads_than_rows_take_the_whole_table():
-    assert rows._places(jnp.arange(9) % 4, 9).ids is None and rows._places(jnp.arange(9) % 4, 10).number == 9
+    places = [rows._places(jnp.arange(9) % 4, jnp.zeros((size, 2))) for size in (9, 10)]
+    assert places[0].ids is None and places[1].number == 9
 
 
 def bpr(train):
