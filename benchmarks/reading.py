@@ -2,13 +2,15 @@
 
 Writes a log with ids like `user-0012345` (or numbers, with `--ids numbers`), ratings, timestamps and long-tailed
 popularity to a temporary folder, and reads it in each format in a separate process: columns, ids, repeated rows,
-filters, the split and its fingerprint. `--files 16` also reads the log from a folder of 16 Parquet files. `--before
-FOLDER` also reads with an earlier version in a checkout, and checks that it finds the same.
+filters, the split and its fingerprint. `--files 16` also reads the log from a folder of 16 Parquet
+files, and `--processes 1 2 4` reads that folder by so many processes at once, see `htd_jax.data.partitioned`.
+`--before FOLDER` also reads with an earlier version in a checkout, and checks that it finds the same.
 """
 
 import argparse
 import json
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,6 +82,31 @@ def read(path: Path, split: str, least: int) -> None:
     print(f"| {name} | {size:,.0f} | {seconds:.1f} | {processor:.1f} | {memory} | {counts} |", flush=True)
 
 
+def read_part(path: Path, split: str, least: int, process: int, processes: int, port: int) -> None:
+    """Reads the part of one of several processes, and prints the seconds, the peak memory and the sizes."""
+    import jax
+
+    if processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    from htd_jax.data import Reading
+    from htd_jax.data.partitioned import read_partitioned
+
+    jax.devices()
+    most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    before, start, processor = most(), time.perf_counter(), time.process_time()
+    log = read_partitioned(path, Reading(split=split, min_per_user=least, min_per_item=least))
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    counts = f"{len(log.users):,} of {log.num_users:,} users, {len(log.train[0]):,} of {log.sizes[0]:,} in train"
+    name, memory = f"process {process} of {processes}", f"{most():,.0f} ({before:,.0f} before)"
+    print(f"| {name} | | {seconds:.1f} | {processor:.1f} | {memory} | {counts} |", flush=True)
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=20_000_000)
@@ -89,15 +116,22 @@ def main() -> None:
     options.add_argument("--no-times", action="store_true", help="writes no ratings and timestamps")
     options.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     options.add_argument("--files", type=int, default=0, help="Parquet files to also write the log to")
+    options.add_argument(
+        "--processes", type=int, nargs="*", default=[], help="numbers of processes that read the files"
+    )
     options.add_argument("--split", default="last")
     options.add_argument("--least", type=int, default=5, help="the k of the k-core")
     options.add_argument("--before", type=Path, help="a checkout of an earlier version")
     options.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--version", help=argparse.SUPPRESS)
+    options.add_argument("--part", type=int, nargs=3, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.read:
         sys.path.insert(0, given.version)
-        read(given.read, given.split, given.least)
+        if given.part:
+            read_part(given.read, given.split, given.least, *given.part)
+        else:
+            read(given.read, given.split, given.least)
         return
     users, items = given.users or max(given.rows // 100, 100), given.items or max(given.rows // 400, 100)
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +143,13 @@ def main() -> None:
             for version in filter(None, (given.before, here)):
                 how = ["--split", given.split, "--least", str(given.least), "--version", version]
                 subprocess.run([sys.executable, __file__, "--read", Path(folder) / f"log.{name}", *how], check=True)
+        for processes in given.processes:
+            port = free_port()
+            command = [sys.executable, __file__, "--read", Path(folder) / "log.parts", *how, "--part"]
+            parts = [[*command, str(k), str(processes), str(port)] for k in range(processes)]
+            for running in [subprocess.Popen(part, stderr=subprocess.DEVNULL) for part in parts]:
+                if running.wait():
+                    sys.exit("a process failed")
 
 
 if __name__ == "__main__":

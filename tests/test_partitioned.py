@@ -1,5 +1,8 @@
 """Logs in several files, read as one log by one process or by several."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import htd_jax
+from htd_jax.data import Reading
+from htd_jax.data.partitioned import read_partitioned
 from htd_jax.errors import UserError
 
 FEW = {"max_examples": 25, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -46,7 +51,7 @@ OPTIONS = [
     {"split": "last"},
     {"split": "ratio", "min_rating": 2},
     {"split": "time", "min_per_user": 2},
-    {"split": "new-users"},
+    {"min_rating": 3, "min_per_user": 2, "min_per_item": 4, "split_seed": 3},
 ]
 
 
@@ -86,3 +91,103 @@ def test_patterns_and_files_that_differ(tmp_path, monkeypatch):
     assert "part-009.parquet: no time column found" in told("part-*", split="last")
     note = "column 'time' is not read, because it is missing in part-009.parquet of its 3 files"
     assert any(note in line for line in htd_jax.read("part-*").notes)
+
+
+def in_threads(processes, path, shards=None, **options):
+    """Reads a log as so many processes would, each of which is a thread."""
+    barrier, sent = threading.Barrier(processes, timeout=30), {}
+
+    def exchange_of(process):
+        def exchange(parts):
+            assert len(parts) == processes and all(part.dtype == np.uint8 for part in parts)
+            sent[process] = list(parts)
+            barrier.wait()
+            received = [sent[other][process].copy() for other in range(processes)]
+            barrier.wait()
+            return received
+
+        return exchange
+
+    def read(process):
+        how = {"process": process, "processes": processes, "exchange": exchange_of(process), "shards": shards}
+        return read_partitioned(path, Reading(**options), **how)
+
+    with ThreadPoolExecutor(processes) as pool:
+        return [*pool.map(read, range(processes))]
+
+
+def found_by(processes, path, shards=None, **options):
+    """What `found` returns, put together from the parts of all processes."""
+    try:
+        logs = in_threads(processes, path, shards, **options)
+    except UserError as error:
+        return str(error).partition(": ")[2]
+    block = -(-logs[0].num_users // (shards or processes)) * ((shards or processes) // processes)
+    for p, log in enumerate(logs):
+        ends = [min(q * block, log.num_users) for q in (p, p + 1)]
+        assert [log.first_user, log.last_user] == ends and log.num_items == len(log.items)
+        assert all(((users >= ends[0]) & (users < ends[1])).all() for users, _ in (log.train, log.valid, log.test))
+        assert log.items.values.equals(logs[0].items.values) and log.span == logs[0].span
+    parts = [
+        [pair for log in logs for pair in zip(*(column.tolist() for column in getattr(log, name)))]
+        for name in ("train", "valid", "test")
+    ]
+    assert logs[0].sizes == tuple(map(len, parts))
+    ids = [x for log in logs for x in log.users.values.to_pylist()]
+    return parts, ids, logs[0].items.values.to_pylist(), logs[0].span
+
+
+@settings(**FEW)
+@given(
+    seed=st.integers(0, 99),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+    options=st.sampled_from(OPTIONS),
+    processes=st.integers(1, 4),
+    text=st.booleans(),
+    more=st.integers(1, 2),
+)
+def test_several_processes_find_what_one_does(tmp_path_factory, seed, cuts, options, processes, text, more):
+    folder = write_parts(tmp_path_factory.mktemp("log"), log_of(seed, text=text), cuts)
+    assert found_by(processes, folder, processes * more, **options) == found(folder, **options)
+
+
+def test_ids_follow_one_rule_in_several_processes(tmp_path):
+    """Whether ids are numbers is about those of all processes that are left after all filters."""
+    pairs = [(str(u), f"{i}.0" if u % 2 else str(i)) for u in range(12) for i in range(8) if (u * i) % 5 < 3]
+    for name, more in (("numbers", []), ("text", [("x", "1"), ("x", "2"), ("x", "3")]), ("rare", [("x", "2")])):
+        users, items = zip(*pairs, *more)
+        folder = write_parts(tmp_path / name, pa.table({"user": users, "item": items}), [20, 45])
+        for options in ({}, {"min_per_user": 2, "split": "ratio"}):
+            for processes in (2, 3):
+                expected = found(folder, **options)
+                assert found_by(processes, folder, **options) == expected
+                assert isinstance(expected[1][0], int) == (name == "numbers" or (name == "rare" and bool(options)))
+
+
+def test_what_is_not_read_in_parts(tmp_path):
+    def told(folder, processes=3, **options):
+        with pytest.raises(UserError) as error:
+            in_threads(processes, folder, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    table = log_of(0)
+    folder = write_parts(tmp_path / "a", table, [20, 40])
+    assert "`split` new-users needs the whole log in one process" in told(folder, split="new-users")
+    assert "`clean_ids` needs the whole log" in told(folder, clean_ids=True)
+    assert "`shards` must be a multiple of the 3 processes" in told(folder, shards=4)
+    assert "nothing is left with" in told(folder, min_per_user=50)
+    (tmp_path / "a.csv").write_text("user,item\n1,2\n")
+    assert "a.csv: only Parquet is read in parts" in told(tmp_path / "a.csv")
+    other = table.set_column(0, "user", pa.array(range(60))).slice(40)
+    pq.write_table(other, folder / "part-002.parquet")
+    assert "part-002.parquet: column 'user' is int64, and string in part-000.parquet" in told(folder)
+    columns = table.to_pydict()
+    columns["item"][50] = None
+    folder = write_parts(tmp_path / "b", pa.table(columns), [20, 40])
+    assert "no value in column 'item', first in part-002.parquet, row 11" in told(folder)
+    columns |= {"user": ["7"] * 60, "item": ["NULL", *map(str, range(59))]}
+    assert "item 'NULL' is no id among whole numbers" in told(write_parts(tmp_path / "c", pa.table(columns), [20, 40]))
+    columns["item"][30] = "tea"
+    folder = write_parts(tmp_path / "d", pa.table(columns), [20, 40])
+    assert found_by(3, folder, split="ratio") == found(folder, split="ratio")

@@ -301,7 +301,7 @@ def read_file(
             return _read_json(path, choose, skip_bad_rows)
         if compressed:
             raise UserError(f"{shown(path)}: Parquet is compressed inside; decompress the file, and name it .parquet")
-        return _read_parquet(path, choose)
+        return read_parquet(path, choose)
 
 
 def from_table(table: Any, choose: Choose) -> Columns:
@@ -768,14 +768,14 @@ def _check_alike(path: Path, role: str, files: Sequence[Path], parts: Sequence[C
 
 
 def _folder_of(path: Path) -> Path:
-    """Returns the folder itself, or the one above all files that a pattern may match."""
-    while is_pattern(path):
+    """Returns the folder itself, or the one above a file, or above all files that a pattern may match."""
+    while is_pattern(path) or path.is_file():
         path = path.parent
     return path
 
 
 def part_files(path: Path) -> list[Path]:
-    """Returns the files of a folder, or of a pattern, that are a table, sorted by their paths.
+    """Returns the files of a folder, or of a pattern, that are a table, sorted by their paths; a file itself.
 
     Raises:
       UserError: if it holds no table, or one of several versions.
@@ -822,16 +822,18 @@ def _concatenate(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
         return pa.chunked_array([chunk for text in texts for chunk in text.chunks])
 
 
-def _read_parquet(path: Path, choose: Choose) -> Columns:
-    with open_parquet(path) as file:
+def read_parquet(path: Path, choose: Choose, groups: Sequence[int] | None = None) -> Columns:
+    """Reads columns of a Parquet file, see `read_file`; only successive row groups if `groups` are given."""
+    with reading(path, CONTENT["parquet"]), open_parquet(path) as file:
         schema = file.schema_arrow
         names = choose(schema.names)
         chosen = list(dict.fromkeys(names.values()))
         texts = [name for name in chosen if pa.types.is_string(schema.field(name).type)]
-        batches = file.iter_batches(PARQUET_ROWS, columns=chosen)
+        sizes = [file.metadata.row_group(k).num_rows for k in range(groups[0])] if groups else []
+        batches = file.iter_batches(PARQUET_ROWS, row_groups=groups, columns=chosen)
         table = _table(batches, pa.schema([schema.field(name) for name in chosen]), texts)
     by_role = {role: _plain_type(table[name]) for role, name in names.items()}
-    return Columns(by_role, names, lambda row: f"row {row + 1}")
+    return Columns(by_role, names, lambda row: f"row {sum(sizes) + row + 1}")
 
 
 def _table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, texts: Collection[str]) -> pa.Table:

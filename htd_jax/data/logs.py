@@ -147,7 +147,7 @@ def read_log(path: Path, reading: Reading | None = None) -> Dataset:
     logs = []
     for part in filter(None, parts):
         how: Any = {name: getattr(reading, name) for name in ("separator", "header", "quoting", "skip_bad_rows")}
-        choose = _chooser(reading, shown(part), is_text(part))
+        choose = chooser(reading, shown(part), is_text(part))
         logs.append(make_log(read_file(part, choose, **how), reading, shown(part)))  # whose columns are freed here
     return make_dataset(logs, reading, stem(path))
 
@@ -157,7 +157,7 @@ def read_table(table: Any, reading: Reading | None = None) -> Dataset:
     reading = (reading or Reading()).filled()
     if reading.split == "files":
         raise UserError("`valid_file` and `test_file` need a file for training too, not a table")
-    columns = from_table(table, _chooser(reading, "the table"))
+    columns = from_table(table, chooser(reading, "the table"))
     return make_dataset([make_log(columns, reading, "the table")], reading, "data")
 
 
@@ -192,8 +192,15 @@ def read_matrix(matrix: Any, reading: Reading | None = None) -> Dataset:
     return make_dataset([Log(users, items, None, user_ids, item_ids, notes, keep_ids)], reading, "data")
 
 
-def make_log(columns: Columns, reading: Reading, source: str) -> Log:
+def make_log(columns: Columns, reading: Reading, source: str, *, part: bool = False) -> Log:
     """Returns the valid interactions in columns.
+
+    Args:
+      columns: a table with an interaction per row.
+      reading: columns and filters.
+      source: name of the table, for messages.
+      part: whether it is a part of a log. It may hold no interaction, and keeps ids such as `NULL`: only the whole log
+        tells whether they are missing, see `MARKERS`.
 
     Raises:
       UserError: if values are missing, ratings or times are invalid, or no interaction is left; a line per problem.
@@ -201,9 +208,9 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
     notes = [*columns.notes]
     problems: list[str] = []
     if columns.skipped:
-        notes.append(f"{_count(columns.skipped, 'line')} left out: another number of fields, or not a JSON object")
+        notes.append(f"{plural(columns.skipped, 'line')} left out: another number of fields, or not a JSON object")
     size = len(columns.by_role["user"])
-    if not size:
+    if not size and not part:
         raise UserError(f"{source}: it holds no interactions")
     bad = np.zeros(size, bool)
 
@@ -214,7 +221,7 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
         value = value_of(columns.by_role[role], row)
         example = "" if value is None else f" ({_short(value)})"
         where = f"in column {columns.names[role]!r}, first in {columns.place(row)}{example}"
-        message = f"{int(wrong.sum()):,} of {_count(size, 'row')}: {what} {where}"
+        message = f"{int(wrong.sum()):,} of {plural(size, 'row')}: {what} {where}"
         if reading.skip_bad_rows:
             notes.append(f"{message}; left out")
             bad[wrong] = True
@@ -234,7 +241,7 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
         if role == "time" and not reading.needs_time:
             if wrong.any():
                 del numbers[role]
-                few = f"{int(wrong.sum()):,} of {_count(size, 'row')} hold no date or number"
+                few = f"{int(wrong.sum()):,} of {plural(size, 'row')} hold no date or number"
                 notes.append(f"column {columns.names[role]!r} is not read: {few}")
             continue
         empty = column.is_null().to_numpy()
@@ -243,23 +250,23 @@ def make_log(columns: Columns, reading: Reading, source: str) -> Log:
     low = np.zeros(size, bool)
     if "rating" in numbers and reading.min_rating is not None:
         low = numbers["rating"] < reading.min_rating
-    if len(encoded) == 2:
+    if len(encoded) == 2 and not part:
         encoded, marked = _without_markers(encoded, bad | low)
-        notes += [f"{_count(rows, 'row')} with the {role} {name!r}, kept as an id" for role, name, rows in marked]
+        notes += [f"{plural(rows, 'row')} with the {role} {name!r}, kept as an id" for role, name, rows in marked]
     for role, (codes, _) in encoded.items():
         report(role, codes < 0, "no value")
     if problems:
         raise UserError(*problems)
     low &= ~bad
-    notes += [f"{_count(int(low.sum()), 'row')} rated below {reading.min_rating:g} left out"] if low.any() else []
+    notes += [f"{plural(int(low.sum()), 'row')} rated below {reading.min_rating:g} left out"] if low.any() else []
     bad |= low
-    if bad.all():
-        raise UserError(f"{source}: no interaction is left of {_count(size, 'row')} ({'; '.join(notes)})")
+    if bad.all() and not part:
+        raise UserError(f"{source}: no interaction is left of {plural(size, 'row')} ({'; '.join(notes)})")
     kept = slice(None) if not bad.any() else ~bad
     (users, user_ids), (items, item_ids) = encoded["user"], encoded["item"]
     times = numbers["time"][kept] if "time" in numbers else None
     told = tuple(f"{source}: {note}" for note in notes)
-    return _compact(Log(users[kept], items[kept], times, user_ids, item_ids, told))
+    return compact(Log(users[kept], items[kept], times, user_ids, item_ids, told))
 
 
 def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
@@ -276,14 +283,14 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
         if left_out := len(log.users) - (int(rows.sum()) if rows.dtype == bool else len(rows)):
             rows_out[why] = rows_out.get(why, 0) + left_out
         if left_out or rows.dtype != bool:  # a copy costs memory
-            log, parts = _take(log, rows), parts[rows]
+            log, parts = take_rows(log, rows), parts[rows]
 
     first = "in time" if log.times is not None else "in the file"
     merged = f"merged as repeats of a user and item; the first {first} counts"
-    least = f"{_count(reading.min_per_user, 'item')} per user and {_count(reading.min_per_item, 'user')} per item"
+    least = f"{plural(reading.min_per_user, 'item')} per user and {plural(reading.min_per_item, 'user')} per item"
     untrained = "left out of validation and test: the user or item is not in training"
     while True:
-        keep(_distinct_pairs(log, parts), merged)
+        keep(distinct_pairs(log, parts), merged)
         keep(_core(log, parts, reading), f"left out to reach {least}")
         if not len(log.users):
             raise UserError(f"{name}: nothing is left with {least}; lower `min_per_user` or `min_per_item`")
@@ -300,18 +307,18 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
     if reading.split in ("time", "files"):
         keep(_trained(log, parts), untrained)
         log, _ = _ruled(log, reading.clean_ids)
-        keep(_distinct_pairs(log, parts), merged)
+        keep(distinct_pairs(log, parts), merged)
     if reading.split == "new-users":
         keep(_learned_items(log, parts), "left out of new users: the item has no other users")
         log, _ = _ruled(log, reading.clean_ids)
-        keep(_distinct_pairs(log, parts), merged)
+        keep(distinct_pairs(log, parts), merged)
     notes = [*log.notes, *_remarks(log.user_ids, "user"), *_remarks(log.item_ids, "item")]
-    notes += [f"{_count(rows, 'row')} {why}" for why, rows in rows_out.items()]
+    notes += [f"{plural(rows, 'row')} {why}" for why, rows in rows_out.items()]
     if few:
-        notes.append(f"{_count(few, 'user')} with fewer than 3 items: all items are kept for training")
+        notes.append(f"{plural(few, 'user')} with fewer than 3 items: all items are kept for training")
     pairs: list[Pairs] = [(log.users[parts == p], log.items[parts == p]) for p in (TRAIN, VALID, TEST)]
     if empty := [part for part, pair in zip(("training", "validation", "test"), pairs) if not len(np.asarray(pair[0]))]:
-        raise UserError(f"{name}: nothing is left for {' and '.join(empty)}: {_advice(reading)}")
+        raise UserError(f"{name}: nothing is left for {' and '.join(empty)}: {advice_on_empty(reading)}")
     train, valid, test = pairs
     split = make_split(train, valid, test, len(log.user_ids), len(log.item_ids))
     span = None if log.times is None else (float(log.times.min()), float(log.times.max()))
@@ -319,7 +326,7 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
     return Dataset(split, Ids(log.user_ids, "user"), Ids(log.item_ids, "item"), name, tuple(notes), span, new_users)
 
 
-def _chooser(reading: Reading, source: str, text: bool = False) -> Any:
+def chooser(reading: Reading, source: str, text: bool = False) -> Any:
     """Returns a function that picks columns by the given names, or by usual ones; `text`: names are the first line."""
     wanted: dict[str, str | None] = {"user": reading.user_column, "item": reading.item_column}
     wanted["time"] = reading.time_column
@@ -336,7 +343,7 @@ def _chooser(reading: Reading, source: str, text: bool = False) -> Any:
     return lambda names: pick(names, wanted, source, optional=optional, advice=advice)
 
 
-def _count(count: int, what: str) -> str:
+def plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
@@ -415,12 +422,12 @@ def _one_rule(ids: pa.Array, role: str, clean: bool) -> tuple[pa.Array, list[str
         alike = np.bincount(places)[places] > 1
         padded = pc.sum(pc.not_equal(trimmed, ids)).as_py()
         if number := len(ids) - len(encoded.dictionary):
-            notes.append(f"{_count(number, f'{role} id')} differing from another only in case or white space: merged")
+            notes.append(f"{plural(number, f'{role} id')} differing from another only in case or white space: merged")
         elif padded:
-            notes.append(f"{_count(padded, f'{role} id')} with white space at an end: removed")
+            notes.append(f"{plural(padded, f'{role} id')} with white space at an end: removed")
         numbers = whole_numbers(pc.if_else(pa.array(alike), pc.utf8_lower(trimmed), trimmed))
     if pa.types.is_integer(numbers.type) and (merged := len(pc.unique(ids)) - len(pc.unique(numbers))) and not notes:
-        notes.append(f"{_count(merged, f'{role} id')} written in two ways, such as '7' and '7.0': merged")
+        notes.append(f"{plural(merged, f'{role} id')} written in two ways, such as '7' and '7.0': merged")
     return numbers, notes
 
 
@@ -439,7 +446,7 @@ def _remarks(ids: pa.Array, role: str) -> list[str]:
     rounded = ids.filter(pc.match_substring_regex(ids, r"^\d\.\d+[eE]\+?\d+$"))
     if len(rounded):
         example = _short(rounded[0].as_py())
-        notes.append(f"{_count(len(rounded), f'{role} id')} like {example}, which may have lost digits: kept as text")
+        notes.append(f"{plural(len(rounded), f'{role} id')} like {example}, which may have lost digits: kept as text")
     trimmed = pc.utf8_trim_whitespace(ids)
     encoded = pc.utf8_lower(trimmed).dictionary_encode()
     if number := len(ids) - len(encoded.dictionary):
@@ -448,11 +455,11 @@ def _remarks(ids: pa.Array, role: str) -> list[str]:
         second = int(order[1:][places[order][1:] == places[order][:-1]][0])
         first = int(np.argmax(places == places[second]))
         example = f"{_short(ids[first].as_py())}, {_short(ids[second].as_py())}"
-        what = f"{_count(number, f'{role} id')} differing from another only in case or white space ({example})"
+        what = f"{plural(number, f'{role} id')} differing from another only in case or white space ({example})"
         notes.append(f"{what}: kept apart; `clean_ids` merges them")
     elif padded := pc.sum(pc.not_equal(trimmed, ids)).as_py():
         example = _short(ids.filter(pc.not_equal(trimmed, ids))[0].as_py())
-        what = f"{_count(padded, f'{role} id')} with white space at an end ({example})"
+        what = f"{plural(padded, f'{role} id')} with white space at an end ({example})"
         notes.append(f"{what}: kept; `clean_ids` removes it")
     return notes
 
@@ -533,7 +540,7 @@ def _sorted(written: pa.Array, role: str, clean: bool) -> tuple[pa.Array, np.nda
 
 def _ruled(log: Log, clean: bool) -> tuple[Log, bool]:
     """Drops ids without an interaction; returns whether those left became numbers, which text had kept from it."""
-    kept = _compact(log)
+    kept = compact(log)
     changed = False
     for role in ("user", "item"):
         ids = getattr(kept, f"{role}_ids")
@@ -546,14 +553,14 @@ def _ruled(log: Log, clean: bool) -> tuple[Log, bool]:
     return kept, changed
 
 
-def _distinct_pairs(log: Log, parts: np.ndarray) -> np.ndarray:
+def distinct_pairs(log: Log, parts: np.ndarray) -> np.ndarray:
     """Returns one row per pair, sorted by user and item: the first of the first part."""
     codes = log.users.astype(np.int64)
     codes *= len(log.item_ids)
     codes += log.items
     rows = order(codes)
     codes = codes[rows]
-    new = np.append(True, codes[1:] != codes[:-1])
+    new = np.append(True, codes[1:] != codes[:-1])[: len(codes)]
     if log.times is not None and not new.all():
         repeated = ~new
         repeated[:-1] |= ~new[1:]
@@ -601,13 +608,13 @@ def _learned_items(log: Log, parts: np.ndarray) -> np.ndarray:
     return item[log.items]
 
 
-def _take(log: Log, kept: np.ndarray) -> Log:
+def take_rows(log: Log, kept: np.ndarray) -> Log:
     return log._replace(
         users=log.users[kept], items=log.items[kept], times=None if log.times is None else log.times[kept]
     )
 
 
-def _compact(log: Log) -> Log:
+def compact(log: Log) -> Log:
     """Drops ids without an interaction."""
     if log.keep_ids:
         return log
@@ -623,7 +630,7 @@ def _used(codes: np.ndarray, ids: pa.Array) -> tuple[np.ndarray, pa.Array]:
     return (np.cumsum(used, dtype=np.int32) - 1)[codes], ids.filter(pa.array(used))
 
 
-def _advice(reading: Reading) -> str:
+def advice_on_empty(reading: Reading) -> str:
     if reading.split == "files":
         return "no row of that file has both a user and an item of training"
     if reading.split in ("leave-one-out", "last"):

@@ -73,20 +73,37 @@ def deal(
         assert times is not None
         first, second = np.quantile(times, [1 - 2 * share, 1 - share], method="lower")
         return (times > first).astype(np.int8) + (times > second)
-    by_time = () if split != "last" else (-times,)  # type: ignore[operator]
     rng = np.random.default_rng(seed)
-    rows = order(users, *by_time, rng.permutation(len(users)))
+    keys = rng.permutation(len(users))
+    if split != "new-users":
+        return deal_users(users, split, keys, share=share, times=times)
+    rows = order(users, keys)
     degree = np.bincount(users)
-    if split == "new-users":
-        enough = rng.permutation(np.flatnonzero(degree > 1))
-        size = max(1, int(share * len(enough) + 0.5))
-        part_of = np.full(len(degree), TRAIN, np.int8)
-        part_of[enough[:size]], part_of[enough[size : 2 * size]] = TEST, VALID
-        parts = part_of[users]
-        place = np.empty(len(users), np.int64)
-        place[rows] = np.arange(len(users)) - (np.cumsum(degree) - degree)[users[rows]]
-        parts[place >= np.maximum(1, (degree * NEW_SHARE + 0.5).astype(int))[users]] = TRAIN
-        return parts
+    enough = rng.permutation(np.flatnonzero(degree > 1))
+    size = max(1, int(share * len(enough) + 0.5))
+    part_of = np.full(len(degree), TRAIN, np.int8)
+    part_of[enough[:size]], part_of[enough[size : 2 * size]] = TEST, VALID
+    parts = part_of[users]
+    place = np.empty(len(users), np.int64)
+    place[rows] = np.arange(len(users)) - (np.cumsum(degree) - degree)[users[rows]]
+    parts[place >= np.maximum(1, (degree * NEW_SHARE + 0.5).astype(int))[users]] = TRAIN
+    return parts
+
+
+def deal_users(
+    users: np.ndarray, split: str, keys: np.ndarray, *, share: float = 0.2, times: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns the part of every interaction, which depends on its user's alone; see `deal`.
+
+    Args:
+      users: `[n]` integers from 0.
+      split: one of `SPLITS`, or `last`.
+      keys: `[n]` distinct integers, whose order is that of a user's items, or of those of equal times.
+      share, times: see `deal`.
+    """
+    by_time = () if split != "last" else (-times,)  # type: ignore[operator]
+    rows = order(users, *by_time, keys)
+    degree = np.bincount(users)
     held_out = SPLITS["leave-one-out" if split == "last" else split](degree, share)
     ordered = users[rows]
     place = np.arange(len(users))  # of a row among those of its user
