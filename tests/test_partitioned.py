@@ -1,5 +1,9 @@
 """Logs in several files, read as one log by one process or by several."""
 
+import json
+import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -191,3 +195,63 @@ def test_what_is_not_read_in_parts(tmp_path):
     columns["item"][30] = "tea"
     folder = write_parts(tmp_path / "d", pa.table(columns), [20, 40])
     assert found_by(3, folder, split="ratio") == found(folder, split="ratio")
+
+
+IN_A_PROCESS = """
+import json, sys
+import jax
+
+process, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from htd_jax.data import Ids, Reading
+from htd_jax.data import partitioned
+from htd_jax.errors import UserError
+from htd_jax.serving import Retriever, Rows
+
+partitioned.SENT = 64  # several pieces
+log = partitioned.read_partitioned(folder + "/log", Reading(split="last"), shards=4)
+parts = [[column.tolist() for column in part] for part in (log.train, log.valid, log.test)]
+by_rows = NamedSharding(Mesh(jax.devices(), "rows"), PartitionSpec("rows"))
+
+
+def table(rows):
+    padded = np.pad(np.arange(rows * 3.0, dtype=np.float32).reshape(rows, 3), ((0, -rows % 4), (0, 0)))
+    return Rows(jax.make_array_from_callback(padded.shape, by_rows, lambda index: padded[index]))
+
+
+users = Ids.from_values([f"u{k}" for k in range(9)], "user")
+model = Retriever(table(9), table(7), users, Ids.numbers(7, "item"))
+model.save(folder + "/model")
+try:
+    model.save(folder)
+except UserError as error:
+    print(json.dumps([parts, log.users.values.to_pylist(), log.items.values.to_pylist(), log.span, str(error)]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_read_a_log_and_write_a_model(tmp_path):
+    folder = write_parts(tmp_path / "log", log_of(5, rows=400), [100, 150, 300])
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = str(bound.getsockname()[1])
+    command = [sys.executable, "-c", IN_A_PROCESS]
+    started = [
+        subprocess.Popen([*command, str(k), port, str(tmp_path)], stdout=subprocess.PIPE, text=True) for k in range(2)
+    ]
+    told = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in started]
+    parts, users, items, span = found(folder, split="last")
+    for k, part in enumerate(parts):
+        assert part == [pair for parts, *_ in told for pair in zip(*parts[k])]
+    assert [*told[0][1], *told[1][1]] == users and told[0][2] == told[1][2] == items
+    assert [tuple(x[3]) for x in told] == [span] * 2
+    assert all("holds something else, log; name a new folder" in x[4] for x in told)
+    model = htd_jax.load(tmp_path / "model")
+    assert len([*(tmp_path / "model").glob("tables-*-of-00007.safetensors")]) == 7
+    np.testing.assert_array_equal(model.users.values, np.arange(27).reshape(9, 3))
+    np.testing.assert_array_equal(model.items.values, np.arange(21).reshape(7, 3))
+    assert model.recommend("u2", 1).items.tolist() == [[6]]
