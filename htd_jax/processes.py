@@ -22,7 +22,7 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 100
 
 # The time that processes have to find one another, and, at the end, to wait for the last.
-START_SECONDS, END_SECONDS = 600, 300
+START_SECONDS, END_SECONDS = 300, 300
 
 # The longest wait for processes that live, such as one that reads a large file.
 WAIT_SECONDS = 24 * 3600

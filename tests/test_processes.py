@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from htd_jax import processes
+from htd_jax.command.processes import number_of
+from htd_jax.errors import UserError
+
 ROOT = Path(__file__).parent.parent
 
 # A state with a table of 10 rows and its flat moments, split over the first `n` devices, and padded.
@@ -44,15 +48,22 @@ HISTORY = {"settings": {}, "records": [], "seconds": [], "finished": False}
 """
 
 
-def start(code: str, *arguments: object, number: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
-    """Starts processes that run the code, each with `number`, `count`, `port` and `arguments` as words."""
+def start(
+    code: str, *arguments: object, number: int = 1, devices: int = 1, **variables: str
+) -> list[subprocess.Popen[str]]:
+    """Starts processes that run the code. Each has its number, their number, a port and `arguments` as words; `#` in a
+    variable of its environment is its number."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     words = [[str(word) for word in (me, number, port, *arguments)] for me in range(number)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-    return [subprocess.Popen([sys.executable, "-u", "-c", STATE + code, *own], **options) for own in words]
+    options: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = []
+    for own in words:
+        options["env"] = environment | {name: value.replace("#", own[0]) for name, value in variables.items()}
+        running.append(subprocess.Popen([sys.executable, "-u", "-c", STATE + code, *own], **options))
+    return running
 
 
 def finish(running: list[subprocess.Popen[str]], seconds: float = 120) -> list[str]:
@@ -157,3 +168,66 @@ def test_a_process_that_is_killed_in_a_save_ends_the_other_and_leaves_a_whole_st
     finish(start(READ, tmp_path, left))
     finish(start(TOGETHER, tmp_path, "none", 6, number=2, devices=2))
     finish(start(READ, tmp_path, 6))
+
+
+SLURM = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "#", "SLURM_LOCALID": "#"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "#", "OMPI_COMM_WORLD_LOCAL_RANK": "#"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        SLURM | {"SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "localhost"},
+        OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "5046272.0;tcp://127.0.0.1:40000"},
+    ],
+)
+def test_processes_that_a_launcher_has_started_find_one_another(launcher):
+    printed = finish(start("processes.join(); print(processes.number(), jax.process_count())", number=2, **launcher))
+    assert [text.splitlines()[-1] for text in printed] == ["0 2", "1 2"]
+
+
+@pytest.mark.parametrize(
+    "variables, number",
+    [
+        ({}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({name: x for name, x in SLURM.items() if name != "SLURM_STEP_NUM_TASKS"}, None),  # the script of a batch job
+        (SLURM, 3),
+        (OPEN_MPI, 3),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "#"}, 3),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
+def test_a_process_knows_whether_a_launcher_has_started_others(monkeypatch, variables, number):
+    for name in {*SLURM, *OPEN_MPI, "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("#", "3"))
+    assert processes.started() == number
+    assert number_of(["--run", "x"]) == (number or 0)
+    assert number_of(["--processes=1"]) == 0 and number_of(["--process", "2"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("host:1", 2, None), "go together"),
+        (("host:1", None, 0), "go together"),
+        ((None, 2, 1), "go together"),
+        (("host:1", "auto", 1), "go together"),
+        (("host:1", 2, 2), "`process` must be from 0 to 1, not 2"),
+        (("host", 2, 1), "must be HOST:PORT"),
+    ],
+)
+def test_a_wrong_address_or_number_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        processes.join(*arguments)
+
+
+def test_one_process_joins_none_and_agrees_with_itself():
+    processes.join()
+    processes.join(processes=1)
+    processes.barrier("here")
+    assert not processes.several() and processes.is_first() and processes.from_first("one", lambda: 1) == 1
