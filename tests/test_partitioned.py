@@ -226,6 +226,8 @@ def table(rows):
 users = Ids.from_values([f"u{k}" for k in range(9)], "user")
 model = Retriever(table(9), table(7), users, Ids.numbers(7, "item"))
 model.save(folder + "/model")
+here = Rows(np.arange(27, dtype=np.float32).reshape(9, 3))
+Retriever(here, here, users, Ids.numbers(9, "item")).save(folder + "/everywhere", shard_size=40 / 1e6)
 try:
     model.save(folder)
 except UserError as error:
@@ -249,9 +251,11 @@ def test_two_processes_read_a_log_and_write_a_model(tmp_path):
         assert part == [pair for parts, *_ in told for pair in zip(*parts[k])]
     assert [*told[0][1], *told[1][1]] == users and told[0][2] == told[1][2] == items
     assert [tuple(x[3]) for x in told] == [span] * 2
-    assert all("holds something else, log; name a new folder" in x[4] for x in told)
+    assert all("holds something else, everywhere; name a new folder" in x[4] for x in told)
     model = htd_jax.load(tmp_path / "model")
     assert len([*(tmp_path / "model").glob("tables-*-of-00007.safetensors")]) == 7
     np.testing.assert_array_equal(model.users.values, np.arange(27).reshape(9, 3))
     np.testing.assert_array_equal(model.items.values, np.arange(21).reshape(7, 3))
     assert model.recommend("u2", 1).items.tolist() == [[6]]
+    assert len([*(tmp_path / "everywhere").glob("tables-*-of-00006.safetensors")]) == 6
+    np.testing.assert_array_equal(htd_jax.load(tmp_path / "everywhere").items.values, np.arange(27).reshape(9, 3))

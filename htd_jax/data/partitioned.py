@@ -37,6 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from htd_jax import processes as program
 from htd_jax.data.columns import FORMATS, Columns, part_files, read_folder, read_parquet, stem
 from htd_jax.data.dataset import Ids, whole_numbers
 from htd_jax.data.files import open_parquet
@@ -218,6 +219,7 @@ def exchange_arrays(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
     from jax.experimental import multihost_utils
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    program.barrier("exchange")  # which waits longer than a collective does: reading takes a while
     process, processes = jax.process_index(), jax.process_count()
     lengths = np.array([len(part) for part in parts], np.int64).view(np.uint8)  # jax has no int64 by default
     sizes = multihost_utils.process_allgather(lengths).view(np.int64).reshape(processes, processes)

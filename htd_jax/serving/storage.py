@@ -40,6 +40,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jax.experimental import multihost_utils
 
+from htd_jax import processes
 from htd_jax.data import Ids, Interactions, read_ids, write_ids
 from htd_jax.data.arrays import LazyArray, open_arrays, safetensors_bytes
 from htd_jax.data.files import open_parquet, read_json
@@ -122,7 +123,7 @@ def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -
     """Writes an export atomically: at every moment the folder is complete, or as it was before.
 
     If there are several processes, all of them call this, and all must see the folder: each writes the rows of its
-    devices, and process 0 the rest, when the rows are written.
+    devices, or some of the shards if all hold all rows, and process 0 the rest, when the rows are written.
 
     Args:
       folder: new, empty, or an earlier export, which is replaced; a link to one is followed.
@@ -135,7 +136,7 @@ def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -
       UserError: if the folder holds other files or cannot be written, in every process.
     """
     limit = int(shard_size * 1e6)
-    first = jax.process_index() == 0
+    first = processes.is_first()
     shards = _shards(export, limit)
     with contextlib.ExitStack() as stack:
 
@@ -173,7 +174,8 @@ def _together(step: Callable[[], str], folder: Path) -> str:
         error = str(wrong)
     except OSError as wrong:
         error = f"{shown(folder)}: cannot be written ({wrong.strerror or wrong})"
-    if jax.process_count() > 1:
+    if processes.several():
+        processes.barrier("export")  # which waits longer than a collective does
         told = np.zeros((2, MESSAGE), np.uint8)
         for row, line in zip(told, (error, text)):
             coded = os.fsencode(line)[:MESSAGE]
@@ -240,10 +242,12 @@ class _Part(NamedTuple):
         return (self.last - self.first) * width
 
     @property
-    def process(self) -> int:
-        """The process that writes it: of the devices that hold it, that of the first."""
+    def process(self) -> int | None:
+        """The process that writes it: of the devices that hold it, that of the first; None if every process may."""
+        if getattr(self.array, "is_fully_addressable", True):
+            return None
         holders = [device for device, start, stop in _places(self.array) if start <= self.first < stop]
-        return min(holders, key=lambda device: device.id).process_index if holders else 0
+        return min(holders, key=lambda device: device.id).process_index
 
     def read(self) -> np.ndarray:
         """Copies the rows from the device that holds them, if one of this process does."""
@@ -322,7 +326,8 @@ def _shard_name(k: int, count: int) -> str:
 def _write_shards(folder: Path, shards: list[dict[str, _Part]]) -> str:
     """Writes the shards of this process, one after the other; returns nothing of interest."""
     for k, parts in enumerate(shards):
-        if next(iter(parts.values())).process == jax.process_index():
+        writer = next(iter(parts.values())).process
+        if (k % jax.process_count() if writer is None else writer) == jax.process_index():
             arrays = {name: part.read() for name, part in parts.items()}
             # Not `save_file`, which makes files that only their owner may read.
             (folder / _shard_name(k, len(shards))).write_bytes(safetensors_bytes(arrays, {"format": "htd_jax"}))
