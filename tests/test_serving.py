@@ -582,7 +582,7 @@ def test_tables_frames_and_files(tmp_path, monkeypatch):
             for row in (0, 3, 0):
                 write(table.slice(row, 3))
     parts = sorted((tmp_path / "lists").iterdir())
-    assert [path.name for path in parts] == ["part-00001.parquet", "part-00002.parquet"]
+    assert [path.name for path in parts] == ["lists-00001.parquet", "lists-00002.parquet"]
     assert pq.read_table(tmp_path / "lists").equals(pa.concat_tables([table, table.slice(0, 3)]))
     (tmp_path / "lists" / "a.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds something else, a.txt"):

@@ -35,8 +35,8 @@ class RunSettings:
     """Settings of a run: the models and the method to train, and the data."""
 
     dataset: str = "synthetic"
-    """Name of a data set (citeulike is the paper's), or path of a CSV, TSV, Parquet, JSON lines or .inter file, of a
-    folder of them, or a pattern in quotes ('logs/part-*.parquet')."""
+    """Name of a data set (citeulike is the paper's), or path of a CSV, TSV, Parquet, JSON lines or .inter file, a
+    folder or a pattern."""
     model: str = "bpr"
     """Base model of teacher and student."""
     method: str = "htd"

@@ -20,8 +20,8 @@ from htd_jax.writing import whole
 
 SUFFIXES = (".csv", ".parquet")
 
-# The files of a folder of lists, and their rows.
-PART, PART_ROWS = r"part-\d{5,}\.parquet", 10**7
+# The files of a folder of lists, and their rows. No log is named so, which would be replaced.
+PART, PART_ROWS = r"lists-\d{5,}\.parquet", 10**7
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]
                 if file is None or rows >= PART_ROWS:
                     stack.close()
                     parts, rows = parts + 1, 0
-                    file = stack.enter_context(make(partial / f"part-{parts:05}.parquet", schema))
+                    file = stack.enter_context(make(partial / f"lists-{parts:05}.parquet", schema))
                 file.write_table(table)
                 rows += len(table)
 
