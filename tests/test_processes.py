@@ -30,7 +30,7 @@ def partitioning(n, data=1):
     return Partitioning(Mesh(np.array(jax.devices()[:n]).reshape(data, -1), ("data", "rows")))
 
 def state(part, value):
-    table = np.zeros((part.padded(10), 3), np.float32)
+    table = np.zeros((-(-10 // part.mesh.shape["rows"]) * part.mesh.shape["rows"], 3), np.float32)
     table[:10] = value + np.arange(30, dtype=np.float32).reshape(10, 3)
     put = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
     whole = {"weights": np.float32([value] * 5), "count": np.int32(value)}
