@@ -30,7 +30,7 @@ from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.spec import STUDENT, TEACHER
 from htd_jax.serving import Retriever, load_export
 from htd_jax.settings import check, override
-from htd_jax.training import Checkpoints, EarlyStopping, choose, in_full, is_finished
+from htd_jax.training import Checkpoints, EarlyStopping, choose, in_full, is_finished, trim_tables
 from htd_jax.writing import alone, clean, is_partial, whole
 
 # The settings that distinguish phases of the same name.
@@ -314,7 +314,7 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
     history, tree = steps.history(), steps.tree()
     settings = history["settings"]
     try:
-        variables = tree.get("best") or tree["train"]["params"]["model"]
+        variables = trim_tables(tree.get("best") or tree["train"]["params"]["model"], data.train)
         distiller = tree["train"]["params"].get("distiller") or {}
         fields = dict(settings["model"])
         name, dim, precision = fields.pop("name"), fields.pop("dim"), fields.pop("precision", "float32")

@@ -16,7 +16,7 @@ from htd_jax.training.loop import (
 )
 from htd_jax.training.objectives import Objective, objective_of, own, sampled_softmax, softmax
 from htd_jax.training.optimizers import RowOptimizer, adam, cosine, lazy_adam, optimizer_of
-from htd_jax.training.partitioning import Partitioning, find_partitioning, make_partitioning
+from htd_jax.training.partitioning import Partitioning, find_partitioning, make_partitioning, trim_tables
 from htd_jax.training.settings import Training, TrainingSpec, resolve_training
 from htd_jax.training.solve import make_solving_trainer
 from htd_jax.training.step import (
@@ -67,4 +67,5 @@ __all__ = [
     "run_phase",
     "sampled_softmax",
     "softmax",
+    "trim_tables",
 ]

@@ -93,9 +93,8 @@ class Partitioning:
             if isinstance(x, Interactions | Neighbours):
                 return jax.tree.map(lambda _: Extent(0, 0), x)
             first, axes = (x.shape[0], len(x.shape)) if x.shape else (0, 0)
-            names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-            table = next((own for of, own in itertools.pairwise(names) if of in TABLES and own in sizes), None)
-            if table:
+            names = _names(path)
+            if table := _table(names):
                 size, padded = sizes[table], self._padded(sizes[table])
                 times = first // (padded if held else size)
                 return Extent(times * size, times * padded)
@@ -200,6 +199,28 @@ def pad(tree: T, extents: Extents) -> T:
 def trim(tree: T, extents: Extents) -> T:
     """Returns arrays without padding; in a compiled program only, whose arrays may be of any size."""
     return _map(lambda extent, x: x[: extent.size] if extent.held != extent.size else x, extents, tree)
+
+
+def trim_tables(variables: T, train: Interactions) -> T:
+    """Returns a model's variables, as a checkpoint of any mesh holds them, without padding."""
+    sizes = {"users": train.num_users, "items": train.num_items}
+
+    def cut(path: Any, x: Any) -> Any:
+        table = _table(_names(path))
+        return x[: sizes[table]] if table and x.ndim and x.shape[0] > sizes[table] else x
+
+    trimmed: T = jax.tree_util.tree_map_with_path(cut, variables)
+    return trimmed
+
+
+def _names(path: Any) -> list[str]:
+    return [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+
+
+def _table(names: list[str]) -> str | None:
+    """Returns `users` or `items` if an array of this path is one of a model's tables, or of what is kept for one."""
+    pairs = itertools.pairwise(names)
+    return next((own for of, own in pairs if of in TABLES and own in ("users", "items")), None)
 
 
 def is_extent(x: Any) -> bool:
