@@ -85,7 +85,7 @@ class PartitionedLog:
       max_degree: the largest number of training items of a user, of all users.
       span: first and last time of the whole log, see `Dataset`; None if unknown.
       name: name for output.
-      notes: remarks of all processes on how it was read, a line each.
+      notes: remarks of all processes on how it was read, a line each; none on unusual ids.
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -116,7 +116,7 @@ def read_partitioned(
     """Reads this process' part of a log; all processes call it with the same arguments but for `process`.
 
     Args:
-      path: a Parquet file, a folder of them, or a pattern, see `read_log`; each process sees all files.
+      path: a Parquet file, a folder of them, or a pattern, see `read_log`; every process must see all files.
       reading: columns, filters and split.
       process, processes: which process this is, and of how many; those of `jax.distributed` if None.
       exchange: how processes tell one another something; `exchange_arrays` if None.
@@ -142,8 +142,8 @@ def read_partitioned(
         raise UserError(f"{what} needs the whole log in one process; known here: `split` {', '.join(SUPPORTED)}")
 
     part = group.agree(lambda: _read_part(path, reading, group))
-    timed = all(group.tell(part.times is not None))
-    part = _without_lost_times(part, timed)
+    timed = all(group.tell(part.times is not None))  # optional times that one process cannot read count nowhere
+    part = part if timed else part._replace(times=None)
     _check_markers(part, path, group)
     found = tuple(itertools.chain.from_iterable(group.tell(part.notes)))
     log, parts = part._replace(notes=()), np.zeros(len(part.users), np.int8)
@@ -211,7 +211,7 @@ def read_partitioned(
 
 
 def exchange_arrays(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Is the `Exchange` of the processes of `jax.distributed`: by an all-to-all of one device per process.
+    """Exchanges buffers between the processes of `jax.distributed`, by an all-to-all of one device of each.
 
     Buffers go in pieces of `SENT` bytes in all, so that one long buffer does not pad the others.
     """
@@ -275,7 +275,7 @@ class _Group:
             with pa.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(batch)
             packed.append(np.frombuffer(sink.getvalue(), np.uint8))
-        return [pa.ipc.open_stream(x.tobytes()).read_all()["id"].combine_chunks() for x in self.exchange(packed)]
+        return [pa.ipc.open_stream(pa.py_buffer(x)).read_all()["id"].combine_chunks() for x in self.exchange(packed)]
 
     def tell(self, value: Any) -> list[Any]:
         """Returns every process' value, which JSON can hold."""
@@ -338,11 +338,6 @@ def _read_part(path: Path, reading: Reading, group: _Group) -> Log:
         return columns
 
     return make_log(read_folder(path, chooser(reading, shown(path)), read), reading, shown(path), part=True)
-
-
-def _without_lost_times(log: Log, timed: bool) -> Log:
-    """Drops times that other processes could not read, which no flag needs."""
-    return log if timed else log._replace(times=None)
 
 
 def _check_markers(log: Log, path: Path, group: _Group) -> None:
