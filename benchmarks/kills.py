@@ -6,6 +6,9 @@ random time or as a temporary folder appears, and started again until it ends; a
 kills are spent. Commands are forked from a process that has imported the package, so that no kill is spent on imports,
 which write nothing. After every kill, every file that it writes must be what it was or what it becomes, and every JSON
 file and checkpoint whole; at its end, all must have the bits of the unbroken run, and no temporary folder may be left.
+
+With `--processes 2`, two processes train together, on a mesh of their processors. One of them is killed; the other must
+end too, within `BOUND` seconds.
 """
 
 import argparse
@@ -32,9 +35,9 @@ import jax
 import numpy as np
 
 import htd_jax
-from htd_jax import command
+from htd_jax import command, processes
 from htd_jax.distillers import METHODS
-from htd_jax.training import Checkpoints
+from htd_jax.training import Checkpoints, loop
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--synthetic.users 60 --synthetic.items 150 --epochs 4 --eval-every 1 --teacher-dim 12 --student-dim 4".split()  # noqa: SIM905
@@ -42,6 +45,9 @@ BASE = ["train", *SMALL, "--method", "ftd", "--run", "base"]
 
 # Kills of a command before the next one has its turn.
 EACH = 6
+
+# Of several processes: when a silent one counts as dead, when one that never came does, and when all must have ended.
+HEARTBEAT, START, BOUND = 8, 30, 60
 
 SIGNALS = {"SIGKILL": 0.6, "SIGTERM": 0.2, "SIGINT": 0.2}
 
@@ -100,7 +106,7 @@ def scenarios() -> list[Scenario]:
 class Forks:
     """A process that has imported everything and computed nothing; it forks the commands, one after another."""
 
-    def __init__(self, environment: dict[str, str]):
+    def __init__(self, environment: dict[str, str], joined: bool):
         self._socket, other = socket.socketpair()
         if os.fork():
             other.close()
@@ -108,6 +114,9 @@ class Forks:
         self._socket.close()
         os.setsid()
         os.environ.update(environment)
+        if joined:
+            processes.HEARTBEAT_SECONDS, processes.START_SECONDS = HEARTBEAT, START
+            loop.CHECKPOINT_SECONDS = 0  # a save is under way at most moments
         jax.config.update("jax_platforms", environment["JAX_PLATFORMS"])
         jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -153,6 +162,30 @@ def _run(arguments: list[str], cwd: str, out: str) -> None:
         os._exit(status if isinstance(status, int) else 1)
 
 
+class Team:
+    """The forks of one command, a process each."""
+
+    def __init__(self, forks: list["Fork"]):
+        self.forks = forks
+
+    def poll(self) -> int | None:
+        """Returns the first status that is not 0 once all have ended; None while one runs."""
+        found = [fork.poll() for fork in self.forks]
+        return None if None in found else next(filter(None, found), 0)
+
+    def wait(self, seconds: float = 600) -> int | None:
+        """Returns the same; None if they take longer."""
+        end = time.monotonic() + seconds
+        while (status := self.poll()) is None and time.monotonic() < end:
+            time.sleep(0.02)
+        return status
+
+    def signal(self, number: signal.Signals, chosen: list["Fork"], *, group: bool = True) -> None:
+        for fork in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if group else os.kill)(fork.pid, number)
+
+
 class Fork:
     """A running command."""
 
@@ -172,17 +205,19 @@ class Fork:
             self._status = int(self._line())
         return self._status
 
-    def wait(self) -> int:
-        """Returns the status when it has ended."""
-        if self._status is None:
-            self._status = int(self._line())
-        return self._status
+
+def is_alive(fork: Fork) -> bool:
+    try:
+        os.killpg(fork.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Kills:
     """The state of the whole: what was killed, and what was found."""
 
-    def __init__(self, folder: Path, seed: int, say: Callable[[dict[str, Any]], None]):
+    def __init__(self, folder: Path, seed: int, say: Callable[[dict[str, Any]], None], together: int = 1):
         self.folder, self.random, self.say = folder, random.Random(seed), say
         self.counts = {"kills": 0, "ends": 0, "starts": 0, "at a write": 0}
         self.by_signal: dict[str, int] = {}
@@ -198,16 +233,25 @@ class Kills:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
         }
-        self.forks = Forks(self.environment)
+        self.longest = 0.0
+        self.forks = [Forks(self.environment, together > 1) for _ in range(together)]
 
-    def start(self, arguments: list[str], cwd: Path) -> Fork:
+    def start(self, arguments: list[str], cwd: Path) -> Team:
         self.counts["starts"] += 1
-        return self.forks.start(arguments, cwd, cwd.with_name(cwd.name + ".out"))
+        joined: list[list[str]] = [[]]
+        if len(self.forks) > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address = f"127.0.0.1:{free.getsockname()[1]}"
+            count = len(self.forks)
+            joined = [["--coordinator", address, "--processes", f"{count}", "--process", f"{i}"] for i in range(count)]
+        outs = [cwd.with_name(f"{cwd.name}.out{number or ''}") for number in range(len(joined))]
+        return Team([forks.start(arguments + own, cwd, out) for forks, own, out in zip(self.forks, joined, outs)])
 
     def unbroken(self, arguments: list[str], cwd: Path) -> float:
         begin = time.monotonic()
-        process = self.start(arguments, cwd)
-        if process.wait() != 0:
+        team = self.start(arguments, cwd)
+        if team.wait() != 0:
             raise RuntimeError(f"{' '.join(arguments)}: {output(cwd)[-400:]}")
         return time.monotonic() - begin
 
@@ -261,14 +305,14 @@ class Kills:
         at_write = self.random.random() < 0.4
         skip, deadline = int(self.random.expovariate(0.5)), self.random.uniform(0.3, 1.0) * seconds
         begin = time.monotonic()
-        process = self.start(scenario.arguments, cwd)
+        team = self.start(scenario.arguments, cwd)
         seen: set[str] = set()
         killed = False
-        while process.poll() is None:
+        while team.poll() is None:
             passed = time.monotonic() - begin
             if passed > 600:
                 self.problems.append(f"{scenario.name}: takes longer than 600 s")
-                os.killpg(process.pid, signal.SIGKILL)
+                team.signal(signal.SIGKILL, team.forks)
                 break
             if last:
                 time.sleep(0.05)
@@ -279,21 +323,24 @@ class Kills:
                 killed = True
                 self.counts["at a write"] += at_write
                 alone = scenario.name.startswith("study") and name == "SIGKILL" and self.random.random() < 0.5
-                (os.kill if alone else os.killpg)(process.pid, signal.Signals[name])
+                team.signal(signal.Signals[name], [self.random.choice(team.forks)], group=not alone)
                 break
             time.sleep(0.001 if at_write else 0.02)
-        status = process.wait()
+        signalled = time.monotonic()
+        if (status := team.wait(BOUND)) is None:
+            self.problems.append(f"{scenario.name}: a process runs {BOUND} s after {name} of another")
+            team.signal(signal.SIGKILL, team.forks)
+            status = team.wait()
+        self.longest = max(self.longest, time.monotonic() - signalled)
         self.running += time.monotonic() - begin
         end = time.monotonic() + 30
         while time.monotonic() < end:  # its children end with it
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
+            if not any(map(is_alive, team.forks)):
                 break
             time.sleep(0.02)
         else:
             self.problems.append(f"{scenario.name}: a child outlives its parent")
-            os.killpg(process.pid, signal.SIGKILL)
+            team.signal(signal.SIGKILL, team.forks)
         text = output(cwd)
         if killed and status == 0:
             killed = False  # it had just ended
@@ -325,7 +372,7 @@ class Kills:
                 self.problems.append(f"{scenario.name}: {name}, which it only reads, has changed")
 
     def summary(self) -> dict:
-        hours = {"hours of killed work": round(self.running / 3600, 2)}
+        hours = {"hours of killed work": round(self.running / 3600, 2), "longest end": round(self.longest, 1)}
         found = {"problems": len(self.problems), "first problems": self.problems[:10], **self.notes}
         return {**self.counts, **hours, "by signal": self.by_signal, "by command": self.by_command, **found}
 
@@ -390,16 +437,17 @@ def arrays_of(tree) -> str:
     return digest.hexdigest()
 
 
-def kill_all(kills: int, seed: int, folder: Path, chosen: list[Scenario], say) -> Kills:
-    """Spends the kills on the scenarios in turn, a few each."""
-    state, known, number = Kills(folder, seed, say), {}, 0
+def kill_all(kills: int, seed: int, folder: Path, chosen: list[Scenario], say, together: int = 1) -> Kills:
+    """Spends the kills on the scenarios in turn, a few each; each command is run by so many processes together."""
+    state, known, number = Kills(folder, seed, say, together), {}, 0
     order = chosen[:]
     state.random.shuffle(order)
     while state.counts["kills"] < kills:
         scenario = order[number % len(order)]
         number += 1
         state.go(scenario, min(EACH, kills - state.counts["kills"]), known)
-    state.forks.close()
+    for forks in state.forks:
+        forks.close()
     return state
 
 
@@ -408,6 +456,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="a part of the names of the scenarios")
+    parser.add_argument("--processes", type=int, default=1, help="processes that run each training together")
     parser.add_argument("--to", type=Path, help="a JSON file for the summary, written as it goes")
     options = parser.parse_args()
     begin = time.monotonic()
@@ -419,8 +468,9 @@ def main() -> None:
             options.to.write_text(json.dumps(summary, indent=2) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [scenario for scenario in scenarios() if options.only in scenario.name]
-        state = kill_all(options.kills, options.seed, Path(folder), chosen, say)
+        together = options.processes
+        chosen = [own for own in scenarios() if options.only in own.name and (together == 1 or own.name[:5] == "train")]
+        state = kill_all(options.kills, options.seed, Path(folder), chosen, say, together)
     say({**state.summary(), "finished": True})
     sys.exit(bool(state.problems))
 
