@@ -239,7 +239,19 @@ def find_partitioning(mesh: str | None) -> Partitioning | None:
       UserError: see `make_partitioning`.
     """
     mesh = mesh or ("auto" if processes.several() else None)
-    return make_partitioning(mesh) if mesh else None
+    partitioning = make_partitioning(mesh) if mesh else None
+    if partitioning and processes.several():
+        _connect(partitioning)
+    return partitioning
+
+
+def _connect(partitioning: Partitioning) -> None:
+    """Connects the devices of each axis, while all processes wait for it: later, one may compile for longer than
+    another waits for its first collective, see `htd_jax.processes`."""
+    processes.barrier("mesh")
+    for axes in (DATA, ROWS, (DATA, ROWS)):
+        one = functools.partial(jax.lax.psum, jnp.ones(()), axes)
+        jax.block_until_ready(jax.jit(partitioning.over_shards(one, (), EVERYWHERE))())
 
 
 def make_partitioning(mesh: str) -> Partitioning:
