@@ -15,7 +15,7 @@ from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss
 from htd_jax.ops.precision import BITS, Rows, encoded, rounded
 from htd_jax.ops.products import dot
-from htd_jax.ops.shards import look_up
+from htd_jax.ops.shards import at_owner, look_up
 
 
 class Recommender(nn.Module):
@@ -265,7 +265,8 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Returns the scores of pairs (user, item), from two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
-        return jnp.sum(look_up(self.users, users) * look_up(self.items, items), axis=-1)
+        user_rows = look_up(self.users, users)
+        return at_owner(lambda item_rows: jnp.sum(user_rows * item_rows, axis=-1), self.items, items)
 
     def score_all(self, users: chex.Array) -> jax.Array:
         """Returns the scores `[n, num_items]` of every item for the users `[n]`, in float32 on every backend."""

@@ -14,7 +14,7 @@ from htd_jax.data import Interactions
 from htd_jax.losses import bce_loss
 from htd_jax.models.base import ModelSettings, Recommender
 from htd_jax.ops.products import dot
-from htd_jax.ops.shards import look_up
+from htd_jax.ops.shards import at_owner, look_up
 
 # Units of the tower that `score_all` holds at a time: they fit in a cache.
 UNITS = 2**20
@@ -66,8 +66,8 @@ class NeuMF(Recommender):
         chex.assert_equal_rank([users, items])
         if items.ndim < 2:
             return self._logits(self._user_parts(users), self._item_parts(look_up(self.items, items)))
-        product, first = self.all_item_parts
-        return self._logits(self._user_parts(users), look_up((product, first), items))
+        user_parts = self._user_parts(users)
+        return at_owner(lambda item_parts: self._logits(user_parts, item_parts), self.all_item_parts, items)
 
     def score_all(self, users: chex.Array) -> jax.Array:
         """Returns the logits `[n, num_items]` of every item for the users `[n]`, UNITS of the first layer at a time."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from htd_jax.ops import platforms
 from htd_jax.ops.manual import alike
 from htd_jax.ops.products import einsum, in_chunks
+from htd_jax.ops.shards import all_parts, own_part, total
 
 
 def all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
@@ -14,7 +15,8 @@ def all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
     .. math:: |T^\top T|^2 - 2 |T^\top S|^2 + |S^\top S|^2
 
     With d = d_s + d_t it costs n d^2 operations for the value and 2 n d d_s for the gradient, and memory `[d, d]`
-    in addition to its arguments. It takes four products on a CPU and two elsewhere, whatever n.
+    in addition to its arguments. It takes four products on a CPU and two elsewhere, whatever n. On a mesh, devices
+    divide the rows: they exchange d^2 numbers for the value, and n d_s for the gradient.
 
     Args:
       s: `[n, d_s]` floats.
@@ -35,10 +37,12 @@ def _all_pairs_and_gradient(s: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.
     """Computes loss and gradient in two products: U'U with U = [T | S], which contains the three products of the loss;
     and that of the gradient, 4 (S S'S - T T'S). Differentiation by JAX needs seven, most of them small."""
     both = jnp.concatenate([t, s], axis=1)
-    products = _gram(both)
+    rows = len(both)
+    both = own_part(both)
+    products = total(_gram(both))
     tt, (ts, ss) = products[: t.shape[1], : t.shape[1]], jnp.split(products[:, t.shape[1] :], [t.shape[1]])
     loss = jnp.sum(tt**2) - 2 * jnp.sum(ts**2) + jnp.sum(ss**2)
-    return loss, 4 * einsum("nd,de->ne", both, jnp.concatenate([-ts, ss]))
+    return loss, all_parts(4 * einsum("nd,de->ne", both, jnp.concatenate([-ts, ss])), rows)
 
 
 _all_pairs.defvjp(

@@ -8,6 +8,7 @@ The functions here take shards and whole arrays alike; of a whole array, they ar
 gradients stay on the device that holds a row: the transpose of the sum over devices is the identity.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -67,6 +68,25 @@ def look_up(rows: T, ids: jax.Array) -> T:
     return found
 
 
+def at_owner(function: Callable[[T], jax.Array], rows: T, ids: jax.Array) -> jax.Array:
+    """Returns `function(rows[ids])`, of the shape of `ids`, computed where the rows are.
+
+    From shards, it moves one number per id in place of a row: each device computes the results of the rows that it
+    holds, zeros for the others, and the sum over devices is exact.
+
+    Args:
+      function: takes the rows `[*ids.shape, ...]`; an entry of its result depends on no other row.
+      rows: arrays `[n, ...]`.
+      ids: integers from 0 and below n; the same on all devices.
+    """
+    if not is_shard(rows):
+        return function(jax.tree.map(lambda x: x[ids], rows))
+    at = place(jax.tree.leaves(rows)[0], ids)
+    own = jax.tree.map(lambda x: x.at[at].get(mode="fill", fill_value=0), rows)
+    size = len(jax.tree.leaves(rows)[0])
+    return jax.lax.psum(jnp.where(at < size, function(own), 0), ROWS)
+
+
 def take_columns(scores: jax.Array, items: jax.Array) -> jax.Array:
     """Returns the entries `items` `[n, k]` of each row of `scores` `[n, m]`."""
     if not is_shard(scores):
@@ -78,10 +98,43 @@ def take_columns(scores: jax.Array, items: jax.Array) -> jax.Array:
 
 def share(count: int) -> tuple[jax.Array | int, jax.Array | int]:
     """Returns the first and the last, exclusive, of `count` pieces of work that fall to a device along `data`."""
-    if DATA not in jax.sharding.get_abstract_mesh().manual_axes:
+    if DATA not in devices():
         return 0, count
-    number, devices = jax.lax.axis_index(DATA), jax.lax.axis_size(DATA)
-    return count * number // devices, count * (number + 1) // devices
+    number, parts = jax.lax.axis_index(DATA), jax.lax.axis_size(DATA)
+    return count * number // parts, count * (number + 1) // parts
+
+
+def devices() -> tuple[str, ...]:
+    """Returns the axes of the mesh that a program runs on each device of; none outside `jax.shard_map`."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in (DATA, ROWS) if axis in manual)
+
+
+def divided_by_compiler() -> bool:
+    """Returns whether a program of whole arrays is divided among the devices of a mesh by the compiler, see
+    `Partitioning.by_compiler`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return ROWS in mesh.axis_names and ROWS not in mesh.manual_axes
+
+
+def own_part(x: jax.Array) -> jax.Array:
+    """Returns a device's part of rows `[n, ...]` that are the same on all devices, zeros past the last: work on a batch
+    is divided so. Without a mesh it is all rows."""
+    axes = devices()
+    if not axes:
+        return x
+    size = -(-len(x) // jax.lax.axis_size(axes))
+    rows = jax.lax.axis_index(axes) * size + jnp.arange(size)
+    return x.at[rows].get(mode="fill", fill_value=0)
+
+
+def all_parts(part: jax.Array, rows: int) -> jax.Array:
+    """Returns all of `rows` rows from the parts of the devices, see `own_part`."""
+    axes = devices()
+    if not axes:
+        return part
+    gathered: jax.Array = jax.lax.all_gather(part, axes, tiled=True, to="invarying")
+    return gathered[:rows]
 
 
 def whole(shard: jax.Array) -> jax.Array:

@@ -144,6 +144,16 @@ class Partitioning:
         )
         return mapped
 
+    def by_compiler(self, function: Callable[..., T]) -> Callable[..., T]:
+        """Returns a function of whole arrays, for a compiled program that the compiler divides among the devices."""
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> T:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*arguments)
+
+        return call
+
     def map_shards(self, function: Callable[..., T], variables: Any, train: Interactions) -> Callable[..., T]:
         """Returns a function that every device calls with its rows of a model's variables, its first argument, and with
         other arguments whole; its results are the same on all devices."""

@@ -356,7 +356,8 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
             teacher = Teacher.of(teacher)
             teacher.check(train)
             given = partitioning.extents(teacher, train)
-            whole_guide = lambda train, teacher: _pair(parts.guide(train, trim(teacher, given)))
+            of_whole = partitioning.by_compiler(parts.guide)
+            whole_guide = lambda train, teacher: _pair(of_whole(train, trim(teacher, given)))
             placed = partitioning.put(teacher, given)
             extents = partitioning.extents(jax.eval_shape(whole_guide, train, placed), train)
             make = lambda train, placed: partitioning.constrain(whole_guide(train, placed), extents)
@@ -382,7 +383,7 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
         state: TrainState, key: chex.PRNGKey, train: Interactions, guidance: Guidance
     ) -> tuple[TrainState, Terms]:
         of_state = extents_of_state(key, train, guidance)
-        inputs = parts.begin(trim(state, of_state), key, train, whole(guidance))
+        inputs = partitioning.by_compiler(parts.begin)(trim(state, of_state), key, train, whole(guidance))
         of_inputs = everywhere(inputs)._replace(sampled=of_state.sampled)
         of_guidance = Guidance(*extents_of(guidance))
         arguments = state, partitioning.constrain(inputs, of_inputs), train, Guidance(*_pair(guidance))
