@@ -41,8 +41,11 @@ class Mesh(typing.Hashable, typing.Protocol):
     def copy(self, tree: T) -> T:
         """Returns arrays that are whole on every device."""
 
-    def map_shards(self, function: Callable[..., T], variables: Any, train: Interactions) -> Callable[..., T]:
-        """Returns a function that each device calls with its rows of `variables`, its first argument."""
+    def extents(self, tree: Any, train: Interactions, *, by_name: bool = False, held: bool = False) -> Any:
+        """Returns how variables are split over devices."""
+
+    def map_shards(self, function: Callable[..., T], extents: Any) -> Callable[..., T]:
+        """Returns a function that each device calls with its rows of its first argument."""
 
 
 class UserMetrics(NamedTuple):
@@ -209,7 +212,10 @@ def _evaluate_on(
     *others: Any,
 ) -> dict[str, Any]:
     evaluate = functools.partial(_evaluate, make_model, protocol, summary)
-    return mesh.map_shards(evaluate, variables, train)(variables, train, *others)
+    if not make_model(train).divided:
+        return evaluate(variables, train, *others)
+    extents = mesh.extents(variables, train, by_name=True, held=True)
+    return mesh.map_shards(evaluate, extents)(variables, train, *others)
 
 
 class _Some(NamedTuple):

@@ -32,17 +32,22 @@ class Recommender(nn.Module):
       row_local: True if `users` and `items` are parameters with a row each, and a pair's score reads no rows but its
         own: such a model can be trained at the cost of the rows that a step reads. A subclass declares it anew.
       has_representations: False if it has scores alone, and `represent` is not implemented.
+      divided: True if `users` and `items` are parameters with a row each that devices may divide: the module reads them
+        by `htd_jax.ops.shards.look_up`, and `score_all` returns the columns of a device's items. A subclass declares it
+        anew; other models are whole on every device.
     """
 
     inner_product: ClassVar[bool] = False
     params_are_tables: ClassVar[bool] = False
     row_local: ClassVar[bool] = False
     has_representations: ClassVar[bool] = True
+    divided: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         # Not inherited: a subclass may combine rows.
-        if "row_local" not in cls.__dict__:
-            cls.row_local = False
+        for name in ("row_local", "divided"):
+            if name not in cls.__dict__:
+                setattr(cls, name, False)
         super().__init_subclass__(**options)
 
     num_users: int
@@ -131,11 +136,15 @@ class Solver(NamedTuple):
 
     Attributes:
       prepare: (training interactions, `Labels` or None) -> context; called once, on the host.
+      prepare_parts: (training interactions, `Labels` or None, a number of devices) -> the parts of each device, joined
+        along their first axes, of arrays of two axes or more; then `sweep` takes shards. None if devices cannot divide
+        the work.
       sweep: (variables, context) -> (variables, the objective under them); jitted, once for all that are equal.
     """
 
     prepare: Callable[[Interactions, Labels | None], Any]
     sweep: Callable[[Any, Any], tuple[Any, jax.Array]]
+    prepare_parts: Callable[[Interactions, Labels | None, int], Any] | None = None
 
 
 class ModelSettings:

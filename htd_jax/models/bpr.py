@@ -13,6 +13,7 @@ class BPR(InnerProduct):
 
     params_are_tables: ClassVar[bool] = True
     row_local: ClassVar[bool] = True
+    divided: ClassVar[bool] = True
 
     dim: int
 

@@ -13,6 +13,7 @@ from htd_jax.data import Interactions
 from htd_jax.models.base import Labels, ModelSettings, Recommender, Solver
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.ops.als import PaddedRows, pad_rows, solve_rows
+from htd_jax.ops.shards import rows_held, total
 
 
 @struct.dataclass
@@ -45,7 +46,7 @@ class Sweep:
         user_penalties, item_penalties = context.penalties
         users, _ = solve_rows(context.by_user, items, user_penalties, users, self.steps)
         items, objective = solve_rows(context.by_item, users, item_penalties, items, self.steps)
-        objective += jnp.sum(user_penalties[:, None] * users**2)
+        objective += total(jnp.sum(rows_held(user_penalties, users)[:, None] * users**2))
         return {"params": {"users": users, "items": items}}, objective
 
 
@@ -75,9 +76,9 @@ class IALSSettings(ModelSettings):
         return BPRSettings()
 
     def solver(self) -> Solver:
-        return Solver(self._prepare, Sweep(self.steps))
+        return Solver(self._prepare, Sweep(self.steps), self._prepare)
 
-    def _prepare(self, train: Interactions, labels: Labels | None) -> Context:
+    def _prepare(self, train: Interactions, labels: Labels | None, parts: int = 1) -> Context:
         users, items = np.asarray(train.users), np.asarray(train.items)
         weights = np.full(len(users), self.alpha - 1, np.float32)
         if labels is not None:  # a weight of 0 is the confidence of an unseen pair
@@ -85,8 +86,8 @@ class IALSSettings(ModelSettings):
             weights = np.append(weights, labels.weights * (self.alpha - 1)).astype(np.float32)
         by_user, by_item = (np.argsort(ids, kind="stable") for ids in (users, items))
         return Context(
-            pad_rows(users[by_user], items[by_user], weights[by_user], train.num_users),
-            pad_rows(items[by_item], users[by_item], weights[by_item], train.num_items),
+            pad_rows(users[by_user], items[by_user], weights[by_user], train.num_users, parts),
+            pad_rows(items[by_item], users[by_item], weights[by_item], train.num_items, parts),
             (
                 self._penalties(users, weights, train.num_users, train.num_items),
                 self._penalties(items, weights, train.num_items, train.num_users),

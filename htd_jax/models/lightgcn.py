@@ -37,6 +37,8 @@ class LightGCN(InnerProduct):
       layers: steps along the edges, at least 0.
     """
 
+    divided: ClassVar[bool] = True
+
     graph: Graph
     dim: int
     layers: int = 1

@@ -38,6 +38,7 @@ class NeuMF(Recommender):
     """
 
     row_local: ClassVar[bool] = True
+    divided: ClassVar[bool] = True
 
     dim: int
     layers: int = 1

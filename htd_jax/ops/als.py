@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from htd_jax.ops.manual import axes_of, vary
 from htd_jax.ops.platforms import by_backend
 from htd_jax.ops.products import dot, einsum
+from htd_jax.ops.shards import place, total, whole
 
 # Entries per block, each with its row of the other side's table in memory: on a CPU they fit in a core's cache.
 ENTRIES, MANY_ENTRIES = 2**11, 2**16
@@ -39,27 +41,47 @@ class PaddedRows:
     weights: jax.Array
 
 
-def pad_rows(owners: np.ndarray, others: np.ndarray, weights: np.ndarray, num_rows: int) -> tuple[PaddedRows, ...]:
+def pad_rows(
+    owners: np.ndarray, others: np.ndarray, weights: np.ndarray, num_rows: int, parts: int = 1
+) -> tuple[PaddedRows, ...]:
     """Groups entries `[n]`, sorted by owner, into rows whose widths are powers of two.
 
     Rows without entries are left out; at most half of a row is padding. It runs on the host, because the number of rows
     of each width decides the shapes.
+
+    Args:
+      owners, others, weights: see `PaddedRows`.
+      num_rows: the number of owners.
+      parts: the number of devices that hold equal ranges of the owners; each has its own blocks, as many as the others.
     """
     degrees = np.bincount(owners, minlength=num_rows)
     begins = np.cumsum(degrees) - degrees
     widths = np.maximum(NARROWEST, 2 ** np.ceil(np.log2(np.maximum(degrees, 1))).astype(np.int64))
-    return tuple(
-        _pad_to_width(np.flatnonzero((widths == width) & (degrees > 0)), int(width), begins, degrees, others, weights)
-        for width in np.unique(widths[degrees > 0])
-    )
+    held = -(-num_rows // parts)
+
+    def of_width(width: int) -> PaddedRows:
+        ids = np.flatnonzero((widths == width) & (degrees > 0))
+        own = np.split(ids, np.searchsorted(ids, held * np.arange(1, parts)))
+        most = max(map(len, own))
+        block = min(max(1, by_backend(ENTRIES, MANY_ENTRIES) // width), most)
+        size = -(-most // block) * block
+        ids = np.concatenate([np.pad(part, (0, size - len(part)), constant_values=num_rows) for part in own])
+        return _pad_to_width(ids, block, width, begins, degrees, others, weights)
+
+    return tuple(map(of_width, np.unique(widths[degrees > 0]).tolist()))
 
 
 def _pad_to_width(
-    ids: np.ndarray, width: int, begins: np.ndarray, degrees: np.ndarray, others: np.ndarray, weights: np.ndarray
+    ids: np.ndarray,
+    block: int,
+    width: int,
+    begins: np.ndarray,
+    degrees: np.ndarray,
+    others: np.ndarray,
+    weights: np.ndarray,
 ) -> PaddedRows:
-    """Pads the rows `ids` to `width`; the entries of row i are `begins[i]` to `begins[i] + degrees[i]`."""
-    block = min(max(1, by_backend(ENTRIES, MANY_ENTRIES) // width), len(ids))
-    ids = np.pad(ids, (0, -len(ids) % block), constant_values=len(degrees))
+    """Pads the rows `ids`, in blocks of `block`, to `width`; the entries of row i are `begins[i]` to `begins[i] +
+    degrees[i]`."""
     begin, degree = np.append(begins, 0)[ids][:, None], np.append(degrees, 0)[ids][:, None]
     place = np.arange(width)[None, :]
     where = place < degree
@@ -98,14 +120,17 @@ def solve_rows(
       start: `[n, d]`, the rows before the first step.
       steps: conjugate gradient steps; 0 iterates until every residual is a rounding error.
 
+    On a mesh, each device solves the rows that it holds, from the whole table of the other side, which is gathered for
+    it; the sum over devices is of d^2 numbers. Then tables and results are shards.
+
     Returns:
       `[n, d]`, zeros for a row without entries; and the objective, a scalar, summed over rows.
     """
     dim = table.shape[1]
-    eigenvalues, basis = jnp.linalg.eigh(dot(table.T, table))
+    eigenvalues, basis = jnp.linalg.eigh(total(dot(table.T, table)))
     eigenvalues = jnp.maximum(eigenvalues, 0)  # below 0 by rounding only
-    rotated, begin = dot(table, basis), dot(start, basis)
-    solved, objective = jnp.zeros((len(penalties), dim), table.dtype), jnp.zeros((), table.dtype)
+    rotated, begin = whole(dot(table, basis)), dot(start, basis)
+    solved, objective = vary((jnp.zeros((len(start), dim), table.dtype), jnp.zeros((), table.dtype)), axes_of(start))
     for group in rows:
 
         def solve(carry: tuple[jax.Array, jax.Array], block: PaddedRows) -> tuple[tuple[jax.Array, jax.Array], None]:
@@ -113,18 +138,19 @@ def solve_rows(
             padding = block.ids == len(penalties)
             ids = jnp.where(padding, 0, block.ids)
             entries = jnp.where((block.weights > 0)[..., None], rotated[block.others], 0)
+            at = jnp.where(padding, len(start), place(start, block.ids))
             diagonal = eigenvalues + penalties[ids][:, None]
             if entries.shape[1] <= FEW:
                 best = _few_entries(entries, block.weights, diagonal)
             else:
-                best = _many_entries(entries, block.weights, diagonal, begin[ids], steps)
+                best = _many_entries(entries, block.weights, diagonal, begin.at[at].get(mode="clip"), steps)
             scores = einsum("bwd,bd->bw", entries, best)
             seen = jnp.where(block.weights > 0, (block.weights + 1) * (1 - scores) ** 2 - scores**2, 0)
             objective += jnp.sum(jnp.where(padding[:, None], 0, diagonal * best**2)) + jnp.sum(seen)
-            return (solved.at[block.ids].set(best, mode="drop"), objective), None
+            return (solved.at[at].set(best, mode="drop"), objective), None
 
         (solved, objective), _ = jax.lax.scan(solve, (solved, objective), group)
-    return dot(solved, basis.T), objective
+    return dot(solved, basis.T), total(objective)
 
 
 def _few_entries(entries: jax.Array, weights: jax.Array, diagonal: jax.Array) -> jax.Array:

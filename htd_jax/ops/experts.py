@@ -15,6 +15,7 @@ cross at n = 128 s K / (K - 2), 275 rows of two sides at K = 30, and at no n for
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
 import chex
@@ -28,6 +29,7 @@ from htd_jax.ops.lanes import LANES, accumulate
 from htd_jax.ops.manual import alike, axes_of, vary
 from htd_jax.ops.products import dot, einsum
 from htd_jax.ops.rows import keep_rows, take_rows
+from htd_jax.ops.shards import all_parts, devices, own_part, total
 
 # On a CPU: BLOCK rows of one expert, CHUNK blocks per lane at a time. A routed product costs about ROUTING_COST times
 # its share of a dense one; the dense products take ROWS rows at a time.
@@ -117,9 +119,26 @@ def _regression(batch: Regression, sides: tuple[int, ...]) -> jax.Array:
 
 
 def _regression_and_gradients(batch: Regression, sides: tuple[int, ...]) -> tuple[jax.Array, Any]:
+    """Computes value and gradients; on a mesh, devices divide the rows of each side, and sum the experts' gradients."""
+    parts = jax.lax.axis_size(axes) if (axes := devices()) else 1
+    own_sides = tuple(-(-size // parts) for size in sides)
+
+    def of_sides(change: Callable[[jax.Array, int], jax.Array], x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+        return jnp.concatenate([change(*side) for side in zip(jnp.split(x, np.cumsum(sizes)[:-1]), sides)])
+
+    if axes:
+        own = lambda x: of_sides(lambda rows, _: own_part(rows), x, sides)
+        student, teacher, mixture, experts, in_use, weight = batch
+        experts = vary(experts, frozenset(axes))
+        batch = Regression(own(student), own(teacher), own(mixture), experts, own(in_use), own(weight))
     loss, d_student, d_mixture, d_experts = platforms.by_platform(
-        functools.partial(in_small_blocks, sides=sides), functools.partial(in_large_products, sides=sides), batch
+        functools.partial(in_small_blocks, sides=own_sides),
+        functools.partial(in_large_products, sides=own_sides),
+        batch,
     )
+    if axes:
+        d_student, d_mixture = (of_sides(all_parts, x, own_sides) for x in (d_student, d_mixture))
+        loss, d_experts = jax.tree.map(total, (loss, d_experts))
     return loss, (d_student, None, d_mixture, d_experts, None, None)
 
 

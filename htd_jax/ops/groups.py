@@ -11,6 +11,8 @@ Shapes: n rows in g groups, d = d_t + d_s dimensions of teacher and student.
 Rows against all compute every pair of a side, g times as many as needed, in three products: 2.5 GFLOP at 1,024 users,
 2,048 items and 220 dimensions, which take a GPU less time than starting a few hundred iterations of a loop over tiles.
 From 2^25 pairs (5,793 rows of a side) on, it loops over blocks of rows: 128 iterations at 65,536 rows.
+
+On a mesh, devices divide the tiles or the rows, and exchange n d_s numbers; `products` is computed on all of them.
 """
 
 import functools
@@ -27,6 +29,7 @@ from htd_jax.ops.manual import alike, axes_of, vary
 from htd_jax.ops.mapped import in_blocks
 from htd_jax.ops.products import dot, einsum, in_chunks
 from htd_jax.ops.rows import take_rows
+from htd_jax.ops.shards import all_parts, devices, own_part, total
 
 # Rows per tile: enough for an efficient matrix product, and few enough that a small group does not pay for much of its
 # neighbours; and the number of pairs of tiles that a lane computes at a time.
@@ -148,8 +151,12 @@ def _meet(
         i, j, part, pulls, _ = met
         return loss + part, pull.at[i].add(pulls[0]).at[j].add(pulls[1])
 
-    zero = vary((jnp.zeros((), s.dtype), jnp.zeros_like(s)), axes_of(s))
-    return accumulate(meet, add, zero, -(-end[-1] // MEETINGS))
+    zero, pieces = (jnp.zeros((), s.dtype), jnp.zeros_like(s)), -(-end[-1] // MEETINGS)
+    if not (axes := devices()):
+        return accumulate(meet, add, vary(zero, axes_of(s)), pieces)
+    parts, number = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
+    own = accumulate(lambda piece: meet(piece * parts + number), add, vary(zero, frozenset(axes)), -(-pieces // parts))
+    return total(own[0]), total(own[1])
 
 
 def in_large_products(
@@ -173,8 +180,12 @@ def rows_against_all(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes value and gradient from the cosines of blocks of rows with all rows, ELEMENTS pairs at a time."""
     rows = len(s)
-    size = min(max(ELEMENTS // rows, 1), rows)
-    turns = -(-rows // size)
+    own_rows = own_part(s), own_part(t), own_part(groups, num_groups)
+    number = len(own_rows[0])
+    size = min(max(ELEMENTS // rows, 1), number)
+    turns = -(-number // size)
+
+    fills = 0, 0, num_groups
 
     def meet(block: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         s_block, t_block, own = block
@@ -186,9 +197,11 @@ def rows_against_all(
         return jnp.sum(gap**2), 4 * in_chunks(gap, s)  # both rows of a pair, in both orders
 
     if turns == 1:
-        return meet((s, t, groups))
-    parts, gradient = jax.lax.map(meet, (in_blocks(s, size), in_blocks(t, size), in_blocks(groups, size, num_groups)))
-    return parts.sum(), gradient.reshape(turns * size, -1)[:rows]
+        value, gradient = meet(own_rows)
+    else:
+        values, gradients = jax.lax.map(meet, tuple(in_blocks(x, size, fill) for x, fill in zip(own_rows, fills)))
+        value, gradient = values.sum(), gradients.reshape(turns * size, -1)[:number]
+    return total(value), all_parts(gradient, rows)
 
 
 def products(

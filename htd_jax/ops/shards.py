@@ -45,6 +45,13 @@ def place(x: jax.Array, ids: jax.Array, axis: int = 0) -> jax.Array:
     return jnp.where((at >= 0) & (at < x.shape[axis]), at, x.shape[axis])
 
 
+def rows_held(x: jax.Array, shard: jax.Array) -> jax.Array:
+    """Returns the rows of a whole array `[n, ...]` that a device holds of `shard`, zeros past the last."""
+    if not is_shard(shard):
+        return x
+    return x.at[first_row(shard) + jnp.arange(len(shard))].get(mode="fill", fill_value=0)
+
+
 def look_up(rows: T, ids: jax.Array) -> T:
     """Returns `rows[ids]` of every array of a pytree.
 
@@ -117,15 +124,15 @@ def divided_by_compiler() -> bool:
     return ROWS in mesh.axis_names and ROWS not in mesh.manual_axes
 
 
-def own_part(x: jax.Array) -> jax.Array:
-    """Returns a device's part of rows `[n, ...]` that are the same on all devices, zeros past the last: work on a batch
-    is divided so. Without a mesh it is all rows."""
+def own_part(x: jax.Array, fill: int = 0) -> jax.Array:
+    """Returns a device's part of rows `[n, ...]` that are the same on all devices, `fill` past the last: work on a
+    batch is divided so. Without a mesh it is all rows."""
     axes = devices()
     if not axes:
         return x
     size = -(-len(x) // jax.lax.axis_size(axes))
     rows = jax.lax.axis_index(axes) * size + jnp.arange(size)
-    return x.at[rows].get(mode="fill", fill_value=0)
+    return x.at[rows].get(mode="fill", fill_value=fill)
 
 
 def all_parts(part: jax.Array, rows: int) -> jax.Array:

@@ -169,7 +169,7 @@ def run_phase(
         state = jax.block_until_ready(trainer.init(init_key, train, guidance))
     if start is not None:
         if partitioning:
-            start = partitioning.put(start, partitioning.extents(start, train, by_name=True))
+            start = partitioning.put_like(start, state.params["model"])
         state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, start)})
     best: Any = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
     saves = BackgroundSaves(checkpoints) if checkpoints else None

@@ -108,6 +108,13 @@ class Partitioning:
     def _padded(self, size: int) -> int:
         return -(-size // self.shards) * self.shards
 
+    def put_like(self, tree: T, like: T) -> T:
+        """Places whole arrays as others are placed, which may be padded."""
+        split = lambda held: not held.sharding.is_fully_replicated
+        one = lambda x, held: self.put(x, Extent(len(x), len(held)) if split(held) else Extent(0, 0))
+        placed: T = jax.tree.map(one, tree, like)
+        return placed
+
     def put(self, tree: T, extents: Extents) -> T:
         """Places arrays on the devices, padded. Each process reads the parts of its own devices.
 
@@ -154,10 +161,9 @@ class Partitioning:
 
         return call
 
-    def map_shards(self, function: Callable[..., T], variables: Any, train: Interactions) -> Callable[..., T]:
-        """Returns a function that every device calls with its rows of a model's variables, its first argument, and with
-        other arguments whole; its results are the same on all devices."""
-        extents = self.extents(variables, train, by_name=True, held=True)
+    def map_shards(self, function: Callable[..., T], extents: Extents) -> Callable[..., T]:
+        """Returns a function that every device calls with its rows of the first argument, a model's variables, and with
+        the others whole; its results are the same on all devices."""
 
         def call(variables: Any, *others: Any) -> T:
             mapped = self.over_shards(function, (extents, *map(everywhere, others)), EVERYWHERE)
@@ -183,7 +189,7 @@ class Partitioning:
 
                 x = multihost_utils.process_allgather(x, tiled=True)
             host = np.asarray(x)
-            return host[: extent.size] if extent.held else host
+            return host[: extent.size] if extent.held == len(host) else host
 
         return _map(one, extents, tree)
 

@@ -13,7 +13,7 @@ from htd_jax.distillers import Distiller
 from htd_jax.models import MakeModel, Solver
 from htd_jax.ops.platforms import brief_options
 from htd_jax.teacher import Teacher
-from htd_jax.training.partitioning import Partitioning, everywhere
+from htd_jax.training.partitioning import EVERYWHERE, Extent, Extents, Partitioning, everywhere
 from htd_jax.training.step import AnyTeacher, Guidance, Terms, Trainer, TrainState
 
 
@@ -32,31 +32,50 @@ def make_solving_trainer(
       partitioning: where arrays live on several devices; None for one.
     """
 
+    parts = partitioning.shards if partitioning and solver.prepare_parts else 0
+
     def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
         if isinstance(teacher, Guidance):
             return teacher
+        if partitioning:
+            train = partitioning.whole(train, everywhere(train))
         teacher = Teacher.of(teacher)
         teacher.check(train, distiller.needs if distiller else ())
-        if partitioning is not None:
-            train = partitioning.whole(train, everywhere(train))
-        context = solver.prepare(train, distiller.prepare(teacher, train) if distiller else None)
-        return Guidance(None, context if partitioning is None else partitioning.copy(context))
+        labels = distiller.prepare(teacher, train) if distiller else None
+        if not partitioning:
+            return Guidance(None, solver.prepare(train, labels))
+        if not parts or not solver.prepare_parts:
+            return Guidance(None, partitioning.copy(solver.prepare(train, labels)))
+        context = solver.prepare_parts(train, labels, parts)
+        return Guidance(None, partitioning.put(context, _by_parts(context)))
 
     def init(key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> TrainState:
         one = jnp.zeros(1, jnp.int32)
         variables = make_model(train).init(key, one, one, method="score")
-        return TrainState({"model": variables, "distiller": {}}, (), jnp.zeros((), jnp.int32))
+        state = TrainState({"model": variables, "distiller": {}}, (), jnp.zeros((), jnp.int32))
+        if partitioning and parts:
+            return partitioning.constrain(state, partitioning.extents(state, train, by_name=True))
+        return state
 
     init = jax.jit(init, compiler_options=brief_options())
-    return Trainer(make_model, init, _epoch(solver.sweep), guide)
+    return Trainer(make_model, init, _epoch(solver.sweep, partitioning if parts else None), guide)
+
+
+def _by_parts(context: Any) -> Extents:
+    """Returns the extents of what `Solver.prepare_parts` made."""
+    return jax.tree.map(lambda x: Extent(len(x), len(x)) if x.ndim > 1 else Extent(0, 0), context)
 
 
 @functools.lru_cache(maxsize=16)
-def _epoch(sweep: Callable[[Any, Any], tuple[Any, jax.Array]]) -> Any:
+def _epoch(sweep: Callable[[Any, Any], tuple[Any, jax.Array]], partitioning: Partitioning | None) -> Any:
     """Returns the compiled epoch of a solver; its teacher is the result of the trainer's `guide`."""
 
     def epoch(state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: Guidance) -> tuple[TrainState, Terms]:
-        variables, objective = sweep(state.params["model"], teacher.context)
+        context, of_variables = teacher.context, sweep
+        if partitioning:
+            extents = partitioning.extents(state.params["model"], train, by_name=True, held=True)
+            of_variables = partitioning.over_shards(sweep, (extents, _by_parts(context)), (extents, EVERYWHERE))
+        variables, objective = of_variables(state.params["model"], context)
         params: Any = {**state.params, "model": variables}
         return state.replace(params=params, epoch=state.epoch + 1), {"loss": objective}  # type: ignore[attr-defined]
 

@@ -118,6 +118,7 @@ class Parts(NamedTuple):
       steps: `(state, inputs, train, guidance) -> (state, terms)`, all steps of an epoch. On each device of a
         mesh it takes shards of arrays, see `htd_jax.ops.shards`.
       on_host: see `Distiller`.
+      make_model: the model that is trained.
     """
 
     guide: Guide
@@ -125,6 +126,7 @@ class Parts(NamedTuple):
     begin: Callable[[TrainState, chex.PRNGKey, Interactions, Guidance], EpochInputs]
     steps: Callable[[TrainState, EpochInputs, Interactions, Guidance], tuple[TrainState, Terms]]
     on_host: bool
+    make_model: MakeModel
 
 
 class Trainer(NamedTuple):
@@ -330,7 +332,7 @@ def make_trainer(
         return steps(state, begin(state, key, train, guidance), train, guidance)
 
     if partitioning is not None:
-        parts = Parts(guide, init, begin, steps, distiller.on_host)
+        parts = Parts(guide, init, begin, steps, distiller.on_host, make_model)
         return Trainer(make_model, *partitioned(parts, partitioning), distiller.second_model)
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
     return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), compiled, guide, distiller.second_model)
@@ -372,7 +374,8 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
 
     def extents_of_state(key: chex.PRNGKey, train: Interactions, guidance: Guidance) -> TrainState:
         state = jax.eval_shape(parts.init, key, train, whole(guidance))
-        by_name = partitioning.extents(state, train, by_name=True)
+        divided = parts.make_model(train).divided
+        by_name = partitioning.extents(state, train, by_name=True) if divided else everywhere(state)
         return by_name.replace(sampled=partitioning.extents(state.sampled, train))  # type: ignore[no-any-return]
 
     def init(key: chex.PRNGKey, train: Interactions, guidance: Guidance) -> TrainState:
