@@ -41,7 +41,7 @@ from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.perplexity import with_perplexity
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import safe_divisor
-from htd_jax.ops.shards import look_up
+from htd_jax.ops.shards import columns_like, look_up
 from htd_jax.teacher import Lists, Teacher
 
 # The probability of the items that a teacher of lists alone does not list, by default.
@@ -207,7 +207,7 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
                 block_loss = functools.partial(
                     listwise_loss,
                     scores,
-                    context.scores(ids),
+                    columns_like(context.scores(ids), scores, context.train.num_items),
                     seen,
                     log_partition=look_up(context.log_partition, ids),
                     teacher_temperature=context.temperature,

@@ -13,7 +13,7 @@ import numpy as np
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss
-from htd_jax.ops.precision import BITS, Rows, encoded, rounded
+from htd_jax.ops.precision import BITS, Rows, encoded, rounded, steps_of
 from htd_jax.ops.products import dot
 from htd_jax.ops.shards import at_owner, look_up
 
@@ -231,8 +231,11 @@ def holding(model: Recommender, variables: Any) -> Recommender:
     tables = variables["params"]
     held = {name: tables[name] for name in ("users", "items") if name in tables}
     sizes: dict[str, Any] = {f"num_{name}": len(table) for name, table in held.items()}
-    same = all(getattr(model, name) == size for name, size in sizes.items())
-    return model if same else model.clone(**sizes)
+    if all(getattr(model, name) == size for name, size in sizes.items()):
+        return model
+    if isinstance(model, InnerProduct):
+        sizes["counts"] = model.num_users, model.num_items
+    return model.clone(**sizes)
 
 
 class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fields without defaults
@@ -244,21 +247,25 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
       precision: of the tables, see `htd_jax.ops.precision`; scores are those of the rounded tables. Keyword only.
       steps: of int4, int3 or int2, for the users' and the items' dimensions, where the tables are rows of others; else
         they follow from the tables. Keyword only.
+      counts: the numbers of users and items, where the tables are shards, which may be padded. Keyword only.
     """
 
     inner_product: ClassVar[bool] = True
 
     precision: str = "float32"
     steps: tuple[jax.Array | None, jax.Array | None] = (None, None)
+    counts: tuple[int | None, int | None] = (None, None)
 
     def keep(self, users: jax.Array, items: jax.Array) -> None:
         """Makes these the model's tables, `self.users` and `self.items`, in its precision."""
         self.trained = users, items
-        self.users, self.items = (rounded(x, self.precision, steps) for x, steps in zip((users, items), self.steps))
+        tables = zip((users, items), self.steps, self.counts)
+        self.users, self.items = (rounded(x, self.precision, steps, count) for x, steps, count in tables)
 
     def of_rows(self, variables: Any) -> Callable[[int, int], Recommender]:
-        rows: Any = self.apply(variables, method="rows") if self.precision in BITS else ()
-        steps = tuple(table.steps for table in rows) or self.steps
+        bits = BITS.get(self.precision)
+        tables: Any = self.apply(variables, method=lambda model: model.trained) if bits else ()
+        steps = tuple(steps_of(x, bits, count) for x, count in zip(tables, self.counts)) or self.steps
         return lambda num_users, num_items: self.clone(num_users=num_users, num_items=num_items, steps=steps)
 
     def rows(self) -> tuple[Rows, Rows]:

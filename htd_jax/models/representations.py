@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
-from htd_jax.models.base import MakeModel
+from htd_jax.models.base import MakeModel, holding
 
 
 class Representations(NamedTuple):
@@ -46,7 +46,8 @@ class ScoreAll:
     make_model: MakeModel
 
     def __call__(self, variables: Any, train: Interactions, users: jax.Array) -> jax.Array:
-        scores: Any = self.make_model(train).apply(variables, users, method="score_all")
+        model = holding(self.make_model(train), variables)
+        scores: Any = model.apply(variables, users, method="score_all")
         return scores
 
 

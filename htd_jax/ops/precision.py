@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from htd_jax.errors import UserError
+from htd_jax.ops.shards import largest, total
 
 Precision = Literal["float32", "float16", "int8", "int4", "int3", "int2"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4", "int3", "int2")
@@ -189,15 +190,15 @@ def encoded(table: jax.Array, precision: str, steps: jax.Array | None = None) ->
         codes = jnp.where(scales[:, None] > 0, table / scales[:, None], 0)
         return Rows(jnp.clip(jnp.round(codes), -LARGEST, LARGEST).astype(jnp.int8), scales)
     bits = BITS[precision]
-    steps = _steps(table, bits) if steps is None else steps
+    steps = steps_of(table, bits) if steps is None else steps
     return Rows(pack(_codes(table, steps, bits).astype(jnp.uint8), bits), None, steps, bits)
 
 
-def rounded(table: jax.Array, precision: str, steps: jax.Array | None = None) -> jax.Array:
+def rounded(table: jax.Array, precision: str, steps: jax.Array | None = None, count: int | None = None) -> jax.Array:
     """Encodes and decodes a table, `[n, d]`; the gradient is that of the identity, and zero where int4, int3 or int2
     clips a number.
 
-    Their steps `[d]` follow from the table, or are those given.
+    Their steps `[d]` follow from the table, or are those given; `count` is the number of rows of a table in shards.
 
     Source: the straight-through estimator, Bengio et al., 2013.
     """
@@ -205,7 +206,7 @@ def rounded(table: jax.Array, precision: str, steps: jax.Array | None = None) ->
         return table
     if precision in BITS:
         bits = BITS[precision]
-        steps = _steps(jax.lax.stop_gradient(table), bits) if steps is None else steps
+        steps = steps_of(jax.lax.stop_gradient(table), bits, count) if steps is None else steps
         decoded = _decoded(_codes(jax.lax.stop_gradient(table), steps, bits), steps, bits)
         largest = 2 ** (bits - 1) * steps[None]
         table = jnp.clip(table, -largest, largest)
@@ -281,11 +282,13 @@ def _moved(table: jax.Array, first: int, to: int, count: int, width: int) -> jax
     return jnp.pad(table[:, first : first + count], ((0, 0), (to, width - to - count)))
 
 
-def _steps(table: jax.Array, bits: int) -> jax.Array:
-    """Returns the steps `[d]` of codes of so many bits."""
-    largest = jnp.abs(table).max(axis=0, initial=0)
-    safe = jnp.where(largest > 0, largest, 1)  # squares of small floats vanish
-    return STEP[bits] * safe * jnp.sqrt(jnp.mean((table / safe[None]) ** 2, axis=0))
+def steps_of(table: jax.Array, bits: int, count: int | None = None) -> jax.Array:
+    """Returns the steps `[d]` of codes of so many bits; `count` is the number of rows of a table in shards."""
+    most = largest(jnp.abs(table).max(axis=0, initial=0))
+    safe = jnp.where(most > 0, most, 1)  # squares of small floats vanish
+    squares = (table / safe[None]) ** 2
+    mean = jnp.mean(squares, axis=0) if count is None else total(squares.sum(axis=0)) / count
+    return STEP[bits] * safe * jnp.sqrt(mean)
 
 
 def _codes(table: jax.Array, steps: jax.Array, bits: int) -> jax.Array:

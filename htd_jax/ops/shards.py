@@ -144,6 +144,17 @@ def all_parts(part: jax.Array, rows: int) -> jax.Array:
     return gathered[:rows]
 
 
+def columns_like(x: jax.Array, scores: jax.Array, count: int) -> jax.Array:
+    """Returns scores `x` of `count` items split by columns as `scores` are: both may be whole or split."""
+    if is_shard(x) == is_shard(scores):
+        return x
+    if is_shard(scores):
+        columns = first_row(scores, axis=1) + jnp.arange(scores.shape[1])
+        return x.at[:, columns].get(mode="fill", fill_value=0)
+    gathered: jax.Array = jax.lax.all_gather(x, ROWS, axis=1, tiled=True, to="invarying")
+    return gathered[:, :count]
+
+
 def whole(shard: jax.Array) -> jax.Array:
     """Returns all rows, on every device: it moves the whole array. The gradient takes each device's own rows."""
     if not is_shard(shard):
