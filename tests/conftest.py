@@ -5,6 +5,8 @@ from pathlib import Path
 # nothing that is asserted here. With XLA_FLAGS= (empty) everything is compiled as users have it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # for test_mesh.py; all others use the first
+
 import jax
 import numpy as np
 import pytest

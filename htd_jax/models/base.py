@@ -263,9 +263,10 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
         self.users, self.items = (rounded(x, self.precision, steps, count) for x, steps, count in tables)
 
     def of_rows(self, variables: Any) -> Callable[[int, int], Recommender]:
-        bits = BITS.get(self.precision)
-        tables: Any = self.apply(variables, method=lambda model: model.trained) if bits else ()
-        steps = tuple(steps_of(x, bits, count) for x, count in zip(tables, self.counts)) or self.steps
+        steps = self.steps
+        if bits := BITS.get(self.precision):
+            tables: Any = self.apply(variables, method=lambda model: model.trained)
+            steps = tuple(steps_of(x, bits, count) for x, count in zip(tables, self.counts))
         return lambda num_users, num_items: self.clone(num_users=num_users, num_items=num_items, steps=steps)
 
     def rows(self) -> tuple[Rows, Rows]:

@@ -392,7 +392,15 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
         arguments = state, partitioning.constrain(inputs, of_inputs), train, Guidance(*_pair(guidance))
         extents = of_state, of_inputs, everywhere(train), of_guidance
         steps = partitioning.over_shards(parts.steps, extents, (of_state, PartitionSpec()))
-        return steps(*arguments)
+        try:
+            return steps(*arguments)
+        except (TypeError, ValueError) as error:
+            if "varying" not in str(error):
+                raise
+            raise UserError(
+                "the loss differs between devices: a method or model indexes an array that is split by rows as if it "
+                "were whole; use `htd_jax.ops.shards.look_up`, or leave out `mesh`"
+            ) from error
 
     compiled: Any = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
     initial: Any = jax.jit(init, compiler_options=brief_options())
