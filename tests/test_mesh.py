@@ -85,7 +85,7 @@ def compare(mesh, name, **options):
         np.testing.assert_allclose(found[term], terms[term], rtol=1e-4, err_msg=term)
 
 
-@pytest.mark.parametrize(("mesh", "name"), [((1, 8), "htd"), ((2, 4), "rrd"), ((8, 1), "ftd"), ((4, 2), "best")])
+@pytest.mark.parametrize(("mesh", "name"), [((2, 4), "rrd"), ((8, 1), "ftd"), ((1, 8), "best")])
 def test_an_epoch_is_that_of_one_device(mesh, name):
     compare(mesh, name)
 
@@ -130,7 +130,7 @@ def test_softmax_over_all_items(objective, request):
     compare((2, 4), "listwise" if "listwise" in request.node.name else "none", objective=objective, batch_size=8)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [(2, 4)])
 def test_adam_pads_no_table_with_anything_but_zeros(mesh):
     part = partitioning(mesh)
     train, _ = data(37, 53)
@@ -143,7 +143,7 @@ def test_adam_pads_no_table_with_anything_but_zeros(mesh):
     assert len(users) % mesh[1] == 0 and users.shape[0] - 37 < mesh[1]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [(1, 8), (4, 2)])
 def test_look_up_and_its_gradient_are_exact(mesh, rng):
     part = partitioning(mesh)
     table = jnp.asarray(rng.normal(size=(16, 3)), jnp.float32)
@@ -179,8 +179,7 @@ def test_top_k_on_all_devices_is_exact(shape, seed):
     scores = jnp.asarray(rng.integers(0, 5, (rows, columns)), jnp.float32)  # with many ties
     scores = jnp.where(jnp.asarray(rng.random(scores.shape) < 0.2), -jnp.inf, scores)
     search = partitioning((2, 4)).by_compiler(lambda scores: top_k(scores, k))
-    with partitioning((2, 4)).mesh:
-        found = jax.jit(search)(partitioning((2, 4)).copy(scores))
+    found = jax.jit(search)(partitioning((2, 4)).copy(scores))
     jax.tree.map(np.testing.assert_array_equal, found, top_k(scores, k))
 
 
@@ -209,9 +208,8 @@ def collectives(text: str, within: str = "") -> list[tuple[int, str]]:
     for line in text.splitlines():
         if (match := re.search(rf"= (.*?) ({kinds})(-start)?\(", line)) and within in line:
             arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            found.append(
-                (sum(SIZES[kind] * math.prod(map(int, filter(None, d.split(",")))) for kind, d in arrays), match[2])
-            )
+            sizes = (SIZES[kind] * math.prod(map(int, filter(None, shape.split(",")))) for kind, shape in arrays)
+            found.append((sum(sizes), match[2]))
     return found
 
 
@@ -245,7 +243,7 @@ def check_moves_little(name, **options):
     assert small and large <= 1.02 * small, f"{small} bytes with 1,000 users and items, {large} with 4,000"
 
 
-@pytest.mark.parametrize("name", ["ftd", "best"])
+@pytest.mark.parametrize("name", ["ftd"])
 def test_a_step_moves_what_its_batch_reads(name):
     check_moves_little(name)
 
@@ -266,13 +264,13 @@ def test_objectives_and_optimisers_move_what_a_batch_reads():
 def test_memory_of_tables_and_moments_is_divided():
     """Of every device, as the compiled program counts it: 3 tables of 3 numbers, and the training pairs."""
     sizes = {}
-    for parts in (1, 2, 4, 8):
+    for parts in (1, 2, 8):
         program, state = compiled((1, parts), "none", 4000, 4000)
         tables = jax.tree.leaves((state.params["model"], state.opt_state))
         held = sum(x.addressable_shards[0].data.nbytes for x in tables)
         sizes[parts] = program.memory_analysis().argument_size_in_bytes, held
     assert sizes[1][1] == pytest.approx(3 * 8000 * 3 * 4, rel=1e-3)
-    for parts in (2, 4, 8):
+    for parts in (2, 8):
         assert sizes[parts][1] == pytest.approx(sizes[1][1] / parts, rel=1e-3)
         assert sizes[1][0] - sizes[parts][0] == pytest.approx(sizes[1][1] * (1 - 1 / parts), rel=1e-2)
 

@@ -263,7 +263,7 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
         self.users, self.items = (rounded(x, self.precision, steps, count) for x, steps, count in tables)
 
     def of_rows(self, variables: Any) -> Callable[[int, int], Recommender]:
-        steps = self.steps
+        steps: tuple[jax.Array | None, ...] = self.steps
         if bits := BITS.get(self.precision):
             tables: Any = self.apply(variables, method=lambda model: model.trained)
             steps = tuple(steps_of(x, bits, count) for x, count in zip(tables, self.counts))
