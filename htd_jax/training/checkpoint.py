@@ -83,7 +83,8 @@ class Checkpoints:
         step = self.folder / str(epoch)
         try:
             if not processes.is_first():
-                _save_state(Path(processes.from_first("checkpoint", str)) / "state", state)
+                shared = processes.from_first("checkpoint", str)  # where the first has made it
+                _save_state(Path(shared) / "state", state)
                 processes.barrier("checkpoint saved")
                 self._known = epoch
                 return
