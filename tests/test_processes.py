@@ -173,14 +173,11 @@ def test_a_process_that_is_killed_in_a_save_ends_the_other_and_leaves_a_whole_st
 SLOW = """
 processes.join(f"127.0.0.1:{sys.argv[3]}", int(sys.argv[2]), int(sys.argv[1]))
 from htd_jax.training import find_partitioning
-part = find_partitioning("2x2")
-for axis in ("data", "rows"):
-    total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, axis), mesh=part.mesh, in_specs=part.by_rows.spec,
-        out_specs=jax.P() if axis == "rows" else part.by_rows.spec, check_vma=False))
-    if processes.number():
-        time.sleep(33)  # longer than Gloo waits for a first collective
-    ones = np.ones(2, np.float32)
-    total(jax.make_array_from_callback((2,), part.by_rows, lambda at: ones[at])).block_until_ready()
+part, ones = find_partitioning("4"), np.ones(4, np.float32)
+total = jax.jit(lambda x: x.sum(), out_shardings=part.everywhere)
+if processes.number():
+    time.sleep(35)  # longer than Gloo waits for a first collective
+total(jax.make_array_from_callback((4,), part.by_rows, lambda at: ones[at])).block_until_ready()
 """
 
 

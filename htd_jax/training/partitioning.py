@@ -264,10 +264,13 @@ def find_partitioning(mesh: str | None) -> Partitioning | None:
 def _connect(partitioning: Partitioning) -> None:
     """Connects the devices of each axis, while all processes wait for it: later, one may compile for longer than
     another waits for its first collective, see `htd_jax.processes`."""
+    mesh, of_all = partitioning.mesh, PartitionSpec((DATA, ROWS))
+    ones = np.ones(mesh.size, np.float32)  # an argument: the sum of a constant would be computed without a collective
+    each = jax.make_array_from_callback(ones.shape, NamedSharding(mesh, of_all), lambda index: ones[index])
     processes.barrier("mesh")
-    for axes in (DATA, ROWS, (DATA, ROWS)):
-        one = functools.partial(jax.lax.psum, jnp.ones(()), axes)
-        jax.block_until_ready(jax.jit(partitioning.over_shards(one, (), EVERYWHERE))())
+    for axes, rest in ((DATA, BY_ROWS), (ROWS, PartitionSpec(DATA)), ((DATA, ROWS), EVERYWHERE)):
+        total = functools.partial(jax.lax.psum, axis_name=axes)
+        jax.block_until_ready(jax.jit(jax.shard_map(total, mesh=mesh, in_specs=of_all, out_specs=rest))(each))
 
 
 def make_partitioning(mesh: str) -> Partitioning:
