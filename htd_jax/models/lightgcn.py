@@ -13,7 +13,7 @@ from annotated_types import Ge
 from htd_jax.data import Interactions
 from htd_jax.models.base import InnerProduct, ModelSettings, Recommender
 from htd_jax.ops.neighbours import Neighbours, add_weighted, neighbours
-from htd_jax.ops.shards import is_shard, whole
+from htd_jax.ops.shards import gathered, is_shard
 
 Tables = tuple[jax.Array, jax.Array]
 
@@ -48,7 +48,7 @@ class LightGCN(InnerProduct):
         users = self.param("users", normal, (self.num_users, self.dim))
         items = self.param("items", normal, (self.num_items, self.dim))
         if is_shard(users):  # sums over neighbours read any row
-            users, items = (whole(x)[: near.nodes] for x, near in zip((users, items), self.graph))
+            users, items = (gathered(x)[: near.nodes] for x, near in zip((users, items), self.graph))
         self.keep(*propagate((users, items), self.graph, self.layers))
 
 

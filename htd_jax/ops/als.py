@@ -10,7 +10,7 @@ from flax import struct
 from htd_jax.ops.manual import axes_of, vary
 from htd_jax.ops.platforms import by_backend
 from htd_jax.ops.products import dot, einsum
-from htd_jax.ops.shards import place, total, whole
+from htd_jax.ops.shards import gathered, place, total
 
 # Entries per block, each with its row of the other side's table in memory: on a CPU they fit in a core's cache.
 ENTRIES, MANY_ENTRIES = 2**11, 2**16
@@ -129,7 +129,7 @@ def solve_rows(
     dim = table.shape[1]
     eigenvalues, basis = jnp.linalg.eigh(total(dot(table.T, table)))
     eigenvalues = jnp.maximum(eigenvalues, 0)  # below 0 by rounding only
-    rotated, begin = whole(dot(table, basis)), dot(start, basis)
+    rotated, begin = gathered(dot(table, basis)), dot(start, basis)
     solved, objective = vary((jnp.zeros((len(start), dim), table.dtype), jnp.zeros((), table.dtype)), axes_of(start))
     for group in rows:
 

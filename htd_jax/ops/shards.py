@@ -140,8 +140,7 @@ def all_parts(part: jax.Array, rows: int) -> jax.Array:
     axes = devices()
     if not axes:
         return part
-    gathered: jax.Array = jax.lax.all_gather(part, axes, tiled=True, to="invarying")
-    return gathered[:rows]
+    return gathered(part)[:rows]
 
 
 def columns_like(x: jax.Array, scores: jax.Array, count: int) -> jax.Array:
@@ -151,16 +150,18 @@ def columns_like(x: jax.Array, scores: jax.Array, count: int) -> jax.Array:
     if is_shard(scores):
         columns = first_row(scores, axis=1) + jnp.arange(scores.shape[1])
         return x.at[:, columns].get(mode="fill", fill_value=0)
-    gathered: jax.Array = jax.lax.all_gather(x, ROWS, axis=1, tiled=True, to="invarying")
-    return gathered[:, :count]
+    return gathered(x.T)[:count].T
 
 
-def whole(shard: jax.Array) -> jax.Array:
-    """Returns all rows, on every device: it moves the whole array. The gradient takes each device's own rows."""
-    if not is_shard(shard):
-        return shard
-    gathered: jax.Array = jax.lax.all_gather(shard, ROWS, tiled=True, to="invarying")
-    return gathered
+def gathered(tree: T) -> T:
+    """Returns rows, of which each device has a part, whole on every device."""
+
+    def one(part: jax.Array) -> jax.Array:
+        axes = tuple(axis for axis in (DATA, ROWS) if axis in axes_of(part))
+        return jax.lax.all_gather(part, axes, tiled=True, to="invarying") if axes else part
+
+    found: T = jax.tree.map(one, tree)
+    return found
 
 
 def total(x: jax.Array) -> jax.Array:

@@ -31,14 +31,21 @@ BY_ROWS, EVERYWHERE = PartitionSpec(ROWS), PartitionSpec()
 
 
 class Extent(NamedTuple):
-    """The first axis of an array: its size, and that of the array as it is held; both 0 if it is not split."""
+    """How an array is split.
+
+    Attributes:
+      size: the number of its rows; 0 if it is not split.
+      held: the number of rows as it is held, with padding; 0 if it is not split.
+      columns: whether columns are split instead, over all devices.
+    """
 
     size: int
     held: int
+    columns: bool = False
 
     @property
     def spec(self) -> PartitionSpec:
-        return BY_ROWS if self.held else EVERYWHERE
+        return PartitionSpec(None, (DATA, ROWS)) if self.columns else BY_ROWS if self.held else EVERYWHERE
 
 
 # The names of collections of tables `users` and `items`: Flax's, and that of `RowState`.
@@ -104,6 +111,10 @@ class Partitioning:
 
         whole = lambda x: isinstance(x, Interactions | Neighbours)
         return jax.tree_util.tree_map_with_path(extent, tree, is_leaf=whole)
+
+    def columns(self, tree: Any) -> Extents:
+        """Returns the extents of arrays `[n, width]` whose columns all devices divide; whole if they cannot."""
+        return jax.tree.map(lambda x: Extent(0, 0, x.shape[1] % self.mesh.size == 0), tree)
 
     def _padded(self, size: int) -> int:
         return -(-size // self.shards) * self.shards

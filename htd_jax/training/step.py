@@ -18,7 +18,7 @@ from htd_jax.distillers.base import SecondModel
 from htd_jax.errors import UserError
 from htd_jax.models import MakeModel, ModelOf, Recommender, Representations, first_dimensions, holding, with_tables
 from htd_jax.ops.platforms import brief_options, compiler_options
-from htd_jax.ops.shards import look_up
+from htd_jax.ops.shards import gathered, look_up
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import rows
 from htd_jax.training.objectives import Objective, own
@@ -294,14 +294,14 @@ def make_trainer(
 
         def dense_step(carry: Any, batch: Any) -> tuple[Any, Terms]:
             flat, opt_state = carry
-            index, triples = batch
+            index, triples = gathered(batch)
             flat_loss = lambda flat: step_loss(shaped(flat), index, models, triples)
             gradient, terms = jax.grad(flat_loss, has_aux=True)(flat)
             updates, opt_state = optimizer.update(gradient, opt_state, flat)  # type: ignore[call-arg]
             return (optax.apply_updates(flat, updates), opt_state), terms
 
         def row_step(carry: rows.Carry, batch: Any) -> tuple[rows.Carry, Terms]:
-            index, triples = batch
+            index, triples = gathered(batch)
             key = jax.random.fold_in(step_key, index)
             own = RowIds(triples.users, jnp.concatenate([triples.positives, triples.negatives]))
             own += base.reads(constants, triples, jax.random.fold_in(key, 0))
@@ -387,7 +387,8 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
     ) -> tuple[TrainState, Terms]:
         of_state = extents_of_state(key, train, guidance)
         inputs = partitioning.by_compiler(parts.begin)(trim(state, of_state), key, train, whole(guidance))
-        of_inputs = everywhere(inputs)._replace(sampled=of_state.sampled)
+        of_batches = partitioning.columns(inputs.batches)
+        of_inputs = everywhere(inputs)._replace(batches=of_batches, sampled=of_state.sampled)
         of_guidance = Guidance(*extents_of(guidance))
         arguments = state, partitioning.constrain(inputs, of_inputs), train, Guidance(*_pair(guidance))
         extents = of_state, of_inputs, everywhere(train), of_guidance
