@@ -43,12 +43,15 @@ class Side(NamedTuple):
         none.
       where: `[n]` bool, False where an entity repeats an earlier one and does not count.
       ids: `[n]` int32, which users or items they are.
+      parts: student and teacher, on a mesh with zeros in the rows that another device holds in the teacher's table. A
+        loss that is a function of sums over rows can be computed from them, and does not move the teacher's rows.
     """
 
     student: jax.Array
     teacher: jax.Array
     where: jax.Array
     ids: jax.Array
+    parts: tuple[jax.Array, jax.Array] | None = None
 
     def masked(self) -> "Side":
         """Returns the side with masked rows zeroed and the teacher a constant, so that layers may be applied to it

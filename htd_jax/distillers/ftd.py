@@ -31,7 +31,8 @@ def ftd(settings: FTD = FTD()) -> Distiller:
     """
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
-        student, teacher, where, _ = step.batch.entities.together()
+        both = step.batch.entities.together()
+        (student, teacher), where = both.parts or (both.student, both.teacher), both.where
         value = ftd_loss(student, teacher, where=where)
         return value, {"ftd": value}
 

@@ -119,7 +119,7 @@ def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = 
             user_groups, item_groups = jnp.split(jnp.argmax(logits, axis=-1), [len(users.where)])
         else:
             user_groups, item_groups = look_up(fixed[0], users.ids), look_up(fixed[1], items.ids)
-        student, teacher, where, _ = step.batch.entities.together()
+        student, teacher, where, *_ = step.batch.entities.together()
         groups = jnp.concatenate([user_groups, num_groups + item_groups])
         terms: Terms = {}
         if settings.levels != "group":

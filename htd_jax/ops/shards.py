@@ -75,6 +75,16 @@ def look_up(rows: T, ids: jax.Array) -> T:
     return found
 
 
+def held_rows(rows: jax.Array, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns `rows` `[n, ...]` and `table[ids]`, both with zeros where another device holds the row of the table: sums
+    over rows are then sums over devices, and no row is moved."""
+    if not is_shard(table):
+        return rows, table[ids]
+    at = place(table, ids)
+    mine = (at < len(table)).reshape(-1, *(1,) * (rows.ndim - 1))
+    return jnp.where(mine, rows, 0), table.at[at].get(mode="fill", fill_value=0)
+
+
 def at_owner(function: Callable[[T], jax.Array], rows: T, ids: jax.Array) -> jax.Array:
     """Returns `function(rows[ids])`, of the shape of `ids`, computed where the rows are.
 

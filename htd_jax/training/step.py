@@ -18,7 +18,7 @@ from htd_jax.distillers.base import SecondModel
 from htd_jax.errors import UserError
 from htd_jax.models import MakeModel, ModelOf, Recommender, Representations, first_dimensions, holding, with_tables
 from htd_jax.ops.platforms import brief_options, compiler_options
-from htd_jax.ops.shards import gathered, look_up
+from htd_jax.ops.shards import gathered, held_rows, look_up
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import rows
 from htd_jax.training.objectives import Objective, own
@@ -234,7 +234,10 @@ def make_trainer(
             distinct(jnp.concatenate(ids), jnp.tile(triples.where, len(ids)), train.num_items) for ids in chosen_items
         ]
         tables = guidance.hints or no_teacher(train)
-        side = lambda student, table, chosen: Side(student, look_up(table, chosen[0]), chosen[1], chosen[0])
+
+        def side(student: jax.Array, table: jax.Array, chosen: tuple[jax.Array, jax.Array]) -> Side:
+            ids, counted = chosen
+            return Side(student, look_up(table, ids), counted, ids, held_rows(student, table, ids))
 
         def losses(bound: Recommender) -> tuple[jax.Array, jax.Array, Terms]:
             # On one bound module, whose methods share what they have in common.
