@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from htd_jax.data import Interactions, seen_mask
 from htd_jax.losses.checks import keep_rows
@@ -274,6 +275,18 @@ def no_params(key: chex.PRNGKey, student: Shapes, context: Context) -> Params:
 def teacher_as_context(teacher: Teacher, train: Interactions) -> Teacher:
     """Returns the teacher: the `prepare` of a method whose context it is."""
     return teacher
+
+
+@struct.dataclass
+class Width:
+    """The width of a teacher's representations, for methods that read these in batches alone."""
+
+    dim: int = struct.field(pytree_node=False)
+
+
+def width_as_context(teacher: Teacher, train: Interactions) -> Width:
+    """Returns the teacher's width: the `prepare` of a method that needs no more than a batch's `Side.teacher`."""
+    return Width(teacher.dim)
 
 
 def no_rows(context: Context, sampled: Sampled, triples: Triples, key: chex.PRNGKey) -> RowIds:

@@ -7,9 +7,19 @@ import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Step, Terms, concatenate, no_rows
+from htd_jax.distillers.base import (
+    Distiller,
+    Method,
+    Params,
+    Shapes,
+    Step,
+    Terms,
+    Width,
+    concatenate,
+    no_rows,
+    width_as_context,
+)
 from htd_jax.distillers.experts import annealing, assign, init_experts
-from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +53,7 @@ def de(settings: DE = DE(), *, epochs: int = 101) -> Distiller:
     """
     temperature = annealing(epochs, first=0)
 
-    def init(key: chex.PRNGKey, student: Shapes, context: Teacher) -> Params:
+    def init(key: chex.PRNGKey, student: Shapes, context: Width) -> Params:
         return init_experts(key, student.dim, context.dim, settings.experts)
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
@@ -52,4 +62,4 @@ def de(settings: DE = DE(), *, epochs: int = 101) -> Distiller:
         value, _ = assign(step.params, entities.users, items, temperature(step.epoch), step.key, item_weight=0.5)
         return value, {"de": value}
 
-    return Distiller(init, loss, reads=no_rows)
+    return Distiller(init, loss, prepare=width_as_context, reads=no_rows)

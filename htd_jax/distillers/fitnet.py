@@ -7,10 +7,20 @@ import chex
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms, no_rows
+from htd_jax.distillers.base import (
+    Distiller,
+    Method,
+    Params,
+    Shapes,
+    Side,
+    Step,
+    Terms,
+    Width,
+    no_rows,
+    width_as_context,
+)
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss
-from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +43,7 @@ def fitnet(settings: FitNet = FitNet()) -> Distiller:
       A `Distiller`; its term is `fitnet`.
     """
 
-    def init(key: chex.PRNGKey, student: Shapes, context: Teacher) -> Params:
+    def init(key: chex.PRNGKey, student: Shapes, context: Width) -> Params:
         return init_sides(key, lambda key: init_dense(key, (), student.dim, context.dim))
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
@@ -44,4 +54,4 @@ def fitnet(settings: FitNet = FitNet()) -> Distiller:
         value = side_loss(step.params["users"], users) + side_loss(step.params["items"], items)
         return value, {"fitnet": value}
 
-    return Distiller(init, loss, reads=no_rows)
+    return Distiller(init, loss, prepare=width_as_context, reads=no_rows)

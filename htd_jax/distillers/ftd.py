@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 import jax
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, no_rows
+from htd_jax.distillers.base import Distiller, Method, Step, Terms, no_params, no_rows, width_as_context
 from htd_jax.losses import ftd_loss
 
 
@@ -36,4 +36,4 @@ def ftd(settings: FTD = FTD()) -> Distiller:
         value = ftd_loss(student, teacher, where=where)
         return value, {"ftd": value}
 
-    return Distiller(no_params, loss, reads=no_rows)
+    return Distiller(no_params, loss, prepare=width_as_context, reads=no_rows)

@@ -9,10 +9,20 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 
-from htd_jax.distillers.base import Distiller, Method, Params, Shapes, Side, Step, Terms, no_rows
+from htd_jax.distillers.base import (
+    Distiller,
+    Method,
+    Params,
+    Shapes,
+    Side,
+    Step,
+    Terms,
+    Width,
+    no_rows,
+    width_as_context,
+)
 from htd_jax.distillers.layers import dense, init_dense, init_sides
 from htd_jax.losses import hint_loss, personalised
-from htd_jax.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +57,7 @@ def phr(settings: PHR = PHR()) -> Distiller:
       A `Distiller`; its term is `phr`.
     """
 
-    def init(key: chex.PRNGKey, student: Shapes, context: Teacher) -> Params:
+    def init(key: chex.PRNGKey, student: Shapes, context: Width) -> Params:
         return init_sides(key, lambda key: _init_side(key, student.dim, context.dim, settings.width))
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
@@ -55,7 +65,7 @@ def phr(settings: PHR = PHR()) -> Distiller:
         value = _side_loss(step.params["users"], users) + _side_loss(step.params["items"], items)
         return value, {"phr": value}
 
-    return Distiller(init, loss, reads=no_rows)
+    return Distiller(init, loss, prepare=width_as_context, reads=no_rows)
 
 
 def _side_loss(params: Params, side: Side) -> jax.Array:

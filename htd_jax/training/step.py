@@ -1,5 +1,6 @@
 """The compiled training step, and the epoch that scans it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -360,9 +361,15 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
         else:
             teacher = Teacher.of(teacher)
             teacher.check(train)
+            if products := teacher.scores is not None and teacher.inner_product:  # they follow from its tables
+                teacher = dataclasses.replace(teacher, scores=None)
             given = partitioning.extents(teacher, train)
-            of_whole = partitioning.by_compiler(parts.guide)
-            whole_guide = lambda train, teacher: _pair(of_whole(train, trim(teacher, given)))
+
+            @partitioning.by_compiler
+            def whole_guide(train: Interactions, placed: Teacher) -> tuple[Representations | None, Any]:
+                whole = trim(placed, given)
+                return _pair(parts.guide(train, whole.representations if products else whole))
+
             placed = partitioning.put(teacher, given)
             extents = partitioning.extents(jax.eval_shape(whole_guide, train, placed), train)
             make = lambda train, placed: partitioning.constrain(whole_guide(train, placed), extents)
