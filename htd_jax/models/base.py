@@ -282,6 +282,9 @@ class InnerProduct(Recommender, kw_only=True):  # so that a subclass may add fie
     def score(self, users: chex.Array, items: chex.Array) -> jax.Array:
         """Returns the scores of pairs (user, item), from two integer arrays that broadcast, see `Recommender`."""
         chex.assert_equal_rank([users, items])
+        if users.size > items.size:  # the fewer rows are moved
+            item_rows = look_up(self.items, items)
+            return at_owner(lambda user_rows: jnp.sum(user_rows * item_rows, axis=-1), self.users, users)
         user_rows = look_up(self.users, users)
         return at_owner(lambda item_rows: jnp.sum(user_rows * item_rows, axis=-1), self.items, items)
 
