@@ -118,6 +118,7 @@ class Forks:
             processes.HEARTBEAT_SECONDS, processes.START_SECONDS = HEARTBEAT, START
             loop.CHECKPOINT_SECONDS = 0  # a save is under way at most moments
         jax.config.update("jax_platforms", environment["JAX_PLATFORMS"])
+        jax.config.update("jax_num_cpu_devices", 1)
         jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         for module in pkgutil.walk_packages(htd_jax.__path__, "htd_jax."):

@@ -129,6 +129,14 @@ def barrier(name: str) -> None:
         _client().wait_at_barrier(_key(name), 1000 * WAIT_SECONDS)
 
 
+def leave() -> None:
+    """Parts from the others, once every process is here."""
+    import jax
+
+    barrier("end")  # for as long as it takes; the next line waits for `END_SECONDS`
+    jax.distributed.shutdown()
+
+
 def from_first(name: str, make: Callable[[], T]) -> T:
     """Returns in every process what `make` returns in the first one, where alone it is called.
 

@@ -40,13 +40,16 @@ def complain(line: str) -> None:
 @contextlib.contextmanager
 def ending_at_once(resumes: bool) -> Iterator[None]:
     """Ends one of several processes as soon as the block fails. A usual exit would wait for the others, which may wait
-    for this one; so they find it gone, and end too.
+    for this one; so they find it gone, and end too. One that succeeds waits for the others: as it leaves, its
+    connections close, through which another may still receive the end of the last collective.
 
     Args:
       resumes: whether the same command resumes, for the message.
     """
     try:
         yield
+        if _several():
+            processes.leave()
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
         if not status or not _several():
