@@ -145,7 +145,7 @@ def from_first(name: str, make: Callable[[], T]) -> T:
       make: returns JSON.
 
     Raises:
-      UserError: if `make` raises it.
+      UserError: if `make` raises it, or in other processes, any error.
     """
     if not several():
         return make()
@@ -157,8 +157,9 @@ def from_first(name: str, make: Callable[[], T]) -> T:
         return found["value"]
     try:
         value = make()
-    except UserError as error:
-        _client().key_value_set(key, json.dumps({"error": error.args}))
+    except Exception as error:
+        told = error.args if isinstance(error, UserError) else (f"process 0 failed: {type(error).__name__}: {error}",)
+        _client().key_value_set(key, json.dumps({"error": told}))
         raise
     _client().key_value_set(key, json.dumps({"value": value}))
     return value

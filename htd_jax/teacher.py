@@ -330,6 +330,9 @@ def _products(users_table: jax.Array, items_table: jax.Array, users: jax.Array) 
     return dot(look_up(users_table, users), items_table.T)
 
 
+_products.divided = True  # type: ignore[attr-defined]  # it takes shards of the tables, see `htd_jax.ops.shards`
+
+
 def _unseen(items: jax.Array, train: Interactions, k: int) -> jax.Array:
     """Removes seen items from lists, and cuts them, or pads them with -1, to `[num_users, k]`."""
     items = jnp.asarray(items, jnp.int32)

@@ -1,5 +1,6 @@
 """Training and ranking on several devices give what one device gives, and move little between them."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -18,9 +19,11 @@ import htd_jax
 from htd_jax.data import Dataset, Interactions, make_split
 from htd_jax.distillers import METHODS, Distiller, none, scale
 from htd_jax.evaluation import make_evaluator
+from htd_jax.losses import ftd_loss
 from htd_jax.models import BPRSettings, LightGCNSettings, ModelOf, NeuMFSettings, Representations
 from htd_jax.ops import shards
 from htd_jax.ops.largest import top_k
+from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import Partitioning, adam, lazy_adam, make_trainer, softmax
 
 DEVICES = 8
@@ -276,17 +279,60 @@ def test_memory_of_tables_and_moments_is_divided():
         assert sizes[1][0] - sizes[parts][0] == pytest.approx(sizes[1][1] * (1 - 1 / parts), rel=1e-2)
 
 
-def test_an_undeclared_read_of_a_shard_is_refused():
-    """A custom method that indexes a context as if it were whole: never a wrong number."""
+def custom(divided: bool, read) -> Distiller:
+    """A method from outside, whose loss reads its context by `read`."""
+
+    def loss(step):
+        users = step.batch.entities.users
+        value = ftd_loss(users.student, read(step.context, users.ids), where=users.where)
+        return value, {"custom": value}
+
+    prepare = lambda teacher, train: jnp.asarray(2 * np.asarray(teacher.representations.users))
+    traceable = lambda teacher, train: 2 * teacher.representations.users
+    return Distiller(lambda *_: {}, loss, prepare=traceable if divided else prepare, divided=divided)
+
+
+@pytest.mark.parametrize(("divided", "read"), [(False, lambda context, ids: context[ids]), (True, shards.look_up)])
+def test_custom_methods(divided, read):
+    """They are given whole arrays, in NumPy's reach, unless they say that they take shards."""
     train, teacher = data(37, 53)
-    loss = lambda step: (jnp.sum(step.context[step.batch.entities.users.ids]), {})
-    wrong = Distiller(lambda *_: {}, loss, prepare=lambda teacher, train: teacher.representations.users)
+    plain, terms = an_epoch(None, train, teacher, custom(divided, read))
+    found, divided_terms = an_epoch(partitioning((2, 4)), train, teacher, custom(divided, read))
+    check_alike(found, plain)
+    np.testing.assert_allclose(divided_terms["custom"], terms["custom"], rtol=1e-5)
+
+
+def test_a_declared_method_that_indexes_a_shard_is_refused():
+    train, teacher = data(37, 53)
+    read = lambda step: (jnp.sum(step.context[step.batch.entities.users.ids]), {})
+    wrong = Distiller(lambda *_: {}, read, prepare=lambda teacher, _: teacher.representations.users, divided=True)
     with pytest.raises(htd_jax.UserError, match="look_up"):
         an_epoch(partitioning((1, 8)), train, teacher, wrong)
 
 
+def test_a_teacher_keeps_its_own_lists():
+    train, tables = data(37, 53)
+    lists = Lists(jnp.argsort(jax.random.uniform(jax.random.key(1), (37, 53)), axis=1)[:, :9].astype(jnp.int32))
+    teacher = dataclasses.replace(Teacher.of(tables), lists=lists)
+    plain, _ = an_epoch(None, train, teacher, distiller_of("rrd"))
+    check_alike(an_epoch(partitioning((2, 4)), train, teacher, distiller_of("rrd"))[0], plain)
+
+
+def custom_scores(users_table, items_table, users):
+    return users_table[users] @ items_table.T / 3
+
+
+def test_scores_from_outside_take_whole_arrays():
+    train, tables = data(37, 53)
+    teacher = Teacher(scores=jax.tree_util.Partial(custom_scores, *tables))
+    plain, terms = an_epoch(None, train, teacher, distiller_of("listwise"))
+    found, divided = an_epoch(partitioning((2, 4)), train, teacher, distiller_of("listwise"))
+    check_alike(found, plain)
+    np.testing.assert_allclose(divided["listwise"], terms["listwise"], rtol=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["bpr", "neumf", "lightgcn", "ials", "ease"])
+@pytest.mark.parametrize("model", ["bpr", "neumf", "lightgcn", "ials", "ease", "folded"])
 @pytest.mark.parametrize("mesh", ["2x4", "8"])
 def test_a_whole_training_is_that_of_one_device(small_split, model, mesh):
     data = Dataset.from_split(small_split)
@@ -294,6 +340,6 @@ def test_a_whole_training_is_that_of_one_device(small_split, model, mesh):
     plain, divided = train(), train(mesh=mesh)
     assert divided.metrics["recall@50"] == pytest.approx(plain.metrics["recall@50"], abs=2e-3)
     teach = functools.partial(htd_jax.distill, data=data, method="htd+rrd", dim=4, epochs=3, progress=False)
-    if model != "ease":
+    if model not in ("ease", "folded"):
         one, other = teach(plain), teach(divided, mesh=mesh)
         assert other.metrics["recall@50"] == pytest.approx(one.metrics["recall@50"], abs=2e-3)

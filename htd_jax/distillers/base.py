@@ -320,7 +320,9 @@ class Distiller(NamedTuple):
       needs: what a teacher must have, of `representations`, `scores` and `lists`; a teacher without it is refused.
       second_model: see `SecondModel`; None for most methods.
       reads: see `Reads`; all rows unless it says otherwise.
-      on_host: whether `prepare` computes with NumPy, so that it takes whole arrays in this process's memory.
+      divided: whether devices may divide the context's and the samples' arrays by user and item: then `prepare` is
+        traceable, and `loss` and `reads` take rows of these arrays by `htd_jax.ops.shards.look_up` alone. If not,
+        `prepare` takes arrays in this process's memory, and its result is whole on every device.
     """
 
     init: Init
@@ -330,7 +332,7 @@ class Distiller(NamedTuple):
     needs: tuple[str, ...] = ("representations",)
     second_model: SecondModel | None = None
     reads: Reads = all_rows
-    on_host: bool = False
+    divided: bool = False
 
 
 class Method:
@@ -375,7 +377,7 @@ class Method:
 
 def none() -> Distiller:
     """Returns a method that does nothing: the student learns from the data alone."""
-    return Distiller(init=no_params, loss=lambda step: (jnp.zeros(()), {}), needs=(), reads=no_rows)
+    return Distiller(init=no_params, loss=lambda step: (jnp.zeros(()), {}), needs=(), reads=no_rows, divided=True)
 
 
 def scale(distiller: Distiller, weight: float) -> Distiller:
@@ -455,5 +457,5 @@ def chain(*distillers: Distiller) -> Distiller:
         needs=tuple(dict.fromkeys(need for d in distillers for need in d.needs)),
         second_model=second_model if second else None,
         reads=reads,
-        on_host=any(d.on_host for d in distillers),
+        divided=all(d.divided for d in distillers),
     )

@@ -176,5 +176,5 @@ def bd(settings: BD = BD()) -> Distiller:
     def second_model(params: Params, context: Context) -> tuple[MakeModel, Any]:
         return context.make_model, params
 
-    method = Distiller(init, loss, refresh, prepare, second_model=second_model, reads=reads)
+    method = Distiller(init, loss, refresh, prepare, second_model=second_model, reads=reads, divided=True)
     return every(settings.period, method)

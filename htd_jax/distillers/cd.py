@@ -135,5 +135,5 @@ def cd(settings: CD = CD()) -> Distiller:
     def reads(context: Context, sampled: ScoredItems, triples: Triples, key: chex.PRNGKey) -> RowIds:
         return RowIds.of_items(look_up(sampled.items, triples.users))
 
-    method = Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads)
+    method = Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads, divided=True)
     return every(settings.refresh, method) if settings.guide == "student" else method

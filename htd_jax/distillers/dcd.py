@@ -169,7 +169,7 @@ def dcd(settings: DCD = DCD()) -> Distiller:
         return RowIds(users, items)
 
     needs = ("lists" if settings.sides == "users" else "scores",)
-    return every(settings.period, Distiller(no_params, loss, refresh, prepare, needs=needs, reads=reads))
+    return every(settings.period, Distiller(no_params, loss, refresh, prepare, needs=needs, reads=reads, divided=True))
 
 
 def _correction(sampled: Misranked, side: Side, score: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:

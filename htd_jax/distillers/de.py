@@ -62,4 +62,4 @@ def de(settings: DE = DE(), *, epochs: int = 101) -> Distiller:
         value, _ = assign(step.params, entities.users, items, temperature(step.epoch), step.key, item_weight=0.5)
         return value, {"de": value}
 
-    return Distiller(init, loss, prepare=width_as_context, reads=no_rows)
+    return Distiller(init, loss, prepare=width_as_context, reads=no_rows, divided=True)

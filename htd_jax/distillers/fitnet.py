@@ -54,4 +54,4 @@ def fitnet(settings: FitNet = FitNet()) -> Distiller:
         value = side_loss(step.params["users"], users) + side_loss(step.params["items"], items)
         return value, {"fitnet": value}
 
-    return Distiller(init, loss, prepare=width_as_context, reads=no_rows)
+    return Distiller(init, loss, prepare=width_as_context, reads=no_rows, divided=True)

@@ -150,7 +150,7 @@ def freqd(settings: FreqD = FreqD()) -> Distiller:
         value = side_loss("users", entities.users) + 0.5 * items
         return value, {"freqd": value}
 
-    return Distiller(init, loss, refresh, prepare, on_host=True)
+    return Distiller(init, loss, refresh, prepare)
 
 
 def smooth(table: jax.Array, near: Neighbours, alpha: float) -> jax.Array:

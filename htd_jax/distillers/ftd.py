@@ -36,4 +36,4 @@ def ftd(settings: FTD = FTD()) -> Distiller:
         value = ftd_loss(student, teacher, where=where)
         return value, {"ftd": value}
 
-    return Distiller(no_params, loss, prepare=width_as_context, reads=no_rows)
+    return Distiller(no_params, loss, prepare=width_as_context, reads=no_rows, divided=True)

@@ -142,7 +142,7 @@ def htd(settings: HTD = HTD(), *, epochs: int = 101, group_ids: Groups | None = 
             terms["assignment"] = assignment
         return total, terms
 
-    return Distiller(init, loss, prepare=prepare, reads=no_rows, on_host=settings.grouping == "kmeans")
+    return Distiller(init, loss, prepare=prepare, reads=no_rows, divided=settings.grouping != "kmeans")
 
 
 def _check_groups(group_ids: Groups, num_groups: int, sizes: tuple[int, int]) -> None:

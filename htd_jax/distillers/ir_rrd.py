@@ -141,4 +141,4 @@ def ir_rrd(settings: IRRRD = IRRRD()) -> Distiller:
         users = RowIds.of_items(*jax.tree.leaves(look_up(sampled.items, ids))).items
         return user_side.reads(context.users, sampled.users, triples, key) + RowIds(users, ids)
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads)
+    return Distiller(no_params, loss, refresh, prepare, needs=("scores",), reads=reads, divided=True)

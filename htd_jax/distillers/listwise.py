@@ -225,7 +225,7 @@ def listwise(settings: Listwise = Listwise()) -> Distiller:
         listed, seen, sample = read_items(context, ids if some is None else some[0], key)
         return RowIds.of_items(listed, seen, sample.items)
 
-    return Distiller(no_params, loss, prepare=prepare, needs=("lists",), reads=reads)
+    return Distiller(no_params, loss, prepare=prepare, needs=("lists",), reads=reads, divided=True)
 
 
 def _sample_users(

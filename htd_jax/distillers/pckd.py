@@ -131,4 +131,4 @@ def pckd(settings: PCKD = PCKD(), *, epochs: int = 101) -> Distiller:
     def reads(context: Context, sampled: jax.Array, triples: Triples, key: chex.PRNGKey) -> RowIds:
         return RowIds.of_items(look_up(sampled, triples.users[: settings.users]))
 
-    return Distiller(init, loss, refresh, prepare, needs=("representations", "lists"), reads=reads)
+    return Distiller(init, loss, refresh, prepare, needs=("representations", "lists"), reads=reads, divided=True)

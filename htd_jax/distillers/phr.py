@@ -65,7 +65,7 @@ def phr(settings: PHR = PHR()) -> Distiller:
         value = _side_loss(step.params["users"], users) + _side_loss(step.params["items"], items)
         return value, {"phr": value}
 
-    return Distiller(init, loss, prepare=width_as_context, reads=no_rows)
+    return Distiller(init, loss, prepare=width_as_context, reads=no_rows, divided=True)
 
 
 def _side_loss(params: Params, side: Side) -> jax.Array:

@@ -172,7 +172,7 @@ def rce_kd(settings: RCEKD = RCEKD()) -> Distiller:
     def reads(context: Context, sampled: SampledSets, triples: Triples, key: chex.PRNGKey) -> RowIds:
         return RowIds.of_items(*look_up((sampled.best, sampled.others), triples.users))
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads, divided=True)
 
 
 @jax.jit(static_argnames="k")

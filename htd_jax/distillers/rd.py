@@ -95,4 +95,4 @@ def rd(settings: RD = RD()) -> Distiller:
     def reads(context: Context, sampled: jax.Array, triples: Triples, key: chex.PRNGKey) -> RowIds:
         return RowIds.of_items(*look_up((context.items, sampled), triples.users))
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads, divided=True)

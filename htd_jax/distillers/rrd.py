@@ -104,7 +104,7 @@ def rrd(settings: RRD = RRD()) -> Distiller:
         own = look_up(sampled, triples.users)
         return RowIds.of_items(own.interesting, own.uninteresting)
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads, divided=True)
 
 
 def lists_loss(

@@ -95,7 +95,7 @@ def unkd(settings: UnKD = UnKD()) -> Distiller:
         own = look_up(sampled, triples.users)
         return RowIds.of_items(own.better, own.worse)
 
-    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads)
+    return Distiller(no_params, loss, refresh, prepare, needs=("lists",), reads=reads, divided=True)
 
 
 def popularity_groups(train: Interactions, num_groups: int) -> jax.Array:

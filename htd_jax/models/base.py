@@ -15,7 +15,7 @@ from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss
 from htd_jax.ops.precision import BITS, Rows, encoded, rounded, steps_of
 from htd_jax.ops.products import dot
-from htd_jax.ops.shards import at_owner, look_up
+from htd_jax.ops.shards import at_owner, is_shard, look_up
 
 
 class Recommender(nn.Module):
@@ -227,12 +227,11 @@ def first_dimensions(variables: Any, dim: int) -> Any:
 
 
 def holding(model: Recommender, variables: Any) -> Recommender:
-    """Returns the module of the tables that `variables` hold: on a mesh, these are the rows of one device."""
-    tables = variables["params"]
-    held = {name: tables[name] for name in ("users", "items") if name in tables}
-    sizes: dict[str, Any] = {f"num_{name}": len(table) for name, table in held.items()}
-    if all(getattr(model, name) == size for name, size in sizes.items()):
+    """Returns the module of the rows that a device holds, if `variables` are shards; else the module itself."""
+    if not model.divided or not is_shard(variables):
         return model
+    tables = variables["params"]
+    sizes: dict[str, Any] = {f"num_{name}": len(tables[name]) for name in ("users", "items")}
     if isinstance(model, InnerProduct):
         sizes["counts"] = model.num_users, model.num_items
     return model.clone(**sizes)

@@ -13,7 +13,7 @@ from htd_jax.data import Interactions
 from htd_jax.models.base import Labels, ModelSettings, Recommender, Solver
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.ops.als import PaddedRows, pad_rows, solve_rows
-from htd_jax.ops.shards import rows_held, total
+from htd_jax.ops.shards import local_rows, total
 
 
 @struct.dataclass
@@ -46,7 +46,7 @@ class Sweep:
         user_penalties, item_penalties = context.penalties
         users, _ = solve_rows(context.by_user, items, user_penalties, users, self.steps)
         items, objective = solve_rows(context.by_item, users, item_penalties, items, self.steps)
-        objective += total(jnp.sum(rows_held(user_penalties, users)[:, None] * users**2))
+        objective += total(jnp.sum(local_rows(user_penalties, users)[:, None] * users**2))
         return {"params": {"users": users, "items": items}}, objective
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
-from htd_jax.models.base import MakeModel, holding
+from htd_jax.models.base import MakeModel, ModelOf, holding
 
 
 class Representations(NamedTuple):
@@ -44,6 +44,11 @@ class ScoreAll:
     """`score_all` as a function of arrays; it compares by value, so that what is compiled for one serves equal ones."""
 
     make_model: MakeModel
+
+    @property
+    def divided(self) -> bool:
+        """Whether it takes shards of the model's tables, see `Recommender`."""
+        return isinstance(self.make_model, ModelOf) and self.make_model.settings.module.divided
 
     def __call__(self, variables: Any, train: Interactions, users: jax.Array) -> jax.Array:
         model = holding(self.make_model(train), variables)

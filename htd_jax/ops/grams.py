@@ -18,7 +18,7 @@ def all_pairs(s: jax.Array, t: jax.Array) -> jax.Array:
     With d = d_s + d_t it costs n d^2 operations for the value and 2 n d d_s for the gradient, and memory `[d, d]`
     in addition to its arguments. It takes four products on a CPU and two elsewhere, whatever n. On a mesh,
     devices divide the rows: they exchange d^2 numbers for the value, and n d_s for the gradient; or d^2 alone if each
-    has the rows that it holds, and zeros for the others, see `htd_jax.ops.shards.held_rows`.
+    has the rows that it holds, and zeros for the others, see `htd_jax.ops.shards.keep_local`.
 
     Args:
       s: `[n, d_s]` floats.

@@ -45,7 +45,7 @@ def place(x: jax.Array, ids: jax.Array, axis: int = 0) -> jax.Array:
     return jnp.where((at >= 0) & (at < x.shape[axis]), at, x.shape[axis])
 
 
-def rows_held(x: jax.Array, shard: jax.Array) -> jax.Array:
+def local_rows(x: jax.Array, shard: jax.Array) -> jax.Array:
     """Returns the rows of a whole array `[n, ...]` that a device holds of `shard`, zeros past the last."""
     if not is_shard(shard):
         return x
@@ -75,7 +75,7 @@ def look_up(rows: T, ids: jax.Array) -> T:
     return found
 
 
-def held_rows(rows: jax.Array, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+def keep_local(rows: jax.Array, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns `rows` `[n, ...]` and `table[ids]`, both with zeros where another device holds the row of the table: sums
     over rows are then sums over devices, and no row is moved."""
     if not is_shard(table):

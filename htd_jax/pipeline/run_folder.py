@@ -314,7 +314,7 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
     history, tree = steps.history(), steps.tree()
     settings = history["settings"]
     try:
-        variables = trim_tables(tree.get("best") or tree["train"]["params"]["model"], data.train)
+        variables = tree.get("best") or tree["train"]["params"]["model"]
         distiller = tree["train"]["params"].get("distiller") or {}
         fields = dict(settings["model"])
         name, dim, precision = fields.pop("name"), fields.pop("dim"), fields.pop("precision", "float32")
@@ -324,6 +324,8 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
         if precision not in PRECISIONS or not isinstance(dim, int) or dim < 1:
             raise TypeError
         make_model = ModelOf(model, dim, precision, prefixes)
+        if model.module.divided:
+            variables = trim_tables(variables, data.train)
         patience, metric = settings["training"]["patience"], settings["evaluation"]["metric"]
         settings["data"], settings["evaluation"]["cutoffs"]
     except (KeyError, TypeError, AttributeError):

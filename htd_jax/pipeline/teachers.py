@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from htd_jax.data import Dataset, read
 from htd_jax.data.arrays import SUFFIXES, TORCH
 from htd_jax.data.columns import is_table_folder, without_advice, without_settings
 from htd_jax.data.idfiles import read_row_ids
 from htd_jax.data.ranked import read_lists, to_lists
-from htd_jax.data.tables import match_rows, read_tables_and_notes
+from htd_jax.data.tables import Tables, match_rows, read_tables_and_notes
 from htd_jax.errors import UserError, as_flags, shown
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, listed, popularity
 from htd_jax.pipeline.experiment import FORMAT, Experiment, hash_of
@@ -21,7 +22,7 @@ from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.request import Paths, RunSpec
 from htd_jax.pipeline.run_folder import RunFolder, open_phase
 from htd_jax.pipeline.teacher_checks import notes_on_fit
-from htd_jax.serving.storage import is_export
+from htd_jax.serving.storage import is_export, read_export
 from htd_jax.settings import as_json
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import choose, evaluation_record, in_full
@@ -92,6 +93,18 @@ def read_teacher(
     return teacher
 
 
+def _of_export(folder: Path) -> Tables:
+    """Returns the tables of an export in shards, which has no `.npy` files.
+
+    Raises:
+      UserError: if it cannot be read, or has no table of users.
+    """
+    export = read_export(folder)
+    if export.pooling:
+        raise UserError(f"{shown(folder)}: has no table of users; a teacher needs one")
+    return Tables(np.asarray(export.users.floats()), np.asarray(export.items.floats()))
+
+
 def _read(
     paths: Sequence[Path], data: Dataset, user_ids: Path | None, item_ids: Path | None, *, setting: str
 ) -> tuple[Teacher, tuple[str, ...]]:
@@ -101,18 +114,19 @@ def _read(
       setting: the name that the caller gives to `user_ids` and `item_ids`, for messages, with `{}` for the kind.
     """
     settings = {kind: setting.format(kind) for kind in ("user", "item")}
-    if len(paths) == 1 and is_export(paths[0]):
-        folder = paths[0]
-        paths = [folder / "users.npy", folder / "items.npy"]
+    folder = paths[0] if len(paths) == 1 and is_export(paths[0]) else None
+    if folder:
         user_ids, item_ids = user_ids or folder / "users.parquet", item_ids or folder / "items.parquet"
-    if len(paths) == 1 and paths[0].suffix.lower() not in SUFFIXES:
+        if (folder / "items.npy").exists():
+            paths, folder = [folder / "users.npy", folder / "items.npy"], None
+    if len(paths) == 1 and not folder and paths[0].suffix.lower() not in SUFFIXES:
         if user_ids or item_ids:
             raise UserError(f"`{settings['user']}` is for tables; lists name their users and items")
         with without_settings():
             items, scores, notes = to_lists(read_lists(paths[0]), data.users, data.items)
         lists = Lists(jnp.asarray(items), None if scores is None else jnp.asarray(scores))
         return Teacher.of(lists), tuple(map(without_advice, notes))
-    tables, notes = read_tables_and_notes(paths)
+    tables, notes = (_of_export(folder), ()) if folder else read_tables_and_notes(paths)
     named = ", ".join(shown(path) for path in paths)
     rows = []
     for table, file, ids in zip(tables, (user_ids, item_ids), (data.users, data.items)):

@@ -201,8 +201,15 @@ class BackgroundSaves:
 
     @property
     def idle(self) -> bool:
-        """Whether no step is being saved."""
-        return self._saving is None or self._saving.done()
+        """Whether no step is being saved.
+
+        Raises:
+          UserError: if the last one could not be saved, so that no process trains on while others wait for its part.
+        """
+        if self._saving is None or not self._saving.done():
+            return self._saving is None
+        self.wait()
+        return True
 
     def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
         """Starts what `Checkpoints.save` does, after the step before is saved.

@@ -283,10 +283,7 @@ def run_phase(
     kept = in_full(choose(records, early_stopping))
     variables, learned = best or state.params["model"], state.params["distiller"]
     if partitioning:
-        variables, learned = (
-            partitioning.whole(tree, partitioning.extents(tree, train, by_name=True, held=True))
-            for tree in (variables, learned)
-        )
+        variables, learned = (partitioning.whole_tables(tree, train) for tree in (variables, learned))
     return PhaseResult(variables, records, seconds, kept, learned, spent)
 
 

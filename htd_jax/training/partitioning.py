@@ -83,9 +83,8 @@ class Partitioning:
     def extents(self, tree: Any, train: Interactions, *, by_name: bool = False, held: bool = False) -> Extents:
         """Returns which arrays are split by rows.
 
-        These are the arrays of two or more axes with a row per user or item, and never those of `Interactions` and
-        `Neighbours`. An array that is split where it should not be is refused when a step is traced: a result would
-        differ between devices.
+        These are the arrays of two or more axes with a row per user or item, and never those of `Interactions`, of
+        `Neighbours`, and of functions that do not say that they take shards (`divided`).
 
         Args:
           tree: arrays, or their shapes, before padding.
@@ -97,8 +96,8 @@ class Partitioning:
         sizes = {"users": train.num_users, "items": train.num_items}
 
         def extent(path: Any, x: Any) -> Any:
-            if isinstance(x, Interactions | Neighbours):
-                return jax.tree.map(lambda _: Extent(0, 0), x)
+            if _is_whole(x):
+                return everywhere(x)
             first, axes = (x.shape[0], len(x.shape)) if x.shape else (0, 0)
             names = _names(path)
             if table := _table(names):
@@ -109,8 +108,7 @@ class Partitioning:
                 return Extent(first, self._padded(first))
             return Extent(0, 0)
 
-        whole = lambda x: isinstance(x, Interactions | Neighbours)
-        return jax.tree_util.tree_map_with_path(extent, tree, is_leaf=whole)
+        return jax.tree_util.tree_map_with_path(extent, tree, is_leaf=_is_whole)
 
     def columns(self, tree: Any) -> Extents:
         """Returns the extents of arrays `[n, width]` whose columns all devices divide; whole if they cannot."""
@@ -200,9 +198,15 @@ class Partitioning:
 
                 x = multihost_utils.process_allgather(x, tiled=True)
             host = np.asarray(x)
-            return host[: extent.size] if extent.held == len(host) else host
+            return host[: extent.size] if extent.held and extent.held == len(host) else host
 
         return _map(one, extents, tree)
+
+    def whole_tables(self, variables: T, train: Interactions) -> T:
+        """Returns a model's variables whole, without padding, in the memory of every process."""
+        extents = self.extents(variables, train, by_name=True, held=True)
+        split = lambda extent, x: extent if x.sharding.spec == BY_ROWS else Extent(0, 0)
+        return self.whole(variables, _map(split, extents, variables))
 
     def __str__(self) -> str:
         return f"{self.mesh.shape[DATA]}x{self.shards}"
@@ -248,6 +252,12 @@ def _table(names: list[str]) -> str | None:
     """Returns `users` or `items` if an array of this path is one of a model's tables, or of what is kept for one."""
     pairs = itertools.pairwise(names)
     return next((own for of, own in pairs if of in TABLES and own in ("users", "items")), None)
+
+
+def _is_whole(x: Any) -> bool:
+    """Returns whether none of a value's arrays is split."""
+    function = isinstance(x, jax.tree_util.Partial) and not getattr(x.func, "divided", False)
+    return function or isinstance(x, Interactions | Neighbours)
 
 
 def is_extent(x: Any) -> bool:
@@ -302,8 +312,7 @@ def make_partitioning(mesh: str) -> Partitioning:
     else:
         raise UserError(f"`mesh` must be a number of devices, such as 8, or two, such as 2x4, or auto, not {mesh!r}")
     if math.prod(sizes) != devices:
-        raise UserError(
-            f"`mesh` {mesh} needs {math.prod(sizes)} devices, but there are {devices}; set `mesh` to auto"
-            + ("" if devices > 1 else ", or JAX_NUM_CPU_DEVICES to a number of processor devices")
-        )
+        shapes = [f"{count}x{devices // count}" for count in range(1, devices + 1) if devices % count == 0]
+        more = "set JAX_NUM_CPU_DEVICES for more on a processor" if devices == 1 else f"set it to {', '.join(shapes)}"
+        raise UserError(f"`mesh` {mesh} needs {math.prod(sizes)} devices, and a mesh has all {devices}; {more}")
     return Partitioning(jax.make_mesh(sizes, (DATA, ROWS), axis_types=(AxisType.Auto,) * 2))

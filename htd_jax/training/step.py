@@ -19,7 +19,7 @@ from htd_jax.distillers.base import SecondModel
 from htd_jax.errors import UserError
 from htd_jax.models import MakeModel, ModelOf, Recommender, Representations, first_dimensions, holding, with_tables
 from htd_jax.ops.platforms import brief_options, compiler_options
-from htd_jax.ops.shards import gathered, held_rows, look_up
+from htd_jax.ops.shards import gathered, keep_local, look_up
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import rows
 from htd_jax.training.objectives import Objective, own
@@ -118,7 +118,7 @@ class Parts(NamedTuple):
       begin: `(state, key, train, guidance) -> EpochInputs`, what is sampled at the start of an epoch.
       steps: `(state, inputs, train, guidance) -> (state, terms)`, all steps of an epoch. On each device of a
         mesh it takes shards of arrays, see `htd_jax.ops.shards`.
-      on_host: see `Distiller`.
+      divided: see `Distiller`.
       make_model: the model that is trained.
     """
 
@@ -126,7 +126,7 @@ class Parts(NamedTuple):
     init: Init
     begin: Callable[[TrainState, chex.PRNGKey, Interactions, Guidance], EpochInputs]
     steps: Callable[[TrainState, EpochInputs, Interactions, Guidance], tuple[TrainState, Terms]]
-    on_host: bool
+    divided: bool
     make_model: MakeModel
 
 
@@ -238,7 +238,7 @@ def make_trainer(
 
         def side(student: jax.Array, table: jax.Array, chosen: tuple[jax.Array, jax.Array]) -> Side:
             ids, counted = chosen
-            return Side(student, look_up(table, ids), counted, ids, held_rows(student, table, ids))
+            return Side(student, look_up(table, ids), counted, ids, keep_local(student, table, ids))
 
         def losses(bound: Recommender) -> tuple[jax.Array, jax.Array, Terms]:
             # On one bound module, whose methods share what they have in common.
@@ -336,7 +336,7 @@ def make_trainer(
         return steps(state, begin(state, key, train, guidance), train, guidance)
 
     if partitioning is not None:
-        parts = Parts(guide, init, begin, steps, distiller.on_host, make_model)
+        parts = Parts(guide, init, begin, steps, distiller.divided, make_model)
         return Trainer(make_model, *partitioned(parts, partitioning), distiller.second_model)
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
     return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), compiled, guide, distiller.second_model)
@@ -354,9 +354,9 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
     def guide(train: Interactions, teacher: AnyTeacher) -> Guidance:
         if isinstance(teacher, Guidance):
             return teacher
-        if parts.on_host:
+        if not parts.divided:
             made = parts.guide(partitioning.whole(train, everywhere(train)), teacher)
-            extents = partitioning.extents((made.hints, made.context), train)
+            extents = partitioning.extents(made.hints, train), everywhere(made.context)
             hints, context = partitioning.put((made.hints, made.context), extents)
         else:
             teacher = Teacher.of(teacher)
@@ -368,7 +368,9 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
             @partitioning.by_compiler
             def whole_guide(train: Interactions, placed: Teacher) -> tuple[Representations | None, Any]:
                 whole = trim(placed, given)
-                return _pair(parts.guide(train, whole.representations if products else whole))
+                if products:
+                    whole = dataclasses.replace(Teacher.of(whole.representations), lists=whole.lists)
+                return _pair(parts.guide(train, whole))
 
             placed = partitioning.put(teacher, given)
             extents = partitioning.extents(jax.eval_shape(whole_guide, train, placed), train)
@@ -385,8 +387,9 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
     def extents_of_state(key: chex.PRNGKey, train: Interactions, guidance: Guidance) -> TrainState:
         state = jax.eval_shape(parts.init, key, train, whole(guidance))
         divided = parts.make_model(train).divided
-        by_name = partitioning.extents(state, train, by_name=True) if divided else everywhere(state)
-        return by_name.replace(sampled=partitioning.extents(state.sampled, train))  # type: ignore[no-any-return]
+        tables = partitioning.extents(state, train, by_name=True) if divided else everywhere(state)
+        sampled = partitioning.extents(state.sampled, train) if parts.divided else everywhere(state.sampled)
+        return tables.replace(sampled=sampled)  # type: ignore[no-any-return]
 
     def init(key: chex.PRNGKey, train: Interactions, guidance: Guidance) -> TrainState:
         extents = extents_of_state(key, train, guidance)
@@ -395,14 +398,14 @@ def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, 
     def epoch(
         state: TrainState, key: chex.PRNGKey, train: Interactions, guidance: Guidance
     ) -> tuple[TrainState, Terms]:
-        of_state = extents_of_state(key, train, guidance)
-        inputs = partitioning.by_compiler(parts.begin)(trim(state, of_state), key, train, whole(guidance))
-        of_batches = partitioning.columns(inputs.batches)
-        of_inputs = everywhere(inputs)._replace(batches=of_batches, sampled=of_state.sampled)
-        of_guidance = Guidance(*extents_of(guidance))
-        arguments = state, partitioning.constrain(inputs, of_inputs), train, Guidance(*_pair(guidance))
-        extents = of_state, of_inputs, everywhere(train), of_guidance
-        steps = partitioning.over_shards(parts.steps, extents, (of_state, PartitionSpec()))
+        state_extents = extents_of_state(key, train, guidance)
+        inputs = partitioning.by_compiler(parts.begin)(trim(state, state_extents), key, train, whole(guidance))
+        batch_extents = partitioning.columns(inputs.batches)
+        input_extents = everywhere(inputs)._replace(batches=batch_extents, sampled=state_extents.sampled)
+        guidance_extents = Guidance(*extents_of(guidance))
+        arguments = state, partitioning.constrain(inputs, input_extents), train, Guidance(*_pair(guidance))
+        extents = state_extents, input_extents, everywhere(train), guidance_extents
+        steps = partitioning.over_shards(parts.steps, extents, (state_extents, PartitionSpec()))
         try:
             return steps(*arguments)
         except (TypeError, ValueError) as error:
