@@ -30,6 +30,7 @@ from htd_jax.training import (
     Trainer,
     TrainingSpec,
     copy_checkpoints,
+    host_device,
     make_solving_trainer,
     make_trainer,
     objective_of,
@@ -50,6 +51,19 @@ def numerics() -> Iterator[None]:
     """Computes in float32, whatever JAX is set to in the rest of the process."""
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def _in_host_memory(method: Callable[..., Fitted]) -> Callable[..., Fitted]:
+    """Keeps on the host what a method of `Experiment` does not place on a mesh: a teacher may outgrow one device."""
+
+    @functools.wraps(method)
+    def call(self: "Experiment", *arguments: Any, **options: Any) -> Fitted:
+        if self.partitioning is None:
+            return method(self, *arguments, **options)
+        with jax.default_device(host_device()):
+            return method(self, *arguments, **options)
+
+    return call
 
 
 @dataclasses.dataclass
@@ -92,6 +106,7 @@ class Experiment:
     def _evaluator(self, users: int | None) -> Evaluator:
         return evaluator_of(self.data, self.evaluation, users, self.partitioning)
 
+    @_in_host_memory
     def train(
         self,
         spec: PhaseSpec,

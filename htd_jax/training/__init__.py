@@ -1,6 +1,6 @@
 """Training: the compiled epoch, the loop around it, and its checkpoints."""
 
-from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints
+from htd_jax.training.checkpoint import Checkpoints, copy_checkpoints, host_device
 from htd_jax.training.estimate import Estimate, duration, estimate
 from htd_jax.training.loop import (
     Diverged,
@@ -53,6 +53,7 @@ __all__ = [
     "estimate",
     "evaluation_record",
     "find_partitioning",
+    "host_device",
     "in_full",
     "is_finished",
     "lazy_adam",

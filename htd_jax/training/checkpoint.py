@@ -201,15 +201,13 @@ class BackgroundSaves:
 
     @property
     def idle(self) -> bool:
-        """Whether no step is being saved.
+        """Whether no step is being saved."""
+        return self._saving is None or self._saving.done()
 
-        Raises:
-          UserError: if the last one could not be saved, so that no process trains on while others wait for its part.
-        """
-        if self._saving is None or not self._saving.done():
-            return self._saving is None
-        self.wait()
-        return True
+    def check(self) -> None:
+        """Raises UserError if the last step could not be saved."""
+        if self.idle:
+            self.wait()
 
     def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
         """Starts what `Checkpoints.save` does, after the step before is saved.
@@ -248,7 +246,9 @@ def to_host(state: Any) -> Any:
 
     On a mesh, each shard is copied to the memory of its own host, and the array stays sharded.
     """
-    onto = lambda x: x.sharding.with_memory_kind("pinned_host") if _on_mesh(getattr(x, "sharding", None)) else _host()
+    onto = lambda x: (
+        x.sharding.with_memory_kind("pinned_host") if _on_mesh(getattr(x, "sharding", None)) else host_device()
+    )
     return jax.block_until_ready(jax.device_put(state, jax.tree.map(onto, state), may_alias=False))
 
 
@@ -328,7 +328,7 @@ def _read_history(step: Path) -> dict[str, Any]:
     return history
 
 
-def _host() -> jax.Device:
+def host_device() -> jax.Device:
     """Returns the processor or, where JAX is set to do without, the first device."""
     try:
         return jax.local_devices(backend="cpu")[0]

@@ -277,6 +277,8 @@ def run_phase(
                 finished = is_finished(records, len(seconds), epochs, early_stopping)
             if finished:
                 complete()
+            if saves:
+                saves.check()  # in every process: the others wait for the shards of one that failed
             if finished or processes.from_first("due", due):
                 saved = save(finished)
             on_epoch(Progress(epoch, terms, seconds[-1], records, expected()))

@@ -3,7 +3,7 @@
 A mesh has two axes. Tables of users and items, the optimiser's moments, and all other arrays with a row per user or
 item are split by rows over `rows`, in contiguous parts of one size: they are padded with rows that are zero, never
 sampled and never recommended. Everything else is on every device. Devices along `data` hold the same rows, and divide
-the work of a batch.
+the users of an evaluation, and the pairs and experts of a batch.
 """
 
 import dataclasses
@@ -119,8 +119,7 @@ class Partitioning:
 
     def put_like(self, tree: T, like: T) -> T:
         """Places whole arrays as others are placed, which may be padded."""
-        split = lambda held: not held.sharding.is_fully_replicated
-        one = lambda x, held: self.put(x, Extent(len(x), len(held)) if split(held) else Extent(0, 0))
+        one = lambda x, held: self.put(x, Extent(len(x), len(held)) if self._is_split(held) else Extent(0, 0))
         placed: T = jax.tree.map(one, tree, like)
         return placed
 
@@ -205,8 +204,11 @@ class Partitioning:
     def whole_tables(self, variables: T, train: Interactions) -> T:
         """Returns a model's variables whole, without padding, in the memory of every process."""
         extents = self.extents(variables, train, by_name=True, held=True)
-        split = lambda extent, x: extent if x.sharding.spec == BY_ROWS else Extent(0, 0)
+        split = lambda extent, x: extent if self._is_split(x) else Extent(0, 0)
         return self.whole(variables, _map(split, extents, variables))
+
+    def _is_split(self, x: jax.Array) -> bool:
+        return bool(x.ndim and x.sharding.is_equivalent_to(self.by_rows, x.ndim))
 
     def __str__(self) -> str:
         return f"{self.mesh.shape[DATA]}x{self.shards}"

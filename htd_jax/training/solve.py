@@ -71,11 +71,11 @@ def _epoch(sweep: Callable[[Any, Any], tuple[Any, jax.Array]], partitioning: Par
     """Returns the compiled epoch of a solver; its teacher is the result of the trainer's `guide`."""
 
     def epoch(state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: Guidance) -> tuple[TrainState, Terms]:
-        context, of_variables = teacher.context, sweep
+        context, sweep_shards = teacher.context, sweep
         if partitioning:
             extents = partitioning.extents(state.params["model"], train, by_name=True, held=True)
-            of_variables = partitioning.over_shards(sweep, (extents, _by_parts(context)), (extents, EVERYWHERE))
-        variables, objective = of_variables(state.params["model"], context)
+            sweep_shards = partitioning.over_shards(sweep, (extents, _by_parts(context)), (extents, EVERYWHERE))
+        variables, objective = sweep_shards(state.params["model"], context)
         params: Any = {**state.params, "model": variables}
         return state.replace(params=params, epoch=state.epoch + 1), {"loss": objective}  # type: ignore[attr-defined]
 
