@@ -343,3 +343,13 @@ def test_a_whole_training_is_that_of_one_device(small_split, model, mesh):
     if model not in ("ease", "folded"):
         one, other = teach(plain), teach(divided, mesh=mesh)
         assert other.metrics["recall@50"] == pytest.approx(one.metrics["recall@50"], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_on_other_meshes(small_split, tmp_path):
+    """Tables in 4, 2, 8 parts, and whole."""
+    train = functools.partial(htd_jax.fit, Dataset.from_split(small_split), dim=8, progress=False)
+    for epochs, mesh in enumerate(["2x4", "4x2", "8", None], 1):
+        found = train(epochs=epochs, mesh=mesh, folder=tmp_path / "run")
+        assert len(found.seconds) == epochs
+    check_alike(found.variables, train(epochs=4).variables)
