@@ -228,7 +228,7 @@ def first_dimensions(variables: Any, dim: int) -> Any:
 
 def holding(model: Recommender, variables: Any) -> Recommender:
     """Returns the module of the rows that a device holds, if `variables` are shards; else the module itself."""
-    if not model.divided or not is_shard(variables):
+    if not is_shard(variables):
         return model
     tables = variables["params"]
     sizes: dict[str, Any] = {f"num_{name}": len(tables[name]) for name in ("users", "items")}
