@@ -25,13 +25,17 @@ from htd_jax.ops import shards
 from htd_jax.ops.largest import top_k
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import Partitioning, adam, lazy_adam, make_trainer, softmax
+from htd_jax.training.partitioning import LEAST_JAX
 
 DEVICES = 8
 MESHES = [(1, 8), (2, 4), (4, 2), (8, 1)]
 TRAINED = [name for name, method in METHODS.items() if method.trains and not method.closed_form]
 MODELS = {"bpr": BPRSettings(), "neumf": NeuMFSettings(), "lightgcn": LightGCNSettings()}
 
-pytestmark = pytest.mark.skipif(jax.device_count() < DEVICES, reason=f"needs {DEVICES} devices: JAX_NUM_CPU_DEVICES")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < DEVICES, reason=f"needs {DEVICES} devices: JAX_NUM_CPU_DEVICES"),
+    pytest.mark.skipif(jax.__version_info__ < LEAST_JAX, reason="needs a later JAX"),
+]
 
 
 @functools.cache

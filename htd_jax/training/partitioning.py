@@ -48,6 +48,9 @@ class Extent(NamedTuple):
         return PartitionSpec(None, (DATA, ROWS)) if self.columns else BY_ROWS if self.held else EVERYWHERE
 
 
+# The compiler of JAX 0.10 aborts where it divides a search of the largest scores.
+LEAST_JAX = (0, 12)
+
 # The names of collections of tables `users` and `items`: Flax's, and that of `RowState`.
 TABLES = {"params", "tables"}
 
@@ -304,8 +307,10 @@ def make_partitioning(mesh: str) -> Partitioning:
         `auto`, tables split over all devices.
 
     Raises:
-      UserError: if it is none of these, or needs another number of devices than there are.
+      UserError: if it is none of these, or needs another number of devices than there are, or another version of JAX.
     """
+    if jax.__version_info__ < LEAST_JAX:
+        raise UserError(f"`mesh` needs JAX 0.12, with Python 3.12 or later, not JAX {jax.__version__}; leave it out")
     devices = jax.device_count()
     if mesh == "auto":
         sizes = (1, devices)
