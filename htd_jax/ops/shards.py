@@ -45,6 +45,11 @@ def place(x: jax.Array, ids: jax.Array, axis: int = 0) -> jax.Array:
     return jnp.where((at >= 0) & (at < x.shape[axis]), at, x.shape[axis])
 
 
+def _own(x: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns `x[ids]` of a shard, zeros where another device holds the row."""
+    return x.at[place(x, ids)].get(mode="fill", fill_value=0)
+
+
 def local_rows(x: jax.Array, shard: jax.Array) -> jax.Array:
     """Returns the rows of a whole array `[n, ...]` that a device holds of `shard`, zeros past the last."""
     if not is_shard(shard):
@@ -68,8 +73,7 @@ def look_up(rows: T, ids: jax.Array) -> T:
             return x[ids]
         if x.dtype == jnp.bool_:
             return one(x.astype(jnp.int8)) > 0
-        own = x.at[place(x, ids)].get(mode="fill", fill_value=0)
-        return jax.lax.psum(own, ROWS)
+        return jax.lax.psum(_own(x, ids), ROWS)
 
     found: T = jax.tree.map(one, rows)
     return found
@@ -80,9 +84,8 @@ def keep_local(rows: jax.Array, table: jax.Array, ids: jax.Array) -> tuple[jax.A
     over rows are then sums over devices, and no row is moved."""
     if not is_shard(table):
         return rows, table[ids]
-    at = place(table, ids)
-    mine = (at < len(table)).reshape(-1, *(1,) * (rows.ndim - 1))
-    return jnp.where(mine, rows, 0), table.at[at].get(mode="fill", fill_value=0)
+    mine = (place(table, ids) < len(table)).reshape(-1, *(1,) * (rows.ndim - 1))
+    return jnp.where(mine, rows, 0), _own(table, ids)
 
 
 def at_owner(function: Callable[[T], jax.Array], rows: T, ids: jax.Array) -> jax.Array:
@@ -98,10 +101,9 @@ def at_owner(function: Callable[[T], jax.Array], rows: T, ids: jax.Array) -> jax
     """
     if not is_shard(rows):
         return function(jax.tree.map(lambda x: x[ids], rows))
-    at = place(jax.tree.leaves(rows)[0], ids)
-    own = jax.tree.map(lambda x: x.at[at].get(mode="fill", fill_value=0), rows)
-    size = len(jax.tree.leaves(rows)[0])
-    return jax.lax.psum(jnp.where(at < size, function(own), 0), ROWS)
+    first = jax.tree.leaves(rows)[0]
+    mine = place(first, ids) < len(first)
+    return jax.lax.psum(jnp.where(mine, function(jax.tree.map(lambda x: _own(x, ids), rows)), 0), ROWS)
 
 
 def take_columns(scores: jax.Array, items: jax.Array) -> jax.Array:
