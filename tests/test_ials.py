@@ -9,6 +9,7 @@ import pytest
 from runs import refused, results, start
 
 import htd_jax
+from htd_jax.data import Interactions
 from htd_jax.distillers import Pseudo
 from htd_jax.models import IALSSettings
 from htd_jax.ops import als
@@ -163,6 +164,47 @@ def test_the_same_seed_gives_the_same_bits_and_another_folder_too(data, tmp_path
 def test_it_ranks_better_than_at_the_start(data):
     model = fitted(data, 10, alpha=10.0, regularization=3.0)
     assert model.metrics["recall@50"] > htd_jax.fit(data, dim=8, epochs=1, progress=False).metrics["recall@50"]
+
+
+def test_new_rows_are_those_of_the_normal_equations():
+    """Of 50 x 40, the first 40 x 32 are old. The last user and item are connected to each other alone."""
+    rng = np.random.default_rng(0)
+    seen = rng.random((50, 40)) < 0.15
+    seen[:40, 37] = False  # an item whose users are all new
+    seen[40:45, 37] = True
+    seen[49], seen[:, 39] = False, False
+    seen[49, 39] = True
+    train = Interactions.from_pairs(*np.nonzero(seen), 50, 40)
+    model = IALSSettings(alpha=10.0, regularization=3.0, frequency=1.0)
+    old = {"params": {"users": rng.normal(size=(40, DIM)), "items": rng.normal(size=(32, DIM))}}
+    old = jax.tree.map(lambda x: x.astype(np.float32), old)
+    penalties = [np.asarray(x, np.float64) for x in model.solver().prepare(train, None).penalties]
+    confidence = np.where(seen, 10.0, 1.0)
+
+    def solve(table, columns, seen, confidence, penalty):
+        of = lambda seen, weight, penalty: np.linalg.solve(
+            table.T @ (weight[:, None] * table) + penalty * np.eye(DIM), table.T @ (weight * seen)
+        )
+        return np.stack([of(seen[:, j], confidence[:, j], penalty[j]) for j in columns])
+
+    users, items = (np.asarray(old["params"][side], np.float64) for side in ("users", "items"))
+    first = solve(users, range(32, 40), seen[:40], confidence[:40], penalties[1])
+    table = np.concatenate([items, first])
+    users = np.concatenate([users, solve(table, range(40, 50), seen.T, confidence.T, penalties[0])])
+    items = np.concatenate([items, solve(users, range(32, 40), seen, confidence, penalties[1])])
+    grown, none = model.grow(old, train)
+    for side, expected in (("users", users), ("items", items)):
+        np.testing.assert_allclose(grown["params"][side], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(grown["params"][side][: len(old["params"][side])], old["params"][side])
+    assert none == [] and not np.asarray(grown["params"]["users"][49]).any() and np.any(grown["params"]["items"][37])
+    swept, objectives = model.grow(old, train, 4)
+    tables = lambda grown: (np.asarray(grown["params"][side], np.float64) for side in ("users", "items"))
+    before = objective(*tables(grown), train, 10.0, penalties)
+    assert all(b < a for a, b in itertools.pairwise([before, *objectives]))
+    np.testing.assert_allclose(objectives[-1], objective(*tables(swept), train, 10.0, penalties), rtol=1e-5)
+    assert all(np.isfinite(table).all() for table in tables(swept))
+    with pytest.raises(htd_jax.UserError, match="the model has 40 users, and the data 39"):
+        model.grow(old, Interactions.from_pairs([0], [0], 39, 40))
 
 
 @pytest.mark.slow

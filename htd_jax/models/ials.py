@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Interval
 from flax import struct
 
 from htd_jax.data import Interactions
+from htd_jax.errors import UserError
 from htd_jax.models.base import Labels, ModelSettings, Recommender, Solver
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.ops.als import PaddedRows, pad_rows, solve_rows
@@ -78,12 +79,53 @@ class IALSSettings(ModelSettings):
     def solver(self) -> Solver:
         return Solver(self._prepare, Sweep(self.steps), self._prepare)
 
+    def grow(
+        self, variables: Any, train: Interactions, sweeps: int = 0, labels: Labels | None = None
+    ) -> tuple[Any, list[float]]:
+        """Returns the variables for more users and items than the model was fitted to, without fitting it anew.
+
+        New rows are exact solutions for the other side's rows, in three steps: new items from old users; new users from
+        all items; new items once more, from all users. So a new item whose users are all new has a row as soon as one
+        of them has an old item, or has a new item that has an old user. Rows that are connected to no old row are zero:
+        nothing relates them to the others. Old rows keep their bits, unless `sweeps` changes them.
+
+        Args:
+          variables: fitted to the first users and items of `train`: the rows of their tables keep their numbers.
+          train: all pairs, old and new, over all users and items.
+          sweeps: full sweeps over all rows, from the grown tables, with `steps` steps each.
+          labels: see `Solver`.
+
+        Returns:
+          The variables, and the objective after each sweep.
+
+        Raises:
+          UserError: if the tables have more rows than `train` has users or items.
+        """
+        users, items = (jnp.asarray(variables["params"][side]) for side in ("users", "items"))
+        old_users, old_items = len(users), len(items)
+        for side, old, size in (("users", old_users, train.num_users), ("items", old_items, train.num_items)):
+            if old > size:
+                raise UserError(
+                    f"the model has {old} {side}, and the data {size}; pass old and new ones, old ones first"
+                )
+        by_user, by_item, weights = self._pairs(train, labels)
+        user_penalties = self._penalties(by_user, weights, train.num_users, train.num_items)
+        item_penalties = self._penalties(by_item, weights, train.num_items, train.num_users)
+        new_items = _new_rows(by_item, by_user, weights, old_items, users, item_penalties)
+        all_items = jnp.concatenate([items, new_items])
+        users = jnp.concatenate([users, _new_rows(by_user, by_item, weights, old_users, all_items, user_penalties)])
+        items = jnp.concatenate([items, _new_rows(by_item, by_user, weights, old_items, users, item_penalties)])
+        grown: Any = {"params": {"users": users, "items": items}}
+        objectives = []
+        if sweeps:
+            sweep, context = jax.jit(Sweep(self.steps)), self._prepare(train, labels)
+            for _ in range(sweeps):
+                grown, objective = sweep(grown, context)
+                objectives.append(float(objective))
+        return grown, objectives
+
     def _prepare(self, train: Interactions, labels: Labels | None, parts: int = 1) -> Context:
-        users, items = np.asarray(train.users), np.asarray(train.items)
-        weights = np.full(len(users), self.alpha - 1, np.float32)
-        if labels is not None:  # a weight of 0 is the confidence of an unseen pair
-            users, items = np.append(users, labels.users), np.append(items, labels.items)
-            weights = np.append(weights, labels.weights * (self.alpha - 1)).astype(np.float32)
+        users, items, weights = self._pairs(train, labels)
         by_user, by_item = (np.argsort(ids, kind="stable") for ids in (users, items))
         return Context(
             pad_rows(users[by_user], items[by_user], weights[by_user], train.num_users, parts),
@@ -94,9 +136,36 @@ class IALSSettings(ModelSettings):
             ),
         )
 
+    def _pairs(self, train: Interactions, labels: Labels | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns users, items, and the confidence of each pair minus 1: three arrays `[n]`."""
+        users, items = np.asarray(train.users), np.asarray(train.items)
+        weights = np.full(len(users), self.alpha - 1, np.float32)
+        if labels is not None:  # a weight of 0 is the confidence of an unseen pair
+            users, items = np.append(users, labels.users), np.append(items, labels.items)
+            weights = np.append(weights, labels.weights * (self.alpha - 1)).astype(np.float32)
+        return users, items, weights
+
     def _penalties(self, owners: np.ndarray, weights: np.ndarray, num_rows: int, num_others: int) -> jax.Array:
         """Returns lambdas `[num_rows]`, proportional to the nu-th power of a row's confidences, `regularization` on
         average."""
         confidences = num_others + np.bincount(owners, weights, minlength=num_rows)
         powers = confidences**self.frequency
         return jnp.asarray(self.regularization * powers / powers.mean(), jnp.float32)
+
+
+def _new_rows(
+    owners: np.ndarray, others: np.ndarray, weights: np.ndarray, first: int, table: jax.Array, penalties: jax.Array
+) -> jax.Array:
+    """Returns the exact rows of the owners from number `first` on, for the rows that the other side's table has.
+
+    Args:
+      owners, others, weights: `[n]`, see `pad_rows`, in any order.
+      penalties: of all owners.
+    """
+    known = np.flatnonzero((owners >= first) & (others < len(table)))
+    known = known[np.argsort(owners[known], kind="stable")]
+    count = len(penalties) - first
+    rows = pad_rows(owners[known] - first, others[known], weights[known], count)
+    start = jnp.zeros((count, table.shape[1]), table.dtype)
+    solved, _ = jax.jit(solve_rows)(rows, table, penalties[first:], start)
+    return solved
