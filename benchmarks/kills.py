@@ -42,6 +42,7 @@ from htd_jax.training import Checkpoints, loop
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--synthetic.users 60 --synthetic.items 150 --epochs 4 --eval-every 1 --teacher-dim 12 --student-dim 4".split()  # noqa: SIM905
 BASE = ["train", *SMALL, "--method", "ftd", "--run", "base"]
+OTHER = [*BASE[:-1], "other"]
 
 # Kills of a command before the next one has its turn.
 EACH = 6
@@ -84,13 +85,15 @@ def scenarios() -> list[Scenario]:
         train("patience", "--method", "none", "--patience", "2"),
     ]
     export = ["export", "--run", "base", "--to", "model"]
+    delta = ["export", "--run", "other", "--to", "delta", "--delta-from", "model"]
     first = ["recommend", "--run", "base", "--to", "lists.csv"]
     served = [
         Scenario("export over an export", [*export, "--seen"], (BASE, [*export, "--precision", "int8"]), ("model",)),
+        Scenario("delta over a delta", delta, (BASE, export, [*OTHER, "--seed", "1"], delta), ("delta",)),
         Scenario("lists over lists", [*first, "--k", "30"], (BASE, first), ("lists.csv",)),
         Scenario("lists in Parquet", [*first[:-1], "lists.parquet"], (BASE,), ("lists.parquet",)),
         Scenario("table", ["table", "--runs", "."], (BASE,)),
-        Scenario("compare", ["compare", "base", "other"], (BASE, [*BASE[:-1], "other"])),
+        Scenario("compare", ["compare", "base", "other"], (BASE, OTHER)),
     ]
     small = ["--size", "small", *SMALL[:-2], "--runs", "runs"]
     studies = [

@@ -935,6 +935,23 @@ def test_export(run, tmp_path, precision):
     assert "htd (this one)" in text
 
 
+def test_a_delta_of_a_run_keeps_the_codes_of_unchanged_rows(run, tmp_path):
+    """The earlier export has steps that are a little wider; of its rows one has changed."""
+    now, base = open_run(run).retriever("float32"), tmp_path / "base"
+    floats = now.items.floats()
+    rows = to_precision(floats, "int4", 1.01 * to_precision(floats, "int4").steps)
+    changed = dataclasses.replace(rows, values=rows.values.at[7].set(rows.values[7] ^ 1))
+    dataclasses.replace(now.with_precision("int4"), items=changed).save(base)
+    out = done(export, "--run", run, "--delta-from", base, "--to", tmp_path / "delta")
+    assert "users: 0 of 60 rows changed, 0 new" in out and f"items keep the steps of {base}" in out
+    assert "int4 *" in out and "items: 1 of 150 rows changed, 0 new" in out
+    assert (htd_jax.load(base, tmp_path / "delta").items.steps == rows.steps).all()
+    line = runs.line_of(
+        start(export, "--run", run, "--delta-from", base, "--precision", "int8", "--to", tmp_path / "x")
+    )
+    assert "--precision int8: the export of --delta-from is in int4" in line
+
+
 def test_the_command_of_a_run_makes_it_again(run):
     from htd_jax.command.flags import parse_request
 

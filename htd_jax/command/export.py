@@ -1,4 +1,4 @@
-"""Writes a run's student to a folder for serving: tables, ids, and a model card."""
+"""Writes a run's student for serving: tables, ids and a model card; or what changed since an export."""
 
 import dataclasses
 import importlib.metadata
@@ -25,15 +25,23 @@ class Options:
     """Writes tables.safetensors, users.npy, items.npy, users.parquet, items.parquet, htd_jax.json and README.md, for
     `htd-jax recommend --model`, `htd_jax.load` and other programs."""
 
-    run: Path
-    """Folder of the run."""
     to: Path
     """Folder to write: new, empty, or an earlier export, which is replaced."""
+    run: Path | None = None
+    """Folder of the run; give this or --model."""
+    model: Path | None = None
+    """Folder of an export, to write it with the deltas of --apply; give this or --run."""
+    apply: tuple[Path, ...] = ()
+    """Folders of deltas that lead from --model to a later version, in their order."""
+    delta_from: Path | None = None
+    """Folder of an earlier export of the same precision and width, whose ids have the same rows here: what is written
+    is a delta, the rows that changed since then and the new ones. Default: all rows."""
     phase: str | None = None
     """Phase to export: teacher, student, or the method's name. Default: the distilled student."""
     precision: Precision | None = None
     """Precision of the tables; int8 has a scale per row; int4, int3 and int2 have so many bits per number. The command
-    prints the size and the test metrics of each. Default: the precision that the student was trained for."""
+    prints the size and the test metrics of each. Default: the precision that the student was trained for, or that of
+    --delta-from."""
     bytes: Annotated[int, Ge(1)] | None = None
     """Bytes per row of the student to cut out of one that was trained for several sizes (--prefixes). Default: the
     whole student."""
@@ -49,16 +57,64 @@ class Options:
 
 def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     from htd_jax.command import use_devices
-    from htd_jax.pipeline import open_run
-    from htd_jax.serving import check_target
+    from htd_jax.serving import load_export
 
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
     import_trusted(arguments)
-    check_target(options.to)
-    if options.run.absolute() == options.to.absolute():
-        raise UserError(f"`to` {shown(options.to)} is the run's own folder; choose another")
+    _check(options)
     use_devices()
+    before = load_export(options.delta_from) if options.delta_from else None
+    if options.model:
+        chosen = load_export(options.model, *options.apply)
+        seen, source = options.seen or chosen.seen is not None, str(options.model)
+    else:
+        rows, chosen, phase = _from_run(options, before)
+        seen, source = options.seen, f"{phase} of {options.run}"
+    chosen.save(options.to, seen=seen, shard_size=options.shard_size, delta_from=options.delta_from)
+    if options.run:
+        show(rows, chosen.precision)
+    if before:
+        _tell(options, before, chosen)
+    print(f"{source}, {chosen.precision}: {options.to}")
+
+
+def _check(options: Options) -> None:
+    """Raises UserError if flags do not go together, or the folder cannot be written to."""
+    from htd_jax.serving import check_delta_target, check_target
+
+    if (options.run is None) == (options.model is None):
+        raise UserError("set either `run` to a run folder, or `model` to an exported model")
+    if options.apply and not options.model:
+        raise UserError("`apply` needs `model`, the export that the deltas start from; a run has no deltas")
+    for name in ("phase", "precision", "bytes"):
+        if options.model and getattr(options, name) is not None:
+            raise UserError(f"`{name}` needs `run`; an exported model stays as it is")
+    for other in options.apply:
+        if os.path.realpath(other) == os.path.realpath(options.to):
+            raise UserError(f"`to` {shown(options.to)} is the folder of a delta to apply; choose another")
+    if options.delta_from:
+        check_delta_target(options.to, options.delta_from)
+    else:
+        check_target(options.to)
+    if options.run and options.run.absolute() == options.to.absolute():
+        raise UserError(f"`to` {shown(options.to)} is the run's own folder; choose another")
+
+
+def _from_run(options: Options, before: Any) -> tuple[dict[str, Any], Any, str]:
+    """Returns the costs of each precision, the retriever to write, and the name of its phase.
+
+    Args:
+      before: the retriever of the export that a delta starts from, or None.
+    """
+    from htd_jax.pipeline import open_run
+
+    assert options.run
+    if before and options.precision not in (None, before.precision):
+        raise UserError(
+            f"`precision` {options.precision}: the export of `delta_from` is in {before.precision}; "
+            "leave `precision` out, or export all rows"
+        )
     fitted = open_run(options.run, options.phase)
     if options.bytes is not None:
         fitted = prefix_of_bytes(fitted, options.bytes)
@@ -67,20 +123,34 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
             f"`run` {shown(options.run)}: no tables to export, because scores of {fitted.about['model']} are not inner "
             "products; use htd-jax recommend, or distil it into a bpr student"
         )
-    retriever = fitted.retriever()
-    rows = costs(retriever, fitted)
+    retriever = fitted.retriever(like=before)
+    rows = costs(retriever, fitted, before)
     about = {
         **fitted.about,
         "command": train_command(fitted.about["config"]),
         "versions": versions(),
         "precisions": rows,
     }
-    chosen = retriever.with_precision(options.precision or retriever.precision)
+    precision = options.precision or (before.precision if before else retriever.precision)
+    chosen = retriever.with_precision(precision, before)
     about["metrics"] = rows[chosen.precision]["metrics"]
-    chosen = dataclasses.replace(chosen, about=about)
-    chosen.save(options.to, seen=options.seen, shard_size=options.shard_size)
-    show(rows, chosen.precision)
-    print(f"{fitted.about['phase']} of {options.run}, {chosen.precision}: {options.to}")
+    return rows, dataclasses.replace(chosen, about=about), fitted.about["phase"]
+
+
+def _tell(options: Options, before: Any, now: Any) -> None:
+    """Prints what a delta holds."""
+    from htd_jax.serving import read_delta
+
+    head = read_delta(options.to)
+    for side, changed in head["changed"].items():
+        rows, steps = len(getattr(before, side)), getattr(before, side).steps
+        print(f"{side}: {changed:,} of {rows:,} rows changed, {head['new'][side]:,} new")
+        if steps is not None and (steps != getattr(now, side).steps).any():
+            print(f"note: the steps of {side} have changed, and with them most codes; a whole export may be smaller")
+        elif steps is not None and options.run:
+            print(f"note: {side} keep the steps of {options.delta_from}, and so unchanged rows keep their codes")
+    size = sum(path.stat().st_size for path in options.to.iterdir())
+    print(f"delta from version {head['parent']} to {head['version']}: {size:,} bytes")
 
 
 def prefix_of_bytes(fitted: Any, size: int) -> Any:
@@ -96,8 +166,12 @@ def prefix_of_bytes(fitted: Any, size: int) -> Any:
     return fitted.prefix(sizes[size])
 
 
-def costs(retriever: Any, fitted: Any) -> dict[str, Any]:
-    """Returns bytes per row, megabytes of both tables and test metrics on the run's split, by precision."""
+def costs(retriever: Any, fitted: Any, like: Any = None) -> dict[str, Any]:
+    """Returns bytes per row, megabytes of both tables and test metrics on the run's split, by precision.
+
+    Args:
+      like: an earlier version, see `Retriever.with_precision`.
+    """
     from htd_jax.evaluation import make_evaluator, shown_metrics
     from htd_jax.models import BPRSettings, FoldedSettings, ModelOf, ModelSettings
     from htd_jax.pipeline.fitted import evaluation_of
@@ -110,7 +184,7 @@ def costs(retriever: Any, fitted: Any) -> dict[str, Any]:
     model: ModelSettings
     for precision in PRECISIONS:
         try:
-            rounded = retriever.with_precision(precision)
+            rounded = retriever.with_precision(precision, like)
         except UserError:  # numbers beyond float16
             continue
         users, items = rounded.users, rounded.items

@@ -209,13 +209,13 @@ def is_whole(ids: pa.Array) -> pa.Array:
     return pc.match_substring_regex(ids, WHOLE)
 
 
-def write_ids(path: Path, ids: Ids) -> None:
-    """Writes a Parquet file with the columns `row` and `id`.
+def write_ids(path: Path, ids: Ids, first: int = 0) -> None:
+    """Writes a Parquet file with the columns `row`, numbers from `first` on, and `id`.
 
     Raises:
       OSError: if it cannot be written.
     """
-    table = pa.table({"row": pa.array(np.arange(len(ids))), "id": ids.values})
+    table = pa.table({"row": pa.array(np.arange(first, first + len(ids))), "id": ids.values})
     with whole(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 

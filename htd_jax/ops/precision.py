@@ -27,6 +27,9 @@ STEP = {4: 0.3352, 3: 0.5860, 2: 0.9957}
 # The largest numbers that can be encoded; the reciprocals of steps over 1e37 are no normal floats.
 LIMITS = {"float16": 65504.0, "int4": 1e37, "int3": 1e37, "int2": 1e37}
 
+# Steps of an earlier table are kept while they add no more than this share to the squared error of rounding.
+KEPT = 0.02
+
 # Bytes per row from which int8, narrower and finer, ranks better than int4; see docs/smallest.md.
 INT8_FROM = 40
 
@@ -148,13 +151,18 @@ def forms_for_bytes(size: int, widest: int) -> tuple[tuple[int, Precision], ...]
     return tuple(forms)
 
 
-def to_precision(table: jax.Array, precision: str) -> Rows:
+def to_precision(table: jax.Array, precision: str, steps: jax.Array | None = None) -> Rows:
     """Encodes a table `[n, d]` of floats in another precision.
 
     The error of float16 is at most 2^-11 of a number, or 2^-25 for numbers under 2^-14. int8 is symmetric, a row's
     scale its largest absolute number / 127: the error is at most half a scale. A row of zeros has scale zero and stays
     zero. int4, int3 and int2 have 16, 8 and 4 values per dimension, in equal steps, up to 2.5, 2.1 and 1.5 times its
     root mean square; larger numbers are clipped. A dimension of zeros stays zero, a row of zeros does not.
+
+    Args:
+      table: `[n, d]`.
+      precision: one of `PRECISIONS`.
+      steps: `[d]`, of int4, int3 or int2, from an earlier version of the table; kept where they fit, see `kept_steps`.
 
     Raises:
       UserError: if a number is not finite, or beyond `LIMITS`; or if the precision is unknown.
@@ -174,7 +182,9 @@ def to_precision(table: jax.Array, precision: str) -> Rows:
             f"`precision` {precision} holds no number above {most:g}, and the table has {largest:.4g}; use float32 or "
             "int8"
         )
-    rows: Rows = jax.jit(encoded, static_argnames="precision")(table, precision)
+    if steps is not None:
+        steps = kept_steps(table, steps, BITS[precision])
+    rows: Rows = jax.jit(encoded, static_argnames="precision")(table, precision, steps)
     return rows
 
 
@@ -289,6 +299,22 @@ def steps_of(table: jax.Array, bits: int, count: int | None = None) -> jax.Array
     squares = (table / safe[None]) ** 2
     mean = jnp.mean(squares, axis=0) if count is None else total(squares.sum(axis=0)) / count
     return STEP[bits] * safe * jnp.sqrt(mean)
+
+
+def kept_steps(table: jax.Array, steps: jax.Array, bits: int) -> jax.Array:
+    """Returns steps `[d]` of an earlier version of a table, or its own where these do not fit any longer.
+
+    With the same steps, a row that has not changed keeps its codes. They fit if the sum of the squared errors of
+    rounding, in units of the own steps, is at most `KEPT` larger.
+    """
+    own = steps_of(table, bits)
+
+    def error(steps: jax.Array) -> jax.Array:
+        away = table - _decoded(_codes(table, steps, bits), steps, bits)
+        return jnp.sum((away / jnp.where(own > 0, own, 1)) ** 2)
+
+    fits = jnp.all((own > 0) == (steps > 0)) & (error(steps) <= (1 + KEPT) * error(own))
+    return jnp.where(fits, steps, own)
 
 
 def _codes(table: jax.Array, steps: jax.Array, bits: int) -> jax.Array:

@@ -23,7 +23,7 @@ from htd_jax.models import (
     represent_all,
 )
 from htd_jax.pipeline.evaluators import evaluator_of
-from htd_jax.serving import Recommendations, Retriever, retriever_of
+from htd_jax.serving import Recommendations, Retriever, load_export, retriever_of
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import evaluation_record
 
@@ -113,13 +113,17 @@ class Fitted:
         about = {**self.about, "prefix_of": self.settings["model"]["dim"]}
         return Fitted(make_model, variables, self.data, settings, [record], [], record, about=about)
 
-    def retriever(self, precision: str | None = None, *, seen: Interactions | None = None) -> Retriever:
+    def retriever(
+        self, precision: str | None = None, *, seen: Interactions | None = None, like: Retriever | None = None
+    ) -> Retriever:
         """Returns the recommender ready to serve, see `htd_jax.Retriever`.
 
         Args:
           precision: the precision of the tables: `float32`, `float16`, `int8` with a scale per row, or `int4`, `int3`
             or `int2` with a step per dimension; the precision it was trained for if None.
           seen: the pairs that are not recommended; every known pair if None.
+          like: an earlier version, whose steps of int4, int3 or int2 are kept where they fit, so that rows that have
+            not changed keep their codes.
         """
         about = {
             "dataset": self.data.name,
@@ -131,7 +135,7 @@ class Fitted:
             "settings": self.settings,
             **self.about,
         }
-        return retriever_of(self.make_model, self.variables, self.data, precision, seen=seen, about=about)
+        return retriever_of(self.make_model, self.variables, self.data, precision, seen=seen, about=about, like=like)
 
     def recommend(self, users: Any = None, k: int = 20, **options: Any) -> Recommendations:
         """Returns the k best unseen items of users, see `Retriever.recommend`."""
@@ -153,9 +157,21 @@ class Fitted:
         """Returns the k best items of the rows that `fold_in` returns, see `Retriever.recommend_vectors`."""
         return self._retriever.recommend_vectors(vectors, k, **options)
 
-    def save(self, folder: Path | str, precision: str = "float32", **options: Any) -> None:
-        """Writes a folder that `htd_jax.load` opens, see `Retriever.save`."""
-        self.retriever(precision).save(folder, **options)
+    def save(
+        self, folder: Path | str, precision: str | None = None, *, delta_from: Path | str | None = None, **options: Any
+    ) -> None:
+        """Writes a folder that `htd_jax.load` opens, see `Retriever.save`.
+
+        Args:
+          folder: where to.
+          precision: of the tables; `float32` if None, or that of `delta_from`.
+          delta_from: the folder of an earlier export, for a delta; its steps of int4, int3 or int2 are kept where they
+            fit.
+          **options: see `Retriever.save`.
+        """
+        before = None if delta_from is None else load_export(delta_from)
+        precision = precision or (before.precision if before else "float32")
+        self.retriever(precision, like=before).save(folder, delta_from=delta_from, **options)
 
     @functools.cached_property
     def _retriever(self) -> Retriever:

@@ -292,16 +292,22 @@ def open_phases(folders: Iterable[Path | str]) -> dict[str, Fitted]:
     return {phase: fitted for phase, (_, fitted) in found.items()}
 
 
-def load(folder: Path | str) -> Retriever:
+def load(folder: Path | str, *deltas: Path | str) -> Retriever:
     """Opens a folder written by `Retriever.save` or `htd-jax export`, or a run folder.
 
+    Args:
+      folder: the export, or the run.
+      *deltas: folders of deltas that lead from the export to a later version, in their order.
+
     Raises:
-      UserError: if it is neither, or damaged, or of a later format.
+      UserError: if it is neither, or damaged, or of a later format; or if a delta was made from another version.
     """
     run = RunFolder(Path(folder))
     if run.config.is_file():
+        if deltas:
+            raise UserError(f"{shown(run.path)}: is a run folder, to which no delta applies; pass an export")
         return run.open().retriever()
-    return load_export(run.path)
+    return load_export(run.path, *deltas)
 
 
 def open_phase(checkpoints: Path, data: Dataset) -> Fitted:

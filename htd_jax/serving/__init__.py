@@ -1,6 +1,7 @@
 """Serving a trained model: recommendations, similar items, fold-in of new users and items, and exports."""
 
 from htd_jax.ops.precision import PRECISIONS, Precision, Rows, row_bytes, to_precision
+from htd_jax.serving.deltas import check_delta_target, read_delta
 from htd_jax.serving.lists import Recommendations
 from htd_jax.serving.retriever import Retriever, known_pairs, load_export, retriever_of
 from htd_jax.serving.storage import check_target
@@ -14,9 +15,11 @@ __all__ = [
     "Rows",
     "best_items",
     "best_scored",
+    "check_delta_target",
     "check_target",
     "known_pairs",
     "load_export",
+    "read_delta",
     "retriever_of",
     "row_bytes",
     "to_precision",

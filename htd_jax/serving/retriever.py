@@ -16,7 +16,7 @@ from htd_jax.data.dataset import as_column
 from htd_jax.errors import UserError
 from htd_jax.models import Folded, InnerProduct, MakeModel, model_scores, represent_all
 from htd_jax.ops.precision import Rows, to_precision
-from htd_jax.serving import fold, storage
+from htd_jax.serving import deltas, fold, storage
 from htd_jax.serving.lists import Recommendations
 from htd_jax.serving.topk import MEMORY, Hidden, Searched, Top, best_items, best_scored, concatenate
 
@@ -39,6 +39,9 @@ class Retriever:
       trained: the pairs that the tables were trained on; `seen` if None.
       pooling: makes the rows of users from the items that they have seen, those of `seen`, for a model without a table
         of users: then `users` has no rows.
+      version: the version of the export that it was opened from, or made from; None if from none. An export of other
+        content names it as its parent.
+      parent: the version that this one was made from; None if unknown.
     """
 
     users: Rows
@@ -51,6 +54,8 @@ class Retriever:
     scores: Callable[[jax.Array], jax.Array] | None = None
     trained: Interactions | None = None
     pooling: fold.Pooling | None = None
+    version: str | None = None
+    parent: str | None = None
 
     @property
     def precision(self) -> str:
@@ -61,13 +66,19 @@ class Retriever:
     def dim(self) -> int:
         return self.items.dim
 
-    def with_precision(self, precision: str) -> "Retriever":
-        """Returns the retriever with both tables in another precision, see `precision.to_precision`."""
+    def with_precision(self, precision: str, like: "Retriever | None" = None) -> "Retriever":
+        """Returns the retriever with both tables in another precision, see `precision.to_precision`.
+
+        Args:
+          precision: of the tables.
+          like: an earlier version, whose steps are kept where they fit, see `precision.kept_steps`.
+        """
         if precision == self.precision:
             return self
-        users, items = self.users, to_precision(self.items.floats(), precision)
+        user_steps, item_steps = _steps(like, precision, self.dim)
+        users, items = self.users, to_precision(self.items.floats(), precision, item_steps)
         if self.pooling is None:
-            users = to_precision(self.users.floats(), precision)
+            users = to_precision(self.users.floats(), precision, user_steps)
         fits = self.seen is None and self.trained is None  # else they are fitted again, to the rounded rows
         return dataclasses.replace(self, users=users, items=items, row_maps=self.row_maps if fits else {})
 
@@ -232,17 +243,26 @@ class Retriever:
                 self.row_maps[side] = fitted
         return self.row_maps.get(side)
 
-    def save(self, folder: Path | str, *, seen: bool = False, shard_size: float = storage.SHARD_SIZE) -> None:
+    def save(
+        self,
+        folder: Path | str,
+        *,
+        seen: bool = False,
+        shard_size: float = storage.SHARD_SIZE,
+        delta_from: Path | str | None = None,
+    ) -> None:
         """Writes an export, a folder that `htd_jax.load` opens, see `storage.py`; in several processes, all call this.
 
         Args:
           folder: new, empty, or an earlier export, which is replaced.
           seen: whether to also write the seen pairs, which `recommend` leaves out. They are training data.
           shard_size: megabytes of tables from which on they are written in shards, and of each shard.
+          delta_from: the folder of an earlier export, whose users and items have the same rows here: then a delta is
+            written, what this model changes in it and adds to it, see `deltas.py`, which `htd_jax.load` opens with it.
 
         Raises:
           UserError: if the folder holds other files or cannot be written, the scores are not products of rows, or
-            `seen` is True and the pairs are unknown.
+            `seen` is True and the pairs are unknown; or if no delta leads from the earlier export to this model.
         """
         self._check_products("this model cannot be saved for serving")
         if seen and self.seen is None:
@@ -255,8 +275,13 @@ class Retriever:
         sides = () if self.pooling or not everywhere else ("users", "items")
         maps = {side: row_map for side in sides if (row_map := self.row_map(side)) is not None}
         user_ids = Ids(self.user_ids.values[:0], "user") if self.pooling and not seen else self.user_ids
-        export = storage.Export(self.users, self.items, user_ids, self.item_ids, known, self.about, maps, self.pooling)
-        storage.write_export(Path(folder), export, shard_size)
+        tables_and_ids = self.users, self.items, user_ids, self.item_ids
+        versions = self.version, self.parent
+        export = storage.Export(*tables_and_ids, known, self.about, maps, self.pooling, *versions)
+        if delta_from is not None:
+            deltas.write_delta(Path(folder), export, Path(delta_from))
+        else:
+            storage.write_export(Path(folder), export, shard_size)
 
     @functools.cached_property
     def _searched(self) -> Searched:
@@ -328,14 +353,20 @@ class Retriever:
         return np.flatnonzero(allowed)
 
 
-def load_export(folder: Path | str) -> Retriever:
+def load_export(folder: Path | str, *changes: Path | str) -> Retriever:
     """Opens a folder that `Retriever.save` or `htd-jax export` wrote.
 
+    Args:
+      folder: the export.
+      *changes: folders of deltas that lead from it to a later version, in their order.
+
     Raises:
-      UserError: see `storage.read_export`.
+      UserError: see `storage.read_export` and `deltas.apply_deltas`.
     """
-    export = storage.read_export(Path(folder))
-    return Retriever(*export[:-1], pooling=export.pooling)
+    folder = Path(folder)
+    export = deltas.apply_deltas(storage.read_export(folder), [Path(delta) for delta in changes], folder)
+    values = export._asdict()
+    return Retriever(**values)
 
 
 def retriever_of(
@@ -346,6 +377,7 @@ def retriever_of(
     *,
     seen: Interactions | None = None,
     about: dict[str, Any] | None = None,
+    like: Retriever | None = None,
 ) -> Retriever:
     """Returns a trained model ready to serve.
 
@@ -354,6 +386,7 @@ def retriever_of(
       precision: the precision of the tables; the one that the model was trained in if None.
       seen: pairs that are not recommended; all pairs of train, valid and test if None.
       about: how the model was made, as JSON.
+      like: an earlier version, whose steps are kept where they fit, see `precision.kept_steps`.
 
     Raises:
       UserError: see `to_precision`.
@@ -367,13 +400,18 @@ def retriever_of(
         pooling = fold.Pooling(*(np.asarray(params[name], np.float32) for name in fold.Pooling._fields))
         no_users = Rows(jnp.zeros((0, items.dim)))
         folded = Retriever(no_users, items, dataset.users, dataset.items, seen, about or {}, pooling=pooling)
-        return folded.with_precision(precision or trained_in)
+        return folded.with_precision(precision or trained_in, like)
     if trained_in != "float32" and precision in (None, trained_in):
         users, items = jax.jit(lambda variables: model.apply(variables, method="rows"))(variables)
+        given = _steps(like, trained_in, items.dim)
+        if given[1] is not None:
+            trained = model.apply(variables, method=lambda model: model.trained)
+            users, items = (to_precision(x, trained_in, steps) for x, steps in zip(trained, given))
     else:
-        none = (jnp.zeros((size, 0)) for size in (model.num_users, model.num_items))
+        none = tuple(jnp.zeros((size, 0)) for size in (model.num_users, model.num_items))
         tables = represent_all(make_model, variables, dataset.train) if model.has_representations else none
-        users, items = (to_precision(x, precision or trained_in) for x in tables)
+        given = _steps(like, precision or trained_in, tables[1].shape[1])
+        users, items = (to_precision(x, precision or trained_in, steps) for x, steps in zip(tables, given))
     users = fold.fold_new_users(users, items, dataset) if model.inner_product else users
     scores = None
     if not isinstance(model, InnerProduct):
@@ -386,6 +424,13 @@ def known_pairs(split: Split) -> Interactions:
     """Returns all pairs of train, valid and test."""
     users, items = (np.concatenate([np.asarray(getattr(p, name)) for p in split]) for name in ("users", "items"))
     return Interactions.from_pairs(users, items, split.train.num_users, split.train.num_items)
+
+
+def _steps(like: Retriever | None, precision: str, dim: int) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns the steps of an earlier version, if it has this precision and width."""
+    if like is None or (like.precision, like.dim) != (precision, dim):
+        return None, None
+    return like.users.steps, like.items.steps
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """The folder of an exported retriever: plain files, which any version of JAX on any device opens, and other programs.
 
-    htd_jax.json          {"format", "precision", "dim", "users", "items", "seen", "metrics", "about"}; written last
+    htd_jax.json          {"format", "version", "parent", "precision", "dim", "users", "items", "seen", "metrics",
+                          "about"}; written last
     tables.safetensors    users [num_users, dim], items [num_items, dim]; with int8 also user_scales, item_scales; with
                           int4, int3 and int2, packed, user_steps, item_steps: see `htd_jax.ops.precision.pack`;
                           and for new rows user_map, user_knots, item_map, item_knots: see `fold.RowMap`. A model
@@ -22,16 +23,20 @@ Tables that are larger than a limit, or of which no process holds all rows, are 
 
 The layout is Hugging Face's, but that a table is cut by rows. Rows that lie on one device are read from it alone, and
 each process writes those of its devices, all to one folder.
+
+The version is a hash of the content, see `version_of`; the parent is the version that it was made from, or null.
+Exports of 0.4 have neither. `deltas.py` writes what changed from one version to another.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +58,15 @@ from htd_jax.writing import is_partial, whole
 # The formats of an export with two tables, of one without a table of users, and of one in shards, with or without it.
 # Earlier versions cannot read the later ones.
 FORMAT, WITHOUT_USERS, IN_SHARDS = 1, 2, 3
-NAME = "htd_jax.json"
+NAME, DELTA = "htd_jax.json", "htd_jax_delta.json"
 TABLES, INDEX = "tables.safetensors", "tables.safetensors.index.json"
 SHARD = r"tables-\d{5}-of-\d{5}\.safetensors"
 
 # Megabytes of a shard, as in the libraries of Hugging Face.
 SHARD_SIZE = 5000
+
+# Characters of a version.
+VERSION = 16
 
 # Bytes of a path, or of an error, that processes tell one another.
 MESSAGE = 2**13
@@ -74,6 +82,8 @@ FILES = {
     "users.parquet",
 }
 
+T = TypeVar("T")
+
 
 class Export(NamedTuple):
     """The content of an export.
@@ -85,6 +95,8 @@ class Export(NamedTuple):
       about: how the model was made, as JSON.
       row_maps: for `users` and `items`, how new rows are computed; empty if unknown.
       pooling: how rows of users are made, of a model without a table of users; then `users` has no rows.
+      version: the version that it was opened from, or made from; None if from none.
+      parent: the version that this one was made from; None if unknown.
     """
 
     users: Rows
@@ -95,6 +107,8 @@ class Export(NamedTuple):
     about: dict[str, Any]
     row_maps: dict[str, RowMap]
     pooling: Pooling | None = None
+    version: str | None = None
+    parent: str | None = None
 
 
 def is_export(folder: Path) -> bool:
@@ -102,17 +116,24 @@ def is_export(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
-def check_target(folder: Path) -> None:
-    """Raises UserError if no export can be written there: the folder holds other files, or the path is unusable."""
+def check_target(folder: Path, name: str = NAME, files: Collection[str] = frozenset(FILES)) -> None:
+    """Raises UserError if no export can be written there: the folder holds other files, or the path is unusable.
+
+    Args:
+      folder: where to.
+      name, files: the file that tells an earlier export, which is replaced, from another folder, and all its files but
+        shards.
+    """
     try:
         folder = Path(os.path.realpath(folder))
         if folder.is_dir():
             others = [path for path in folder.iterdir() if not is_partial(path)]
-            own = lambda name: is_export(folder) and (name in FILES or re.fullmatch(SHARD, name))
+            replaced = (folder / name).is_file()
+            own = lambda other: replaced and (other in files or re.fullmatch(SHARD, other))
             others = [path for path in others if not own(path.name)]
             if others:
-                name = shown(min(others).name)
-                raise UserError(f"{shown(folder)}: holds something else, {name}; name a new folder, or empty this one")
+                other = shown(min(others).name)
+                raise UserError(f"{shown(folder)}: holds something else, {other}; name a new folder, or empty this one")
         elif os.path.lexists(folder):
             raise UserError(f"{shown(folder)}: is not a folder; name another")
     except OSError as error:
@@ -156,12 +177,12 @@ def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -
                 stack.close()
             return ""
 
-        partial = Path(_together(begin, folder))
-        _together(lambda: _write_shards(partial, shards), folder)
-        _together(end, folder)
+        partial = Path(together(begin, folder))
+        together(lambda: _write_shards(partial, shards), folder)
+        together(end, folder)
 
 
-def _together(step: Callable[[], str], folder: Path) -> str:
+def together(step: Callable[[], str], folder: Path) -> str:
     """Runs a step in every process, and returns the text of process 0, when all have ended.
 
     Raises:
@@ -195,16 +216,21 @@ def read_export(folder: Path) -> Export:
       UserError: if the folder holds no export, a file is missing or damaged, sizes do not match, or the format is
         unknown.
     """
+    return read_whole(folder, _read)
+
+
+def read_whole(folder: Path, read: Callable[[Path], T]) -> T:
+    """Reads a folder all from one version of it, also while another replaces it."""
     while True:
         which = _inode(folder)
         try:
-            export = _read(folder)
+            content = read(folder)
         except UserError:
             if _inode(folder) == which:
                 raise
         else:
             if _inode(folder) == which:
-                return export
+                return content
 
 
 def _inode(folder: Path) -> int | None:
@@ -214,6 +240,10 @@ def _inode(folder: Path) -> int | None:
 def _read(folder: Path) -> Export:
     if not folder.is_dir():
         raise UserError(f"{shown(folder)}: there is no such folder")
+    if (folder / DELTA).is_file():
+        raise UserError(
+            f"{shown(folder)}: a delta, which is no model alone; apply it to the export that it starts from"
+        )
     if not is_export(folder):
         raise UserError(f"{shown(folder)}: not an exported model (no {NAME}); pass a run folder as `run`")
     head = _read_header(folder / NAME)
@@ -226,7 +256,59 @@ def _read(folder: Path) -> Export:
     user_ids, item_ids = ids
     seen = _read_seen(folder / "seen.parquet", user_ids, item_ids) if head["seen"] else None
     about = {**head["about"], "metrics": head["metrics"]}
-    return Export(users, items, user_ids, item_ids, seen, about, row_maps, pooling)
+    versions = head.get("version"), head.get("parent")
+    return Export(users, items, user_ids, item_ids, seen, about, row_maps, pooling, *versions)
+
+
+def version_of(export: Export) -> str:
+    """Returns the version of a content that this process holds: the same for equal precision, tables, functions for new
+    rows, ids and seen pairs, however the tables are cut into shards, and whatever the export says of its origin."""
+    return _version(export, {name: [array] for name, array in whole_arrays(export).items()})
+
+
+def _version(export: Export, arrays: Mapping[str, Iterable[np.ndarray]]) -> str:
+    """Returns the version; `arrays` are consecutive rows of each array."""
+    found = hashlib.sha256(export.items.precision.encode())
+
+    def add(name: str, chunks: Iterable[np.ndarray]) -> None:
+        size = 0
+        for number, chunk in enumerate(chunks):
+            if not number:
+                found.update(f"{name} {chunk.dtype.str} {chunk.shape[1:]} ".encode())
+            found.update(np.ascontiguousarray(chunk).data)
+            size += len(chunk)
+        found.update(f" {size} ".encode())
+
+    for name in sorted(arrays):
+        add(name, arrays[name])
+    for ids in (export.user_ids, export.item_ids):
+        if pa.types.is_integer(ids.values.type):
+            add(ids.kind, [np.asarray(ids.values, np.int64)])
+        else:
+            texts = [text.encode() for text in ids.values.to_pylist()]
+            add(ids.kind, [np.array([len(text) for text in texts], np.int64)])
+            found.update(b"".join(texts))
+    if export.seen is not None:
+        for name in ("users", "items"):
+            add("seen", [np.asarray(getattr(export.seen, name))])
+    return found.hexdigest()[:VERSION]
+
+
+def header(export: Export, version: str, in_shards: bool = False) -> dict[str, Any]:
+    """Returns the content of `htd_jax.json`."""
+    about = dict(export.about)
+    return {
+        "format": IN_SHARDS if in_shards else WITHOUT_USERS if export.pooling else FORMAT,
+        "version": version,
+        "parent": export.parent if export.version in (None, version) else export.version,
+        "precision": export.items.precision,
+        "dim": export.items.dim,
+        "users": len(export.user_ids),
+        "items": len(export.item_ids),
+        "seen": export.seen is not None,
+        "metrics": about.pop("metrics", {}),
+        "about": about,
+    }
 
 
 class _Part(NamedTuple):
@@ -269,6 +351,12 @@ def _places(array: Any) -> Iterator[tuple[Any, int, int]]:
             yield device, *_range(index, len(array))
 
 
+def whole_arrays(export: Export) -> dict[str, np.ndarray]:
+    """Returns all arrays of an export by name, copied from the devices of this process."""
+    parts = {name: _Part(array, 0, size) for side in _tables(export).values() for name, (array, size) in side.items()}
+    return {name: part.read() for name, part in parts.items()} | others(export)
+
+
 def _tables(export: Export) -> dict[str, dict[str, tuple[Any, int]]]:
     """Returns by side the arrays with a row per user or item by name, with their numbers of rows."""
     sides = {"user": (export.users, len(export.user_ids)), "item": (export.items, len(export.item_ids))}
@@ -281,8 +369,8 @@ def _tables(export: Export) -> dict[str, dict[str, tuple[Any, int]]]:
     return tables
 
 
-def _others(export: Export) -> dict[str, Any]:
-    """Returns the other arrays by name."""
+def others(export: Export) -> dict[str, np.ndarray]:
+    """Returns the arrays without a row per user or item by name."""
     others: dict[str, Any] = {}
     if export.pooling:
         others |= {f"pooling_{name}": np.atleast_1d(x) for name, x in export.pooling._asdict().items()}
@@ -291,7 +379,7 @@ def _others(export: Export) -> dict[str, Any]:
             others[f"{side}_steps"] = rows.steps
         if (row_map := export.row_maps.get(f"{side}s")) is not None:
             others[f"{side}_map"], others[f"{side}_knots"] = row_map
-    return others
+    return {name: np.asarray(array) for name, array in others.items()}
 
 
 def _shards(export: Export, limit: int) -> list[dict[str, _Part]]:
@@ -315,7 +403,7 @@ def _shards(export: Export, limit: int) -> list[dict[str, _Part]]:
         for first, last in itertools.pairwise([*cuts, size]):
             shards.append({f"{name}.{first}": _Part(array, first, last) for name, (array, _) in side.items()})
     if shards:
-        shards[0] |= {name: _Part(array, 0, len(array)) for name, array in _others(export).items()}
+        shards[0] |= {name: _Part(array, 0, len(array)) for name, array in others(export).items()}
     return shards
 
 
@@ -336,39 +424,40 @@ def _write_shards(folder: Path, shards: list[dict[str, _Part]]) -> str:
 
 def _write(folder: Path, export: Export, shards: list[dict[str, _Part]]) -> None:
     """Writes all but the shards, the header last."""
+    chunks: dict[str, Iterable[np.ndarray]]
     if shards:
         of_file = {name: _shard_name(k, len(shards)) for k, parts in enumerate(shards) for name in parts}
         total = sum(part.nbytes for parts in shards for part in parts.values())
         index = {"metadata": {"total_size": total}, "weight_map": of_file}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        chunks = _in_shards(folder, of_file)
     else:
-        sides = _tables(export)
-        parts = {name: _Part(array, 0, size) for side in sides.values() for name, (array, size) in side.items()}
-        tables = {name: part.read() for name, part in parts.items()} | _others(export)
-        (folder / TABLES).write_bytes(safetensors_bytes(tables, {"format": "htd_jax"}))
+        arrays = whole_arrays(export)
+        (folder / TABLES).write_bytes(safetensors_bytes(arrays, {"format": "htd_jax"}))
         for side, rows in (("user", export.users), ("item", export.items)):
-            if side in sides:
+            if f"{side}s" in arrays:
+                table = arrays[f"{side}s"]
                 is_plain = rows.precision in ("float32", "float16")
-                size = sides[side][f"{side}s"][1]
-                np.save(folder / f"{side}s.npy", tables[f"{side}s"] if is_plain else np.asarray(rows.floats())[:size])
+                np.save(folder / f"{side}s.npy", table if is_plain else np.asarray(rows.floats())[: len(table)])
+        chunks = {name: [array] for name, array in arrays.items()}
     write_ids(folder / "users.parquet", export.user_ids)
     write_ids(folder / "items.parquet", export.item_ids)
     if export.seen is not None:
         pairs = {"user": np.asarray(export.seen.users), "item": np.asarray(export.seen.items)}
         pq.write_table(pa.table(pairs), folder / "seen.parquet", compression="zstd")
-    about = dict(export.about)
-    head = {
-        "format": IN_SHARDS if shards else WITHOUT_USERS if export.pooling else FORMAT,
-        "precision": export.items.precision,
-        "dim": export.items.dim,
-        "users": len(export.user_ids),
-        "items": len(export.item_ids),
-        "seen": export.seen is not None,
-        "metrics": about.pop("metrics", {}),
-        "about": about,
-    }
+    head = header(export, _version(export, chunks), bool(shards))
     (folder / "README.md").write_text(card(head, export.pooling is not None), encoding="utf-8")
     (folder / NAME).write_text(json.dumps(head, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _in_shards(folder: Path, of_file: dict[str, str]) -> dict[str, Iterable[np.ndarray]]:
+    """Returns the arrays of shards that were just written, the parts of a table in the order of their rows; each part
+    is read when it is reached."""
+    names: dict[str, list[str]] = {}
+    for name in of_file:  # in the order of rows
+        names.setdefault(name.partition(".")[0], []).append(name)
+    read = lambda name: open_arrays(folder / of_file[name])[name].read()
+    return {array: map(read, parts) for array, parts in names.items()}
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -380,7 +469,9 @@ def _read_header(path: Path) -> dict[str, Any]:
                 f"{shown(path)}: has format {head['format']!r}, and this version of htd-jax reads {FORMAT} to "
                 f"{IN_SHARDS}; update it"
             )
-        if not all(isinstance(head[name], kind) for name, kind in kinds.items()) or head["precision"] not in PRECISIONS:
+        versions = head.get("version"), head.get("parent")  # exports of earlier versions have none
+        fits = all(isinstance(head[name], kind) for name, kind in kinds.items())
+        if not fits or head["precision"] not in PRECISIONS or not all(isinstance(x, str | None) for x in versions):
             raise ValueError("its entries are of other types")
     return head
 
