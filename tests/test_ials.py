@@ -65,6 +65,9 @@ def test_rows_are_those_of_the_normal_equations(problem, entries, few, monkeypat
     monkeypatch.setattr(als, "ENTRIES", entries)  # in many blocks, and in one
     monkeypatch.setattr(als, "FEW", few)
     owners, others, weights, table, penalties = problem
+    order = np.random.default_rng(2).permutation(len(owners))
+    each = als.solve_each(owners[order], others[order], weights[order], np.asarray(table), np.asarray(penalties))
+    np.testing.assert_allclose(each, solved(problem), rtol=1e-6, atol=1e-7)
     rows = als.pad_rows(owners, others, weights, 40)
     start = np.random.default_rng(1).normal(size=(40, DIM)).astype(np.float32)
     best, left = jax.jit(als.solve_rows)(rows, table, penalties, start)

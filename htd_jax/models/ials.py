@@ -1,6 +1,7 @@
 """Matrix factorisation by alternating least squares, a closed-form model."""
 
 import dataclasses
+import functools
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -13,7 +14,7 @@ from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.models.base import Labels, ModelSettings, Recommender, Solver
 from htd_jax.models.bpr import BPR, BPRSettings
-from htd_jax.ops.als import PaddedRows, pad_rows, solve_rows
+from htd_jax.ops.als import PaddedRows, pad_rows, solve_each, solve_rows
 from htd_jax.ops.shards import local_rows, total
 
 
@@ -101,7 +102,7 @@ class IALSSettings(ModelSettings):
         Raises:
           UserError: if the tables have more rows than `train` has users or items.
         """
-        users, items = (jnp.asarray(variables["params"][side]) for side in ("users", "items"))
+        users, items = (np.asarray(variables["params"][side]) for side in ("users", "items"))
         old_users, old_items = len(users), len(items)
         for side, old, size in (("users", old_users, train.num_users), ("items", old_items, train.num_items)):
             if old > size:
@@ -111,17 +112,15 @@ class IALSSettings(ModelSettings):
         by_user, by_item, weights = self._pairs(train, labels)
         user_penalties = self._penalties(by_user, weights, train.num_users, train.num_items)
         item_penalties = self._penalties(by_item, weights, train.num_items, train.num_users)
-        new_items = _new_rows(by_item, by_user, weights, old_items, users, item_penalties)
-        all_items = jnp.concatenate([items, new_items])
-        users = jnp.concatenate([users, _new_rows(by_user, by_item, weights, old_users, all_items, user_penalties)])
-        items = jnp.concatenate([items, _new_rows(by_item, by_user, weights, old_items, users, item_penalties)])
-        grown: Any = {"params": {"users": users, "items": items}}
+        all_items = _with_new(items, by_item, by_user, weights, users, item_penalties)
+        users = _with_new(users, by_user, by_item, weights, all_items, user_penalties)
+        items = _with_new(items, by_item, by_user, weights, users, item_penalties)
+        grown: Any = {"params": {"users": jnp.asarray(users), "items": jnp.asarray(items)}}
         objectives = []
-        if sweeps:
-            sweep, context = jax.jit(Sweep(self.steps)), self._prepare(train, labels)
-            for _ in range(sweeps):
-                grown, objective = sweep(grown, context)
-                objectives.append(float(objective))
+        context = self._prepare(train, labels) if sweeps else None
+        for _ in range(sweeps):
+            grown, objective = _compiled(Sweep(self.steps))(grown, context)
+            objectives.append(float(objective))
         return grown, objectives
 
     def _prepare(self, train: Interactions, labels: Labels | None, parts: int = 1) -> Context:
@@ -153,19 +152,23 @@ class IALSSettings(ModelSettings):
         return jnp.asarray(self.regularization * powers / powers.mean(), jnp.float32)
 
 
-def _new_rows(
-    owners: np.ndarray, others: np.ndarray, weights: np.ndarray, first: int, table: jax.Array, penalties: jax.Array
-) -> jax.Array:
-    """Returns the exact rows of the owners from number `first` on, for the rows that the other side's table has.
+def _with_new(
+    mine: np.ndarray, owners: np.ndarray, others: np.ndarray, weights: np.ndarray, table: np.ndarray, penalties: Any
+) -> np.ndarray:
+    """Returns a table with the rows of new owners, solved for the rows that the other side's table has.
 
     Args:
-      owners, others, weights: `[n]`, see `pad_rows`, in any order.
+      mine: the old rows.
+      owners, others, weights: all pairs `[n]`, see `solve_each`.
+      table: of the other side, of old rows or of all.
       penalties: of all owners.
     """
-    known = np.flatnonzero((owners >= first) & (others < len(table)))
-    known = known[np.argsort(owners[known], kind="stable")]
-    count = len(penalties) - first
-    rows = pad_rows(owners[known] - first, others[known], weights[known], count)
-    start = jnp.zeros((count, table.shape[1]), table.dtype)
-    solved, _ = jax.jit(solve_rows)(rows, table, penalties[first:], start)
-    return solved
+    old = len(mine)
+    known = (owners >= old) & (others < len(table))
+    penalties = np.asarray(penalties)[old:]
+    return np.concatenate([mine, solve_each(owners[known] - old, others[known], weights[known], table, penalties)])
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(sweep: Sweep) -> Any:
+    return jax.jit(sweep)
