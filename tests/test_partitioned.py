@@ -1,5 +1,6 @@
 """Logs in several files, read as one log by one process or by several."""
 
+import dataclasses
 import json
 import socket
 import subprocess
@@ -227,7 +228,13 @@ users = Ids.from_values([f"u{k}" for k in range(9)], "user")
 model = Retriever(table(9), table(7), users, Ids.numbers(7, "item"))
 model.save(folder + "/model")
 here = Rows(np.arange(27, dtype=np.float32).reshape(9, 3))
-Retriever(here, here, users, Ids.numbers(9, "item")).save(folder + "/everywhere", shard_size=40 / 1e6)
+everywhere = Retriever(here, here, users, Ids.numbers(9, "item"))
+everywhere.save(folder + "/everywhere", shard_size=40 / 1e6)
+everywhere.save(folder + "/later", delta_from=folder + "/everywhere")
+try:
+    model.save(folder + "/none", delta_from=folder + "/model")
+except UserError as error:
+    assert "needs tables that one process holds whole" in str(error), error
 try:
     model.save(folder)
 except UserError as error:
@@ -253,6 +260,9 @@ def test_two_processes_read_a_log_and_write_a_model(tmp_path):
     assert [tuple(x[3]) for x in told] == [span] * 2
     assert all("holds something else, everywhere; name a new folder" in x[4] for x in told)
     model = htd_jax.load(tmp_path / "model")
+    dataclasses.replace(model, version=None).save(tmp_path / "again")
+    assert htd_jax.load(tmp_path / "again").version == model.version
+    assert len(htd_jax.load(tmp_path / "everywhere", tmp_path / "later").users) == 9
     assert len([*(tmp_path / "model").glob("tables-*-of-00007.safetensors")]) == 7
     np.testing.assert_array_equal(model.users.values, np.arange(27).reshape(9, 3))
     np.testing.assert_array_equal(model.items.values, np.arange(21).reshape(7, 3))
