@@ -38,6 +38,24 @@ class Lists(NamedTuple):
     scores: jax.Array | None = None
 
 
+class Memory(NamedTuple):
+    """The best items of earlier models, which a model that learns new data keeps, see `htd_jax.distillers.Replay`.
+
+    Attributes:
+      items: `[models, num_users, m]` int32, the best first, -1 where a user has fewer.
+      logits: `[models, num_users, m]` floats, the models' scores of these.
+      behind: `[models, num_users, m]` int32: how much lower the model that learns ranks the item at the start.
+    """
+
+    items: jax.Array
+    logits: jax.Array
+    behind: jax.Array
+
+    def first(self, size: int) -> "Memory":
+        """Returns the `size` best items of each user."""
+        return Memory(*(x[:, :, :size] for x in self))
+
+
 @struct.dataclass
 class Teacher:
     """A teacher, as a method sees it. A method declares what it needs, see `Distiller.needs`.
@@ -47,11 +65,13 @@ class Teacher:
       scores: users `[n]` -> scores `[n, num_items]`, a pytree (`jax.tree_util.Partial`), which need not be products of
         the representations.
       lists: every user's best items; `top` computes them from scores if there are none.
+      memory: what earlier models remember.
     """
 
     representations: Representations | None = None
     scores: Callable[[jax.Array], jax.Array] | None = None
     lists: Lists | None = None
+    memory: Memory | None = None
 
     @classmethod
     def of(cls, teacher: "Teacher | Representations | Lists | None") -> "Teacher":
@@ -65,7 +85,7 @@ class Teacher:
             return cls()
         if isinstance(teacher, Teacher):
             tables, lists = teacher.representations, teacher.lists
-            return cls(tables and _arrays(tables), teacher.scores, lists and _list_arrays(lists))
+            return cls(tables and _arrays(tables), teacher.scores, lists and _list_arrays(lists), teacher.memory)
         if isinstance(teacher, Lists):
             return cls(lists=_list_arrays(teacher))
         if isinstance(teacher, Representations):
@@ -96,7 +116,7 @@ class Teacher:
         return Representations(scale_rows(users, USER_LENGTH), scale_rows(items, ITEM_LENGTH))
 
     def has(self, need: str) -> bool:
-        """Returns whether it has `representations`, `scores` or `lists`, which scores imply."""
+        """Returns whether it has `representations`, `scores`, `memory` or `lists`, which scores imply."""
         return getattr(self, need) is not None or (need == "lists" and self.scores is not None)
 
     def check(self, train: Interactions, needs: tuple[str, ...] = ()) -> None:
@@ -104,7 +124,7 @@ class Teacher:
         numbers that are not finite, or whose products are not, in float32."""
         for need in needs:
             if not self.has(need):
-                has = [name for name in ("representations", "scores", "lists") if self.has(name)]
+                has = [name for name in ("representations", "scores", "lists", "memory") if self.has(name)]
                 given = f"only {' and '.join(has)}" if has else "none"
                 raise UserError(f"the method needs the teacher's {need}, but this teacher has {given}")
         sizes = {"users": train.num_users, "items": train.num_items}

@@ -17,7 +17,8 @@ from htd_jax.data import columns as _columns
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
 from htd_jax.data.dataset import Dataset, Ids, read_ids, write_ids
 from htd_jax.data.folder import load_dataset, save_dataset
-from htd_jax.data.interactions import Interactions, Split, make_split
+from htd_jax.data.growth import Growth, grow
+from htd_jax.data.interactions import Interactions, Split, codes_of, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
 from htd_jax.data.sampling import (
@@ -135,6 +136,8 @@ def fingerprint(data: Dataset | Split) -> str:
         digest.update(np.ascontiguousarray(part.items))
     if isinstance(data, Dataset) and data.new_users is not None:
         digest.update(b"new users" + np.ascontiguousarray(data.new_users).tobytes())
+    if isinstance(data, Dataset) and data.block is not None:
+        digest.update(b"block" + codes_of(data.block).tobytes())
     for ids in (data.users, data.items) if isinstance(data, Dataset) else ():
         if not ids.numbered:
             texts = ids.values.cast(pa.string())
@@ -155,6 +158,7 @@ __all__ = [
     "CiteULikeT",
     "Dataset",
     "Foursquare",
+    "Growth",
     "Ids",
     "Interactions",
     "ItemSample",
@@ -169,6 +173,7 @@ __all__ = [
     "distinct",
     "find_citeulike",
     "fingerprint",
+    "grow",
     "has_many_scores",
     "hold_out",
     "is_path",

@@ -130,6 +130,7 @@ class Dataset:
       span: first and last time, in the log's own unit, dates in seconds since 1970; None if unknown.
       new_users: `[n]` ascending int64, users whose pairs in train are known when items are ranked for them, but are
         not learned from; None if there are none.
+      block: the pairs of train that models are trained on, of data that have grown; None for all of them.
     """
 
     split: Split
@@ -139,6 +140,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     span: tuple[float, float] | None = None
     new_users: np.ndarray | None = None
+    block: Interactions | None = None
 
     @classmethod
     def from_split(cls, split: Split, name: str = "data") -> "Dataset":
@@ -151,7 +153,9 @@ class Dataset:
 
     @functools.cached_property
     def learned(self) -> Interactions:
-        """The pairs that models are trained on: train, without those of `new_users`."""
+        """The pairs that models are trained on: train, without those of `new_users`; or `block`."""
+        if self.block is not None:
+            return self.block
         if self.new_users is None:
             return self.train
         users, items = (np.asarray(column) for column in (self.train.users, self.train.items))

@@ -107,6 +107,11 @@ def _codes(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
     return codes
 
 
+def codes_of(pairs: Interactions) -> np.ndarray:
+    """Returns `[n]` int64, one number for each pair, ascending."""
+    return _codes(np.asarray(pairs.users), np.asarray(pairs.items), pairs.num_items)
+
+
 def _ids(name: str, given: Any, size: int) -> np.ndarray:
     try:
         ids = np.asarray(given)
@@ -156,7 +161,7 @@ def make_split(
     split = Split(*(Interactions.from_pairs(*part, num_users, num_items) for part in parts.values()))
     if empty := [name for name, part in zip(Split._fields, split) if not len(part) and name != "valid"]:
         raise UserError(f"the {empty[0]} part holds no interaction")
-    codes = np.concatenate([_codes(np.asarray(part.users), np.asarray(part.items), num_items) for part in split])
+    codes = np.concatenate([codes_of(part) for part in split])
     codes.sort()
     if len(twice := codes[1:][codes[1:] == codes[:-1]]):
         user, item = divmod(int(twice[0]), num_items)

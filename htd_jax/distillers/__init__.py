@@ -50,12 +50,13 @@ from htd_jax.distillers.phr import PHR, phr
 from htd_jax.distillers.pseudo import Pseudo, pseudo
 from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rd import RD, rd
+from htd_jax.distillers.replay import Replay, remember, replay
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.unkd import UnKD, unkd
 from htd_jax.models import Representations
 from htd_jax.settings import Registry
-from htd_jax.teacher import Lists, Teacher
+from htd_jax.teacher import Lists, Memory, Teacher
 
 METHODS = Registry(
     "method",
@@ -79,6 +80,7 @@ METHODS = Registry(
         "freqd": FreqD,
         "best": Best,
         "pseudo": Pseudo,
+        "replay": Replay,
     },
     reserved=("none",),
     base=Method,
@@ -111,11 +113,13 @@ __all__ = [
     "Lists",
     "Listwise",
     "Loss",
+    "Memory",
     "Method",
     "Prepare",
     "Pseudo",
     "Reads",
     "Refresh",
+    "Replay",
     "Representations",
     "RowIds",
     "SecondModel",
@@ -153,6 +157,8 @@ __all__ = [
     "rce_kd",
     "rd",
     "register",
+    "remember",
+    "replay",
     "rrd",
     "scale",
     "sum_over_users",

@@ -95,10 +95,10 @@ def sample_columns_by_rank(
     They are sampled one by one with probability ~ exp(-column / T) among those left and not masked; T is a number, or
     `[n, 1]`.
     """
-    return _sample_columns(key, where, -jnp.arange(where.shape[1])[None, :] / temperature, count)
+    return sample_columns_by_weight(key, where, -jnp.arange(where.shape[1])[None, :] / temperature, count)
 
 
-def _sample_columns(key: chex.PRNGKey, where: jax.Array, log_weights: jax.Array, count: int) -> jax.Array:
+def sample_columns_by_weight(key: chex.PRNGKey, where: jax.Array, log_weights: jax.Array, count: int) -> jax.Array:
     """Returns `[n, min(count, P)]` different columns, ascending, sampled one by one in proportion to their weights.
 
     The largest log-weights with Gumbel noise are a sample without replacement (Kool et al., ICML'19).
@@ -150,7 +150,9 @@ def sample_by_weight(key: chex.PRNGKey, items: jax.Array, log_weights: jax.Array
     fewer others holds -1, anywhere.
     """
     where = (items >= 0) & (log_weights > -jnp.inf)
-    return jnp.take_along_axis(jnp.where(where, items, -1), _sample_columns(key, where, log_weights, count), axis=1)
+    return jnp.take_along_axis(
+        jnp.where(where, items, -1), sample_columns_by_weight(key, where, log_weights, count), axis=1
+    )
 
 
 def sample_rest(key: chex.PRNGKey, ranking: Ranking, count: int) -> jax.Array:

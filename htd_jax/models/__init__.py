@@ -19,6 +19,7 @@ from htd_jax.models.blend import Blend, BlendSettings
 from htd_jax.models.bpr import BPR, BPRSettings
 from htd_jax.models.ease import EASE, EASESettings
 from htd_jax.models.folded import Folded, FoldedSettings
+from htd_jax.models.growth import grow_variables
 from htd_jax.models.ials import IALSSettings
 from htd_jax.models.lightgcn import LightGCN, LightGCNSettings, make_graph
 from htd_jax.models.listed import Listed, listed, popularity
@@ -67,6 +68,7 @@ __all__ = [
     "ScoreAll",
     "Solver",
     "first_dimensions",
+    "grow_variables",
     "holding",
     "listed",
     "make_graph",

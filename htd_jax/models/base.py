@@ -1,7 +1,7 @@
 """The interface of a base model: its Flax module, its settings, and its solver."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import chex
@@ -35,6 +35,7 @@ class Recommender(nn.Module):
       divided: True if `users` and `items` are parameters with a row each that devices may divide: the module reads them
         by `htd_jax.ops.shards.look_up`, and `score_all` returns the columns of a device's items. A subclass declares it
         anew; other models are whole on every device.
+      rows_of: the parameters with a row per user or item, by name: `users` or `items`. A model grows by their rows.
     """
 
     inner_product: ClassVar[bool] = False
@@ -42,6 +43,7 @@ class Recommender(nn.Module):
     row_local: ClassVar[bool] = False
     has_representations: ClassVar[bool] = True
     divided: ClassVar[bool] = False
+    rows_of: ClassVar[Mapping[str, str]] = {"users": "users", "items": "items"}
 
     def __init_subclass__(cls, **options: Any) -> None:
         # Not inherited: a subclass may combine rows.
