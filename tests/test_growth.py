@@ -38,7 +38,7 @@ def test_old_rows_keep_their_numbers_and_no_pair_is_lost():
     before = set().union(*(named(old, part) for part in old.split))
     after = set().union(*(named(whole, part) for part in whole.split))
     assert after == before | set().union(*(named(new, part) for part in new.split))
-    assert named(whole, whole.learned) == named(new, new.train) - before
+    assert named(whole, whole.block) == named(new, new.train) - before
     assert named(whole, grown.new.test) == named(new, new.test) - before
     assert named(whole, grown.old.test) == named(old, old.test)
     assert grown.old.train is grown.new.train is whole.train
@@ -50,7 +50,7 @@ def test_grown_data_are_kept_in_a_folder_and_have_a_hash_of_their_own(tmp_path):
     whole = grow(old, new).dataset
     save_dataset(tmp_path, whole)
     again = load_dataset(tmp_path / "split.npz", whole.name)
-    assert pairs_of(again.learned) == pairs_of(whole.learned) != pairs_of(again.train)
+    assert pairs_of(again.block) == pairs_of(whole.block) != pairs_of(again.train)
     assert htd_jax.data.fingerprint(again) == htd_jax.data.fingerprint(whole)
     plain = htd_jax.data.Dataset(whole.split, whole.users, whole.items)
     assert htd_jax.data.fingerprint(plain) != htd_jax.data.fingerprint(whole)

@@ -153,9 +153,9 @@ class Dataset:
 
     @functools.cached_property
     def learned(self) -> Interactions:
-        """The pairs that models are trained on: train, without those of `new_users`; or `block`."""
+        """What models are trained on: train, without the pairs of `new_users`, and with `block`."""
         if self.block is not None:
-            return self.block
+            return self.train.replace(block=self.block)  # type: ignore[attr-defined,no-any-return]
         if self.new_users is None:
             return self.train
         users, items = (np.asarray(column) for column in (self.train.users, self.train.items))

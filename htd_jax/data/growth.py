@@ -38,7 +38,7 @@ def grow(old: Dataset, new: Dataset) -> Growth:
     >>> old = htd_jax.read((["ann", "ann", "ann", "bob"], ["tea", "jam", "bun", "tea"]))
     >>> new = htd_jax.read((["cat", "cat", "cat", "ann"], ["rye", "tea", "jam", "tea"]))
     >>> grown = grow(old, new)
-    >>> grown.dataset.users.values.to_pylist(), len(grown.dataset.learned), len(grown.dataset.train)
+    >>> grown.dataset.users.values.to_pylist(), len(grown.dataset.block), len(grown.dataset.train)
     (['ann', 'bob', 'cat'], 1, 3)
     """
     if old.new_users is not None or new.new_users is not None:

@@ -26,6 +26,8 @@ class Interactions:
       offsets: `[num_users + 1]` int32; user u's pairs are those from `offsets[u]` to `offsets[u + 1]`.
       num_users, num_items: counts, including users and items without a pair.
       max_degree: the largest number of pairs of a user.
+      active: the number of users with a pair.
+      block: the pairs that are learned, of data that have grown; None for all.
     """
 
     users: jax.Array
@@ -34,6 +36,13 @@ class Interactions:
     num_users: int = struct.field(pytree_node=False)
     num_items: int = struct.field(pytree_node=False)
     max_degree: int = struct.field(pytree_node=False)
+    active: int = struct.field(pytree_node=False)
+    block: "Interactions | None" = None
+
+    @property
+    def learned(self) -> "Interactions":
+        """The pairs that a model is trained on; the others are known, and not sampled as unseen."""
+        return self if self.block is None else self.block
 
     @classmethod
     def from_pairs(cls, users: ArrayLike, items: ArrayLike, num_users: int, num_items: int) -> "Interactions":
@@ -60,10 +69,12 @@ class Interactions:
             num_users=num_users,
             num_items=num_items,
             max_degree=int(degree.max(initial=0)),
+            active=int((degree > 0).sum()),
         )
 
     def transposed(self) -> "Interactions":
-        """Returns the pairs with users and items exchanged, on the device; `max_degree` becomes an upper bound."""
+        """Returns the pairs with users and items exchanged, on the device; `max_degree` and `active` become upper
+        bounds."""
         order = jnp.argsort(self.items, stable=True)
         return Interactions(
             users=self.items[order],
@@ -72,6 +83,7 @@ class Interactions:
             num_users=self.num_items,
             num_items=self.num_users,
             max_degree=min(len(self), self.num_users),
+            active=min(len(self), self.num_items),
         )
 
     def __len__(self) -> int:

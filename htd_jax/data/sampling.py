@@ -136,7 +136,7 @@ def shuffle(key: chex.PRNGKey, size: int) -> jax.Array:
 
 
 def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
-    """Samples one item for each pair of `train`, uniformly over the items that the pair's user has not seen.
+    """Samples one item for each learned pair of `train`, uniformly over the items that the pair's user has not seen.
 
     Items are dealt like cards, from shuffled packs of all items, so that every item is sampled almost equally often, as
     every positive is; with independent samples the counts would follow a Poisson law. If a pair is dealt one of the s
@@ -149,15 +149,16 @@ def unseen_items(key: chex.PRNGKey, train: Interactions) -> jax.Array:
       train: interactions in which no user has seen every item.
 
     Returns:
-      `[n]` int32, in the order of `train`.
+      `[n]` int32, in the order of `train.learned`.
     """
+    pairs = train.learned
     deal_key, again_key = jax.random.split(key)
-    packs = -(-len(train) // train.num_items)
-    dealt = jax.vmap(lambda key: shuffle(key, train.num_items))(jax.random.split(deal_key, packs)).ravel()[: len(train)]
-    start, stop = train.offsets[train.users], train.offsets[train.users + 1]
-    seen = was_seen(train, train.users, dealt)
-    r = jax.random.randint(again_key, train.users.shape, 0, train.num_items - (stop - start))
-    return jnp.where(seen, nth_unseen(train, train.users, r), dealt)
+    packs = -(-len(pairs) // train.num_items)
+    dealt = jax.vmap(lambda key: shuffle(key, train.num_items))(jax.random.split(deal_key, packs)).ravel()[: len(pairs)]
+    start, stop = train.offsets[pairs.users], train.offsets[pairs.users + 1]
+    seen = was_seen(train, pairs.users, dealt)
+    r = jax.random.randint(again_key, pairs.users.shape, 0, train.num_items - (stop - start))
+    return jnp.where(seen, nth_unseen(train, pairs.users, r), dealt)
 
 
 def nth_unseen(train: Interactions, users: jax.Array, r: jax.Array) -> jax.Array:

@@ -84,7 +84,7 @@ def replay(settings: Replay = Replay()) -> Distiller:
         return sample_memory(start.key, memory, settings.samples, settings.scale)
 
     def chosen(sampled: Replayed, train: Interactions, width: int, key: chex.PRNGKey) -> Replayed:
-        number = max(1, -(-len(sampled.users) * width // max(1, len(train))))
+        number = max(1, -(-len(sampled.users) * width // max(1, len(train.learned))))
         at = jax.random.randint(key, (number,), 0, len(sampled.users))
         some: Replayed = jax.tree.map(lambda x: look_up(x, at), sampled)
         return some

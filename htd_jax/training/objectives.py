@@ -49,13 +49,14 @@ def own() -> Objective:
 
     def sample(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: int) -> Triples:
         shuffle_key, negative_key = keys
-        steps, width = _steps(len(train), batch_size)
+        pairs = train.learned
+        steps, width = _steps(len(pairs), batch_size)
         negatives = unseen_items(negative_key, train)
-        rows, where = _in_batches(shuffle_key, len(train), steps, width)
-        return Triples(train.users[rows], train.items[rows], negatives[rows], where)
+        rows, where = _in_batches(shuffle_key, len(pairs), steps, width)
+        return Triples(pairs.users[rows], pairs.items[rows], negatives[rows], where)
 
     return Objective(
-        lambda train, batch_size: _steps(len(train), batch_size),
+        lambda train, batch_size: _steps(len(train.learned), batch_size),
         sample,
         lambda model, batch, train, key: model.loss(*batch.triples),
         reads=lambda train, triples, key: RowIds.of_items(triples.positives[:0]),
@@ -79,8 +80,10 @@ def softmax(temperature: float) -> Objective:
 
     def sample(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: int) -> Triples:
         shuffle_key, item_key = keys
-        steps, width = _steps(train.num_users, batch_size)
-        users, where = _in_batches(shuffle_key, train.num_users, steps, width)
+        size = _users(train)
+        users, where = _in_batches(shuffle_key, size, *_steps(size, batch_size))
+        if size < train.num_users:
+            users = jnp.nonzero(jnp.diff(train.learned.offsets) > 0, size=size)[0].astype(jnp.int32)[users]
         degrees = jnp.diff(train.offsets)[users]
         seen_key, unseen_key = jax.random.split(item_key)
         number = jax.random.randint(seen_key, users.shape, 0, jnp.maximum(degrees, 1))
@@ -125,7 +128,7 @@ def softmax(temperature: float) -> Objective:
         seen, sampled = read_step(key, train, times, triples.users)
         return RowIds.of_items(seen, sampled.items)
 
-    return Objective(lambda train, batch_size: _steps(train.num_users, batch_size), sample, loss, constants, reads)
+    return Objective(lambda train, batch_size: _steps(_users(train), batch_size), sample, loss, constants, reads)
 
 
 def sampled_softmax(temperature: float, number: int) -> Objective:
@@ -171,6 +174,11 @@ def objective_of(training: TrainingSpec) -> Objective:
     if training.sampled_items:
         return sampled_softmax(training.temperature, training.sampled_items)
     return softmax(training.temperature)
+
+
+def _users(train: Interactions) -> int:
+    """Returns the number of users in an epoch: of data that have grown, those with a new pair."""
+    return train.num_users if train.block is None else train.block.active
 
 
 def _steps(size: int, batch_size: int) -> tuple[int, int]:
