@@ -15,7 +15,7 @@ from htd_jax import data, distillers, evaluation, losses, models, serving
 from htd_jax.data import Dataset, Split, read
 from htd_jax.errors import UserError
 from htd_jax.models import Representations
-from htd_jax.pipeline import Fitted, choose, distill, fit, load, read_teacher
+from htd_jax.pipeline import Fitted, choose, distill, fit, load, read_teacher, update
 from htd_jax.serving import Recommendations, Retriever
 from htd_jax.teacher import Lists, Teacher
 
@@ -41,4 +41,5 @@ __all__ = [
     "read",
     "read_teacher",
     "serving",
+    "update",
 ]

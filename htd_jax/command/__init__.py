@@ -16,6 +16,7 @@ USAGE = """usage: htd-jax COMMAND ...
 
 commands:
   train      train a teacher, a plain student, and a student distilled from the teacher
+  update     update a student by new interactions, without a new start
   recommend  show the best items of users, or the neighbours of items, from a run or an export
   export     write a run's student to a folder for serving: tables, ids, and a model card
   summary    describe a data set: counts, long tail, and a picture
@@ -26,7 +27,7 @@ commands:
 htd-jax COMMAND --help describes a command and its flags."""
 
 
-COMMANDS = ("train", "recommend", "export", "summary", "study", "table", "compare")
+COMMANDS = ("train", "update", "recommend", "export", "summary", "study", "table", "compare")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         enter(_unknown, arguments)
     else:  # imports what this command needs, and no other
         command = getattr(importlib.import_module(f"htd_jax.command.{name}"), name)
-        enter(command, arguments[1:], resumes=name in ("train", "study"))
+        enter(command, arguments[1:], resumes=name in ("train", "study", "update"))
 
 
 def _unknown(arguments: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from htd_jax.pipeline.api import choose, distill, fit
 from htd_jax.pipeline.experiment import Experiment, hash_of, numerics
-from htd_jax.pipeline.fitted import Fitted
+from htd_jax.pipeline.fitted import Fitted, evaluation_of
 from htd_jax.pipeline.progress import Callback, MakeCallback, no_callback, progress_line, silent
 from htd_jax.pipeline.request import Devices, Paths, RunRequest, RunSettings, RunSpec, resolve_run, run_name
 from htd_jax.pipeline.run import RunResult, gap_closed, prepare_run, run, run_identity, train_phases
@@ -10,6 +10,7 @@ from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_pha
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
 from htd_jax.pipeline.teachers import open_teacher, read_teacher
 from htd_jax.pipeline.trials import Trial, Trials
+from htd_jax.pipeline.update import Updated, fitted_of, grown, run_update, update, update_run
 
 __all__ = [
     "NO_METHOD",
@@ -30,12 +31,16 @@ __all__ = [
     "RunSpec",
     "Trial",
     "Trials",
+    "Updated",
     "choose",
     "claimed",
     "distill",
+    "evaluation_of",
     "fit",
+    "fitted_of",
     "flat",
     "gap_closed",
+    "grown",
     "hash_of",
     "label",
     "load",
@@ -52,7 +57,10 @@ __all__ = [
     "run",
     "run_identity",
     "run_name",
+    "run_update",
     "silent",
     "train_phases",
+    "update",
+    "update_run",
     "write_json",
 ]

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,9 @@ class Fitted:
     distiller: Any = dataclasses.field(default_factory=dict)
     spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    # `htd_jax.update` as a method, set there: it trains, and so stands above this.
+    update: ClassVar[Callable[..., "Fitted"]]
 
     @property
     def metrics(self) -> dict[str, float]:

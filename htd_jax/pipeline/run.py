@@ -179,13 +179,27 @@ def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
     If users are sampled, `final` is of all users. So is `best` where it is `final` in every phase; else it is `sampled`
     in every phase, because figures of a sample are not compared with figures of all.
     """
-    metric = spec.evaluation.metric
+    entries = entries_of(phases, spec.evaluation.metric)
+    return {
+        "dataset": spec.settings.dataset,
+        "model": spec.settings.model,
+        "method": spec.settings.method,
+        "protocol": spec.evaluation.protocol,
+        "eval_users": spec.evaluation.eval_users,
+        "seed": spec.settings.seed,
+        "phases": entries,
+        "gap_closed": gap_closed(entries, spec.settings.method),
+    }
+
+
+def entries_of(phases: Mapping[str, Fitted], metric: str) -> dict[str, dict[str, Any]]:
+    """Returns the `phases` of `results.json`, see `summarise`; the best epoch is that of a metric in validation."""
     names = ("epoch", "sampled", "valid", "test", "second_model")
     best = {name: best_record(phase.records, metric) for name, phase in phases.items()}
     if all("full" in record for record in best.values()):
         best = {name: in_full(record) for name, record in best.items()}
     measured = lambda record: {name: record[name] for name in names if name in record}
-    entries = {
+    return {
         name: {
             "parameters": phase.parameters,
             "epochs": len(phase.seconds),
@@ -197,16 +211,6 @@ def summarise(spec: RunSpec, phases: Mapping[str, Fitted]) -> dict[str, Any]:
             "settings": phase.settings,
         }
         for name, phase in phases.items()
-    }
-    return {
-        "dataset": spec.settings.dataset,
-        "model": spec.settings.model,
-        "method": spec.settings.method,
-        "protocol": spec.evaluation.protocol,
-        "eval_users": spec.evaluation.eval_users,
-        "seed": spec.settings.seed,
-        "phases": entries,
-        "gap_closed": gap_closed(entries, spec.settings.method),
     }
 
 
