@@ -19,7 +19,7 @@ FLOORS = [
     {"ops"},
     {"losses"},
     {"models"},
-    {"teacher"},
+    {"teacher", "ensembles"},
     {"distillers"},
     {"training", "evaluation"},
     {"serving"},

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Interval
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from htd_jax.command.continual import continual
 from htd_jax.command.described import described
 from htd_jax.command.flags import import_typed, parse_known, parse_request
 from htd_jax.command.study_report import about, check_report, write_report
@@ -59,6 +60,7 @@ studies:
   topology    measure which of the teacher's relations students keep
   beyond      measure recall by popularity and activity, coverage, and similarity to the teacher's lists
   frontier    measure recall against bytes per row, and against the time to rank
+  continual   measure what a student kept up to date learns, retains and costs, block by block
   tune        search a method's settings for the best student in validation
 
 htd-jax study NAME --help describes a study and its flags. Every study takes --file study.toml, a
@@ -355,6 +357,7 @@ STUDIES: dict[str, Callable[[Sequence[str], str], None]] = {
     **{name: functools.partial(many, name) for name in MANY},
     "frontier": frontier,
     "tune": tune,
+    "continual": continual,
 }
 
 

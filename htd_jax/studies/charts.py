@@ -159,11 +159,13 @@ def scatter(data: Records, *, x: str, y: str, facet: str | None = None) -> dict[
 
 
 def heat(matrices: Mapping[str, np.ndarray], *, value: str, of: str) -> dict[str, Any]:
-    """Returns square matrices side by side on one scale of colours; `of` says what rows and columns are."""
+    """Returns square matrices side by side on one scale of colours; `of` says what rows and columns are. Entries that
+    are not finite are left out."""
     data = [
         {"matrix": name, "row": i, "column": j, "value": round(float(x), 4)}
         for name, matrix in matrices.items()
         for (i, j), x in np.ndenumerate(matrix)
+        if np.isfinite(x)
     ]
     axis = {"axis": {"labels": False, "ticks": False, "domain": False}}
     encoding = {

@@ -1,0 +1,69 @@
+"""The study of data that keep coming."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+
+from htd_jax.command.flags import parse
+from htd_jax.command.study_report import about, check_report, write_report
+from htd_jax.data import fingerprint
+from htd_jax.data.blocks import cut_log, read_blocks
+from htd_jax.errors import UserError
+from htd_jax.pipeline import claimed, numerics
+from htd_jax.settings import check
+from htd_jax.studies import continual as study
+from htd_jax.studies.continual import WAYS, Chain, Continual, Measured
+
+ABOUT = """Measures what ways to keep a student up to date learn, retain and cost, as
+interactions arrive in blocks: recall on every block so far, after each block. The same
+command resumes a stopped study."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Continual):
+    """Flags of a study of data that keep coming."""
+
+    blocks: Path = Path("blocks")
+    """Folder of block-0.npz, block-1.npz, ..., splits as runs save them; or a file of interactions with times, which
+    is cut into a base of half the interactions and --cuts blocks."""
+    cuts: Annotated[int, Ge(1)] = 5
+    """Number of blocks after the first that a file is cut into."""
+    seeds: tuple[Annotated[int, Ge(0)], ...] = (0,)
+    """Seeds; each trains everything anew."""
+    runs: Path = Path("runs/continual")
+    """Folder of the checkpoints and of the report."""
+
+
+def continual(arguments: Sequence[str], prog: str) -> None:
+    from htd_jax.command import use_devices
+
+    options = parse(Options, arguments, prog=prog, description=ABOUT)
+    check(options)
+    if unknown := [way for way in options.ways if way not in WAYS]:
+        raise UserError(f"unknown way {unknown[0]!r} (known: {', '.join(WAYS)}); set `ways`")
+    settings = Continual(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Continual)})
+    blocks = read_blocks(options.blocks) if options.blocks.is_dir() else cut_log(options.blocks, options.cuts)
+    data = blocks.whole(len(blocks.splits) - 1)
+    use_devices()
+    check_report(options.runs, "continual", fingerprint(data))
+    with claimed(options.runs, "study", "runs"), numerics():
+        figures: list[Measured] = []
+        for seed in options.seeds:
+            log = lambda line: print(f"  {line}", flush=True)
+            chain = Chain(blocks, settings, seed, options.runs / f"seed{seed}", log)
+            for way in options.ways:
+                kept = options.runs / f"seed{seed}-{way}.json"
+                own: list[Measured] = []
+                for found in study.measure(chain, way, kept):
+                    own.append(found)
+                    learned, retained, h = study.h_mean(own)[-1]
+                    line = f"learned {learned:.4f}, retained {retained:.4f}, H {h:.4f}, {found.seconds:.0f} s"
+                    print(f"seed {seed}, {way}, block {found.block}: {line}", flush=True)
+                figures += own
+        report = study.report(blocks, figures)
+        foot = about(f"{prog} {' '.join(arguments)}", data)
+        written = write_report(options.runs, dataclasses.replace(report, foot=foot))
+    print(f"\n{report.markdown()}\nreport: {written}")
