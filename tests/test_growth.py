@@ -7,7 +7,7 @@ import pytest
 
 import htd_jax
 from htd_jax.data import Interactions, grow, load_dataset, save_dataset
-from htd_jax.distillers import Replay, Teacher, remember
+from htd_jax.distillers import Replay, Teacher, remember, with_falls
 from htd_jax.distillers.replay import sample_memory
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, ModelOf, grow_variables
@@ -106,7 +106,9 @@ def test_memory_is_the_best_unseen_items_and_how_far_they_have_fallen():
     rng = np.random.default_rng(2)
     tables = [htd_jax.distillers.Representations(rng.normal(size=(13, 4)), rng.normal(size=(50, 4))) for _ in range(3)]
     teachers = [Teacher.of(table) for table in tables]
-    memory = remember([teachers[0].scores, teachers[1].scores], teachers[2].scores, split.train, 6)
+    memory = remember([teachers[0].scores, teachers[1].scores], split.train, 6)
+    assert not memory.behind.any()
+    memory = with_falls(memory, teachers[2].scores, split.train)
     first, second, own = (np.asarray(t.users @ t.items.T, np.float64) for t in tables)
     for user in range(13):
         seen = {i for u, i in pairs_of(split.train) if u == user}
@@ -142,7 +144,7 @@ def test_replay_keeps_scores():
     pairs = [(u, i) for u, i in pairs_of(split.train) if u < 40]
     block = Interactions.from_pairs(*map(list, zip(*pairs)), 200, 100)
     data = htd_jax.data.Dataset(split, old.data.users, old.data.items, block=block)
-    memory = remember([old.teacher().scores], None, split.train, 20)
+    memory = remember([old.teacher().scores], split.train, 20)
     best = lambda fitted: np.asarray(fitted.teacher().top(split.train, 10))[40:]
     kept = []
     for weight in (0.0, 0.5):

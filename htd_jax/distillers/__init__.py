@@ -50,7 +50,7 @@ from htd_jax.distillers.phr import PHR, phr
 from htd_jax.distillers.pseudo import Pseudo, pseudo
 from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rd import RD, rd
-from htd_jax.distillers.replay import Replay, remember, replay
+from htd_jax.distillers.replay import Replay, remember, replay, with_falls
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.unkd import UnKD, unkd
@@ -164,4 +164,5 @@ __all__ = [
     "sum_over_users",
     "svd_factors",
     "unkd",
+    "with_falls",
 ]

@@ -104,43 +104,60 @@ def replay(settings: Replay = Replay()) -> Distiller:
     return Distiller(no_params, loss, refresh, prepare, needs=("memory",), reads=reads)
 
 
-def remember(models: Sequence[Scores], own: Scores | None, train: Interactions, size: int = 100) -> Memory:
-    """Returns what models remember: their best unseen items of every user.
+def remember(models: Sequence[Scores], train: Interactions, size: int = 100) -> Memory:
+    """Returns what models remember: their best unseen items of every user, none of which has fallen.
 
     Args:
       models: each maps users `[n]` to scores `[n, num_items]`.
-      own: the scores of the model that will learn, at the start: an item counts more if it ranks it lower. If None, all
-        items count the same.
       train: the pairs that are known; their items are not remembered.
       size: the number of items per user and model.
-
-    With many items, ranks in `own` are estimated from about `RANKED` of them.
     """
-    memory: Memory = _remember(tuple(models), own, train, size)
+    memory: Memory = _remember(tuple(models), train, size)
     return memory
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _remember(models: tuple[Scores, ...], own: Scores | None, train: Interactions, size: int) -> Memory:
-    stride = max(1, train.num_items // RANKED)
-    measured = jnp.arange(0, train.num_items, stride)
+def with_falls(memory: Memory, own: Scores, train: Interactions) -> Memory:
+    """Returns a memory with `behind`: how much lower a model, the one that will learn, ranks each item.
 
-    def block(users: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    Args:
+      memory: see `remember`.
+      own: the model, as in `remember`.
+      train: the pairs that are known, whose items are not ranked.
+
+    With many items, ranks are estimated from about `RANKED` of them.
+    """
+    behind: jax.Array = _behind(memory, own, train)
+    return memory._replace(behind=behind)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _remember(models: tuple[Scores, ...], train: Interactions, size: int) -> Memory:
+    def block(users: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = seen_mask(train, users)
         best = [top_k(jnp.where(hidden, -jnp.inf, scores(users)), size) for scores in models]
         logits, items = (jnp.stack(x, axis=1) for x in zip(*best))
         where = logits > -jnp.inf
-        behind = jnp.zeros(logits.shape, jnp.int32)
-        if own is not None:
-            mine = jnp.where(hidden, -jnp.inf, own(users))
-            bars = jnp.sort(mine[:, measured], axis=1)
-            values = jnp.take_along_axis(mine[:, None, :], items, axis=2)
-            reached = jax.vmap(lambda row, at: jnp.searchsorted(row, at, side="right"))(bars, values)
-            behind = (len(measured) - reached) * stride - jnp.arange(logits.shape[2])[None, None]
-        return jnp.where(where, items, -1), jnp.where(where, logits, 0), behind.astype(jnp.int32)
+        return jnp.where(where, items, -1), jnp.where(where, logits, 0)
 
     found = map_rows(block, train.num_users, SCORES // train.num_items)
-    return Memory(*(jnp.moveaxis(x, 1, 0) for x in found))
+    items, logits = (jnp.moveaxis(x, 1, 0) for x in found)
+    return Memory(items, logits, jnp.zeros(items.shape, jnp.int32))
+
+
+@jax.jit
+def _behind(memory: Memory, own: Scores, train: Interactions) -> jax.Array:
+    stride = max(1, train.num_items // RANKED)
+    measured = jnp.arange(0, train.num_items, stride)
+    items = jnp.maximum(jnp.moveaxis(memory.items, 0, 1), 0)
+
+    def block(users: jax.Array) -> jax.Array:
+        scores = jnp.where(seen_mask(train, users), -jnp.inf, own(users))
+        values = jnp.take_along_axis(scores[:, None, :], items[users], axis=2)
+        ordered = jnp.sort(scores[:, measured], axis=1)
+        reached = jax.vmap(lambda row, at: jnp.searchsorted(row, at, side="right"))(ordered, values)
+        return ((len(measured) - reached) * stride - jnp.arange(items.shape[2])[None, None]).astype(jnp.int32)
+
+    return jnp.moveaxis(map_rows(block, train.num_users, SCORES // train.num_items), 1, 0)
 
 
 def sample_memory(key: chex.PRNGKey, memory: Memory, count: int, scale: float) -> Replayed:

@@ -309,7 +309,7 @@ def _trained(
     if memories:
         scores = model_scores(before.make_model, before.variables, data.train)
         size = max(own.top for own in memories)
-        given = dataclasses.replace(given, memory=remember([scores], None, data.train, size))
+        given = dataclasses.replace(given, memory=remember([scores], data.train, size))
     experiment = Experiment(data, spec.evaluation)
     start = dataclasses.replace(before, settings={**parent.settings, "model": spec.describe_model()})
     return experiment.train(spec, given, start=start, folder=folder, progress=progress, title="update")

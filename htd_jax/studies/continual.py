@@ -22,7 +22,7 @@ from annotated_types import Ge, Interval
 
 from htd_jax.data import Dataset
 from htd_jax.data.blocks import Blocks
-from htd_jax.distillers import RRD, Lists, Method, Replay, Teacher, remember
+from htd_jax.distillers import RRD, Lists, Memory, Method, Replay, Teacher, remember, with_falls
 from htd_jax.ensembles import rank_power
 from htd_jax.evaluation import Evaluation, make_evaluator
 from htd_jax.models import ModelOf, grow_variables
@@ -40,9 +40,9 @@ class Continual:
     """Settings of a study of data that keep coming."""
 
     ways: tuple[str, ...] = ("none", "fold-in", "fine-tuning", "update", "retraining", "ccd")
-    """Ways to keep the student up to date: none, fold-in (rows of new users and items, computed), fine-tuning (on the
-    new block alone), update (with replay, as htd-jax update), retraining (teachers and student anew, on all blocks), ccd
-    (teachers and student learn from each other)."""
+    """Ways to keep the student up to date: none, fold-in (computes rows of new users and items), fine-tuning (on the
+    new block alone), update (with replay, as htd-jax update), retraining (teachers and student anew, on all blocks),
+    ccd (teachers and student learn from each other)."""
     teachers: tuple[str, ...] = ("bpr", "bpr", "bpr", "bpr", "bpr")
     """Base models of the teachers, each of a seed of its own; their ensemble teaches."""
     teacher_dim: Annotated[int, Ge(1)] = 64
@@ -90,7 +90,7 @@ class Chain:
         *,
         model: str | ModelOf = "bpr",
         dim: int | None = None,
-        method: Sequence[Method] | str = "none",
+        method: Sequence[Method] = (),
         teacher: Teacher | None = None,
         start: Fitted | None = None,
         seed: int | None = None,
@@ -104,7 +104,7 @@ class Chain:
             "student",
             model,
             dim,
-            list(method) if not isinstance(method, str) else method,
+            list(method) or "none",
             start="random" if anew else "student",
             seed=self.seed if seed is None else seed,
             training=Training(epochs=count, **patient),
@@ -116,6 +116,14 @@ class Chain:
         return Experiment(data, spec.evaluation).train(
             spec, teacher, start=start, folder=self.folder / name, progress=silent, title=name
         )
+
+    def update(
+        self, name: str, start: Fitted, method: Sequence[Method], memory: Memory | None, seed: int | None = None
+    ) -> Fitted:
+        """Trains a model that has grown on its data's new block, with what earlier models remember."""
+        model: Any = start.make_model
+        teacher = Teacher(memory=memory)
+        return self.train(name, start.data, model=model, method=method, teacher=teacher, start=start, seed=seed)
 
     def grow(self, fitted: Fitted, k: int) -> Fitted:
         """Returns a model of block k - 1 with rows of the users and items that block k brings."""
@@ -211,7 +219,7 @@ def fold_in(chain: Chain) -> Iterator[Stage]:
             (grown_items, columns, rows, (len(items), len(users)), retriever.fold_in_items),
         ):
             new = (own >= old[0]) & (other < old[1])
-            ids, first = np.unique(own[new], return_index=True)
+            ids = np.unique(own[new])
             if len(ids):
                 table[ids] = fold([*np.split(other[new][np.argsort(own[new], kind="stable")], _ends(own[new]))])
         tables = {"users": jnp.asarray(grown_users), "items": jnp.asarray(grown_items)}
@@ -231,19 +239,9 @@ def fine_tuning(chain: Chain, method: Sequence[Method] = (), name: str = "fine-t
     for k in range(1, len(chain.blocks.splits)):
         begin = time.monotonic()
         start = chain.grow(student, k)
-        teacher = None
-        if method:
-            scores = start.teacher().scores
-            assert scores is not None
-            teacher = Teacher(memory=remember([scores], None, start.train, Replay.top))
-        student = chain.train(
-            f"{name}/{k}",
-            start.data,
-            model=start.make_model,
-            method=method or "none",
-            teacher=teacher,
-            start=start,  # type: ignore[arg-type]
-        )
+        scores: Any = start.teacher().scores
+        memory = remember([scores], start.train, Replay.top) if method else None
+        student = chain.update(f"{name}/{k}", start, method, memory)
         yield Stage(student, time.monotonic() - begin)
 
 
@@ -291,34 +289,21 @@ def collaboration(chain: Chain) -> Iterator[Stage]:
         start = chain.grow(student, k)
         proxies = [chain.grow(dataclasses.replace(student, variables=proxy), k) for proxy in (slow, fast)]
         seen = start.train
-        scores: list[Any] = [proxy.teacher().scores for proxy in proxies]
-        sources = scores[:1] if k == 1 else scores  # the proxies begin as the student
-        memory = remember(sources, start.teacher().scores, seen, Replay.top)
-        student = chain.train(
-            f"ccd/{k}/student",
-            start.data,
-            model=start.make_model,
-            method=[Replay()],
-            teacher=Teacher(memory=memory),
-            start=start,  # type: ignore[arg-type]
-        )
+        scores: list[Any] = [
+            proxy.teacher().scores for proxy in (proxies if k > 1 else proxies[:1])
+        ]  # both begin alike
+        memory = remember(scores, seen, Replay.top)
+        own: Any = start.teacher().scores
+        student = chain.update(f"ccd/{k}/student", start, [Replay()], with_falls(memory, own, seen))
         yield Stage(student, time.monotonic() - begin)
         begin = time.monotonic()
-        updated = []
+        scores.append(student.teacher().scores)
+        memory, updated = remember(scores, seen, Replay.top), []
         for number, teacher in enumerate(teachers):
             old = chain.grow(teacher, k)
-            memory = remember([*sources, student.teacher().scores], old.teacher().scores, seen, Replay.top)  # type: ignore[list-item]
-            updated.append(
-                chain.train(
-                    f"ccd/{k}/teacher-{number}",
-                    old.data,
-                    model=old.make_model,  # type: ignore[arg-type]
-                    method=[Replay(decay=5.0)],
-                    teacher=Teacher(memory=memory),
-                    start=old,
-                    seed=_seed(chain.seed, number),
-                )
-            )
+            own = old.teacher().scores
+            name, seed = f"ccd/{k}/teacher-{number}", _seed(chain.seed, number)
+            updated.append(chain.update(name, old, [Replay(decay=5.0)], with_falls(memory, own, seen), seed=seed))
         teachers = updated
         chain.log(f"ccd: teachers after block {k}: {time.monotonic() - begin:.0f} s")
 
