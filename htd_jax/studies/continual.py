@@ -28,7 +28,7 @@ from htd_jax.evaluation import Evaluation, make_evaluator
 from htd_jax.models import ModelOf, grow_variables
 from htd_jax.pipeline import Experiment, Fitted, PhaseRequest, resolve, silent, write_json
 from htd_jax.studies.charts import heat, lines
-from htd_jax.studies.report import UNFINISHED, Chart, Report, Table, Values, mean_and_band
+from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values, mean_and_band
 from htd_jax.training import Training
 
 # The best items of the teachers' ensemble that a student learns from.
@@ -380,7 +380,9 @@ def report(blocks: Blocks, figures: Sequence[Measured], metric: str = "recall@20
     own = {key: found for key, found in own.items() if found}
     summaries = {key: h_mean(found, metric) for key, found in own.items()}
     last = max(found.block for found in figures)
-    rows, curve, newest = [], [], []
+    rows: list[tuple[Cell, ...]] = []
+    finals: dict[str, float] = {}
+    curve, newest = [], []
     for way in ways:
         mine = [seed for seed in seeds if (way, seed) in own]
         ended = [seed for seed in mine if len(summaries[way, seed]) > last]
@@ -388,6 +390,7 @@ def report(blocks: Blocks, figures: Sequence[Measured], metric: str = "recall@20
             final = [summaries[way, seed][last] for seed in ended]
             other = [np.mean([row["ndcg@10"] for row in own[way, seed][last].metrics]) for seed in ended]
             seconds = tuple(sum(found.seconds for found in own[way, seed]) / max(last, 1) for seed in ended)
+            finals[way] = float(np.mean([row[2] for row in final]))
             rows.append(
                 (
                     way,
@@ -436,9 +439,9 @@ def report(blocks: Blocks, figures: Sequence[Measured], metric: str = "recall@20
             f"Seed {seeds[0]}.",
         ),
     ]
-    best = max(rows, key=lambda row: float(np.mean(row[3].values)), default=None)
-    answer = UNFINISHED if best is None else f"The largest H after block {last} is that of {best[0]}: {best[3]}."
+    best = max(finals, key=lambda way: finals[way], default=None)
+    answer = UNFINISHED if best is None else f"The largest H after block {last} is that of {best}: {finals[best]:.4f}."
     sizes = ", ".join(f"{len(split.train):,}" for split in blocks.splits)
-    parts = [table, by_block, *charts, f"Training interactions of the blocks: {sizes}."]
+    parts: list[Part] = [table, by_block, *charts, f"Training interactions of the blocks: {sizes}."]
     question = "What do ways to keep a student up to date learn, retain, and cost?"
     return Report("continual", f"New data in blocks: {blocks.name}", question, answer, parts, picture=("h", "newest"))
