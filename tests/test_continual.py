@@ -76,7 +76,9 @@ def test_h_follows_the_definition():
         assert np.allclose([learned, retained, h], [a, b, 2 / (1 / a + 1 / b)])
 
 
-SMALL = Continual(teachers=("bpr", "bpr"), teacher_dim=4, student_dim=2, generation_epochs=2, update_epochs=1)
+SMALL = Continual(
+    teachers=("bpr", "bpr"), teacher_dim=4, student_dim=2, teacher_epochs=2, student_epochs=2, update_epochs=1
+)
 
 
 @pytest.mark.slow

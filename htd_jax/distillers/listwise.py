@@ -50,6 +50,10 @@ REST = 0.1
 # The items of a teacher of scores that are distinguished by default with many scores, see `has_many_scores`.
 LISTED = 100
 
+# Items per effective item of lists that a teacher gives: of a list no longer than its perplexity, all items would have
+# one probability.
+LEAST_RATIO = 3
+
 # The scores that a preparation then computes at once: 32 MiB.
 MANY_BLOCK = 2**23
 
@@ -74,7 +78,8 @@ class Listwise(Method):
     """For lists without scores, the item of rank r has a probability proportional to exp(-r / this)."""
     perplexity: Annotated[float, Ge(1)] | None = None
     """The effective number of distinguished items, exp(entropy): a temperature per user gives the teacher's
-    probabilities this perplexity, and replaces the other two temperatures of the teacher. Needs `top`, or lists."""
+    probabilities this perplexity, and replaces the other two temperatures of the teacher; of lists that are given, at
+    most a third of their length. Needs `top`."""
     rest: Annotated[float, Interval(ge=0, lt=1)] | None = None
     """The total probability of the items that are not distinguished; 0 keeps them in the denominator only. Default:
     their probability by the teacher's scores, or 0.1 for a teacher that gives only lists, and with `perplexity`."""
@@ -301,7 +306,8 @@ def _from_lists(lists: Lists, train: Interactions, settings: Listwise) -> Listed
         unit = _unit(_deviations(scores, items >= 0), (items >= 0).any(1))
         logits = scores / unit / settings.teacher_temperature
     if settings.perplexity is not None:
-        probabilities = with_perplexity(logits, kept, settings.perplexity)
+        most = max(1.0, min(settings.top or items.shape[1], items.shape[1]) / LEAST_RATIO)
+        probabilities = with_perplexity(logits, kept, min(settings.perplexity, most))
     else:
         probabilities = jax.nn.softmax(jnp.where(kept, logits, jnp.finfo(jnp.float32).min / 2), axis=1)
     return ListedContext(train, jnp.where(kept, items, -1), jnp.where(kept, (1 - rest) * probabilities, 0))

@@ -10,7 +10,7 @@ from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_pha
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
 from htd_jax.pipeline.teachers import open_teacher, read_teacher
 from htd_jax.pipeline.trials import Trial, Trials
-from htd_jax.pipeline.update import Updated, fitted_of, grown, run_update, update, update_run
+from htd_jax.pipeline.update import Updated, fitted_of, grown, run_update, training_of, update, update_run
 
 __all__ = [
     "NO_METHOD",
@@ -60,6 +60,7 @@ __all__ = [
     "run_update",
     "silent",
     "train_phases",
+    "training_of",
     "update",
     "update_run",
     "write_json",

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ from annotated_types import Ge, Interval
 
 from htd_jax.data import Dataset
 from htd_jax.data.blocks import Blocks
-from htd_jax.distillers import RRD, Lists, Memory, Method, Replay, Teacher, remember, with_falls
+from htd_jax.distillers import RRD, Lists, Listwise, Memory, Method, Replay, Teacher, remember, with_falls
 from htd_jax.ensembles import rank_power
 from htd_jax.evaluation import Evaluation, make_evaluator
 from htd_jax.models import ModelOf, grow_variables
-from htd_jax.pipeline import Experiment, Fitted, PhaseRequest, resolve, silent, write_json
+from htd_jax.pipeline import Experiment, Fitted, PhaseRequest, resolve, silent, training_of, write_json
 from htd_jax.studies.charts import heat, lines
 from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values, mean_and_band
 from htd_jax.training import Training
@@ -49,8 +49,13 @@ class Continual:
     """Width of the teachers' tables."""
     student_dim: Annotated[int, Ge(1)] = 16
     """Width of the student's tables."""
-    generation_epochs: Annotated[int, Ge(1)] = 60
-    """Largest number of epochs of a teacher or a student that starts anew; validation keeps the best."""
+    generation: Literal["listwise", "rrd"] = "listwise"
+    """How a student learns from the teachers' ensemble: listwise, with the softmax loss; or rrd, with the model's own
+    loss, as published."""
+    teacher_epochs: Annotated[int, Ge(1)] = 60
+    """Largest number of epochs of a teacher; validation keeps the best."""
+    student_epochs: Annotated[int, Ge(1)] | None = None
+    """Number of epochs of a student that starts anew. Default: 20 for listwise, or more to reach 800 steps; 101."""
     update_epochs: Annotated[int, Ge(1)] = 10
     """Number of epochs on a new block."""
     stability: Annotated[float, Interval(ge=0, le=1)] = 0.9
@@ -95,19 +100,21 @@ class Chain:
         start: Fitted | None = None,
         seed: int | None = None,
         epochs: int | None = None,
+        softmax: bool = False,
     ) -> Fitted:
-        """Trains a model, or resumes or reuses it, in a folder of this name."""
-        anew = start is None
-        patient: dict[str, Any] = {"patience": 10, "eval_every": 5} if anew else {"l2": 0.0, "eval_every": 1000}
-        count = epochs or (self.settings.generation_epochs if anew else self.settings.update_epochs)
+        """Trains a model, or resumes or reuses it, in a folder of this name: with early stopping if it starts anew."""
+        if start is None:
+            training = Training(epochs=epochs, patience=10, eval_every=5, loss="softmax" if softmax else None)
+        else:
+            training = training_of(start, {"epochs": self.settings.update_epochs})
         request = PhaseRequest(
             "student",
             model,
             dim,
             list(method) or "none",
-            start="random" if anew else "student",
+            start="random" if start is None else "student",
             seed=self.seed if seed is None else seed,
-            training=Training(epochs=count, **patient),
+            training=training,
             evaluation=self.evaluation,
         )
         spec = resolve(request, data.split)
@@ -146,7 +153,16 @@ class Chain:
 
     def student(self, name: str, data: Dataset, teachers: Sequence[Fitted]) -> Fitted:
         """Trains a student anew, with the help of the teachers' ensemble."""
-        return self.train(name, data, dim=self.settings.student_dim, method=[RRD()], teacher=ensemble(teachers, data))
+        softmax = self.settings.generation == "listwise"
+        return self.train(
+            name,
+            data,
+            dim=self.settings.student_dim,
+            method=[Listwise(top=LISTED, perplexity=LISTED / 3) if softmax else RRD()],
+            teacher=ensemble(teachers, data),
+            epochs=self.settings.student_epochs,
+            softmax=softmax,
+        )
 
     @functools.cached_property
     def first(self) -> tuple[list[Fitted], Fitted]:
