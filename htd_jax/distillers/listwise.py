@@ -52,7 +52,7 @@ LISTED = 100
 
 # Items per effective item of lists that a teacher gives: of a list no longer than its perplexity, all items would have
 # one probability.
-LEAST_RATIO = 3
+LEAST_RATIO = 2
 
 # The scores that a preparation then computes at once: 32 MiB.
 MANY_BLOCK = 2**23
