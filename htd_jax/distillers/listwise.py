@@ -79,7 +79,7 @@ class Listwise(Method):
     perplexity: Annotated[float, Ge(1)] | None = None
     """The effective number of distinguished items, exp(entropy): a temperature per user gives the teacher's
     probabilities this perplexity, and replaces the other two temperatures of the teacher; of lists that are given, at
-    most a third of their length. Needs `top`."""
+    most half their length. Needs `top`."""
     rest: Annotated[float, Interval(ge=0, lt=1)] | None = None
     """The total probability of the items that are not distinguished; 0 keeps them in the denominator only. Default:
     their probability by the teacher's scores, or 0.1 for a teacher that gives only lists, and with `perplexity`."""
