@@ -206,6 +206,8 @@ def test_the_command_applies_a_delta(tmp_path):
     for arguments, message in (
         (("--to", "x"), "set either --run to a run folder, or --model to an exported model"),
         (("--run", "a", "--apply", "d", "--to", "x"), "--apply needs --model"),
+        (("--model", base, "--apply", "--to", "x"), "give the folders of all deltas after one --apply"),
+        (("--model", base, "--apply", delta, "--apply", delta, "--to", "x"), "after one --apply, in their order"),
         (("--model", base, "--precision", "int8", "--to", "x"), "--precision needs --run"),
         (("--model", base, "--apply", delta, "--to", delta), "is the folder of a delta to apply"),
         (("--model", base, "--apply", delta, "--to", tmp_path / "x"), "has already version"),

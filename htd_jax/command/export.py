@@ -62,6 +62,9 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
     import_trusted(arguments)
+    given = sum(argument.partition("=")[0] == "--apply" for argument in arguments)
+    if given > 1 or given > len(options.apply):
+        raise UserError("give the folders of all deltas after one `apply`, in their order; at least one")
     _check(options)
     use_devices()
     before = load_export(options.delta_from) if options.delta_from else None
