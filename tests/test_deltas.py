@@ -200,6 +200,13 @@ def test_the_command_applies_a_delta(tmp_path):
     made("int4", 2).save(other, seen=True)
     told = runs._enter(export, ("--model", other, "--delta-from", base, "--to", delta)).out
     assert "of 40 rows changed, 2 new" in told and "note: the steps of users have changed" in told
+    turned = {
+        side: dataclasses.replace(rows, values=~rows.values) for side in SIDES for rows in [getattr(made("int4"), side)]
+    }
+    dataclasses.replace(made("int4"), **turned).save(tmp_path / "turned")
+    note = "the changed rows take more bytes than all rows"
+    assert note not in told and note in enter("--model", tmp_path / "turned", "--delta-from", base, "--to", delta).out
+    enter("--model", other, "--delta-from", base, "--to", delta)
     assert enter("--model", base, "--apply", delta, "--to", base).status == 0
     assert head(base)["version"] == head(other)["version"] in told and head(base)["seen"]
     before = sorted(tmp_path.iterdir())

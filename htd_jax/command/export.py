@@ -149,9 +149,12 @@ def _tell(options: Options, before: Any, now: Any) -> None:
         rows, steps = len(getattr(before, side)), getattr(before, side).steps
         print(f"{side}: {changed:,} of {rows:,} rows changed, {head['new'][side]:,} new")
         if steps is not None and (steps != getattr(now, side).steps).any():
-            print(f"note: the steps of {side} have changed, and with them most codes; a whole export may be smaller")
+            print(f"note: the steps of {side} have changed, and with them codes of rows that have not")
         elif steps is not None and options.run:
             print(f"note: {side} keep the steps of {options.delta_from}, and so unchanged rows keep their codes")
+    written = sum((now.items.row_bytes + 4) * count for count in head["changed"].values())
+    if written > now.items.row_bytes * sum(len(getattr(before, side)) for side in head["changed"]):
+        print("note: with their numbers, the changed rows take more bytes than all rows; a whole export is smaller")
     size = sum(path.stat().st_size for path in options.to.iterdir())
     print(f"delta from version {head['parent']} to {head['version']}: {size:,} bytes")
 

@@ -10,7 +10,7 @@
 
 Rows keep their numbers, so a delta is exact: it gives the bytes of the whole export, whose version it checks. In int4,
 int3 and int2 the steps are stored whole, and a row has changed if its codes have: if the steps differ from the
-parent's, most rows may. `precision.kept_steps` avoids that.
+parent's, many have. `precision.kept_steps` avoids that.
 """
 
 import functools
