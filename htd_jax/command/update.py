@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from htd_jax.command.flags import import_trusted, import_typed, parse
-from htd_jax.data import Reading, grow, is_path, read_log
+from htd_jax.data import Reading, grow, is_path, read_log, read_new
 from htd_jax.distillers import METHODS, Replay
 from htd_jax.errors import UserError, as_flags, shown
 from htd_jax.evaluation import shown_metrics
@@ -89,7 +89,7 @@ def update(arguments: Sequence[str], prog: str = "htd-jax update") -> None:
             parent = fitted_of(load_export(source))
             config = {"dataset": parent.data.name, "model": "bpr", "student_dim": parent.settings["model"]["dim"]}
         reading = _reading(options.reading, config.get("reading"))
-        growth = grow(parent.data, read_log(Path(options.dataset), reading))
+        growth = grow(parent.data, read_new(lambda how: read_log(Path(options.dataset), how), reading))
         for note in growth.dataset.notes:
             print(f"note: {as_flags(note)}")
         folder = options.to or _beside(source, options)

@@ -17,7 +17,7 @@ from htd_jax.data import columns as _columns
 from htd_jax.data.citeulike import CiteULike, find_citeulike, load_citeulike
 from htd_jax.data.dataset import Dataset, Ids, read_ids, write_ids
 from htd_jax.data.folder import load_dataset, save_dataset
-from htd_jax.data.growth import Growth, grow
+from htd_jax.data.growth import Growth, grow, read_new
 from htd_jax.data.interactions import Interactions, Split, codes_of, make_split
 from htd_jax.data.lists import CITEULIKE_T, FOURSQUARE, CiteULikeT, Foursquare, UserLists, load_lists
 from htd_jax.data.logs import Reading, read_log, read_matrix, read_pairs, read_table
@@ -192,6 +192,7 @@ __all__ = [
     "read_ids",
     "read_log",
     "read_matrix",
+    "read_new",
     "read_pairs",
     "read_table",
     "read_tag_items",

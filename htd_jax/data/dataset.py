@@ -162,6 +162,16 @@ class Dataset:
         known = ~np.isin(users, self.new_users)
         return Interactions.from_pairs(users[known], items[known], self.train.num_users, self.train.num_items)
 
+    def tested(self) -> "Dataset":
+        """Returns the data set, which is to be trained and tested on.
+
+        Raises:
+          UserError: if it has no test part.
+        """
+        if not len(self.test):
+            raise UserError(f"{self.name}: nothing is held out for test; set another `split` than none")
+        return self
+
     @property
     def valid(self) -> Interactions:
         return self.split.valid

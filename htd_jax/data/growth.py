@@ -1,6 +1,7 @@
 """Data that keeps coming: the old data set and a new log as one, in which old rows keep their numbers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 
 from htd_jax.data.dataset import Dataset, Ids
 from htd_jax.data.interactions import Interactions, Split, codes_of
+from htd_jax.data.logs import NothingHeldOutError, Reading
 from htd_jax.errors import UserError
 
 
@@ -65,6 +67,24 @@ def grow(old: Dataset, new: Dataset) -> Growth:
     notes = new.notes + ((f"{new.name}: {dropped:,} interactions are not new, and left out",) if dropped else ())
     dataset = Dataset(split, users, items, old.name, notes, new.span, block=block)
     return Growth(dataset, kept, Split(train, valid, test))
+
+
+def read_new(read: Callable[[Reading], Dataset], reading: Reading) -> Dataset:
+    """Reads new interactions, of which nothing is held out if there are too few per user.
+
+    Args:
+      read: reads them as settings say.
+      reading: the settings.
+
+    Raises:
+      UserError: if they cannot be read.
+    """
+    try:
+        return read(reading)
+    except NothingHeldOutError:
+        dataset = read(dataclasses.replace(reading, split="none"))
+        note = f"{dataset.name}: too few interactions per user to hold some out; all are trained on"
+        return dataclasses.replace(dataset, notes=(*dataset.notes, note))
 
 
 def joined(first: Interactions, second: Interactions) -> Interactions:

@@ -13,7 +13,7 @@ from annotated_types import Ge, Interval
 
 from htd_jax.data.columns import Columns, as_numbers, from_table, is_text, pick, read_file, stem, undictionary, value_of
 from htd_jax.data.dataset import Dataset, Ids, as_column, is_whole, whole_numbers
-from htd_jax.data.interactions import Pairs, make_split
+from htd_jax.data.interactions import Interactions, Pairs, Split, make_split
 from htd_jax.data.order import order
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
 from htd_jax.errors import UserError, shown
@@ -72,10 +72,11 @@ class Reading:
     min_per_item: Annotated[int, Ge(1)] = 1
     """Drops items with fewer distinct users than this, repeatedly, until users and items reach their minima
     (k-core)."""
-    split: Literal["leave-one-out", "last", "ratio", "time", "new-users", "files"] = "leave-one-out"
+    split: Literal["leave-one-out", "last", "ratio", "time", "new-users", "files", "none"] = "leave-one-out"
     """What is held out for validation and for test. leave-one-out: a random item of each user; last: the latest items
     of each user; ratio: a share of each user's items; time: the latest interactions of all users; new-users: a fifth of
-    the items of a share of the users, whose other items are known but not learned from; files: two files."""
+    the items of a share of the users, whose other items are known but not learned from; files: two files; none:
+    nothing, for htd-jax update."""
     split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Seed of random splits. It is independent of the run's seed, so that runs are compared on one split."""
     held_out: Annotated[float, Interval(ge=0.001, le=0.45)] = 0.2
@@ -105,6 +106,10 @@ class Reading:
         if self.split == "files" and not all(given):
             raise UserError("`split` files needs `valid_file` and `test_file`")
         return dataclasses.replace(self, split="files" if all(given) else self.split)
+
+
+class NothingHeldOutError(UserError):
+    """A log of which nothing can be held out for validation or test."""
 
 
 class Log(NamedTuple):
@@ -176,7 +181,7 @@ def read_matrix(matrix: Any, reading: Reading | None = None) -> Dataset:
     Interactions are the numbers above zero, or of at least `min_rating`; entries of one place are summed. Without
     filters, ids are the numbers of rows and columns."""
     reading = (reading or Reading()).filled()
-    if reading.split not in SPLITS:
+    if reading.split not in (*SPLITS, "none"):
         raise UserError(f"`split` {reading.split} needs times or files, which a matrix does not have")
     entries = matrix.astype(np.float64).tocoo(copy=True)
     entries.sum_duplicates()
@@ -301,7 +306,8 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
             break
     few = 0
     if len(logs) == 1:
-        parts = deal(log.users, reading.split, seed=reading.split_seed, share=reading.held_out, times=log.times)
+        if reading.split != "none":
+            parts = deal(log.users, reading.split, seed=reading.split_seed, share=reading.held_out, times=log.times)
         if reading.split in ("leave-one-out", "last"):
             few = int((np.bincount(log.users) < 3).sum())
     if reading.split in ("time", "files"):
@@ -317,10 +323,15 @@ def make_dataset(logs: Sequence[Log], reading: Reading, name: str) -> Dataset:
     if few:
         notes.append(f"{plural(few, 'user')} with fewer than 3 items: all items are kept for training")
     pairs: list[Pairs] = [(log.users[parts == p], log.items[parts == p]) for p in (TRAIN, VALID, TEST)]
-    if empty := [part for part, pair in zip(("training", "validation", "test"), pairs) if not len(np.asarray(pair[0]))]:
-        raise UserError(f"{name}: nothing is left for {' and '.join(empty)}: {advice_on_empty(reading)}")
-    train, valid, test = pairs
-    split = make_split(train, valid, test, len(log.user_ids), len(log.item_ids))
+    empty = [part for part, pair in zip(("training", "validation", "test"), pairs) if not len(np.asarray(pair[0]))]
+    if empty and reading.split != "none":
+        raise NothingHeldOutError(f"{name}: nothing is left for {' and '.join(empty)}: {advice_on_empty(reading)}")
+    sizes = len(log.user_ids), len(log.item_ids)
+    if reading.split == "none":
+        split = Split(*(Interactions.from_pairs(*pair, *sizes) for pair in pairs))
+    else:
+        train, valid, test = pairs
+        split = make_split(train, valid, test, *sizes)
     span = None if log.times is None else (float(log.times.min()), float(log.times.max()))
     new_users = np.unique(log.users[parts != TRAIN]).astype(np.int64) if reading.split == "new-users" else None
     return Dataset(split, Ids(log.user_ids, "user"), Ids(log.item_ids, "item"), name, tuple(notes), span, new_users)

@@ -179,7 +179,7 @@ def choose(
     (8, 'int4')
     """
     with contextlib.ExitStack() as stack, numerics():
-        dataset = datasets.read(data)
+        dataset = datasets.read(data).tested()
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
         path = Path(folder)
@@ -217,7 +217,7 @@ def _train(
 ) -> Fitted:
     _import_named(request)
     with numerics():
-        dataset = datasets.read(data)
+        dataset = datasets.read(data).tested()
         spec = resolve(request, dataset.split)
         experiment = Experiment(dataset, spec.evaluation, find_partitioning(mesh))
         given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)

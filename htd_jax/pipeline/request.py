@@ -169,7 +169,7 @@ class RunRequest:
         """
         check(self)
         if self.data_file:
-            return data.read_log(self.data_file, self.reading.filled())
+            return data.read_log(self.data_file, self.reading.filled()).tested()
         name = self.settings.dataset
         if self.paths.split_file:
             return data.load_dataset(self.paths.split_file, self.paths.split_file.stem, keep_first=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax import data as datasets
-from htd_jax.data import Dataset, Growth, Interactions, Split, fingerprint, grow
+from htd_jax.data import Dataset, Growth, Interactions, Reading, Split, fingerprint, grow, read_new
 from htd_jax.distillers import Method, Replay, remember
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
@@ -95,7 +95,7 @@ def update(
     line = progress_line if progress else silent
     with numerics():
         fitted = parent if isinstance(parent, Fitted) else fitted_of(parent)
-        growth = grow(fitted.data, datasets.read(data))
+        growth = grow(fitted.data, _read(data))
         for note in growth.dataset.notes:
             warnings.warn(note, stacklevel=2)
         found = run_update(
@@ -113,6 +113,13 @@ def update(
 
 
 Fitted.update = update
+
+
+def _read(data: Any) -> Dataset:
+    """Returns new interactions as a data set; a log of few of them has nothing held out."""
+    if isinstance(data, Dataset | Split) or (isinstance(data, str) and not datasets.is_path(data)):
+        return datasets.read(data)
+    return read_new(lambda reading: datasets.read(data, split=reading.split), Reading())
 
 
 def run_update(

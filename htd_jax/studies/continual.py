@@ -52,7 +52,7 @@ class Continual:
     generation: Literal["listwise", "rrd"] = "listwise"
     """How a student learns from the teachers' ensemble: listwise, with the softmax loss; or rrd, with the model's own
     loss, as published."""
-    teacher_epochs: Annotated[int, Ge(1)] = 60
+    teacher_epochs: Annotated[int, Ge(1)] = 101
     """Largest number of epochs of a teacher; validation keeps the best."""
     student_epochs: Annotated[int, Ge(1)] | None = None
     """Number of epochs of a student that starts anew. Default: 20 for listwise, or more to reach 800 steps; 101."""
@@ -146,7 +146,12 @@ class Chain:
         """Trains the teachers anew."""
         return [
             self.train(
-                f"{name}-{number}", data, model=model, dim=self.settings.teacher_dim, seed=_seed(self.seed, number)
+                f"{name}-{number}",
+                data,
+                model=model,
+                dim=self.settings.teacher_dim,
+                seed=_seed(self.seed, number),
+                epochs=self.settings.teacher_epochs,
             )
             for number, model in enumerate(self.settings.teachers)
         ]
