@@ -1,6 +1,6 @@
 """Teachers: values that have representations, or scores, or lists, or several of these."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from htd_jax.data import Interactions, seen_mask, was_seen
+from htd_jax.ensembles import LISTED, Stages, ensemble_lists, join_stages
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, ScoreAll
 from htd_jax.ops.largest import top_k
@@ -66,12 +67,15 @@ class Teacher:
         the representations.
       lists: every user's best items; `top` computes them from scores if there are none.
       memory: what earlier models remember.
+      stages: what it ranked best at some moments of its training, or what several teachers did, see `combine`;
+        `staged` makes one stage of lists or scores if there are none.
     """
 
     representations: Representations | None = None
     scores: Callable[[jax.Array], jax.Array] | None = None
     lists: Lists | None = None
     memory: Memory | None = None
+    stages: Stages | None = None
 
     @classmethod
     def of(cls, teacher: "Teacher | Representations | Lists | None") -> "Teacher":
@@ -85,7 +89,8 @@ class Teacher:
             return cls()
         if isinstance(teacher, Teacher):
             tables, lists = teacher.representations, teacher.lists
-            return cls(tables and _arrays(tables), teacher.scores, lists and _list_arrays(lists), teacher.memory)
+            lists = lists and _list_arrays(lists)
+            return cls(tables and _arrays(tables), teacher.scores, lists, teacher.memory, teacher.stages)
         if isinstance(teacher, Lists):
             return cls(lists=_list_arrays(teacher))
         if isinstance(teacher, Representations):
@@ -116,7 +121,10 @@ class Teacher:
         return Representations(scale_rows(users, USER_LENGTH), scale_rows(items, ITEM_LENGTH))
 
     def has(self, need: str) -> bool:
-        """Returns whether it has `representations`, `scores`, `memory` or `lists`, which scores imply."""
+        """Returns whether it has `representations`, `scores`, `memory`, `lists`, which scores imply, or `stages`, which
+        either implies."""
+        if need == "stages":
+            return self.stages is not None or self.has("lists")
         return getattr(self, need) is not None or (need == "lists" and self.scores is not None)
 
     def check(self, train: Interactions, needs: tuple[str, ...] = ()) -> None:
@@ -138,6 +146,13 @@ class Teacher:
         if self.lists is not None and (self.lists.items.ndim != 2 or len(self.lists.items) != sizes["users"]):
             shape = list(self.lists.items.shape)
             raise UserError(f"the teacher's lists have shape {shape}, but the data has {sizes['users']} users")
+        if self.stages is not None:
+            shape = list(self.stages.items.shape)
+            if len(shape) != 4 or shape[2] != sizes["users"] or list(self.stages.deviations.shape) != shape:
+                raise UserError(
+                    f"the teacher's stages have shape {shape} and deviations of shape "
+                    f"{list(self.stages.deviations.shape)}; both must be [teachers, stages, {sizes['users']} users, k]"
+                )
         _check_numbers(self, train.num_items)
 
     def learner(self) -> tuple[MakeModel, Any]:
@@ -180,6 +195,12 @@ class Teacher:
 
         best: jax.Array = map_rows(rank_block, train.num_users, SCORES // train.num_items)
         return best
+
+    def staged(self, train: Interactions) -> Stages:
+        """Returns its stages; a single one, without deviations, of its `LISTED` best unseen items if it has none."""
+        if self.stages is not None:
+            return self.stages.unseen(train)
+        return Stages.of_lists(self.top(train, LISTED))
 
     def score(self, items: jax.Array) -> jax.Array:
         """Returns the scores of some items per user, `[num_users, m]` like `items`, arbitrary where an item is -1.
@@ -227,6 +248,29 @@ class Teacher:
         return jnp.where(values > -jnp.inf, best, -1)
 
 
+def combine(teachers: "Sequence[Teacher]", train: Interactions) -> Teacher:
+    """Returns several teachers as one: its stages are theirs, and its lists are the ensemble's at the last stage, see
+    `htd_jax.ensembles.ensemble_lists`.
+
+    A teacher without stages counts as one that never changed.
+
+    Raises:
+      UserError: if there is none, one lacks both scores and lists, or two have different numbers of stages.
+    """
+    if not teachers:
+        raise UserError("no teacher is given; a list of teachers needs at least one")
+    for teacher in teachers:
+        teacher.check(train, ("stages",))
+    stages = join_stages([_staged(teacher, train) for teacher in teachers])
+    last = jnp.full((len(stages.items), train.num_users), stages.number - 1)
+    return Teacher(lists=Lists(jax.jit(ensemble_lists)(stages, last)), stages=stages)
+
+
+@jax.jit
+def _staged(teacher: Teacher, train: Interactions) -> Stages:
+    return teacher.staged(train)
+
+
 # The limits of products of a teacher's rows: float32's, with room for their sums and differences.
 SMALLEST, LARGEST = 1e-31, 1e31
 
@@ -254,6 +298,9 @@ def _check_numbers(teacher: Teacher, num_items: int) -> None:
                 f"the teacher's lists hold item {ordered[row, place]} twice in row {row}, counted from 0; give each "
                 "item once, and -1 for none"
             )
+    if teacher.stages is not None:
+        check_lists(Lists(teacher.stages.items.reshape(-1, teacher.stages.items.shape[3])), num_items)
+        _largest("the deviations of the teacher's stages", teacher.stages.deviations.reshape(1, -1))
     if teacher.lists is not None and teacher.lists.scores is not None:
         items, scores = np.asarray(teacher.lists.items), np.asarray(teacher.lists.scores)
         if items.shape != scores.shape:

@@ -49,8 +49,9 @@ ALL = {part: tuple(field.name for field in dataclasses.fields(kind)) for part, k
 TOPICS = {
     "data": {"reading": ALL["reading"], "paths": ("data_dir", "split_file")},
     "teacher": {
-        "paths": ("teacher", "teacher_user_ids", "teacher_item_ids", "trust_code"),
+        "paths": ("teacher", "teacher_user_ids", "teacher_item_ids", "until", "trust_code"),
         "settings": ("teacher_model", "teacher_dim"),
+        "training": ("keep_stages",),
     },
     "training": {
         "training": ALL["training"],

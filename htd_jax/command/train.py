@@ -26,7 +26,8 @@ def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
     with numerics():
         spec, experiment = prepare_run(request)
         teacher = open_teacher(request.paths, spec, experiment)
-        result = run(spec, experiment, teacher, callback=callback, baselines=request.paths.baselines)
+        options = {"baselines": request.paths.baselines, "until": request.paths.until}
+        result = run(spec, experiment, teacher, callback=callback, **options)
     if not is_first():
         return
     print_table(result)

@@ -42,6 +42,7 @@ from htd_jax.distillers.fitnet import FitNet, fitnet
 from htd_jax.distillers.freqd import FreqD, freqd
 from htd_jax.distillers.ftd import FTD, ftd
 from htd_jax.distillers.grouping import kmeans_groups, random_groups
+from htd_jax.distillers.hetcomp import HetComp, hetcomp
 from htd_jax.distillers.htd import HTD, htd
 from htd_jax.distillers.ir_rrd import IRRRD, ir_rrd
 from htd_jax.distillers.listwise import Listwise, listwise
@@ -81,6 +82,7 @@ METHODS = Registry(
         "best": Best,
         "pseudo": Pseudo,
         "replay": Replay,
+        "hetcomp": HetComp,
     },
     reserved=("none",),
     base=Method,
@@ -109,6 +111,7 @@ __all__ = [
     "EpochStart",
     "FitNet",
     "FreqD",
+    "HetComp",
     "Init",
     "Lists",
     "Listwise",
@@ -141,6 +144,7 @@ __all__ = [
     "fitnet",
     "freqd",
     "ftd",
+    "hetcomp",
     "htd",
     "ir_rrd",
     "item_masks",

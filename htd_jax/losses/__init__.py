@@ -12,7 +12,9 @@ from htd_jax.losses.assignment import (
 )
 from htd_jax.losses.interactions import bce_loss, bpr_loss, sampled_softmax_loss, softmax_loss
 from htd_jax.losses.rankings import (
+    coarse_ranking_loss,
     discrepancy_weights,
+    fine_ranking_loss,
     listed_loss,
     listwise_loss,
     log_partition,
@@ -31,9 +33,11 @@ __all__ = [
     "Experts",
     "bce_loss",
     "bpr_loss",
+    "coarse_ranking_loss",
     "cosine_hint_loss",
     "discrepancy_weights",
     "entity_level_loss",
+    "fine_ranking_loss",
     "ftd_loss",
     "group_assignment_loss",
     "group_level_loss",

@@ -19,6 +19,9 @@ from htd_jax.ops.shards import any_of, place, take_columns, total
 
 Masks = tuple[chex.Array | None, chex.Array | None]
 
+# HetComp's losses clip scores, and exponentials are not below this before a logarithm.
+CLIPPED, SMALLEST = 40.0, 1e-5
+
 
 def relaxed_ranking_loss(
     interesting: chex.Array, uninteresting: chex.Array, *, where: Masks | None = None
@@ -448,6 +451,130 @@ def rejuvenated_loss(
     on_best = cross_entropies(scores, guide, first, temperature)
     on_rest = cross_entropies(rest, rest_guide, second, temperature)
     return jnp.sum((1 - weight) * on_best + weight * on_rest)
+
+
+def coarse_ranking_loss(
+    student: chex.Array,
+    listed: chex.Array,
+    own: chex.Array,
+    seen: chex.Array,
+    *,
+    where: chex.Array | None = None,
+) -> jax.Array:
+    r"""Computes the negative log-likelihood of ranking listed and own items, in any order, above the rest, per user.
+
+    With s the student's scores, clipped to [-40, 40], T the listed items, P some seen items of a user, and R the items
+    neither seen nor in T, summed over users,
+
+    .. math:: -\sum_u \sum_{i \in P \cup T} \left( s_{ui}
+              - \log \max \left( e^{s_{ui}} + \sum_{j \in R} e^{s_{uj}}, 10^{-5} \right) \right)
+
+    Source: Kang et al., WWW'23, HetComp, the rank-relaxed loss of the early stages.
+
+    Args:
+      student: `[n, m]` floats, each user's scores of all items.
+      listed: `[n, K]` integers, T, different unseen items, -1 for none.
+      own: `[n, k]` integers, P, different seen items, -1 for none.
+      seen: `[n, m]` bool.
+      where: bool, `[n]` (rows) or `[n, m]` (items); what is masked is ignored, whatever it holds.
+
+    Returns:
+      A scalar, at least 0 but for what is below 1e-5.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> seen = jnp.array([[True, False, False, False]])
+    >>> print(f"{coarse_ranking_loss(jnp.zeros((1, 4)), jnp.array([[1]]), jnp.array([[0]]), seen):.4f}")
+    2.1972
+    """
+    (listed_scores, in_list), (own_scores, in_own), rest = _clipped(student, listed, own, seen, where)
+    scores = jnp.concatenate([listed_scores, own_scores], axis=1)
+    counted = jnp.concatenate([in_list, in_own], axis=1)
+    return -jnp.sum(jnp.where(counted, scores - _log(jnp.exp(scores) + rest[:, None]), 0))
+
+
+def fine_ranking_loss(
+    student: chex.Array,
+    listed: chex.Array,
+    own: chex.Array,
+    seen: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    first: tuple[int, int] = (50, 10),
+) -> jax.Array:
+    r"""Computes Plackett-Luce negative log-likelihoods of the order of own and of listed items, above the rest.
+
+    With s the student's scores, clipped to [-40, 40], T1 and T2 the first of the listed items, P some seen items of a
+    user in the order to learn, and R1 and R2 the sums of :math:`e^s` over items neither seen nor in T1 or T2, summed
+    over users,
+
+    .. math:: PL(P, R_1) + \tfrac12 \left( PL(T_1, R_1) + PL(T_2, R_2) \right), \quad
+              PL(S, R) = -\sum_k \left( s_{S_k} - \log \max \left( \sum_{l \ge k} e^{s_{S_l}} + R, 10^{-5} \right)
+              \right)
+
+    Source: Kang et al., WWW'23, HetComp, the loss of the last stages.
+
+    Args:
+      student: `[n, m]` floats, each user's scores of all items.
+      listed: `[n, K]` integers, T, different unseen items, the best first, -1 for none.
+      own: `[n, k]` integers, P, different seen items, the best first, -1 for none.
+      seen: `[n, m]` bool.
+      where: bool, `[n]` (rows) or `[n, m]` (items); what is masked is ignored, whatever it holds.
+      first: the numbers of items in T1 and T2, descending.
+
+    Returns:
+      A scalar, at least 0 but for what is below 1e-5.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> seen = jnp.array([[True, False, False, False]])
+    >>> print(f"{fine_ranking_loss(jnp.zeros((1, 4)), jnp.array([[1]]), jnp.array([[0]]), seen):.4f}")
+    2.1972
+    """
+    (scores, in_list), (own_scores, in_own), rest = _clipped(student, listed, own, seen, where)
+    powers = jnp.where(in_list, jnp.exp(scores), 0)
+    one, two = (rest + jnp.sum(powers[:, number:], axis=1) for number in first)
+    of_first = [
+        _plackett_luce(scores[:, :number], in_list[:, :number], rest) for number, rest in zip(first, (one, two))
+    ]
+    return _plackett_luce(own_scores, in_own, one) + sum(of_first) / 2
+
+
+def _clipped(
+    student: chex.Array, listed: chex.Array, own: chex.Array, seen: chex.Array, where: chex.Array | None
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array], jax.Array]:
+    """Returns the clipped scores of listed and of own items, each with its mask, and the sum of the exponentials of the
+    items neither seen nor listed, `[n]`, without the cancellation of a difference."""
+    scores = check_floats("student", student, None, None)
+    seen, where = check_seen(seen, scores), check_mask(where, scores)
+    listed = check_ints("listed", listed, len(scores), None)
+    own = check_ints("own", own, len(scores), None)
+    if where is not None:
+        scores = jnp.where(where if where.ndim == 2 else where[:, None], scores, 0)
+    scores = jnp.clip(scores, -CLIPPED, CLIPPED)
+    rows = rows_with_entries(where)
+    in_list, in_own = mask_entries(listed >= 0, rows), mask_entries(own >= 0, rows)
+    columns = jnp.where(in_list, place(scores, listed, axis=1), scores.shape[1])
+    rest = mask_entries(~seen, where).at[jnp.arange(len(listed))[:, None], columns].set(False, mode="drop")
+    rest_sum = total(jnp.sum(jnp.where(rest, jnp.exp(scores), 0), axis=1))
+    take = lambda items: take_columns(scores, jnp.maximum(items, 0))
+    return (take(listed), in_list), (take(own), in_own), rest_sum
+
+
+def _plackett_luce(scores: jax.Array, where: jax.Array, rest: jax.Array) -> jax.Array:
+    """Returns the negative log-likelihood of the order of `scores` `[n, k]`, above items whose exponentials sum to
+    `rest` `[n]`, summed over rows."""
+    powers = jnp.where(where, jnp.exp(scores), 0)
+    below = jnp.cumsum(powers[:, ::-1], axis=1)[:, ::-1] + rest[:, None]
+    return -jnp.sum(jnp.where(where, scores - _log(below), 0))
+
+
+def _log(x: jax.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(x, SMALLEST))
 
 
 def _seen_cross_entropy(

@@ -21,10 +21,11 @@ from htd_jax.pipeline.spec import STUDENT, TEACHER, AnyMethod, PhaseRequest, res
 from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.pipeline.teachers import given_teacher
 from htd_jax.settings import check, override
-from htd_jax.teacher import Lists, Teacher
+from htd_jax.teacher import Lists, Teacher, combine
 from htd_jax.training import Training, find_partitioning
 
-AnyTeacher = Fitted | Teacher | Representations | Lists
+OneTeacher = Fitted | Teacher | Representations | Lists
+AnyTeacher = OneTeacher | Sequence[OneTeacher]
 
 
 def fit(
@@ -93,7 +94,8 @@ def distill(
 
     Args:
       teacher: the result of `fit`; or the `Representations` of any model (whose products are its scores), its `Lists`,
-        or a `Teacher` with several of these. A method refuses a teacher that lacks what it needs.
+        or a `Teacher` with several of these; or a list of any of them, an ensemble, see `htd_jax.teacher.combine`. A
+        method refuses a teacher that lacks what it needs.
       data: the data to train on, see `fit`.
       method: a name (`"htd"`, `"htd+fitnet"`), settings (`HTD(groups=60)`), a `Distiller`, or a list of them.
       model: see `fit`.
@@ -201,7 +203,8 @@ def choose(
         experiment = Experiment(dataset, spec.evaluation, find_partitioning(mesh))
         given = None
         if teacher is not None:
-            given = teacher if isinstance(teacher, Fitted) else given_teacher(Teacher.of(teacher), spec, experiment)
+            one = _as_one(teacher, dataset)
+            given = one if isinstance(one, Fitted) else given_teacher(one, spec, experiment)
         result = run(spec, experiment, given, progress=progress_line if progress else silent)
         return dataclasses.replace(result.phases["best"], about={"choice": result.results.get("choice")})
 
@@ -220,6 +223,7 @@ def _train(
         dataset = datasets.read(data).tested()
         spec = resolve(request, dataset.split)
         experiment = Experiment(dataset, spec.evaluation, find_partitioning(mesh))
+        teacher = None if teacher is None else _as_one(teacher, dataset)
         given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
         here = isinstance(teacher, Fitted) and teacher.settings["data"] == experiment.fingerprint
         if teacher is not None and not here:
@@ -234,6 +238,16 @@ def _train(
             folder=None if folder is None else Path(folder),
             progress=progress_line if progress else silent,
         )
+
+
+def _as_one(teacher: AnyTeacher, data: datasets.Dataset) -> Fitted | Teacher:
+    """Returns one teacher, or several as one."""
+    if isinstance(teacher, Fitted):
+        return teacher
+    if isinstance(teacher, list) or type(teacher) is tuple:
+        each = [one.teacher() if isinstance(one, Fitted) else Teacher.of(one) for one in teacher]
+        return combine(each, data.train)
+    return Teacher.of(teacher)  # type: ignore[arg-type]
 
 
 def _import_named(request: PhaseRequest) -> None:

@@ -142,6 +142,8 @@ class Experiment:
         teacher = teacher.teacher() if isinstance(teacher, Fitted) else teacher
         if teacher is not None:
             teacher.check(self.data.train)
+        if spec.keep_stages and self.partitioning:
+            raise UserError("`keep_stages` ranks on one device; leave out `mesh`, or `keep_stages`")
         initial = self._initial(spec, teacher, start)
         settings = {"format": FORMAT, "data": self.fingerprint, **spec.describe(), "teacher": None}
         if spec.needs_teacher:
@@ -186,6 +188,7 @@ class Experiment:
                     evaluate_in_full=self.evaluate_in_full if self.evaluation.eval_users and in_full else None,
                     start=initial,
                     partitioning=self.partitioning,
+                    keep_stages=spec.keep_stages,
                     on_epoch=notify,
                     on_stage=stage,
                 )

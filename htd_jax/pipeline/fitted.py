@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from htd_jax.data import Dataset, Interactions, Split
+from htd_jax.ensembles import Stages
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import (
@@ -44,6 +45,7 @@ class Fitted:
       distiller: the parameters that its method learned in addition to the student's, at the last epoch: for HTD the
         gates, see `htd_jax.distillers.learned_groups`; empty if there are none.
       spent: where the time of its training went, in seconds, see `PhaseResult`; empty if it was not trained.
+      stages: what it ranked best at some moments of its training, if it was trained with `keep_stages`.
       about: facts for the model card, in addition to those of its own phase.
     """
 
@@ -56,6 +58,7 @@ class Fitted:
     chosen: dict[str, Any]
     distiller: Any = dataclasses.field(default_factory=dict)
     spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    stages: Stages | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     # `htd_jax.update` as a method, set there: it trains, and so stands above this.
@@ -181,15 +184,17 @@ class Fitted:
         return self.retriever()
 
     def teacher(self) -> Teacher:
-        """Returns all that it can teach: its representations and scores, its scores alone, or its lists."""
+        """Returns all that it can teach: its representations and scores, its scores alone, or its lists; and its stages
+        if it kept some."""
         return self._teacher
 
     @functools.cached_property
     def _teacher(self) -> Teacher:
         model = self.make_model(self.train)
         if isinstance(model, Listed):
-            return Teacher.of(Lists(self.variables["params"]["items"]))
+            return Teacher(lists=Lists(self.variables["params"]["items"]), stages=self.stages)
         teacher = Teacher.of(self.representations() if model.has_representations else None)
+        teacher = dataclasses.replace(teacher, stages=self.stages)
         if model.inner_product:
             return teacher
         return dataclasses.replace(teacher, scores=model_scores(self.make_model, self.variables, self.train))

@@ -84,7 +84,8 @@ class Paths:
     model and protocol are added unless they are bpr and full."""
     teacher: tuple[Path, ...] = ()
     """Trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or a
-    file of top-k lists (user, item, and score or rank). The teacher's width replaces --teacher-dim."""
+    file of top-k lists (user, item, and score or rank). The teacher's width replaces --teacher-dim. Several run folders
+    or files, each a teacher, are an ensemble."""
     teacher_user_ids: Path | None = None
     """File with the user ids of the rows of the teacher's tables, one per line. Default: rows are in the order of the
     data's ids."""
@@ -94,6 +95,9 @@ class Paths:
     trust_code: tuple[str, ...] = ()
     """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
     runs; without this flag, a file's name runs none."""
+    until: Literal["teacher"] | None = None
+    """Phase after which to stop: teacher trains the teacher alone. The same command without this flag continues.
+    Default: train all."""
     tensorboard: bool = False
     """Whether to write event files for TensorBoard to <run>/tensorboard/<phase>; needs tensorboardX."""
     baselines: bool = False
@@ -263,6 +267,8 @@ def resolve_run(request: RunRequest, dataset: Dataset) -> RunSpec:
             )
         dim = settings.prefixes[-1]
     plain = request.training  # for phases without a method, to which its defaults do not apply
+    if methods and plain.loss == "none":
+        plain = dataclasses.replace(plain, loss=None)
     if methods and plain.loss is None:
         plain = dataclasses.replace(plain, sampled_items=None)
     teacher = None
@@ -344,7 +350,9 @@ def _identity(request: RunRequest, settings: RunSettings, phases: list[PhaseSpec
     """Returns the choices of a run as JSON: of training, what all phases agree on, else what was requested."""
     components = _components(request, settings)
     training = as_json(request.training)
-    for name in training:
+    if request.training.keep_stages is None:  # which earlier versions do not have
+        del training["keep_stages"]
+    for name in as_json(phases[0].training):
         values = [getattr(spec.training, name) for spec in phases if spec.training.epochs]
         if values and all(value == values[0] for value in values):
             training[name] = values[0]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from htd_jax import processes
-from htd_jax.errors import as_flags
+from htd_jax.errors import UserError, as_flags
 from htd_jax.ops.precision import row_bytes
 from htd_jax.pipeline.baselines import measure_baselines
 from htd_jax.pipeline.choice import Choice
@@ -48,6 +48,7 @@ def run(
     progress: ProgressLine = progress_line,
     callback: MakeCallback = no_callback,
     baselines: bool = False,
+    until: str | None = None,
 ) -> RunResult:
     """Trains the phases of a run that are not yet trained, and writes its run folder, see `RunFolder`.
 
@@ -58,10 +59,13 @@ def run(
       progress: the progress line.
       callback: makes the callback of each phase.
       baselines: whether to measure baselines of the student's size, see `measure_baselines`.
+      until: `teacher` to train the teacher alone; the run is not finished then.
 
     Raises:
       UserError: if the folder holds something else; then nothing is written.
     """
+    if until and teacher:
+        raise UserError("`until` teacher trains the teacher alone, and one is given; leave out `teacher` or `until`")
     folder = RunFolder(spec.folder)
     identity = run_identity(spec, experiment, teacher)
     if identity["student_dim"] > identity["teacher_dim"]:
@@ -97,6 +101,11 @@ def run(
         choice = Choice(spec, experiment, folder, progress) if spec.choice else None
         if choice:
             spec = choice.spec = dataclasses.replace(spec, teacher=choice.teacher())
+        if until:
+            assert spec.teacher is not None
+            alone = {TEACHER: train(spec.teacher)}
+            folder.write_metrics(records)
+            return RunResult(spec, alone, summarise(spec, alone), experiment)
         phases = train_phases(spec, teacher, train, distilled=not choice)
         if choice and spec.distilled:
             chosen = spec.distilled if spec.settings.prefixes else choice.student(phases)

@@ -23,6 +23,7 @@ from typing import Any
 from htd_jax import processes
 from htd_jax.data import Dataset, load_dataset, save_dataset
 from htd_jax.data.files import read_json
+from htd_jax.ensembles import Stages
 from htd_jax.errors import UserError, reason, shown
 from htd_jax.models import MODELS, ModelOf
 from htd_jax.ops.precision import PRECISIONS
@@ -344,7 +345,8 @@ def open_phase(checkpoints: Path, data: Dataset) -> Fitted:
     stopping = None if patience is None else EarlyStopping(metric, patience)
     chosen = in_full(choose(history["records"], stopping))
     records, seconds, spent = (history.get(name, {}) for name in ("records", "seconds", "spent"))
-    return Fitted(make_model, variables, data, settings, records, seconds, chosen, distiller, spent)
+    stages = Stages(**tree["stages"]) if "stages" in tree else None
+    return Fitted(make_model, variables, data, settings, records, seconds, chosen, distiller, spent, stages)
 
 
 def find_phase(

@@ -78,6 +78,7 @@ class PhaseSpec:
       evaluation: the evaluation.
       seed: the seed of everything random.
       start: the initial model.
+      keep_stages: the number of stages that are kept, see `Training`; 0 for none.
     """
 
     name: str
@@ -88,6 +89,7 @@ class PhaseSpec:
     evaluation: EvaluationSpec
     seed: int
     start: Start
+    keep_stages: int = 0
 
     @property
     def early_stopping(self) -> EarlyStopping | None:
@@ -101,8 +103,9 @@ class PhaseSpec:
 
     @property
     def scheduled(self) -> bool:
-        """Whether an epoch's computation depends on the number of epochs."""
-        return self.training.schedule == "cosine" or any(method.scheduled for _, method in self.methods)
+        """Whether what is computed depends on the number of epochs."""
+        scheduled = self.training.schedule == "cosine" or any(method.scheduled for _, method in self.methods)
+        return scheduled or self.keep_stages > 0
 
     @property
     def reproducible(self) -> bool:
@@ -122,9 +125,10 @@ class PhaseSpec:
     def describe(self) -> dict[str, Any]:
         """Returns the specification as JSON."""
         methods = {name: {} if isinstance(method, Custom) else as_json(method) for name, method in self.methods}
+        stages = {"keep_stages": self.keep_stages} if self.keep_stages else {}
         return {
             "model": self.describe_model(),
-            "training": as_json(self.training),
+            "training": as_json(self.training) | stages,
             "evaluation": self.evaluation.describe(),
             "seed": self.seed,
             "start": self.start,
@@ -166,11 +170,21 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
     if not closed_form and any(method.closed_form for method in methods.values()):
         raise UserError(f"`method` {names} needs a model that is fitted in closed form; set `model` to ials")
     row_local = module.row_local and not closed_form
-    training = _training(request, methods, make_model, split.train, closed_form=closed_form, row_local=row_local)
+    training = _training(
+        request,
+        methods,
+        make_model,
+        split.train,
+        closed_form=closed_form,
+        row_local=row_local,
+        has_valid=len(split.valid) > 0,
+    )
     if training.patience is not None and not len(split.valid):
         raise UserError("`patience` needs a validation part, which this split does not have; leave it out")
     if training.loss == "softmax" and not inner_product:
         raise UserError("`loss` softmax needs a model whose scores are inner products, such as bpr")
+    if training.loss == "none" and not methods:
+        raise UserError("`loss` none leaves nothing to learn without a `method`; set one, or leave out `loss`")
     start = request.start if trains else "svd"
     if start == "svd" and (not module.params_are_tables or (closed_form and trains)):
         raise UserError("the svd start needs a bpr student, whose parameters are its two tables")
@@ -183,6 +197,7 @@ def resolve(request: PhaseRequest, split: Split) -> PhaseSpec:
         evaluation=request.evaluation.resolve(split),
         seed=request.seed,
         start=start,
+        keep_stages=(request.training.keep_stages or 0) if request.role == TEACHER else 0,
     )
 
 
@@ -310,12 +325,15 @@ def _training(
     *,
     closed_form: bool,
     row_local: bool,
+    has_valid: bool,
 ) -> TrainingSpec:
     training = request.training
     if closed_form and training.loss == "softmax":
         raise UserError("`loss` softmax is for models trained by gradients; this model is fitted in closed form")
     epochs = make_model.settings.epochs if isinstance(make_model, ModelOf) else ModelSettings.epochs
     defaults = {name: value for method in methods.values() for name, value in method.training_defaults.items()}
+    if not has_valid:
+        defaults.pop("patience", None)
     if closed_form:
         training = override(training, loss="own")
     return resolve_training(training, train, epochs=epochs, defaults=defaults, row_local=row_local)

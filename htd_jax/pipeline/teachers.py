@@ -24,12 +24,15 @@ from htd_jax.pipeline.run_folder import RunFolder, open_phase
 from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.serving.storage import is_export, read_export
 from htd_jax.settings import as_json
-from htd_jax.teacher import Lists, Teacher
+from htd_jax.teacher import Lists, Teacher, combine
 from htd_jax.training import choose, evaluation_record, in_full
 
 
 def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted | None:
     """Returns the teacher that `paths.teacher` names: a run folder, tables, or lists; None if it names none.
+
+    Two `.npy` files are the tables of one teacher; any other several paths are a teacher each, see
+    `htd_jax.teacher.combine`.
 
     Raises:
       UserError: if it is missing, cannot be read, is not of this data, or lacks what the run needs.
@@ -37,6 +40,13 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
     files, ids = paths.teacher, [paths.teacher_user_ids, paths.teacher_item_ids]
     if not files:
         return None
+    if len(files) > 1 and not any(path.suffix.lower() == ".npy" for path in files):
+        if any(ids):
+            raise UserError("`teacher_user_ids` is for the tables of one teacher; write lists with ids for several")
+        each = [open_teacher(dataclasses.replace(paths, teacher=(path,)), spec, experiment) for path in files]
+        combined = combine([fitted.teacher() for fitted in each if fitted], experiment.data.train)
+        _check_needs(combined, spec, experiment)
+        return given_teacher(combined, spec, experiment)
     if len(files) == 1 and (files[0].is_dir() or not files[0].suffix) and not _is_given(files[0]):
         if any(ids):
             raise UserError("`teacher_user_ids` is for tables; a run folder already contains its ids")
@@ -175,7 +185,8 @@ def given_teacher(teacher: Teacher, spec: RunSpec, experiment: Experiment) -> Fi
         "methods": {},
         "teacher": None,
     }
-    fitted = Fitted(make_model, variables, experiment.data, settings, [record], [], in_full(record))
+    chosen = in_full(record)
+    fitted = Fitted(make_model, variables, experiment.data, settings, [record], [], chosen, stages=teacher.stages)
     settings["hash"] = hash_of(fitted.teacher())  # nothing else tells two of one size apart
     return fitted
 

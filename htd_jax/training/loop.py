@@ -15,11 +15,13 @@ import jax.numpy as jnp
 
 from htd_jax import processes
 from htd_jax.data import Split
+from htd_jax.ensembles import Stages
 from htd_jax.errors import UserError, shown
 from htd_jax.models import MakeModel
 from htd_jax.training.checkpoint import BackgroundSaves, Checkpoints, to_host
 from htd_jax.training.estimate import Estimate, estimate
 from htd_jax.training.partitioning import Partitioning
+from htd_jax.training.stages import Kept, begin_stages, choose_stages, observe
 from htd_jax.training.step import AnyTeacher, Trainer, compile_epoch
 
 # The time between two checkpoints: a kill loses at most this, an epoch, what the checkpoint before took to write, and
@@ -88,6 +90,7 @@ class PhaseResult(NamedTuple):
       spent: the seconds of each of `STAGES`, over all processes that worked on the phase since its first checkpoint.
         `preparation` is what a method computes from its teacher before training. `saving` is the time that training
         stops for checkpoints; the last is not counted.
+      stages: what the model ranked best on the way, if the phase keeps stages.
     """
 
     variables: Any
@@ -96,6 +99,7 @@ class PhaseResult(NamedTuple):
     chosen: Record
     distiller: Any
     spent: dict[str, float]
+    stages: Stages | None = None
 
 
 class Diverged(UserError):
@@ -117,6 +121,7 @@ def run_phase(
     evaluate_in_full: Evaluate | None = None,
     start: Any = None,
     partitioning: Partitioning | None = None,
+    keep_stages: int = 0,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> PhaseResult:
@@ -147,6 +152,8 @@ def run_phase(
       start: the initial variables of the model; random if None.
       partitioning: that of the trainer, where arrays live on several devices; None on one. The result is in the memory
         of every process.
+      keep_stages: the number of moments whose rankings are kept, see `htd_jax.training.stages`; 0 for none. Such a
+        phase is not continued to more epochs.
       on_epoch: a callback, called after every epoch.
       on_stage: a callback, called with `preparing`, `compiling`, `training` and `evaluating all users` before each.
 
@@ -172,9 +179,18 @@ def run_phase(
             start = partitioning.put_like(start, state.params["model"])
         state = dataclasses.replace(state, params={**state.params, "model": jax.tree.map(jnp.copy, start)})
     best: Any = jax.tree.map(jnp.copy, state.params["model"]) if early_stopping else {}
+    kept: Kept | Stages | None = None
+    if keep_stages:
+        kept = begin_stages(state.params["model"], train, keep_stages, early_stopping=early_stopping is not None)
     saves = BackgroundSaves(checkpoints) if checkpoints else None
     records: list[Record] = []
     seconds: list[float] = []
+
+    def held() -> dict[str, Any]:
+        """Returns what checkpoints hold besides the training state."""
+        stages = {} if kept is None else {"kept" if isinstance(kept, Kept) else "stages": kept}
+        return {"best": best, **stages}
+
     if checkpoints and checkpoints.latest is not None:
         history = checkpoints.history()
         _check_settings(checkpoints, history["settings"], settings)
@@ -188,8 +204,10 @@ def run_phase(
                 f"{shown(checkpoints.folder)}: already trained for {len(seconds)} epochs, more than the requested "
                 f"{epochs}; name another run folder"
             )
-        restored = checkpoints.state({"train": state, "best": best})
-        state, best = restored["train"], restored["best"]
+        if kept is not None and history["finished"]:
+            kept = jax.tree.map(lambda x: x[:, :keep_stages], kept.stages)
+        restored = checkpoints.state({"train": state, **held()})
+        state, best, kept = restored["train"], restored["best"], restored.get("stages", restored.get("kept"))
 
     def measure(evaluate: Evaluate, variables: Any, second: bool = True) -> Record:
         with _timed(spent, "compilation"):
@@ -208,13 +226,30 @@ def run_phase(
         record = {"epoch": epoch, "terms": terms, **measure(evaluate, state.params["model"]), "seconds": seconds}
         return {**record, "sampled": True} if evaluate_in_full else record
 
+    def keep(epoch: int) -> None:
+        """Keeps the model of an evaluation if it is the best, and its stage."""
+        nonlocal best, kept
+        is_best = early_stopping is not None and choose(records, early_stopping)["epoch"] == epoch
+        if is_best:
+            best = jax.tree.map(jnp.copy, state.params["model"])
+        if isinstance(kept, Kept):
+            with _timed(spent, "evaluation"):
+                variables, number = state.params["model"], len(records) - 1
+                kept = jax.block_until_ready(
+                    observe(kept, trainer.make_model, variables, train, number, is_best=is_best)
+                )
+
     def complete() -> None:
-        """Evaluates the model that is kept on all users."""
-        kept = choose(records, early_stopping)
-        if evaluate_in_full and "full" not in kept:
+        """Evaluates the model that is kept on all users, and chooses the stages."""
+        nonlocal kept
+        chosen = choose(records, early_stopping)
+        if isinstance(kept, Kept):
+            with _timed(spent, "evaluation"):
+                kept = jax.block_until_ready(choose_stages(kept, trainer.make_model, train, records, chosen))
+        if evaluate_in_full and "full" not in chosen:
             on_stage("evaluating all users")
-            of_last = kept is records[-1]  # the second model of an earlier epoch is not kept
-            kept["full"] = measure(evaluate_in_full, best or state.params["model"], second=of_last)
+            of_last = chosen is records[-1]  # the second model of an earlier epoch is not kept
+            chosen["full"] = measure(evaluate_in_full, best or state.params["model"], second=of_last)
 
     def save(finished: bool) -> float:
         if checkpoints and saves:
@@ -223,9 +258,9 @@ def run_phase(
             with contextlib.nullcontext() if finished else _timed(spent, "saving"):
                 if finished:  # the state is not donated any more
                     saves.wait()
-                    checkpoints.save(len(seconds), {"train": state, "best": best}, history)
+                    checkpoints.save(len(seconds), {"train": state, **held()}, history)
                 else:
-                    saves.save(len(seconds), {"train": to_host(state), "best": best}, history)
+                    saves.save(len(seconds), {"train": to_host(state), **held()}, history)
         return time.monotonic()
 
     def due() -> bool:
@@ -246,6 +281,7 @@ def run_phase(
     finished = is_finished(records, len(seconds), epochs, early_stopping)
     if not epochs and not records:
         records.append(evaluated(0, {}, 0.0))
+        keep(0)
         complete()
         save(finished)
     elif finished:
@@ -272,8 +308,7 @@ def run_phase(
             finished = epoch == epochs - 1
             if finished or epoch % eval_every == 0:
                 records.append(evaluated(epoch, terms, seconds[-1]))
-                if early_stopping and choose(records, early_stopping)["epoch"] == epoch:
-                    best = jax.tree.map(jnp.copy, state.params["model"])
+                keep(epoch)
                 finished = is_finished(records, len(seconds), epochs, early_stopping)
             if finished:
                 complete()
@@ -282,11 +317,12 @@ def run_phase(
             if finished or processes.from_first("due", due):
                 saved = save(finished)
             on_epoch(Progress(epoch, terms, seconds[-1], records, expected()))
-    kept = in_full(choose(records, early_stopping))
+    chosen = in_full(choose(records, early_stopping))
     variables, learned = best or state.params["model"], state.params["distiller"]
     if partitioning:
         variables, learned = (partitioning.whole_tables(tree, train) for tree in (variables, learned))
-    return PhaseResult(variables, records, seconds, kept, learned, spent)
+    stages = kept if isinstance(kept, Stages) else None
+    return PhaseResult(variables, records, seconds, chosen, learned, spent, stages)
 
 
 def evaluation_record(evaluate: Evaluate, make_model: MakeModel, variables: Any) -> Record:

@@ -63,6 +63,29 @@ def own() -> Objective:
     )
 
 
+def sample_users(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: int) -> Triples:
+    """Returns batches of users, each once per epoch, with one seen and one unseen item, all equally likely."""
+    shuffle_key, item_key = keys
+    size = _users(train)
+    users, where = _in_batches(shuffle_key, size, *_steps(size, batch_size))
+    if size < train.num_users:
+        users = jnp.nonzero(jnp.diff(train.learned.offsets) > 0, size=size)[0].astype(jnp.int32)[users]
+    degrees = jnp.diff(train.offsets)[users]
+    seen_key, unseen_key = jax.random.split(item_key)
+    number = jax.random.randint(seen_key, users.shape, 0, jnp.maximum(degrees, 1))
+    positives = train.items[jnp.minimum(train.offsets[users] + number, len(train) - 1)]
+    unseen = jax.random.randint(unseen_key, users.shape, 0, jnp.maximum(train.num_items - degrees, 1))
+    negatives = jnp.minimum(nth_unseen(train, users, unseen), train.num_items - 1)
+    return Triples(users, positives, negatives, where & (degrees > 0) & (degrees < train.num_items))
+
+
+def users_alone() -> Objective:
+    """Returns no base loss, on every user once: the distillation method's loss is all that is learned."""
+    zero = lambda model, batch, constants, key: jnp.zeros(())
+    nothing = lambda constants, triples, key: RowIds.of_items(triples.positives[:0])
+    return Objective(_user_steps, sample_users, zero, lambda train: (), nothing)
+
+
 def softmax(temperature: float) -> Objective:
     """Returns `softmax_loss` over all items, on every user once.
 
@@ -77,20 +100,6 @@ def softmax(temperature: float) -> Objective:
     Args:
       temperature: the divisor of scores.
     """
-
-    def sample(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: int) -> Triples:
-        shuffle_key, item_key = keys
-        size = _users(train)
-        users, where = _in_batches(shuffle_key, size, *_steps(size, batch_size))
-        if size < train.num_users:
-            users = jnp.nonzero(jnp.diff(train.learned.offsets) > 0, size=size)[0].astype(jnp.int32)[users]
-        degrees = jnp.diff(train.offsets)[users]
-        seen_key, unseen_key = jax.random.split(item_key)
-        number = jax.random.randint(seen_key, users.shape, 0, jnp.maximum(degrees, 1))
-        positives = train.items[jnp.minimum(train.offsets[users] + number, len(train) - 1)]
-        unseen = jax.random.randint(unseen_key, users.shape, 0, jnp.maximum(train.num_items - degrees, 1))
-        negatives = jnp.minimum(nth_unseen(train, users, unseen), train.num_items - 1)
-        return Triples(users, positives, negatives, where & (degrees > 0) & (degrees < train.num_items))
 
     def full_loss(batch: Batch, train: Interactions) -> jax.Array:
         def loss_for_block(scores: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -128,7 +137,7 @@ def softmax(temperature: float) -> Objective:
         seen, sampled = read_step(key, train, times, triples.users)
         return RowIds.of_items(seen, sampled.items)
 
-    return Objective(lambda train, batch_size: _steps(_users(train), batch_size), sample, loss, constants, reads)
+    return Objective(_user_steps, sample_users, loss, constants, reads)
 
 
 def sampled_softmax(temperature: float, number: int) -> Objective:
@@ -169,6 +178,8 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
 
 def objective_of(training: TrainingSpec) -> Objective:
     """Returns the objective that training settings choose."""
+    if training.loss == "none":
+        return users_alone()
     if training.loss != "softmax":
         return own()
     if training.sampled_items:
@@ -179,6 +190,10 @@ def objective_of(training: TrainingSpec) -> Objective:
 def _users(train: Interactions) -> int:
     """Returns the number of users in an epoch: of data that have grown, those with a new pair."""
     return train.num_users if train.block is None else train.block.active
+
+
+def _user_steps(train: Interactions, batch_size: int) -> tuple[int, int]:
+    return _steps(_users(train), batch_size)
 
 
 def _steps(size: int, batch_size: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 from htd_jax.data import Interactions, has_many_scores
 from htd_jax.errors import UserError
 
-Loss = Literal["own", "softmax"]
+Loss = Literal["own", "softmax", "none"]
 Schedule = Literal["constant", "cosine"]
 OptimizerName = Literal["adam", "lazy-adam"]
 
@@ -27,6 +27,7 @@ MANY_ITEMS, SAMPLED = 100_000, 2_048
 DEFAULTS: dict[str, dict[str, Any]] = {
     "own": {"batch_size": 1024, "learning_rate": 1e-3, "schedule": "constant", "l2": 1e-3},
     "softmax": {"epochs": 20, "batch_size": 128, "learning_rate": 1e-2, "schedule": "cosine", "l2": 1.0},
+    "none": {"batch_size": 128, "learning_rate": 1e-3, "schedule": "constant", "l2": 1e-5},
 }
 SAMPLED_SOFTMAX: dict[str, Any] = {"batch_size": 1024, "l2": 0.4}
 
@@ -39,15 +40,16 @@ class Training:
     """Number of passes over the data. Default: 101; ials 15; the softmax loss 20, or more to reach 800 steps."""
     loss: Loss | None = None
     """Loss of the base model: own is the model's loss on batches of pairs; softmax is the cross-entropy of a user's
-    seen items under a softmax over all items, for models whose scores are inner products. Default: own, or softmax
-    with --method best."""
+    seen items under a softmax over all items, for models whose scores are inner products; none leaves the method's
+    loss alone, on batches of users. Default: own; softmax with --method best, none with --method hetcomp."""
     temperature: Annotated[float, Gt(0)] = 0.05
     """Temperature of the softmax loss, by which scores are divided."""
     sampled_items: Annotated[int, Ge(0)] | None = None
     """Number of items that the softmax loss samples per step in place of all items; 0 uses all. Default: 0, or 2048 for
     catalogues of more than 100,000 items, except with --method best."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Number of training triples per step. Default: 1024, or 128 users for the softmax over all items."""
+    """Number of training triples per step. Default: 1024, or 128 users for the softmax over all items and
+    for --loss none."""
     learning_rate: Annotated[float, Ge(0)] | None = None
     """Learning rate. Default: 1e-3, or 1e-2 for softmax."""
     optimizer: OptimizerName | None = None
@@ -66,6 +68,9 @@ class Training:
     patience: Annotated[int, Ge(1)] | None = None
     """Stops when this many epochs have passed since the best one in validation, and keeps that one. Default: train all
     epochs, and keep the last."""
+    keep_stages: Annotated[int, Ge(1)] | None = None
+    """Number of stages of its training whose rankings a teacher keeps, for methods that learn from early stages first
+    (hetcomp): each user's 100 best items at as many equal parts of its epochs. Default: none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,7 @@ def resolve_training(
         defaults = {}
     chosen: dict[str, Any] = {
         **defaults,
-        **{name: value for name, value in vars(training).items() if value is not None},
+        **{name: value for name, value in vars(training).items() if value is not None and name != "keep_stages"},
     }
     loss = chosen.setdefault("loss", "own")
     if loss == "softmax":
