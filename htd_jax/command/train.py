@@ -26,8 +26,8 @@ def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
     with numerics():
         spec, experiment = prepare_run(request)
         teacher = open_teacher(request.paths, spec, experiment)
-        options = {"baselines": request.paths.baselines, "until": request.paths.until}
-        result = run(spec, experiment, teacher, callback=callback, **options)
+        paths = request.paths
+        result = run(spec, experiment, teacher, callback=callback, baselines=paths.baselines, until=paths.until)
     if not is_first():
         return
     print_table(result)

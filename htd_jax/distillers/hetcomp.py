@@ -152,16 +152,17 @@ def hetcomp(settings: HetComp = HetComp()) -> Distiller:
                 moves = (now.at < last_stage) & (above | (ratio < 1))
                 at = now.at + moves
                 listed = ensemble_lists(stages, at, number)
-                return now.replace(at=at, last=jnp.where(moves, following(at), now.last), listed=listed)
+                last = jnp.where(moves, following(at), now.last)
+                return dataclasses.replace(now, at=at, last=last, listed=listed)
 
-            return jax.lax.cond(start.epoch == settings.period, lambda: now.replace(last=found), move)
+            return jax.lax.cond(start.epoch == settings.period, lambda: dataclasses.replace(now, last=found), move)
 
         if settings.curriculum and last_stage:
             due = (start.epoch > 0) & (start.epoch % settings.period == 0)
             now = jax.lax.cond(due, look, lambda now: now, now)
         rounded = jnp.round(100 * jnp.mean(now.at, axis=1, dtype=jnp.float32))
         own = some_seen(start.key, train, jnp.arange(train.num_users), now.own.shape[1])
-        return now.replace(own=own, fine=jnp.all(rounded >= 100 * last_stage))
+        return dataclasses.replace(now, own=own, fine=jnp.all(rounded >= 100 * last_stage))
 
     def loss(step: Step) -> tuple[jax.Array, Terms]:
         context, now = step.context, step.sampled

@@ -103,7 +103,7 @@ def run(
             spec = choice.spec = dataclasses.replace(spec, teacher=choice.teacher())
         if until:
             assert spec.teacher is not None
-            alone = {TEACHER: train(spec.teacher)}
+            alone: dict[str, Fitted] = {TEACHER: train(spec.teacher)}
             folder.write_metrics(records)
             return RunResult(spec, alone, summarise(spec, alone), experiment)
         phases = train_phases(spec, teacher, train, distilled=not choice)

@@ -204,7 +204,7 @@ def run_phase(
                 f"{shown(checkpoints.folder)}: already trained for {len(seconds)} epochs, more than the requested "
                 f"{epochs}; name another run folder"
             )
-        if kept is not None and history["finished"]:
+        if isinstance(kept, Kept) and history["finished"]:
             kept = jax.tree.map(lambda x: x[:, :keep_stages], kept.stages)
         restored = checkpoints.state({"train": state, **held()})
         state, best, kept = restored["train"], restored["best"], restored.get("stages", restored.get("kept"))
