@@ -84,8 +84,7 @@ class Paths:
     model and protocol are added unless they are bpr and full."""
     teacher: tuple[Path, ...] = ()
     """Trained teacher to use: a run folder; two .npy tables (users, items), or one .npz, .safetensors or .pth; or a
-    file of top-k lists (user, item, and score or rank). The teacher's width replaces --teacher-dim. Several run folders
-    or files, each a teacher, are an ensemble."""
+    file of top-k lists (user, item, and score or rank). Its width replaces --teacher-dim. Several are an ensemble."""
     teacher_user_ids: Path | None = None
     """File with the user ids of the rows of the teacher's tables, one per line. Default: rows are in the order of the
     data's ids."""
