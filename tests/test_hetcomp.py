@@ -9,12 +9,13 @@ import numpy as np
 import oracle
 import pytest
 import runs
-from rankings import Student, ranked, seen_by
+from rankings import Student, ranked, seen_by, table_of
 
 import htd_jax
 from htd_jax.data import make_split
 from htd_jax.distillers import EpochStart, HetComp, Lists, Teacher, none
 from htd_jax.distillers.hetcomp import Context, best_unseen, distances, hetcomp
+from htd_jax.distillers.sampling import unseen_ranks
 from htd_jax.ensembles import Stages, ensemble_lists, join_stages, rank_power
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
@@ -148,7 +149,7 @@ def test_the_ensemble_ranks_by_rank_and_steadiness(stages, rng):
 
 def test_rank_power_is_the_mean_of_powers_of_ranks(train, rng):
     tables = rng.normal(size=(3, USERS, ITEMS))
-    found = np.asarray(rank_power([jnp.asarray(table).__getitem__ for table in tables], train, 20))
+    found = np.asarray(rank_power([table_of(table).scores for table in tables], train, 20))
     for user, seen in enumerate(seen_by(train)):
         total = np.zeros(ITEMS)
         for table in tables:
@@ -238,6 +239,17 @@ def test_the_curriculum_is_its_definition(train, stages):
 
 
 # --- stages
+
+
+def test_deep_ranks_are_not_told_apart(train, rng):
+    scores, items = (
+        jnp.asarray(rng.normal(size=(USERS, ITEMS)), jnp.float32),
+        jnp.asarray(rng.integers(0, 90, (USERS, 30))),
+    )
+    ranks = np.asarray(unseen_ranks(Student(scores).score_all, train, items))
+    for deepest in (2, 20, 90, 91, 200):
+        found = unseen_ranks(Student(scores).score_all, train, items, deepest)
+        np.testing.assert_array_equal(found, np.minimum(ranks, deepest))
 
 
 def phase(split, folder=None, epochs=12, stop=None, evaluate=None, **options):

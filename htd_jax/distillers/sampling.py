@@ -200,7 +200,9 @@ def resample(key: chex.PRNGKey, items: jax.Array, weights: jax.Array, count: int
     return jnp.take_along_axis(first, jnp.arange(count)[None, :] % jnp.maximum(number, 1), axis=1)
 
 
-def unseen_ranks(score_all: Callable[[jax.Array], jax.Array], train: Interactions, items: jax.Array) -> jax.Array:
+def unseen_ranks(
+    score_all: Callable[[jax.Array], jax.Array], train: Interactions, items: jax.Array, deepest: int | None = None
+) -> jax.Array:
     """Returns the ranks of `items` among each user's unseen items: 1 + the number with a higher score, int32.
 
     Users are scored and sorted in blocks, and the items found by bisection. Floats are sorted as integers of the same
@@ -210,13 +212,17 @@ def unseen_ranks(score_all: Callable[[jax.Array], jax.Array], train: Interaction
       score_all: users `[n]` -> scores `[n, num_items]`.
       train: the training interactions.
       items: `[num_users, C]` integers in [0, num_items), unseen.
+      deepest: the rank of all items at or below it, which are not sorted; None for no limit.
     """
 
     def block_ranks(users: jax.Array) -> jax.Array:
-        order = jnp.where(seen_mask(train, users), 0, _ordered(score_all(users)))
+        scores, seen = score_all(users), seen_mask(train, users)
+        searched = deepest is not None and deepest <= train.num_items
+        order = jnp.where(seen, -jnp.inf, scores) if searched else jnp.where(seen, 0, _ordered(scores))
         bars = jnp.take_along_axis(order, items[users], axis=1)
+        ascending = top_k(order, deepest - 1)[0][:, ::-1] if deepest and searched else jnp.sort(order, axis=1)
         reached = jax.vmap(lambda row, bars: jnp.searchsorted(row, bars, side="right", method="scan_unrolled"))
-        return (1 + train.num_items - reached(jnp.sort(order, axis=1), bars)).astype(jnp.int32)
+        return (1 + ascending.shape[1] - reached(ascending, bars)).astype(jnp.int32)
 
     ranks: jax.Array = map_rows(block_ranks, train.num_users, SCORES // train.num_items)
     return ranks

@@ -15,7 +15,7 @@ from htd_jax.distillers import Method, Replay, remember
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPRSettings, IALSSettings, ModelOf, grow_variables, model_scores
-from htd_jax.pipeline.api import AnyTeacher
+from htd_jax.pipeline.api import OneTeacher
 from htd_jax.pipeline.experiment import FORMAT, Experiment, hash_of, numerics
 from htd_jax.pipeline.fitted import Fitted, evaluation_of
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
@@ -55,7 +55,7 @@ def update(
     data: Any,
     *,
     method: str | Method | list[Any] | None = None,
-    teacher: AnyTeacher | None = None,
+    teacher: OneTeacher | None = None,
     sweeps: int = SWEEPS,
     seed: int = 0,
     folder: Path | str | None = None,
@@ -127,7 +127,7 @@ def run_update(
     growth: Growth,
     *,
     method: Any,
-    teacher: AnyTeacher | None = None,
+    teacher: OneTeacher | None = None,
     sweeps: int = SWEEPS,
     seed: int = 0,
     folder: Path | None = None,
@@ -287,7 +287,7 @@ def _trained(
     before: Fitted,
     growth: Growth,
     method: Any,
-    teacher: AnyTeacher | None,
+    teacher: OneTeacher | None,
     seed: int,
     folder: Path | None,
     progress: ProgressLine,
