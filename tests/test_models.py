@@ -16,16 +16,20 @@ from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.models import (
     BPR,
+    CML,
     Folded,
     InnerProduct,
+    ItemVAE,
     LightGCN,
     ModelOf,
     ModelSettings,
+    MultVAE,
     NeuMF,
     Recommender,
     lightgcn,
     make_graph,
 )
+from htd_jax.models.autoencoders import Autoencoder
 from htd_jax.ops import neighbours
 
 USERS, ITEMS, DIM = 13, 29, 6
@@ -66,6 +70,9 @@ MODELS = {
     "neumf, more layers than halves": lambda graph: NeuMF(USERS, ITEMS, DIM, layers=6),
     "lightgcn": lambda graph: LightGCN(USERS, ITEMS, make_graph(graph), DIM, layers=2),
     "folded": lambda graph: Folded(USERS, ITEMS, graph, DIM),
+    "cml": lambda graph: CML(USERS, ITEMS, DIM),
+    "multvae": lambda graph: MultVAE(USERS, ITEMS, graph, DIM),
+    "itemvae": lambda graph: ItemVAE(USERS, ITEMS, graph.transposed(), DIM),
     "foreign": lambda graph: Distance(USERS, ITEMS),
 }
 
@@ -131,6 +138,8 @@ def test_one_bound_module_serves_several_methods_also_in_a_loop(model, rng):
 
 
 def test_a_masked_triple_changes_nothing(model, rng):
+    if isinstance(model, Autoencoder):
+        model = model.clone(dropout=0, beta=0)  # noise differs between batches of different sizes
     variables = init(model, rng)
     users, positives, negatives = (jnp.asarray(rng.integers(0, size, 9)) for size in (USERS, ITEMS, ITEMS))
     where = jnp.asarray(rng.random(9) < 0.6)
@@ -323,6 +332,106 @@ def test_lightgcn_loss_and_gradient_are_their_definitions(graph, rng, layers):
         direction = rng.normal(size=tables.shape)
         slope = oracle.slope(definition, tables, direction)
         np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-4, atol=1e-4)
+
+
+# --- CML
+
+
+def test_cml_is_its_definition(rng):
+    model = CML(USERS, ITEMS, DIM, margin=0.7)
+    variables = jax.tree.map(lambda x: x * 0.5, init(model, rng))  # rows within the ball and outside of it
+    ball = lambda rows: rows / np.maximum(1, np.linalg.norm(rows, axis=1, keepdims=True))
+    tables = f64(variables["params"])
+    assert {bool(x) for x in np.linalg.norm(tables["items"], axis=1) > 1} == {True, False}
+    users, positives, negatives = (rng.integers(0, size, 40) for size in (USERS, ITEMS, ITEMS))
+    where = rng.random(40) < 0.8
+
+    def definition(tables):
+        users_in, items_in = ball(tables[:USERS]), ball(tables[USERS:])
+        apart = lambda items: np.sum((users_in[users] - items_in[items]) ** 2, axis=1)
+        return np.sum(np.maximum(0, 0.7 + apart(positives) - apart(negatives)) * where)
+
+    tables = np.concatenate([tables["users"], tables["items"]])
+    triples = users, positives, negatives, jnp.asarray(where)
+    value, gradient = jax.value_and_grad(lambda v: model.apply(v, *triples, method="loss"))(variables)
+    np.testing.assert_allclose(value, definition(tables), rtol=1e-5)
+    gradient = np.concatenate([f64(gradient["params"][name]) for name in ("users", "items")])
+    direction = rng.normal(size=tables.shape)
+    np.testing.assert_allclose(np.sum(gradient * direction), oracle.slope(definition, tables, direction), rtol=1e-4)
+
+
+def test_a_row_of_zeros_has_a_gradient():
+    model = CML(2, 3, DIM)
+    variables = {"params": {"users": jnp.zeros((2, DIM)), "items": jnp.zeros((3, DIM))}}
+    one = jnp.ones(1, jnp.int32)
+    gradient = jax.grad(lambda v: model.apply(v, one, one, one + 1, one > 0, method="loss"))(variables)
+    chex.assert_trees_all_equal(gradient, variables)
+
+
+# --- autoencoders
+
+
+def autoencoder(params, decoded, matrix, entities, noise=0.0, kept=None):
+    """Rows, means and log-variances of entities, from the dense matrix `[entities, others]`."""
+    layer = lambda name, x: x @ params[name] + params[f"{name}_bias"]
+    x = matrix[entities] / np.sqrt(np.maximum(matrix[entities].sum(1, keepdims=True), 1))
+    hidden = np.tanh((x if kept is None else x * kept[None] / 0.5) @ params["encoder"] + params["encoder_bias"])
+    mean, log_variance = layer("mean", hidden), layer("log_variance", hidden)
+    latent = mean + np.exp(log_variance / 2) * noise
+    rows = np.append(np.tanh(layer("decoder", latent)), np.ones((len(x), 1)), axis=1)
+    return rows, mean, log_variance
+
+
+@pytest.mark.parametrize("side", ["users", "items"])
+def test_autoencoders_are_their_definitions(graph, rng, side, monkeypatch):
+    """With entities that have no neighbours, and masked ones."""
+    matrix = np.zeros((USERS, ITEMS))
+    matrix[np.asarray(graph.users), np.asarray(graph.items)] = 1
+    by_user = side == "users"
+    model = MultVAE(USERS, ITEMS, graph, DIM) if by_user else ItemVAE(USERS, ITEMS, graph.transposed(), DIM)
+    matrix, other = (matrix, "items") if by_user else (matrix.T, "users")
+    variables = jax.tree.map(lambda x: x / 2, init(model, rng))
+    size, number = matrix.shape[1], 9
+    kept, noise = rng.random(size) < 0.5, rng.normal(size=(number, DIM))
+    monkeypatch.setattr(jax.random, "bernoulli", lambda key, p, shape: jnp.asarray(kept[:, None]))
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(noise, jnp.float32))
+    entities, where = np.arange(number), rng.random(number) < 0.7
+    where[0] = True  # has no neighbours
+    chosen = jnp.asarray(entities)
+    zeros = jnp.zeros_like(chosen)
+    triples = (chosen, zeros, zeros) if by_user else (zeros, chosen, zeros)
+    rngs = {"noise": jax.random.key(0)}
+    loss = lambda v: model.apply(v, *triples, jnp.asarray(where), method="loss", rngs=rngs)
+    value, gradient = jax.value_and_grad(loss)(variables)
+
+    def definition(params):
+        rows, mean, log_variance = autoencoder(params, other, matrix, entities, noise, kept)
+        scores = rows @ params[other].T
+        log_shares = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        divergence = np.sum(np.exp(log_variance) + mean**2 - 1 - log_variance, axis=1) / 2
+        return np.sum((0.2 * divergence - np.sum(matrix[entities] * log_shares, axis=1))[where])
+
+    params = f64(variables["params"])
+    np.testing.assert_allclose(value, definition(params), rtol=1e-5)
+    directions = {name: rng.normal(size=x.shape) for name, x in params.items()}
+    moved = lambda step: definition({name: x + step * directions[name] for name, x in params.items()})
+    slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    found = sum(np.sum(np.asarray(gradient["params"][name], np.float64) * directions[name]) for name in params)
+    np.testing.assert_allclose(found, slope, rtol=1e-3, atol=1e-3)
+
+    rows, _, _ = autoencoder(params, other, matrix, np.arange(len(matrix)))
+    scores = rows @ params[other].T
+    every = model.apply(variables, jnp.arange(USERS), method="score_all")
+    np.testing.assert_allclose(every, scores if by_user else scores.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [MODELS["multvae"], MODELS["itemvae"]], ids=["multvae", "itemvae"])
+def test_the_parameters_with_a_row_per_entity_are_declared(graph, make):
+    model, ids = make(graph), jnp.zeros(1, jnp.int32)
+    params = model.init(jax.random.key(0), ids, ids, method="score")["params"]
+    sizes = {"users": USERS, "items": ITEMS}
+    assert {name for name, x in params.items() if len(x) in sizes.values()} == {*model.entity_params}
+    assert all(len(params[name]) == sizes[side] for name, side in model.entity_params.items())
 
 
 # --- binary cross-entropy

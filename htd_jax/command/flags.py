@@ -268,10 +268,12 @@ def _rename(arguments: Sequence[str], names: Mapping[str, list[str]]) -> list[st
 def default_settings(model: str, loss: Any = None, methods: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the defaults of all common settings by name, with those of a model, loss and methods."""
     common = {name: x for kind in COMMON.values() for name, x in as_json(kind()).items()}
-    epochs = MODELS[model].epochs if model in [*MODELS] else ModelSettings.epochs
+    settings = MODELS[model] if model in [*MODELS] else ModelSettings
     own = {name: x for method in methods if method in METHODS for name, x in METHODS[method].training_defaults.items()}
     training = Training(loss=loss if loss in typing.get_args(Loss) else None)  # what a file holds may be anything
-    return common | as_json(resolve_training(training, None, epochs=epochs, defaults=own))
+    return common | as_json(
+        resolve_training(training, None, epochs=settings.epochs, defaults=own, batches=settings.batches)
+    )
 
 
 def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:

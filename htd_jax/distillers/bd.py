@@ -161,7 +161,8 @@ def bd(settings: BD = BD()) -> Distiller:
         student_scores = step.batch.score(*pairs)
         score_and_loss = lambda model: (model.score(*pairs), model.loss(*triples))
         teacher_model = holding(step.context.make_model(step.context.train), step.params)
-        teacher_scores, base = nn.apply(score_and_loss, teacher_model)(step.params)
+        noise = {"noise": jax.random.fold_in(step.key, 3)}
+        teacher_scores, base = nn.apply(score_and_loss, teacher_model)(step.params, rngs=noise)
         where = triples.where[:, None] & (items >= 0)
 
         def towards(logits: jax.Array, guide: jax.Array, part: slice) -> jax.Array:

@@ -10,7 +10,14 @@ from htd_jax.losses.assignment import (
     perturb,
     routed_assignment_loss,
 )
-from htd_jax.losses.interactions import bce_loss, bpr_loss, sampled_softmax_loss, softmax_loss
+from htd_jax.losses.interactions import (
+    bce_loss,
+    bpr_loss,
+    gaussian_divergence,
+    hinge_loss,
+    sampled_softmax_loss,
+    softmax_loss,
+)
 from htd_jax.losses.rankings import (
     coarse_ranking_loss,
     discrepancy_weights,
@@ -39,9 +46,11 @@ __all__ = [
     "entity_level_loss",
     "fine_ranking_loss",
     "ftd_loss",
+    "gaussian_divergence",
     "group_assignment_loss",
     "group_level_loss",
     "gumbel_softmax",
+    "hinge_loss",
     "hint_loss",
     "htd_loss",
     "listed_loss",

@@ -71,6 +71,69 @@ def bce_loss(positive_scores: chex.Array, negative_scores: chex.Array, *, where:
     return -jnp.sum(keep_rows(log_sigmoid(positive_scores) + log_sigmoid(-negative_scores), where))
 
 
+def hinge_loss(
+    positive_scores: chex.Array,
+    negative_scores: chex.Array,
+    *,
+    where: chex.Array | None = None,
+    margin: float = 1.0,
+) -> jax.Array:
+    r"""Computes the hinge loss of pairs of scores, summed over triples.
+
+    .. math:: \sum_b \max(0, m - x_{u_b i_b} + x_{u_b j_b})
+
+    Source: with minus squared distances as scores, Hsieh et al., WWW'17, equation 1, without its rank weights.
+
+    Args:
+      positive_scores: `[n]` floats, the scores of seen items.
+      negative_scores: `[n]` floats, the same users' scores of unseen items.
+      where: `[n]` bool; a masked triple is ignored, whatever it holds.
+      margin: m, over 0.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{hinge_loss(jnp.array([2.0, 1.0]), jnp.array([0.0, 0.5])):.4f}")
+    0.5000
+    """
+    positives, negatives, where = _check_triples(positive_scores, negative_scores, where)
+    gap = keep_rows(negatives, where) - keep_rows(positives, where)
+    return jnp.sum(keep_rows(jax.nn.relu(gap + check_scalar("margin", margin, gap.dtype)), where))
+
+
+def gaussian_divergence(means: chex.Array, log_variances: chex.Array, *, where: chex.Array | None = None) -> jax.Array:
+    r"""Computes the divergence of Gaussians with diagonal covariances from N(0, 1), summed over rows.
+
+    .. math:: \frac{1}{2} \sum_{nk} (\sigma_{nk}^2 + \mu_{nk}^2 - 1 - \log \sigma_{nk}^2)
+
+    Source: Kingma and Welling, ICLR'14, appendix B; of users, Liang et al., WWW'18, equation 5.
+
+    Args:
+      means: `[n, d]` floats.
+      log_variances: `[n, d]` floats, the logarithms of the variances.
+      where: `[n]` bool; a masked row is ignored, whatever it holds.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      AssertionError: if an argument has a wrong rank, shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{gaussian_divergence(jnp.ones((1, 2)), jnp.zeros((1, 2))):.4f}")
+    1.0000
+    """
+    means = check_floats("means", means, None, None)
+    log_variances = check_floats("log_variances", log_variances, *means.shape)
+    where = check_where(where, len(means))
+    means, log_variances = keep_rows(means, where), keep_rows(log_variances, where)
+    return jnp.sum(jnp.expm1(log_variances) - log_variances + jnp.square(means)) / 2
+
+
 def softmax_loss(
     scores: chex.Array, seen: chex.Array, *, where: chex.Array | None = None, temperature: float = 1.0
 ) -> jax.Array:

@@ -3,7 +3,9 @@
 A model is one file: its module and its settings, which a line here registers; `register` does the same from outside.
 """
 
+from htd_jax.models.autoencoders import ItemVAE, ItemVAESettings, MultVAE, MultVAESettings
 from htd_jax.models.base import (
+    Batches,
     InnerProduct,
     Labels,
     MakeModel,
@@ -11,12 +13,14 @@ from htd_jax.models.base import (
     ModelSettings,
     Recommender,
     Solver,
+    batches_of,
     first_dimensions,
     holding,
     with_tables,
 )
 from htd_jax.models.blend import Blend, BlendSettings
 from htd_jax.models.bpr import BPR, BPRSettings
+from htd_jax.models.cml import CML, CMLSettings
 from htd_jax.models.ease import EASE, EASESettings
 from htd_jax.models.folded import Folded, FoldedSettings
 from htd_jax.models.growth import grow_variables
@@ -37,6 +41,9 @@ MODELS = Registry(
         "ease": EASESettings,
         "blend": BlendSettings,
         "folded": FoldedSettings,
+        "cml": CMLSettings,
+        "multvae": MultVAESettings,
+        "itemvae": ItemVAESettings,
     },
     base=ModelSettings,
 )
@@ -44,16 +51,21 @@ register = MODELS.register
 
 __all__ = [
     "BPR",
+    "CML",
     "EASE",
     "MODELS",
     "BPRSettings",
+    "Batches",
     "Blend",
     "BlendSettings",
+    "CMLSettings",
     "EASESettings",
     "Folded",
     "FoldedSettings",
     "IALSSettings",
     "InnerProduct",
+    "ItemVAE",
+    "ItemVAESettings",
     "Labels",
     "LightGCN",
     "LightGCNSettings",
@@ -61,12 +73,15 @@ __all__ = [
     "MakeModel",
     "ModelOf",
     "ModelSettings",
+    "MultVAE",
+    "MultVAESettings",
     "NeuMF",
     "NeuMFSettings",
     "Recommender",
     "Representations",
     "ScoreAll",
     "Solver",
+    "batches_of",
     "first_dimensions",
     "grow_variables",
     "holding",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -74,6 +74,9 @@ class Recommender(nn.Module):
         """Returns the model's own training loss, summed over triples `[n]` (user, seen item, unseen item).
 
         `where` `[n]` bool: a masked triple contributes nothing to the loss or its gradient.
+
+        If the model's settings have `batches` of users, or of items, each triple stands for its user, or its seen item,
+        with all of its interactions. Randomness is `self.make_rng("noise")`, here only.
         """
         raise NotImplementedError
 
@@ -115,6 +118,9 @@ def with_tables(model: Recommender) -> Recommender:
     model.score(nothing, nothing)
     return model
 
+
+# What a batch holds once, see `ModelSettings`.
+Batches = Literal["pairs", "users", "items"]
 
 # Returns the module for the training interactions, which decide its sizes and LightGCN's graph.
 MakeModel = Callable[[Interactions], Recommender]
@@ -159,6 +165,7 @@ class ModelSettings:
       epochs: the default number of epochs under the model's own loss.
       closed_form: True for a model that is fitted in closed form, see `solver`.
       teacher_only: True for a model that no width makes smaller, so that it is no student.
+      batches: what an epoch of the model's own loss goes through: training pairs, users or items.
     """
 
     module: ClassVar[type[Recommender]]
@@ -167,6 +174,7 @@ class ModelSettings:
     epochs: ClassVar[int] = 101
     closed_form: ClassVar[bool] = False
     teacher_only: ClassVar[bool] = False
+    batches: ClassVar[Batches] = "pairs"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -221,6 +229,11 @@ class ModelOf:
         if not model.inner_product:
             raise UserError(f"`precision` must be float32: scores of {self.settings.label} are not inner products")
         return model.clone(precision=self.precision)
+
+
+def batches_of(make_model: MakeModel) -> Batches:
+    """Returns what a batch of a model's own loss holds once, see `ModelSettings`; pairs for a custom model."""
+    return make_model.settings.batches if isinstance(make_model, ModelOf) else "pairs"
 
 
 def first_dimensions(variables: Any, dim: int) -> Any:

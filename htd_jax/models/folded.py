@@ -1,6 +1,7 @@
 """Items alone: a user's row is made from the items that the user has seen, so that users take no memory."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, NamedTuple
 
 import chex
@@ -58,6 +59,8 @@ class Folded(InnerProduct):
       power: the initial beta.
       leaves_out: whether a seen item is left out of the row that scores it, see `in_step`.
     """
+
+    entity_params: ClassVar[Mapping[str, str]] = {"items": "items"}
 
     train: Interactions
     dim: int

@@ -16,7 +16,7 @@ from htd_jax.data import Dataset, fingerprint
 from htd_jax.distillers import Method, chain, none, scale, svd_factors
 from htd_jax.errors import UserError
 from htd_jax.evaluation import EvaluationSpec, Evaluator
-from htd_jax.models import MakeModel, ModelOf
+from htd_jax.models import MakeModel, ModelOf, batches_of
 from htd_jax.pipeline.evaluators import evaluator_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
@@ -199,7 +199,8 @@ class Experiment:
 
     def trainer(self, spec: PhaseSpec) -> Trainer:
         """Returns the computation of a phase."""
-        steps, _ = objective_of(spec.training).steps(self.data.learned, spec.training.batch_size)
+        objective = objective_of(spec.training, batches_of(spec.make_model))
+        steps, _ = objective.steps(self.data.learned, spec.training.batch_size)
         num_rows = self.data.train.num_users + self.data.train.num_items
         return _trainer(spec.make_model, spec.methods, spec.training, steps, num_rows, self.partitioning)
 
@@ -249,7 +250,7 @@ def _trainer(
             make_model, make_model.settings.solver(), distiller if methods else None, partitioning
         )
     optimizer = optimizer_of(training, training.epochs * num_steps, num_rows)
-    objective = objective_of(training)
+    objective = objective_of(training, batches_of(make_model))
     return make_trainer(
         make_model,
         distiller,

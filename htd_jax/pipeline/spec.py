@@ -9,7 +9,7 @@ from htd_jax.data import Interactions, Split
 from htd_jax.distillers import METHODS, Distiller, Method
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation, EvaluationSpec
-from htd_jax.models import MODELS, MakeModel, ModelOf, ModelSettings, Recommender
+from htd_jax.models import MODELS, MakeModel, ModelOf, ModelSettings, Recommender, batches_of
 from htd_jax.ops.precision import PRECISIONS
 from htd_jax.settings import as_json, check, flag_name, override
 from htd_jax.training import EarlyStopping, Training, TrainingSpec, resolve_training
@@ -336,4 +336,5 @@ def _training(
         defaults.pop("patience", None)
     if closed_form:
         training = override(training, loss="own")
-    return resolve_training(training, train, epochs=epochs, defaults=defaults, row_local=row_local)
+    batches = batches_of(make_model)
+    return resolve_training(training, train, epochs=epochs, defaults=defaults, row_local=row_local, batches=batches)

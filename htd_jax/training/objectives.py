@@ -21,7 +21,7 @@ from htd_jax.data import (
 from htd_jax.distillers import Batch, RowIds, Triples, item_masks, sum_over_users
 from htd_jax.distillers.sampling import read_step
 from htd_jax.losses import sampled_cross_entropy, sampled_softmax_loss, softmax_loss
-from htd_jax.models import Recommender
+from htd_jax.models import Batches, Recommender
 from htd_jax.training.settings import TrainingSpec
 
 
@@ -44,8 +44,14 @@ class Objective(NamedTuple):
     reads: Callable[[Any, Triples, chex.PRNGKey], RowIds] = lambda constants, triples, key: RowIds(None, None)
 
 
-def own() -> Objective:
-    """Returns the model's own loss, on every training pair once, each with a sampled unseen item."""
+def own(batches: Batches = "pairs") -> Objective:
+    """Returns the model's own loss, on every training pair once, each with a sampled unseen item; or on every user or
+    item once, which a triple stands for, see `Recommender.loss`: such a loss may read all rows."""
+    loss = lambda model, batch, train, key: model.loss(*batch.triples)
+    if batches == "users":
+        return Objective(_user_steps, sample_users, loss)
+    if batches == "items":
+        return Objective(lambda train, batch_size: _steps(train.num_items, batch_size), _sample_by_item, loss)
 
     def sample(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: int) -> Triples:
         shuffle_key, negative_key = keys
@@ -58,7 +64,7 @@ def own() -> Objective:
     return Objective(
         lambda train, batch_size: _steps(len(train.learned), batch_size),
         sample,
-        lambda model, batch, train, key: model.loss(*batch.triples),
+        loss,
         reads=lambda train, triples, key: RowIds.of_items(triples.positives[:0]),
     )
 
@@ -70,13 +76,10 @@ def sample_users(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: 
     users, where = _in_batches(shuffle_key, size, *_steps(size, batch_size))
     if size < train.num_users:
         users = jnp.nonzero(jnp.diff(train.learned.offsets) > 0, size=size)[0].astype(jnp.int32)[users]
-    degrees = jnp.diff(train.offsets)[users]
     seen_key, unseen_key = jax.random.split(item_key)
-    number = jax.random.randint(seen_key, users.shape, 0, jnp.maximum(degrees, 1))
-    positives = train.items[jnp.minimum(train.offsets[users] + number, len(train) - 1)]
-    unseen = jax.random.randint(unseen_key, users.shape, 0, jnp.maximum(train.num_items - degrees, 1))
-    negatives = jnp.minimum(nth_unseen(train, users, unseen), train.num_items - 1)
-    return Triples(users, positives, negatives, where & (degrees > 0) & (degrees < train.num_items))
+    positives, some = _one_of_each(seen_key, train, users)
+    negatives, others = _one_unseen(unseen_key, train, users)
+    return Triples(users, positives, negatives, where & some & others)
 
 
 def users_alone() -> Objective:
@@ -176,12 +179,12 @@ def sampled_softmax(temperature: float, number: int) -> Objective:
     return own()._replace(loss=loss, constants=constants, reads=reads)
 
 
-def objective_of(training: TrainingSpec) -> Objective:
-    """Returns the objective that training settings choose."""
+def objective_of(training: TrainingSpec, batches: Batches = "pairs") -> Objective:
+    """Returns the objective that training settings choose; `batches` are those of the model's own loss."""
     if training.loss == "none":
         return users_alone()
     if training.loss != "softmax":
-        return own()
+        return own(batches)
     if training.sampled_items:
         return sampled_softmax(training.temperature, training.sampled_items)
     return softmax(training.temperature)
@@ -194,6 +197,33 @@ def _users(train: Interactions) -> int:
 
 def _user_steps(train: Interactions, batch_size: int) -> tuple[int, int]:
     return _steps(_users(train), batch_size)
+
+
+
+def _sample_by_item(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: int) -> Triples:
+    """Returns every item once, with a user who has seen it and an item that this user has not; items that nobody has
+    seen are masked."""
+    shuffle_key, other_key = keys
+    steps, width = _steps(train.num_items, batch_size)
+    items, where = _in_batches(shuffle_key, train.num_items, steps, width)
+    user_key, unseen_key = jax.random.split(other_key)
+    users, some = _one_of_each(user_key, train.transposed(), items)
+    negatives, others = _one_unseen(unseen_key, train, users)
+    return Triples(users, items, negatives, where & some & others)
+
+
+def _one_of_each(key: chex.PRNGKey, train: Interactions, users: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns one seen item of each user, and whether the user has any."""
+    degrees = jnp.diff(train.offsets)[users]
+    number = jax.random.randint(key, users.shape, 0, jnp.maximum(degrees, 1))
+    return train.items[jnp.minimum(train.offsets[users] + number, len(train) - 1)], degrees > 0
+
+
+def _one_unseen(key: chex.PRNGKey, train: Interactions, users: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns one unseen item of each user, and whether the user has any."""
+    others = train.num_items - jnp.diff(train.offsets)[users]
+    unseen = jax.random.randint(key, users.shape, 0, jnp.maximum(others, 1))
+    return jnp.minimum(nth_unseen(train, users, unseen), train.num_items - 1), others > 0
 
 
 def _steps(size: int, batch_size: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt
 
 from htd_jax.data import Interactions, has_many_scores
 from htd_jax.errors import UserError
+from htd_jax.models import Batches
 
 Loss = Literal["own", "softmax", "none"]
 Schedule = Literal["constant", "cosine"]
@@ -29,6 +30,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "softmax": {"epochs": 20, "batch_size": 128, "learning_rate": 1e-2, "schedule": "cosine", "l2": 1.0},
     "none": {"batch_size": 128, "learning_rate": 1e-3, "schedule": "constant", "l2": 1e-5},
 }
+# Those of `own` on batches of users, or of items.
+BY_ENTITY: dict[str, Any] = {**DEFAULTS["own"], "batch_size": 128}
 SAMPLED_SOFTMAX: dict[str, Any] = {"batch_size": 1024, "l2": 0.4}
 
 
@@ -48,8 +51,8 @@ class Training:
     """Number of items that the softmax loss samples per step in place of all items; 0 uses all. Default: 0, or 2048 for
     catalogues of more than 100,000 items, except with --method best."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Number of training triples per step. Default: 1024, or 128 users for the softmax over all items and
-    for --loss none."""
+    """Number of training triples per step. Default: 1024; 128 users for the softmax over all items, for --loss none
+    and for multvae; 128 items for itemvae."""
     learning_rate: Annotated[float, Ge(0)] | None = None
     """Learning rate. Default: 1e-3, or 1e-2 for softmax."""
     optimizer: OptimizerName | None = None
@@ -97,6 +100,7 @@ def resolve_training(
     epochs: int,
     defaults: Mapping[str, Any],
     row_local: bool = False,
+    batches: Batches = "pairs",
 ) -> TrainingSpec:
     """Returns training settings with every default filled in: as set, else as the method's, else as the loss's.
 
@@ -107,6 +111,7 @@ def resolve_training(
       epochs: the default number of epochs of the model's own loss.
       defaults: the method's defaults by field, which apply to the method's loss only.
       row_local: whether the model can be trained row by row, see `Recommender`.
+      batches: those of the model's own loss, see `ModelSettings`.
 
     Raises:
       UserError: if `sampled_items` is set without the softmax loss, or `optimizer` needs another model.
@@ -123,7 +128,8 @@ def resolve_training(
     elif chosen.get("sampled_items"):
         raise UserError("`sampled_items` needs the softmax loss; set `loss` to softmax")
     sampled = loss == "softmax" and chosen["sampled_items"]
-    by_loss = {**DEFAULTS[loss], **(SAMPLED_SOFTMAX if sampled else {})}
+    by_entity = loss == "own" and batches != "pairs"
+    by_loss = {**DEFAULTS[loss], **(SAMPLED_SOFTMAX if sampled else BY_ENTITY if by_entity else {})}
     if chosen.get("optimizer", "adam") != "adam" and not row_local:
         raise UserError(
             f"`optimizer` {chosen['optimizer']} needs a model whose pairs read only their own rows, such as bpr; set "

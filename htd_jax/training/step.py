@@ -264,7 +264,8 @@ def make_trainer(
             )
             return base_loss, distillation, terms
 
-        base_loss, distillation, terms = nn.apply(losses, model.in_step())(params["model"])
+        noise = {"noise": jax.random.fold_in(key, 2)}
+        base_loss, distillation, terms = nn.apply(losses, model.in_step())(params["model"], rngs=noise)
         total = base_loss + distillation
         return total, {**terms, "loss": total, "base": base_loss}
 
