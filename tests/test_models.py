@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 
+import htd_jax
 from htd_jax import losses
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
@@ -31,6 +32,7 @@ from htd_jax.models import (
 )
 from htd_jax.models.autoencoders import Autoencoder
 from htd_jax.ops import neighbours
+from htd_jax.training import own
 
 USERS, ITEMS, DIM = 13, 29, 6
 
@@ -466,3 +468,30 @@ def test_bce_ignores_what_a_masked_row_holds():
     np.testing.assert_allclose(gradients, np.array([[-1, 0, 0], [1, 0, 0]]) / (1 + np.e), atol=1e-6)
     with pytest.raises(AssertionError):
         losses.bce_loss(scores, scores[:2])
+
+
+# --- training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "method"), [("cml", "htd"), ("multvae", "rrd"), ("itemvae", "bd")])
+def test_the_models_teach_and_learn(small_split, model, method):
+    few = dict(epochs=2, progress=False)
+    teacher = htd_jax.fit(small_split, model=model, dim=8, **few)
+    first, last = (record["terms"]["loss"] for record in (teacher.records[0], teacher.records[-1]))
+    assert last < first
+    student = htd_jax.distill(teacher, small_split, method=method, model="bpr", dim=4, **few)
+    assert all(np.isfinite(list(record["terms"].values())).all() for record in student.records)
+
+
+@pytest.mark.parametrize("batches", ["users", "items"])
+def test_an_epoch_goes_through_every_entity_once(graph, batches):
+    objective = own(batches)
+    steps, width = objective.steps(graph, 5)
+    batch = jax.tree.map(np.ravel, objective.sample(jax.random.split(jax.random.key(0)), graph, 5))
+    ids, side = (batch.users, graph.users) if batches == "users" else (batch.positives, graph.items)
+    assert len(ids) == steps * width
+    assert sorted(ids[batch.where]) == sorted({*np.asarray(side).tolist()})
+    pairs = {*zip(np.asarray(graph.users).tolist(), np.asarray(graph.items).tolist())}
+    users, positives, negatives = (x[batch.where].tolist() for x in batch[:3])
+    assert {*zip(users, positives)} <= pairs and not {*zip(users, negatives)} & pairs
