@@ -432,8 +432,8 @@ def test_the_parameters_with_a_row_per_entity_are_declared(graph, make):
     model, ids = make(graph), jnp.zeros(1, jnp.int32)
     params = model.init(jax.random.key(0), ids, ids, method="score")["params"]
     sizes = {"users": USERS, "items": ITEMS}
-    assert {name for name, x in params.items() if len(x) in sizes.values()} == {*model.entity_params}
-    assert all(len(params[name]) == sizes[side] for name, side in model.entity_params.items())
+    assert {name for name, x in params.items() if len(x) in sizes.values()} == {*model.rows_of}
+    assert all(len(params[name]) == sizes[side] for name, side in model.rows_of.items())
 
 
 # --- binary cross-entropy

@@ -106,7 +106,7 @@ class Autoencoder(InnerProduct):
 class MultVAE(Autoencoder):
     """An `Autoencoder` of users: a user's row is computed from the items that the user has seen."""
 
-    entity_params: ClassVar[Mapping[str, str]] = {"encoder": "items", "items": "items"}
+    rows_of: ClassVar[Mapping[str, str]] = {"encoder": "items", "items": "items"}
     decoded: ClassVar[str] = "items"
 
     @property
@@ -124,7 +124,7 @@ class MultVAE(Autoencoder):
 class ItemVAE(Autoencoder):
     """An `Autoencoder` of items: an item's row is computed from the users who have seen it."""
 
-    entity_params: ClassVar[Mapping[str, str]] = {"encoder": "users", "users": "users"}
+    rows_of: ClassVar[Mapping[str, str]] = {"encoder": "users", "users": "users"}
     decoded: ClassVar[str] = "users"
 
     def setup(self) -> None:

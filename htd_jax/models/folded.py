@@ -60,7 +60,7 @@ class Folded(InnerProduct):
       leaves_out: whether a seen item is left out of the row that scores it, see `in_step`.
     """
 
-    entity_params: ClassVar[Mapping[str, str]] = {"items": "items"}
+    rows_of: ClassVar[Mapping[str, str]] = {"items": "items"}
 
     train: Interactions
     dim: int
