@@ -199,7 +199,6 @@ def _user_steps(train: Interactions, batch_size: int) -> tuple[int, int]:
     return _steps(_users(train), batch_size)
 
 
-
 def _sample_by_item(keys: Sequence[chex.PRNGKey], train: Interactions, batch_size: int) -> Triples:
     """Returns every item once, with a user who has seen it and an item that this user has not; items that nobody has
     seen are masked."""
