@@ -198,9 +198,8 @@ class Teacher:
 
     def staged(self, train: Interactions) -> Stages:
         """Returns its stages; a single one, without deviations, of its `LISTED` best unseen items if it has none."""
-        if self.stages is not None:
-            return self.stages.unseen(train)
-        return Stages.of_lists(self.top(train, LISTED))
+        stages: Stages = _staged(self, train)
+        return stages
 
     def score(self, items: jax.Array) -> jax.Array:
         """Returns the scores of some items per user, `[num_users, m]` like `items`, arbitrary where an item is -1.
@@ -261,14 +260,16 @@ def combine(teachers: "Sequence[Teacher]", train: Interactions) -> Teacher:
         raise UserError("no teacher is given; a list of teachers needs at least one")
     for teacher in teachers:
         teacher.check(train, ("stages",))
-    stages = join_stages([_staged(teacher, train) for teacher in teachers])
+    stages = join_stages([teacher.staged(train) for teacher in teachers])
     last = jnp.full((len(stages.items), train.num_users), stages.number - 1)
     return Teacher(lists=Lists(jax.jit(ensemble_lists)(stages, last)), stages=stages)
 
 
 @jax.jit
 def _staged(teacher: Teacher, train: Interactions) -> Stages:
-    return teacher.staged(train)
+    if teacher.stages is not None:
+        return teacher.stages.unseen(train)
+    return Stages.of_lists(teacher.top(train, LISTED))
 
 
 # The limits of products of a teacher's rows: float32's, with room for their sums and differences.
