@@ -40,7 +40,8 @@ class Options:
     teacher: tuple[Path, ...] = ()
     """Teacher to learn from, too, over old and new ids: an export, tables or lists, as for htd-jax train."""
     method: str | None = None
-    """Methods of the update. Default: replay; with a teacher, replay and the run's own method."""
+    """Methods that keep what the model was. Default: replay, or listwise if it was trained with the softmax loss; with
+    a teacher, the run's own method."""
     sweeps: Annotated[int, Ge(0)] = 1
     """Full sweeps of iALS after the rows of new users and items are solved for; 0 keeps old rows as they are."""
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
@@ -125,13 +126,12 @@ def _given(training: Training) -> dict[str, Any]:
     return {name: x for name, x in vars(training).items() if x != getattr(Training(), name)}
 
 
-def _methods(options: Options, known: Any) -> list[Any]:
-    """Returns the methods of the update, in their settings."""
-    names = (options.method or "replay").split("+")
-    if options.teacher and options.method is None:
+def _methods(options: Options, known: Any) -> list[Any] | None:
+    """Returns the methods of the update, in their settings; None for the default."""
+    if options.method is None:
         own = [name for name in known if name != "replay" and METHODS[name]().composes]
-        names = ["replay", *(own or ["listwise"])]
-    return [options.replay if name == "replay" else name for name in names]
+        return (own or ["listwise"]) if options.teacher else [options.replay] if options.replay != Replay() else None
+    return [options.replay if name == "replay" else name for name in options.method.split("+")]
 
 
 def _beside(source: Path, options: Options) -> Path:

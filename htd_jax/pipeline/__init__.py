@@ -10,7 +10,16 @@ from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_pha
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
 from htd_jax.pipeline.teachers import open_teacher, read_teacher
 from htd_jax.pipeline.trials import Trial, Trials
-from htd_jax.pipeline.update import Updated, fitted_of, grown, run_update, training_of, update, update_run
+from htd_jax.pipeline.update import (
+    Updated,
+    default_method,
+    fitted_of,
+    grown,
+    run_update,
+    training_of,
+    update,
+    update_run,
+)
 
 __all__ = [
     "NO_METHOD",
@@ -34,6 +43,7 @@ __all__ = [
     "Updated",
     "choose",
     "claimed",
+    "default_method",
     "distill",
     "evaluation_of",
     "fit",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from htd_jax import data as datasets
 from htd_jax.data import Dataset, Growth, Interactions, Reading, Split, fingerprint, grow, read_new
-from htd_jax.distillers import Method, Replay, remember
+from htd_jax.distillers import Listwise, Method, Replay, remember
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPRSettings, IALSSettings, ModelOf, grow_variables, model_scores
@@ -64,14 +64,14 @@ def update(
 ) -> Fitted:
     """Returns a recommender that knows new interactions too; does what `htd-jax update` does.
 
-    Users and items that are new get rows, and the model is trained on the new interactions alone, while it keeps its
-    earlier scores of some items of every user, see `Replay`. A model in closed form, iALS, is solved instead.
+    Users and items that are new get rows, and the model is trained on the new interactions alone, while it keeps what
+    it was, see `default_method`. A model in closed form, iALS, is solved instead.
 
     Args:
       parent: a trained recommender, or an export, which `htd_jax.load` opens.
       data: the new interactions, or a log that holds them, see `fit`; those that the parent knows are left out.
-      method: replaces `Replay()`, or is joined with it: `[Replay(samples=5), "rrd"]`.
-      teacher: a teacher over the rows of old and new users and items, for such a method.
+      method: of keeping the old, in place of `default_method`; or several: `[Replay(samples=5), "rrd"]`.
+      teacher: a teacher over the rows of old and new users and items; the model itself, as it was, if None.
       sweeps: of iALS: full sweeps after the rows of new users and items are solved for.
       seed: see `fit`.
       folder: where checkpoints are written, from which the same call resumes; none are if None.
@@ -101,7 +101,7 @@ def update(
         found = run_update(
             fitted,
             growth,
-            method=Replay() if method is None else method,
+            method=method,
             teacher=teacher,
             sweeps=sweeps,
             seed=seed,
@@ -151,7 +151,7 @@ def update_run(
     folder: RunFolder,
     config: Mapping[str, Any],
     *,
-    method: Any,
+    method: Any = None,
     seed: int = 0,
     progress: ProgressLine = silent,
     **options: Any,
@@ -167,6 +167,7 @@ def update_run(
       UserError: if the folder holds something else, or the update is invalid.
     """
     settings, evaluation = options.get("settings") or {}, evaluation_of(parent).resolve(growth.dataset.split)
+    method = default_method(parent) if method is None else method
     methods = {} if _closed_form(parent) else find_methods(method)
     name = "+".join(methods) or NO_METHOD
     given = options.get("teacher")
@@ -282,6 +283,14 @@ def training_of(parent: Fitted, settings: Mapping[str, Any]) -> Training:
     return override(Training(), **{"eval_every": chosen["epochs"], **chosen})
 
 
+def default_method(parent: Fitted) -> Method:
+    """Returns how an update keeps what the parent was: `Replay` of its scores; or, if it was trained with the softmax
+    loss, whose scores are no logits of single pairs, `Listwise` with its own best items."""
+    if (parent.settings.get("training") or {}).get("loss") == "softmax":
+        return Listwise(weight=3.0, top=100, perplexity=100 / 3)
+    return Replay()
+
+
 def _trained(
     parent: Fitted,
     before: Fitted,
@@ -297,7 +306,7 @@ def _trained(
     names = {field.name for field in dataclasses.fields(Training)}
     if unknown := [name for name in settings if name not in names]:
         raise TypeError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(names))}")
-    methods = find_methods(method)
+    methods = find_methods(default_method(parent) if method is None else method)
     model = parent.settings["model"]
     request = PhaseRequest(
         STUDENT,
@@ -311,6 +320,7 @@ def _trained(
         evaluation=evaluation_of(parent),
     )
     spec = resolve(request, data.split)
+    teacher = before if teacher is None else teacher
     given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
     memories = [own for own in methods.values() if isinstance(own, Replay)]
     if memories:

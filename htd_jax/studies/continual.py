@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from htd_jax.distillers import RRD, Lists, Listwise, Memory, Method, Replay, Tea
 from htd_jax.ensembles import rank_power
 from htd_jax.evaluation import Evaluation, make_evaluator
 from htd_jax.models import ModelOf, grow_variables
-from htd_jax.pipeline import Experiment, Fitted, PhaseRequest, resolve, silent, training_of, write_json
+from htd_jax.pipeline import Experiment, Fitted, PhaseRequest, default_method, resolve, silent, training_of, write_json
 from htd_jax.studies.charts import heat, lines
 from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values, mean_and_band
 from htd_jax.training import Training
@@ -125,12 +125,27 @@ class Chain:
         )
 
     def update(
-        self, name: str, start: Fitted, method: Sequence[Method], memory: Memory | None, seed: int | None = None
+        self,
+        name: str,
+        start: Fitted,
+        kept: Sequence[Fitted],
+        *,
+        seed: int | None = None,
+        memory: Memory | None = None,
     ) -> Fitted:
-        """Trains a model that has grown on its data's new block, with what earlier models remember."""
-        model: Any = start.make_model
-        teacher = Teacher(memory=memory)
-        return self.train(name, start.data, model=model, method=method, teacher=teacher, start=start, seed=seed)
+        """Trains a model that has grown on its data's new block, while it keeps what some models were; `memory` is what
+        they remember, if that is known."""
+        known, model = start.train, cast(ModelOf, start.make_model)
+        scores: list[Any] = [fitted.teacher().scores for fitted in kept]
+        method, teacher = default_method(start), None
+        if kept and isinstance(method, Replay):
+            memory = memory or remember(scores, known, method.top)
+            own: Any = start.teacher().scores
+            teacher = Teacher(memory=with_falls(memory, own, known))
+        elif kept:
+            teacher = Teacher(lists=Lists(rank_power(scores, known, LISTED)))
+        methods = [method] if kept else []
+        return self.train(name, start.data, model=model, method=methods, teacher=teacher, start=start, seed=seed)
 
     def grow(self, fitted: Fitted, k: int) -> Fitted:
         """Returns a model of block k - 1 with rows of the users and items that block k brings."""
@@ -253,22 +268,24 @@ def _ends(ids: np.ndarray) -> np.ndarray:
     return np.cumsum(np.unique(ids, return_counts=True)[1])[:-1]
 
 
-def fine_tuning(chain: Chain, method: Sequence[Method] = (), name: str = "fine-tuning") -> Iterator[Stage]:
+def fine_tuning(chain: Chain) -> Iterator[Stage]:
     """Trains the student on each new block alone."""
+    return _on_blocks(chain, "fine-tuning", keeps=False)
+
+
+def updating(chain: Chain) -> Iterator[Stage]:
+    """Trains the student on each new block while it keeps what it was, as `htd_jax.update` does."""
+    return _on_blocks(chain, "update", keeps=True)
+
+
+def _on_blocks(chain: Chain, name: str, *, keeps: bool) -> Iterator[Stage]:
     _, student = chain.first
     yield Stage(student, 0.0)
     for k in range(1, len(chain.blocks.splits)):
         begin = time.monotonic()
         start = chain.grow(student, k)
-        scores: Any = start.teacher().scores
-        memory = remember([scores], start.train, Replay.top) if method else None
-        student = chain.update(f"{name}/{k}", start, method, memory)
+        student = chain.update(f"{name}/{k}", start, [start] if keeps else [])
         yield Stage(student, time.monotonic() - begin)
-
-
-def updating(chain: Chain) -> Iterator[Stage]:
-    """Trains the student on each new block, with replay of what it knew before."""
-    return fine_tuning(chain, (Replay(),), "update")
 
 
 def retraining(chain: Chain) -> Iterator[Stage]:
@@ -290,13 +307,14 @@ def retraining(chain: Chain) -> Iterator[Stage]:
 def collaboration(chain: Chain) -> Iterator[Stage]:
     """Trains teachers and student on each block with each other's help, as CCD does.
 
-    At block k a student is made anew from the ensemble of the teachers after block k - 1, and trained on block k, with
-    replay of two moving averages of such students: a slow one, which is stable, and a fast one, which is plastic. Then
-    each teacher is trained on block k, with replay of both and of the student.
+    At block k a student is made anew from the ensemble of the teachers after block k - 1, and trained on block k, while
+    it keeps what two moving averages of such students were: a slow one, which is stable, and a fast one, which is
+    plastic. Then each teacher is trained on block k, with replay of both and of the student.
 
     Source: Lee et al., KDD'24. Left out: the contrastive and the cluster term of the teachers, the pass over items of
     IR-RRD, and the exclusion of listed items from sampled negatives. The student is made from all interactions up to
-    block k - 1, which a company that serves recommendations has, where the authors' sees block k - 1 alone.
+    block k - 1, which a company that serves recommendations has, where the authors' sees block k - 1 alone. A student
+    of the softmax loss keeps the proxies' lists in place of their scores, see `htd_jax.pipeline.default_method`.
     """
     teachers, student = chain.first
     yield Stage(student, 0.0)
@@ -309,22 +327,16 @@ def collaboration(chain: Chain) -> Iterator[Stage]:
             fast = average(fast, student.variables, chain.settings.plasticity)
         start = chain.grow(student, k)
         proxies = [chain.grow(dataclasses.replace(student, variables=proxy), k) for proxy in (slow, fast)]
-        seen = start.train
-        scores: list[Any] = [
-            proxy.teacher().scores for proxy in (proxies if k > 1 else proxies[:1])
-        ]  # both begin alike
-        memory = remember(scores, seen, Replay.top)
-        own: Any = start.teacher().scores
-        student = chain.update(f"ccd/{k}/student", start, [Replay()], with_falls(memory, own, seen))
+        kept = proxies if k > 1 else proxies[:1]  # both begin as the student
+        student = chain.update(f"ccd/{k}/student", start, kept)
         yield Stage(student, time.monotonic() - begin)
         begin = time.monotonic()
-        scores.append(student.teacher().scores)
-        memory, updated = remember(scores, seen, Replay.top), []
+        kept, updated = [*kept, student], []
+        scores: list[Any] = [fitted.teacher().scores for fitted in kept]
+        memory = remember(scores, start.train, Replay.top)
         for number, teacher in enumerate(teachers):
-            old = chain.grow(teacher, k)
-            own = old.teacher().scores
             name, seed = f"ccd/{k}/teacher-{number}", _seed(chain.seed, number)
-            updated.append(chain.update(name, old, [Replay(decay=5.0)], with_falls(memory, own, seen), seed=seed))
+            updated.append(chain.update(name, chain.grow(teacher, k), kept, seed=seed, memory=memory))
         teachers = updated
         chain.log(f"ccd: teachers after block {k}: {time.monotonic() - begin:.0f} s")
 
