@@ -53,6 +53,8 @@ def test_an_update_may_be_updated_and_exported(logs, tmp_path):
     opened = htd_jax.load(tmp_path / "export")
     newer = htd_jax.update(opened, (["u91", "u91"], ["i01", "i98"]), epochs=1, progress=False)
     assert newer.data.users.values.to_pylist()[-2:] == ["u90", "u91"]
+    newer.save(tmp_path / "newer", seen=True)
+    assert htd_jax.load(tmp_path / "newer").parent == opened.version
     with pytest.raises(UserError, match="no new interaction"):
         htd_jax.update(opened, again, progress=False)
 

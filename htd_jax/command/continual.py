@@ -11,9 +11,10 @@ from htd_jax.command.flags import parse
 from htd_jax.command.study_report import about, check_report, write_report
 from htd_jax.data import fingerprint
 from htd_jax.data.blocks import cut_log, read_blocks
-from htd_jax.errors import UserError
-from htd_jax.pipeline import claimed, numerics
-from htd_jax.settings import check
+from htd_jax.data.files import read_json
+from htd_jax.errors import UserError, shown
+from htd_jax.pipeline import claimed, numerics, write_json
+from htd_jax.settings import as_json, check
 from htd_jax.studies import continual as study
 from htd_jax.studies.continual import WAYS, Chain, Continual, Measured
 
@@ -50,6 +51,7 @@ def continual(arguments: Sequence[str], prog: str) -> None:
     use_devices()
     check_report(options.runs, "continual", fingerprint(data))
     with claimed(options.runs, "study", "runs"), numerics():
+        _keep_settings(options.runs / "settings.json", settings)
         figures: list[Measured] = []
         for seed in options.seeds:
             log = lambda line: print(f"  {line}", flush=True)
@@ -67,3 +69,21 @@ def continual(arguments: Sequence[str], prog: str) -> None:
         foot = about(f"{prog} {' '.join(arguments)}", data)
         written = write_report(options.runs, dataclasses.replace(report, foot=foot))
     print(f"\n{report.markdown()}\nreport: {written}")
+
+
+def _keep_settings(path: Path, settings: Continual) -> None:
+    """Keeps the settings of the models of a study, without which its figures are not known.
+
+    Raises:
+      UserError: if the folder has those of a study with other settings.
+    """
+    now = as_json(dataclasses.replace(settings, ways=()))
+    if path.is_file():
+        was = read_json(path, "the settings of a study")
+        for name in now:
+            if was.get(name) != now[name]:
+                raise UserError(
+                    f"{shown(path.parent)}: has a study in which `{name}` is {was.get(name)}, not {now[name]}; set `runs` "
+                    "to another folder, or delete this one"
+                )
+    write_json(path, now)

@@ -141,7 +141,9 @@ class Fitted:
             "settings": self.settings,
             **self.about,
         }
-        return retriever_of(self.make_model, self.variables, self.data, precision, seen=seen, about=about, like=like)
+        version = about.pop("version", None)
+        made = retriever_of(self.make_model, self.variables, self.data, precision, seen=seen, about=about, like=like)
+        return dataclasses.replace(made, version=version)
 
     def recommend(self, users: Any = None, k: int = 20, **options: Any) -> Recommendations:
         """Returns the k best unseen items of users, see `Retriever.recommend`."""

@@ -269,7 +269,8 @@ def fitted_of(retriever: Retriever) -> Fitted:
         settings["model"]["precision"] = make_model.precision
     tables = {"users": retriever.users.floats(), "items": retriever.items.floats()}
     variables = {"params": {name: jnp.asarray(table, jnp.float32) for name, table in tables.items()}}
-    return Fitted(make_model, variables, data, settings, [], [], {}, about=retriever.about)
+    about = {**retriever.about, "version": retriever.version}  # which an export of the update names as its parent
+    return Fitted(make_model, variables, data, settings, [], [], {}, about=about)
 
 
 def training_of(parent: Fitted, settings: Mapping[str, Any]) -> Training:
