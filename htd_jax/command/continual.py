@@ -83,7 +83,7 @@ def _keep_settings(path: Path, settings: Continual) -> None:
         for name in now:
             if was.get(name) != now[name]:
                 raise UserError(
-                    f"{shown(path.parent)}: has a study in which `{name}` is {was.get(name)}, not {now[name]}; set `runs` "
-                    "to another folder, or delete this one"
+                    f"{shown(path.parent)}: has a study in which `{name}` is {was.get(name)}, not {now[name]}; set "
+                    "`runs` to another folder, or delete this one"
                 )
     write_json(path, now)

@@ -129,7 +129,7 @@ def _given(training: Training) -> dict[str, Any]:
 def _methods(options: Options, known: Any) -> list[Any] | None:
     """Returns the methods of the update, in their settings; None for the default."""
     if options.method is None:
-        own = [name for name in known if name != "replay" and METHODS[name]().composes]
+        own = [name for name in known if METHODS[name]().composes and not METHODS[name].for_updates]
         return (own or ["listwise"]) if options.teacher else [options.replay] if options.replay != Replay() else None
     return [options.replay if name == "replay" else name for name in options.method.split("+")]
 

@@ -346,6 +346,7 @@ class Method:
       warm_start: whether the student starts where a plain student ended.
       closed_form: whether it is for students that are fitted in closed form; its `prepare` returns `Labels`.
       teacher_model: the default base model of its teacher; the student's if None.
+      for_updates: whether it is for models that learn new data, and teaches what these were.
       searched: whether a run chooses its settings, and those of its teacher, by measurement in validation.
       training_defaults: training settings of its students by name, which the user may override.
     """
@@ -357,6 +358,7 @@ class Method:
     warm_start: ClassVar[bool] = False
     closed_form: ClassVar[bool] = False
     teacher_model: ClassVar[str | None] = None
+    for_updates: ClassVar[bool] = False
     searched: ClassVar[bool] = False
     training_defaults: ClassVar[Mapping[str, Any]] = {}
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -39,6 +39,8 @@ class Replay(Method):
     """The number of an earlier model's best unseen items that they are sampled from."""
     scale: Annotated[float, Ge(0)] = 1e-4
     """Items are sampled in proportion to exp(this x (rank at the start - rank in the earlier model))."""
+
+    for_updates: ClassVar[bool] = True
 
     def make(self, epochs: int) -> Distiller:
         return replay(self)

@@ -21,12 +21,13 @@ QUESTION = "Which method makes the best small recommender from a large one?"
 
 
 def parse_methods(names: Sequence[str]) -> tuple[Variant, ...]:
-    """Returns methods by name, with default settings; `all` stands for all that train by gradients; `none` is ignored.
+    """Returns methods by name, with default settings; `all` stands for all that train students anew, by
+    gradients; `none` is ignored.
 
     Raises:
       UserError: if one is unknown, or there is none.
     """
-    trainable = [name for name, method in METHODS.items() if not method.closed_form]
+    trainable = [name for name, method in METHODS.items() if not (method.closed_form or method.for_updates)]
     every = [known for name in names for known in (trainable if name == "all" else [name])]
     for name in every:
         for part in name.split("+"):
