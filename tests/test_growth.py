@@ -7,7 +7,7 @@ import pytest
 
 import htd_jax
 from htd_jax.data import Interactions, grow, load_dataset, save_dataset
-from htd_jax.distillers import Replay, Teacher, remember, with_falls
+from htd_jax.distillers import Replay, Teacher, in_scale_of, remember, with_falls
 from htd_jax.distillers.replay import sample_memory
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, ModelOf, grow_variables
@@ -120,6 +120,9 @@ def test_memory_is_the_best_unseen_items_and_how_far_they_have_fallen():
             np.testing.assert_allclose(memory.logits[model, user], scores[user, best], rtol=1e-5)
             fallen = [ranked.index(item) - place for place, item in enumerate(best)]
             assert memory.behind[model, user].tolist() == fallen
+            scaled = in_scale_of(memory, teachers[2].scores, split.train)
+            assert scaled.items[model, user].tolist() == best
+            np.testing.assert_allclose(scaled.logits[model, user], own[user, ranked[:6]], rtol=1e-5)
 
 
 def test_replay_is_sampled_by_weight_and_keeps_the_larger_of_equal_pairs():

@@ -36,7 +36,7 @@ class Interactions:
     num_users: int = struct.field(pytree_node=False)
     num_items: int = struct.field(pytree_node=False)
     max_degree: int = struct.field(pytree_node=False)
-    active: int = struct.field(pytree_node=False)
+    active: int = struct.field(pytree_node=False, default=0)
     block: "Interactions | None" = None
 
     @property

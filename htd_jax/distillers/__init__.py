@@ -51,7 +51,7 @@ from htd_jax.distillers.phr import PHR, phr
 from htd_jax.distillers.pseudo import Pseudo, pseudo
 from htd_jax.distillers.rce_kd import RCEKD, rce_kd
 from htd_jax.distillers.rd import RD, rd
-from htd_jax.distillers.replay import Replay, remember, replay, with_falls
+from htd_jax.distillers.replay import Replay, in_scale_of, remember, replay, with_falls
 from htd_jax.distillers.rrd import RRD, rrd
 from htd_jax.distillers.svd import SVD, svd_factors
 from htd_jax.distillers.unkd import UnKD, unkd
@@ -146,6 +146,7 @@ __all__ = [
     "ftd",
     "hetcomp",
     "htd",
+    "in_scale_of",
     "ir_rrd",
     "item_masks",
     "kmeans_groups",

@@ -132,6 +132,19 @@ def with_falls(memory: Memory, own: Scores, train: Interactions) -> Memory:
     return memory._replace(behind=behind)
 
 
+def in_scale_of(memory: Memory, own: Scores, train: Interactions) -> Memory:
+    """Returns a memory whose logits are those of a model, the one that will learn: an item at place r of an earlier
+    model's list has the score of the r-th item of its own. For models whose scores are of another kind than its own.
+
+    Args:
+      memory, own, train: see `with_falls`.
+    """
+    best = _remember((own,), train, memory.items.shape[2])
+    logits = jnp.broadcast_to(best.logits, memory.logits.shape)
+    where = (memory.items >= 0) & jnp.broadcast_to(best.items >= 0, memory.items.shape)
+    return memory._replace(items=jnp.where(where, memory.items, -1), logits=logits)
+
+
 @functools.partial(jax.jit, static_argnames="size")
 def _remember(models: tuple[Scores, ...], train: Interactions, size: int) -> Memory:
     def block(users: jax.Array) -> tuple[jax.Array, jax.Array]:

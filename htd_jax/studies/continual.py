@@ -22,7 +22,7 @@ from annotated_types import Ge, Interval
 
 from htd_jax.data import Dataset
 from htd_jax.data.blocks import Blocks
-from htd_jax.distillers import RRD, Lists, Listwise, Memory, Method, Replay, Teacher, remember, with_falls
+from htd_jax.distillers import RRD, Lists, Listwise, Memory, Method, Replay, Teacher, in_scale_of, remember, with_falls
 from htd_jax.ensembles import rank_power
 from htd_jax.evaluation import Evaluation, make_evaluator
 from htd_jax.models import ModelOf, grow_variables
@@ -141,6 +141,8 @@ class Chain:
         if kept and isinstance(method, Replay):
             memory = memory or remember(scores, known, method.top)
             own: Any = start.teacher().scores
+            if any(_loss(fitted) != _loss(start) for fitted in kept):
+                memory = in_scale_of(memory, own, known)
             teacher = Teacher(memory=with_falls(memory, own, known))
         elif kept:
             teacher = Teacher(lists=Lists(rank_power(scores, known, LISTED)))
@@ -201,6 +203,10 @@ class Chain:
             metrics = self.evaluators[i, k](fitted.make_model, fitted.variables)["test"]
             found.append(jax.tree.map(float, metrics))
         return found
+
+
+def _loss(fitted: Fitted) -> Any:
+    return fitted.settings["training"]["loss"]
 
 
 def _seed(seed: int, number: int) -> int:
