@@ -44,21 +44,23 @@ def test_old_rows_keep_their_numbers_and_no_pair_is_lost():
     assert grown.old.train is grown.new.train is whole.train
 
 
-def test_grown_data_are_kept_in_a_folder_and_have_a_hash_of_their_own(tmp_path):
+def test_only_an_update_learns_the_block_alone(tmp_path):
     rng = np.random.default_rng(0)
     old, new = (htd_jax.read(tuple(log(rng, *sizes))) for sizes in ((20, 30, 200), (30, 40, 200)))
     whole = grow(old, new).dataset
-    save_dataset(tmp_path, whole)
-    again = load_dataset(tmp_path / "split.npz", whole.name)
-    assert pairs_of(again.block) == pairs_of(whole.block) != pairs_of(again.train)
-    assert htd_jax.data.fingerprint(again) == htd_jax.data.fingerprint(whole)
     plain = htd_jax.data.Dataset(whole.split, whole.users, whole.items)
     assert htd_jax.data.fingerprint(plain) != htd_jax.data.fingerprint(whole)
-    arrays = dict(np.load(tmp_path / "split.npz"))
-    arrays["block"] = np.array([[0, 0]] if (0, 0) not in pairs_of(whole.train) else [[0, 1], [0, 2], [0, 3]])
-    np.savez(tmp_path / "split.npz", **arrays)
-    with pytest.raises(UserError, match=r"split.npz"):
-        load_dataset(tmp_path / "split.npz", whole.name)
+    save_dataset(tmp_path, whole)
+    again = load_dataset(tmp_path / "split.npz", whole.name)
+    assert again.block is None and htd_jax.data.fingerprint(again) == htd_jax.data.fingerprint(plain)
+    parent = htd_jax.fit(old, dim=2, epochs=1, progress=False)
+    assert htd_jax.update(parent, new, epochs=1, progress=False).data.block is None
+
+
+def test_ids_of_another_kind_are_remarked():
+    old = htd_jax.read((["ann"] * 3, ["tea", "jam", "bun"]))
+    notes = grow(old, htd_jax.read(([7, 7, 7], ["tea", "jam", "rye"]))).dataset.notes
+    assert any("none of its users is known; ids here are like 7, and those of the model like 'ann'" in x for x in notes)
 
 
 def test_numbers_and_texts_are_one_id():

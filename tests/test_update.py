@@ -33,7 +33,8 @@ SLOW = [pytest.param(model, marks=pytest.mark.slow) for model in ("neumf", "ligh
 def test_every_model_grows_learns_and_keeps_its_ids(logs, model):
     old, new = logs
     parent = htd_jax.fit(old, model=model, dim=4, epochs=2, progress=False)
-    student = htd_jax.update(parent, new, epochs=2, progress=False)
+    settings = {} if model == "ials" else {"epochs": 2}
+    student = htd_jax.update(parent, new, **settings, progress=False)
     assert student.data.users.values.to_pylist()[:40] == parent.data.users.values.to_pylist()[:40]
     assert len(student.data.users) == 48 and len(student.data.items) == 60
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(student.variables))
@@ -90,6 +91,9 @@ def test_what_cannot_be_updated_is_refused(logs):
     with pytest.raises(UserError, match="EASE is solved as a whole"):
         htd_jax.update(solved, new, progress=False)
     parent = htd_jax.fit(old, dim=4, epochs=1, progress=False)
+    ials = htd_jax.fit(old, model="ials", dim=4, progress=False)
+    with pytest.raises(UserError, match="`epochs` is for models trained by gradients"):
+        htd_jax.update(ials, new, epochs=3, progress=False)
     with pytest.raises(TypeError, match="unknown setting 'epoch'"):
         htd_jax.update(parent, new, epoch=3, progress=False)
     folded = htd_jax.fit(old, model="folded", dim=4, epochs=1, progress=False).retriever()
@@ -118,7 +122,12 @@ def test_the_command(logs, tmp_path, capsys, monkeypatch):
     assert "old interactions, before" in shown and "new interactions, after" in shown
     main(["recommend", "--run", "a-june", "--user", "u47", "--k", "2"])
     assert "u47" in capsys.readouterr().out
+    main(["export", "--run", "a", "--to", "exported", "--seen"])
+    main(["update", "--model", "exported", "--dataset", "june.csv", "--epochs", "1", "--to", "b"])
+    assert "new interactions, after" in capsys.readouterr().out
     for arguments, message in (
+        (["--run", "a", "--dataset", "june.csv", "--to", "a"], "is what is updated"),
+        (["--run", "a", "--dataset", "june.csv", "--epochs", "2", "--to", "b"], "choose another folder with --to"),
         (["--run", "a", "--dataset", "old.csv"], "no new interaction"),
         (["--dataset", "june.csv"], "set either --run"),
         (["--run", "a", "--dataset", "nothing.csv"], "there is no such file"),

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from annotated_types import Ge
 
 from htd_jax.command.flags import parse
 from htd_jax.command.study_report import about, check_report, write_report
-from htd_jax.data import fingerprint
+from htd_jax.data import Reading, fingerprint
 from htd_jax.data.blocks import cut_log, read_blocks
 from htd_jax.data.files import read_json
 from htd_jax.errors import UserError, shown
+from htd_jax.models import MODELS
 from htd_jax.pipeline import claimed, numerics, write_json
 from htd_jax.settings import as_json, check
 from htd_jax.studies import continual as study
@@ -36,6 +38,7 @@ class Options(Continual):
     """Seeds; each trains everything anew."""
     runs: Path = Path("runs/continual")
     """Folder of the checkpoints and of the report."""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)
 
 
 def continual(arguments: Sequence[str], prog: str) -> None:
@@ -45,8 +48,13 @@ def continual(arguments: Sequence[str], prog: str) -> None:
     check(options)
     if unknown := [way for way in options.ways if way not in WAYS]:
         raise UserError(f"unknown way {unknown[0]!r} (known: {', '.join(WAYS)}); set `ways`")
+    if solved := [name for name in options.teachers if MODELS[name].closed_form]:
+        raise UserError(f"`teachers` {solved[0]} is solved, not trained by gradients; name others, such as bpr")
     settings = Continual(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Continual)})
-    blocks = read_blocks(options.blocks) if options.blocks.is_dir() else cut_log(options.blocks, options.cuts)
+    if not options.blocks.exists():
+        raise UserError(f"`blocks` {shown(options.blocks)}: there is no such file or folder")
+    whole = options.blocks.is_dir() and [*options.blocks.glob("block-*.npz")]
+    blocks = read_blocks(options.blocks) if whole else cut_log(options.blocks, options.cuts, options.reading)
     data = blocks.whole(len(blocks.splits) - 1)
     use_devices()
     check_report(options.runs, "continual", fingerprint(data))
@@ -54,8 +62,7 @@ def continual(arguments: Sequence[str], prog: str) -> None:
         _keep_settings(options.runs / "settings.json", settings)
         figures: list[Measured] = []
         for seed in options.seeds:
-            log = lambda line: print(f"  {line}", flush=True)
-            chain = Chain(blocks, settings, seed, options.runs / f"seed{seed}", log)
+            chain = Chain(blocks, settings, seed, options.runs / f"seed{seed}")
             for way in options.ways:
                 kept = options.runs / f"seed{seed}-{way}.json"
                 own: list[Measured] = []

@@ -77,6 +77,13 @@ def update(arguments: Sequence[str], prog: str = "htd-jax update") -> None:
         raise UserError("set either `run` to a run folder, or `model` to an exported model")
     if options.model and options.phase:
         raise UserError("`phase` needs `run`; an exported model has one phase")
+    if options.to and options.to.resolve() == source.resolve():
+        raise UserError(f"`to` {shown(options.to)} is what is updated; choose another folder")
+    if folders := [path for path in options.teacher if RunFolder(path).config.is_file()]:
+        raise UserError(
+            f"`teacher` {shown(folders[0])} is a run; export its teacher (htd-jax export, with `phase` teacher), and "
+            "give the export"
+        )
     if not is_path(options.dataset):
         raise UserError(f"`dataset` {options.dataset}: no such file; name a file of interactions")
     use_devices()
@@ -93,6 +100,9 @@ def update(arguments: Sequence[str], prog: str = "htd-jax update") -> None:
         growth = grow(parent.data, read_new(lambda how: read_log(Path(options.dataset), how), reading))
         for note in growth.dataset.notes:
             print(f"note: {as_flags(note)}")
+        old, new = parent.data, growth.dataset
+        fresh = f"{len(new.users) - len(old.users):,} new users and {len(new.items) - len(old.items):,} new items"
+        print(f"{len(new.learned.learned):,} new interactions to train on, {fresh}")
         folder = options.to or _beside(source, options)
         teacher = read_teacher(*options.teacher, data=growth.dataset) if options.teacher else None
         results = update_run(
@@ -127,11 +137,21 @@ def _given(training: Training) -> dict[str, Any]:
 
 
 def _methods(options: Options, known: Any) -> list[Any] | None:
-    """Returns the methods of the update, in their settings; None for the default."""
-    if options.method is None:
-        own = [name for name in known if METHODS[name]().composes and not METHODS[name].for_updates]
-        return (own or ["listwise"]) if options.teacher else [options.replay] if options.replay != Replay() else None
-    return [options.replay if name == "replay" else name for name in options.method.split("+")]
+    """Returns the methods of the update, in their settings; None for the default.
+
+    Raises:
+      UserError: if settings of replay are given, and another method.
+    """
+    if options.method is None and options.replay == Replay():
+        if not options.teacher:
+            return None
+        own = {name: METHODS[name]() for name in known if not METHODS[name].for_updates}
+        composed = [override(method, **known[name]) for name, method in own.items() if method.composes]
+        return composed or [METHODS["listwise"]()]
+    names = (options.method or "replay").split("+")
+    if "replay" not in names and options.replay != Replay():
+        raise UserError("settings of `replay` need the `method` replay")
+    return [options.replay if name == "replay" else name for name in names]
 
 
 def _beside(source: Path, options: Options) -> Path:

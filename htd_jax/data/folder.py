@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from htd_jax.data.dataset import Dataset, read_ids, write_ids
-from htd_jax.data.splits import load_block, load_new_users, read_split, save_split
+from htd_jax.data.splits import load_new_users, read_split, save_split
 from htd_jax.errors import UserError, shown
 
 SPLIT = "split.npz"
@@ -20,7 +20,7 @@ def save_dataset(folder: Path, dataset: Dataset) -> None:
         return
     for ids in (dataset.users, dataset.items):
         write_ids(folder / f"{ids.kind}s.parquet", ids)
-    save_split(folder / SPLIT, dataset.split, dataset.new_users, dataset.block)
+    save_split(folder / SPLIT, dataset.split, dataset.new_users)
 
 
 def load_dataset(path: Path, name: str, *, keep_first: bool = False) -> Dataset:
@@ -39,8 +39,7 @@ def load_dataset(path: Path, name: str, *, keep_first: bool = False) -> Dataset:
     if repeated:
         note = f"{shown(path)}: {repeated:,} repeated pairs dropped; one in several parts stays in the first of them"
         dataset = dataclasses.replace(dataset, notes=(note,))
-    new_users, block = load_new_users(path, len(dataset.users)), load_block(path, split.train)
-    dataset = dataclasses.replace(dataset, new_users=new_users, block=block)
+    dataset = dataclasses.replace(dataset, new_users=load_new_users(path, len(dataset.users)))
     files = {ids.kind: path.parent / f"{ids.kind}s.parquet" for ids in (dataset.users, dataset.items)}
     if not all(file.is_file() for file in files.values()):
         return dataset

@@ -44,7 +44,7 @@ def grow(old: Dataset, new: Dataset) -> Growth:
     (['ann', 'bob', 'cat'], 1, 3)
     """
     if old.new_users is not None or new.new_users is not None:
-        raise UserError("data split by new-users cannot grow; set `split` to another one")
+        raise UserError("a model of data that are split by new-users cannot be updated; train one with another `split`")
     users, user_rows = _joined(old.users, new.users)
     items, item_rows = _joined(old.items, new.items)
     sizes = len(users), len(items)
@@ -57,7 +57,7 @@ def grow(old: Dataset, new: Dataset) -> Growth:
         parts.append(Interactions.from_pairs(rows[fresh], columns[fresh], *sizes))
     block, valid, test = parts
     if not len(block):
-        raise UserError(f"{new.name}: no new interaction to train on: the model's data hold all {len(new.train):,}")
+        raise UserError(f"{new.name}: holds no new interaction to train on")
     train = joined(kept.train, block)
     if train.max_degree >= sizes[1]:
         raise UserError(f"a user has all {sizes[1]} items, which leaves none to sample as a negative")
@@ -65,6 +65,13 @@ def grow(old: Dataset, new: Dataset) -> Growth:
     split = Split(train, joined(kept.valid, valid), joined(kept.test, test))
     dropped = sum(map(len, new.split)) - sum(map(len, parts))
     notes = new.notes + ((f"{new.name}: {dropped:,} interactions are not new, and left out",) if dropped else ())
+    for ids, rows in ((old.users, user_rows), (old.items, item_rows)):
+        if len(ids) and (rows >= len(ids)).all():
+            known, found = ids.values[0].as_py(), new.users if ids is old.users else new.items
+            notes += (
+                f"{new.name}: none of its {ids.kind}s is known; ids here are like {found.values[0].as_py()!r}, and "
+                f"those of the model like {known!r}",
+            )
     dataset = Dataset(split, users, items, old.name, notes, new.span, block=block)
     return Growth(dataset, kept, Split(train, valid, test))
 

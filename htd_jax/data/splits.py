@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from htd_jax.data.arrays import open_npz
 from htd_jax.data.files import most_inflated
-from htd_jax.data.interactions import Interactions, Split, as_pairs, codes_of, make_split
+from htd_jax.data.interactions import Interactions, Split, as_pairs, make_split
 from htd_jax.data.order import order
 from htd_jax.errors import UserError, reading, shown
 from htd_jax.writing import whole
@@ -152,11 +152,9 @@ def in_first_parts(parts: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.nda
     return kept
 
 
-def save_split(
-    path: Path, split: Split, new_users: np.ndarray | None = None, block: Interactions | None = None
-) -> None:
-    """Writes `split` to an .npz file atomically: `sizes` (users, items), `[n, 2]` pairs of each part, and `new_users`
-    and `block`, see `Dataset`, if there are any.
+def save_split(path: Path, split: Split, new_users: np.ndarray | None = None) -> None:
+    """Writes `split` to an .npz file atomically: `sizes` (users, items), `[n, 2]` pairs of each part, and `new_users`,
+    see `Dataset`, if there are any.
 
     Raises:
       UserError: if the file cannot be written.
@@ -165,8 +163,6 @@ def save_split(
     pairs["sizes"] = np.array([split.train.num_users, split.train.num_items])
     if new_users is not None:
         pairs["new_users"] = new_users
-    if block is not None:
-        pairs["block"] = np.stack([block.users, block.items], 1)
     try:
         with whole(path) as partial, open(partial, "xb") as file:
             np.savez(file, **pairs)  # type: ignore[arg-type]  # compression takes longer than reading the log
@@ -231,23 +227,3 @@ def load_new_users(path: Path, num_users: int) -> np.ndarray | None:
         if len(users) and (users[0] < 0 or users[-1] >= num_users or (np.diff(users) <= 0).any()):
             raise ValueError("its new users are not users in ascending order")
         return users
-
-
-def load_block(path: Path, train: Interactions) -> Interactions | None:
-    """Reads the `block` that `save_split` wrote; None if there is none.
-
-    Raises:
-      UserError: if it is not a part of the split's training pairs.
-    """
-    with reading(path, "a saved split"):
-        arrays = open_npz(path)
-        if "block" not in arrays:
-            return None
-        opened = arrays["block"]
-        if opened.dtype.kind != "i" or len(opened.shape) != 2 or opened.shape[1] != 2:
-            raise ValueError("its block is of another type")
-        pairs = opened.read()
-        block = Interactions.from_pairs(pairs[:, 0], pairs[:, 1], train.num_users, train.num_items)
-        if not len(block) or not np.isin(codes_of(block), codes_of(train)).all():
-            raise ValueError("its block is no part of its training pairs")
-        return block

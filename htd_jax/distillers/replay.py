@@ -19,6 +19,9 @@ from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.shards import look_up
 from htd_jax.teacher import SCORES, Memory, Teacher
 
+# The most replayed pairs per triple of a batch.
+MOST = 32
+
 # Items that stand for all where a rank is estimated.
 RANKED = 1024
 
@@ -62,7 +65,8 @@ def replay(settings: Replay = Replay()) -> Distiller:
     remembers, without repetition, in proportion to their weights; where two models remember one item, the larger score
     is kept. A step adds the binary cross-entropy between the student's score of a pair and the sigmoid of the earlier
     model's, `soft_bce_loss`, on random pairs of the epoch: as many per triple of the batch as there are per training
-    pair, so that on average each occurs once in an epoch. All users are replayed, also those without a new interaction.
+    pair, so that on average each occurs once in an epoch of batches of pairs; at most `MOST`. All users are replayed,
+    also those without a new interaction.
 
     Source: Lee et al., KDD'24, equations 7 to 9. There, a pass over the new pairs and one over the replayed pairs
     alternate; under Adam, whose steps do not depend on the scale of a loss, their weight then hardly matters.
@@ -86,7 +90,8 @@ def replay(settings: Replay = Replay()) -> Distiller:
         return sample_memory(start.key, memory, settings.samples, settings.scale)
 
     def chosen(sampled: Replayed, train: Interactions, width: int, key: chex.PRNGKey) -> Replayed:
-        number = max(1, -(-len(sampled.users) * width // max(1, len(train.learned))))
+        number = -(-len(sampled.users) * width // max(1, len(train.learned)))
+        number = max(1, min(number, MOST * width))
         at = jax.random.randint(key, (number,), 0, len(sampled.users))
         some: Replayed = jax.tree.map(lambda x: look_up(x, at), sampled)
         return some

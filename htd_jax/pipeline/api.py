@@ -203,7 +203,7 @@ def choose(
         experiment = Experiment(dataset, spec.evaluation, find_partitioning(mesh))
         given = None
         if teacher is not None:
-            one = _as_one(teacher, dataset)
+            one = as_one(teacher, dataset)
             given = one if isinstance(one, Fitted) else given_teacher(one, spec, experiment)
         result = run(spec, experiment, given, progress=progress_line if progress else silent)
         return dataclasses.replace(result.phases["best"], about={"choice": result.results.get("choice")})
@@ -223,7 +223,7 @@ def _train(
         dataset = datasets.read(data).tested()
         spec = resolve(request, dataset.split)
         experiment = Experiment(dataset, spec.evaluation, find_partitioning(mesh))
-        teacher = None if teacher is None else _as_one(teacher, dataset)
+        teacher = None if teacher is None else as_one(teacher, dataset)
         given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
         here = isinstance(teacher, Fitted) and teacher.settings["data"] == experiment.fingerprint
         if teacher is not None and not here:
@@ -240,7 +240,7 @@ def _train(
         )
 
 
-def _as_one(teacher: AnyTeacher, data: datasets.Dataset) -> Fitted | Teacher:
+def as_one(teacher: AnyTeacher, data: datasets.Dataset) -> Fitted | Teacher:
     """Returns one teacher, or several as one."""
     if isinstance(teacher, Fitted):
         return teacher

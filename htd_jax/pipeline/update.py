@@ -14,8 +14,8 @@ from htd_jax.data import Dataset, Growth, Interactions, Reading, Split, fingerpr
 from htd_jax.distillers import Listwise, Method, Replay, remember
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
-from htd_jax.models import BPRSettings, IALSSettings, ModelOf, grow_variables, model_scores
-from htd_jax.pipeline.api import OneTeacher
+from htd_jax.models import BPRSettings, IALSSettings, ModelOf, batches_of, grow_variables, model_scores
+from htd_jax.pipeline.api import AnyTeacher, as_one
 from htd_jax.pipeline.experiment import FORMAT, Experiment, hash_of, numerics
 from htd_jax.pipeline.fitted import Fitted, evaluation_of
 from htd_jax.pipeline.progress import ProgressLine, progress_line, silent
@@ -24,11 +24,13 @@ from htd_jax.pipeline.run_folder import RunFolder, claimed
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, PhaseRequest, find_methods, resolve
 from htd_jax.serving import Retriever
 from htd_jax.settings import as_json, flag_name, override
-from htd_jax.teacher import Teacher
 from htd_jax.training import Checkpoints, Training, evaluation_record
 
 # Epochs over the new interactions, and sweeps of a model in closed form.
 EPOCHS, SWEEPS = 10, 1
+
+# An epoch has at least so many steps, unless its batches would be smaller than this.
+STEPS, SMALLEST_BATCH = 20, 32
 
 # Training settings that an update takes from its parent, where they are not set anew.
 KEPT = ("loss", "temperature", "sampled_items", "batch_size", "learning_rate", "optimizer", "schedule")
@@ -55,7 +57,7 @@ def update(
     data: Any,
     *,
     method: str | Method | list[Any] | None = None,
-    teacher: OneTeacher | None = None,
+    teacher: AnyTeacher | None = None,
     sweeps: int = SWEEPS,
     seed: int = 0,
     folder: Path | str | None = None,
@@ -127,7 +129,7 @@ def run_update(
     growth: Growth,
     *,
     method: Any,
-    teacher: OneTeacher | None = None,
+    teacher: AnyTeacher | None = None,
     sweeps: int = SWEEPS,
     seed: int = 0,
     folder: Path | None = None,
@@ -137,12 +139,15 @@ def run_update(
     """Updates a recommender; see `update` for the arguments."""
     before = grown(parent, growth, sweeps=0)
     if _closed_form(parent):
+        if given := [name for name, x in (("method", method), ("teacher", teacher), *(settings or {}).items()) if x]:
+            raise UserError(f"`{given[0]}` is for models trained by gradients; iALS is solved, so set `sweeps` alone")
         after = grown(parent, growth, sweeps=sweeps)
     else:
         after = _trained(parent, before, growth, method, teacher, seed, folder, progress, settings or {})
     parts = {name: _measure_parts(fitted, growth) for name, fitted in (("before", before), ("after", after))}
     about = {**parent.about, "update": parts, "parent": hash_of(parent.variables)}
-    return Updated(dataclasses.replace(after, about=about), before, growth, parts)
+    whole = dataclasses.replace(growth.dataset, block=None)  # so that a training on it learns all interactions
+    return Updated(dataclasses.replace(after, data=whole, about=about), before, growth, parts)
 
 
 def update_run(
@@ -167,15 +172,14 @@ def update_run(
       UserError: if the folder holds something else, or the update is invalid.
     """
     settings, evaluation = options.get("settings") or {}, evaluation_of(parent).resolve(growth.dataset.split)
-    method = default_method(parent) if method is None else method
-    methods = {} if _closed_form(parent) else find_methods(method)
+    methods = {} if _closed_form(parent) else find_methods(default_method(parent) if method is None else method)
     name = "+".join(methods) or NO_METHOD
     given = options.get("teacher")
     identity = {
         **config,
         "method": name,
         "seed": seed,
-        **as_json(training_of(parent, settings)),
+        **(as_json(training_of(parent, settings, growth.dataset)) if methods else {}),
         **evaluation.describe(),
         **{flag_name(own): as_json(kind) for own, kind in methods.items()},
         "sweeps": options.get("sweeps", SWEEPS) if not methods else None,
@@ -183,7 +187,10 @@ def update_run(
         "parent": hash_of(parent.variables),
         "teacher": None if given is None else hash_of(given),
     }
-    folder.check(identity)
+    try:
+        folder.check(identity)
+    except UserError as error:  # here, `run` is the parent
+        raise UserError(*(str(line).replace("`run`", "`to`") for line in error.args)) from None
     with claimed(folder.path):
         folder.begin(identity, growth.dataset)
         phase = name if methods else STUDENT
@@ -193,10 +200,6 @@ def update_run(
         )
         if not methods:
             _keep(target, found.fitted)
-        before = dataclasses.replace(found.before, settings=found.fitted.settings)
-        phases: dict[str, Fitted] = (
-            {phase: found.fitted} if phase == STUDENT else {STUDENT: before, phase: found.fitted}
-        )
         results = {
             "dataset": growth.dataset.name,
             "model": parent.settings["model"]["name"],
@@ -204,7 +207,7 @@ def update_run(
             "protocol": evaluation.protocol,
             "eval_users": evaluation.eval_users,
             "seed": seed,
-            "phases": entries_of(phases, evaluation.metric),
+            "phases": entries_of({phase: found.fitted}, evaluation.metric),
             "gap_closed": {},
             "update": found.parts,
             "parent": config.get("parent_run"),
@@ -259,7 +262,7 @@ def fitted_of(retriever: Retriever) -> Fitted:
     nothing = Interactions.from_pairs([], [], *sizes)
     split = Split(nothing if known is None else known, nothing, nothing)
     data = Dataset(split, retriever.user_ids, retriever.item_ids, str(retriever.about.get("dataset", "data")))
-    settings = dict(retriever.about.get("settings") or {})
+    settings = {"evaluation": {}, "training": {}, **(retriever.about.get("settings") or {})}
     model = dict(settings.get("model") or {})
     temper = model.get("precision", "float32")
     make_model = ModelOf(BPRSettings(), retriever.dim, temper if temper == retriever.precision else "float32")
@@ -273,21 +276,33 @@ def fitted_of(retriever: Retriever) -> Fitted:
     return Fitted(make_model, variables, data, settings, [], [], {}, about=about)
 
 
-def training_of(parent: Fitted, settings: Mapping[str, Any]) -> Training:
-    """Returns the training of an update: settings as given, else the parent's."""
+def training_of(parent: Fitted, settings: Mapping[str, Any], data: Dataset) -> Training:
+    """Returns the training of an update on data that have grown: settings as given, else the parent's, but for a batch
+    that is small enough for `STEPS` steps per epoch.
+
+    Raises:
+      TypeError: if a setting is unknown.
+    """
+    names = {field.name for field in dataclasses.fields(Training)} - {"keep_stages"}
+    if unknown := [name for name in settings if name not in names]:
+        raise TypeError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(names))}")
     known = parent.settings.get("training") or {}
     kept = {name: known[name] for name in KEPT if known.get(name) is not None}
     if kept.get("loss") == "none":  # an update has a base loss
         kept = {}
+    block = data.learned.learned
+    size = block.active if kept.get("loss") == "softmax" else len(block)
+    kept["batch_size"] = min(kept.get("batch_size", 1024), max(SMALLEST_BATCH, size // STEPS))
     # Without L2, a row that no step reads stays as it is; Adam would shrink it as fast as any gradient moves others.
     chosen = {"epochs": EPOCHS, "l2": 0.0, **kept, **settings}
     return override(Training(), **{"eval_every": chosen["epochs"], **chosen})
 
 
 def default_method(parent: Fitted) -> Method:
-    """Returns how an update keeps what the parent was: `Replay` of its scores; or, if it was trained with the softmax
-    loss, whose scores are no logits of single pairs, `Listwise` with its own best items."""
-    if (parent.settings.get("training") or {}).get("loss") == "softmax":
+    """Returns how an update keeps what the parent was: `Replay` of its scores; or, if it was trained with a softmax,
+    whose scores are no logits of single pairs, `Listwise` with its own best items."""
+    own = (parent.settings.get("training") or {}).get("loss") != "softmax"
+    if not own or batches_of(parent.make_model) != "pairs":
         return Listwise(weight=3.0, top=100, perplexity=100 / 3)
     return Replay()
 
@@ -297,16 +312,13 @@ def _trained(
     before: Fitted,
     growth: Growth,
     method: Any,
-    teacher: OneTeacher | None,
+    teacher: AnyTeacher | None,
     seed: int,
     folder: Path | None,
     progress: ProgressLine,
     settings: Mapping[str, Any],
 ) -> Fitted:
     data = growth.dataset
-    names = {field.name for field in dataclasses.fields(Training)}
-    if unknown := [name for name in settings if name not in names]:
-        raise TypeError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(names))}")
     methods = find_methods(default_method(parent) if method is None else method)
     model = parent.settings["model"]
     request = PhaseRequest(
@@ -317,12 +329,12 @@ def _trained(
         start="student",
         seed=seed,
         prefixes=tuple(model.get("prefixes", ())),
-        training=training_of(parent, settings),
+        training=training_of(parent, settings, data),
         evaluation=evaluation_of(parent),
     )
     spec = resolve(request, data.split)
-    teacher = before if teacher is None else teacher
-    given = teacher.teacher() if isinstance(teacher, Fitted) else Teacher.of(teacher)
+    one = as_one(before if teacher is None else teacher, data)
+    given = one.teacher() if isinstance(one, Fitted) else one
     memories = [own for own in methods.values() if isinstance(own, Replay)]
     if memories:
         scores = model_scores(before.make_model, before.variables, data.train)

@@ -26,7 +26,18 @@ from htd_jax.distillers import RRD, Lists, Listwise, Memory, Method, Replay, Tea
 from htd_jax.ensembles import rank_power
 from htd_jax.evaluation import Evaluation, make_evaluator
 from htd_jax.models import ModelOf, grow_variables
-from htd_jax.pipeline import Experiment, Fitted, PhaseRequest, default_method, resolve, silent, training_of, write_json
+from htd_jax.pipeline import (
+    STUDENT,
+    TEACHER,
+    Experiment,
+    Fitted,
+    PhaseRequest,
+    default_method,
+    resolve,
+    silent,
+    training_of,
+    write_json,
+)
 from htd_jax.studies.charts import heat, lines
 from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values, mean_and_band
 from htd_jax.training import Training
@@ -75,18 +86,17 @@ class Chain:
       settings: of the study.
       seed: the seed of everything random.
       folder: where checkpoints are.
-      log: called with a line of news.
     """
 
     blocks: Blocks
     settings: Continual
     seed: int
     folder: Path
-    log: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
         self.evaluation = Evaluation(cutoffs=(10, 20, 50), metric="recall@20")
         self.evaluators: dict[tuple[int, int], Any] = {}
+        self.spent = 0.0
 
     def train(
         self,
@@ -101,14 +111,18 @@ class Chain:
         seed: int | None = None,
         epochs: int | None = None,
         softmax: bool = False,
+        teaches: bool = False,
     ) -> Fitted:
-        """Trains a model, or resumes or reuses it, in a folder of this name: with early stopping if it starts anew."""
+        """Trains a model, or resumes or reuses it, in a folder of this name: with early stopping if it starts anew.
+
+        `spent` counts its seconds, also of earlier processes, without evaluation.
+        """
         if start is None:
             training = Training(epochs=epochs, patience=10, eval_every=5, loss="softmax" if softmax else None)
         else:
-            training = training_of(start, {"epochs": self.settings.update_epochs})
+            training = training_of(start, {"epochs": self.settings.update_epochs}, data)
         request = PhaseRequest(
-            "student",
+            TEACHER if teaches else STUDENT,
             model,
             dim,
             list(method) or "none",
@@ -120,9 +134,11 @@ class Chain:
         spec = resolve(request, data.split)
         if start is not None:
             start = dataclasses.replace(start, settings={**start.settings, "model": spec.describe_model()})
-        return Experiment(data, spec.evaluation).train(
+        fitted = Experiment(data, spec.evaluation).train(
             spec, teacher, start=start, folder=self.folder / name, progress=silent, title=name
         )
+        self.spent += sum(fitted.spent.values()) - fitted.spent.get("evaluation", 0.0)
+        return fitted
 
     def update(
         self,
@@ -132,16 +148,27 @@ class Chain:
         *,
         seed: int | None = None,
         memory: Memory | None = None,
+        decay: float = Replay.decay,
     ) -> Fitted:
-        """Trains a model that has grown on its data's new block, while it keeps what some models were; `memory` is what
-        they remember, if that is known."""
+        """Trains a model that has grown on its data's new block, while it keeps what some models were.
+
+        Args:
+          name: of its folder.
+          start: the model.
+          kept: the models; none if empty.
+          seed: the study's if None.
+          memory: what they remember, if that is known.
+          decay: of `Replay`.
+        """
         known, model = start.train, cast(ModelOf, start.make_model)
         scores: list[Any] = [fitted.teacher().scores for fitted in kept]
         method, teacher = default_method(start), None
+        if isinstance(method, Replay):
+            method = dataclasses.replace(method, decay=decay)
         if kept and isinstance(method, Replay):
             memory = memory or remember(scores, known, method.top)
             own: Any = start.teacher().scores
-            if any(_loss(fitted) != _loss(start) for fitted in kept):
+            if any(_kind(fitted) != _kind(start) for fitted in kept):
                 memory = in_scale_of(memory, own, known)
             teacher = Teacher(memory=with_falls(memory, own, known))
         elif kept:
@@ -169,6 +196,7 @@ class Chain:
                 dim=self.settings.teacher_dim,
                 seed=_seed(self.seed, number),
                 epochs=self.settings.teacher_epochs,
+                teaches=True,
             )
             for number, model in enumerate(self.settings.teachers)
         ]
@@ -205,8 +233,9 @@ class Chain:
         return found
 
 
-def _loss(fitted: Fitted) -> Any:
-    return fitted.settings["training"]["loss"]
+def _kind(fitted: Fitted) -> tuple[str, str]:
+    """Returns what scores of models have in common that may be compared: the model's name, and the loss."""
+    return fitted.settings["model"]["name"], fitted.settings["training"]["loss"]
 
 
 def _seed(seed: int, number: int) -> int:
@@ -221,7 +250,7 @@ def ensemble(teachers: Sequence[Fitted], data: Dataset) -> Teacher:
 
 
 class Stage(NamedTuple):
-    """A way's model after a block, and the seconds that it took."""
+    """A way's model after a block, and the seconds of the trainings for it, those of teachers for the next included."""
 
     model: Fitted
     seconds: float
@@ -288,10 +317,10 @@ def _on_blocks(chain: Chain, name: str, *, keeps: bool) -> Iterator[Stage]:
     _, student = chain.first
     yield Stage(student, 0.0)
     for k in range(1, len(chain.blocks.splits)):
-        begin = time.monotonic()
+        begin = chain.spent
         start = chain.grow(student, k)
         student = chain.update(f"{name}/{k}", start, [start] if keeps else [])
-        yield Stage(student, time.monotonic() - begin)
+        yield Stage(student, chain.spent - begin)
 
 
 def retraining(chain: Chain) -> Iterator[Stage]:
@@ -301,13 +330,14 @@ def retraining(chain: Chain) -> Iterator[Stage]:
     last = len(chain.blocks.splits) - 1
     for k in range(1, last + 1):
         if k % chain.settings.retrain_every and k < last:
-            yield Stage(chain.grow(student, k), 0.0)
+            student = chain.grow(student, k)
+            yield Stage(student, 0.0)
             continue
-        begin = time.monotonic()
+        begin = chain.spent
         data = chain.blocks.whole(k)
         teachers = chain.teachers(f"retraining/{k}/teacher", data)
         student = chain.student(f"retraining/{k}/student", data, teachers)
-        yield Stage(student, time.monotonic() - begin)
+        yield Stage(student, chain.spent - begin)
 
 
 def collaboration(chain: Chain) -> Iterator[Stage]:
@@ -326,7 +356,7 @@ def collaboration(chain: Chain) -> Iterator[Stage]:
     yield Stage(student, 0.0)
     slow = fast = student.variables
     for k in range(1, len(chain.blocks.splits)):
-        begin = time.monotonic()
+        begin = chain.spent
         if k > 1:
             student = chain.student(f"ccd/{k}/generated", chain.blocks.whole(k - 1), teachers)
             slow = average(slow, student.variables, chain.settings.stability)
@@ -335,16 +365,14 @@ def collaboration(chain: Chain) -> Iterator[Stage]:
         proxies = [chain.grow(dataclasses.replace(student, variables=proxy), k) for proxy in (slow, fast)]
         kept = proxies if k > 1 else proxies[:1]  # both begin as the student
         student = chain.update(f"ccd/{k}/student", start, kept)
-        yield Stage(student, time.monotonic() - begin)
-        begin = time.monotonic()
         kept, updated = [*kept, student], []
         scores: list[Any] = [fitted.teacher().scores for fitted in kept]
         memory = remember(scores, start.train, Replay.top)
         for number, teacher in enumerate(teachers):
             name, seed = f"ccd/{k}/teacher-{number}", _seed(chain.seed, number)
-            updated.append(chain.update(name, chain.grow(teacher, k), kept, seed=seed, memory=memory))
+            updated.append(chain.update(name, chain.grow(teacher, k), kept, seed=seed, memory=memory, decay=5.0))
         teachers = updated
-        chain.log(f"ccd: teachers after block {k}: {time.monotonic() - begin:.0f} s")
+        yield Stage(student, chain.spent - begin)
 
 
 def average(proxy: Any, student: Any, share: float) -> Any:
