@@ -277,8 +277,8 @@ def fitted_of(retriever: Retriever) -> Fitted:
 
 
 def training_of(parent: Fitted, settings: Mapping[str, Any], data: Dataset) -> Training:
-    """Returns the training of an update on data that have grown: settings as given, else the parent's, but for a batch
-    that is small enough for `STEPS` steps per epoch.
+    """Returns the training of an update on data that have grown: settings as given, else the parent's, but for batches
+    of pairs that are small enough for `STEPS` steps per epoch.
 
     Raises:
       TypeError: if a setting is unknown.
@@ -290,9 +290,9 @@ def training_of(parent: Fitted, settings: Mapping[str, Any], data: Dataset) -> T
     kept = {name: known[name] for name in KEPT if known.get(name) is not None}
     if kept.get("loss") == "none":  # an update has a base loss
         kept = {}
-    block = data.learned.learned
-    size = block.active if kept.get("loss") == "softmax" else len(block)
-    kept["batch_size"] = min(kept.get("batch_size", 1024), max(SMALLEST_BATCH, size // STEPS))
+    if kept.get("loss") != "softmax":  # whose batches are of users, and small
+        size = len(data.learned.learned) // STEPS
+        kept["batch_size"] = min(kept.get("batch_size", 1024), max(SMALLEST_BATCH, size))
     # Without L2, a row that no step reads stays as it is; Adam would shrink it as fast as any gradient moves others.
     chosen = {"epochs": EPOCHS, "l2": 0.0, **kept, **settings}
     return override(Training(), **{"eval_every": chosen["epochs"], **chosen})
