@@ -107,7 +107,7 @@ def lines(
       reference: the height of a dashed line across.
     """
     scale_x = {"type": "log"} if log else {"zero": min(record["x"] for record in data) == 0}
-    marks = {} if log else {"tickMinStep": 1 if x == "epoch" else 0}
+    marks = {} if log else {"tickMinStep": 1 if x in ("epoch", "block") else 0}
     across = _axis("x", x, scale={**scale_x, "nice": False, "padding": 12}, axis=marks)
     colour = _axis(
         "name", "", "nominal", sort=None, legend={"symbolOpacity": 1, "symbolType": "stroke" if joined else "circle"}

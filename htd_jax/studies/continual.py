@@ -498,7 +498,7 @@ def report(blocks: Blocks, figures: Sequence[Measured], metric: str = "recall@20
         matrices[way] = grid
     charts = [
         Chart("h", "H after each block", lines(curve, x="block", y=f"H of {metric}")),
-        Chart("newest", "Recall on the newest block", lines(newest, x="blocks since training", y=metric)),
+        Chart("newest", "Recall on the newest block", lines(newest, x="block", y=metric)),
         Chart(
             "matrix",
             f"{metric} after each block (row) on each block (column)",
