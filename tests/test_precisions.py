@@ -25,6 +25,7 @@ STACKED = jax.tree.map(lambda x: np.stack([x, x[::-1]]), EXPERTS)
 SCORES, GUIDE, SEEN = normal(ROWS, ITEMS), normal(ROWS, ITEMS), RNG.random((ROWS, ITEMS)) < 0.3
 SHORT, SHORT_GUIDE, SHARE = normal(ROWS, FEW), normal(ROWS, FEW), RNG.random(ROWS)
 LISTED = np.where(SEEN, -1, np.arange(ITEMS)[None])[:, :FEW]
+OWN = np.where(SEEN, np.arange(ITEMS)[None], -1)[:, :FEW]
 UNIT = RNG.random((ROWS, ITEMS)) / ITEMS
 WHERE = RNG.random(ROWS) < 0.8
 
@@ -41,6 +42,7 @@ def routed(temperature, **options):
 CASES = {
     "bce_loss": (losses.bce_loss, SCORES[0], GUIDE[0]),
     "bpr_loss": (losses.bpr_loss, SCORES[0], GUIDE[0]),
+    "coarse_ranking_loss": (lambda s: losses.coarse_ranking_loss(s, LISTED, OWN, SEEN, where=WHERE), SCORES),
     "cosine_hint_loss": (losses.cosine_hint_loss, TEACHER, TEACHER[::-1]),
     "discrepancy_weights": (
         lambda x, y: losses.discrepancy_weights(x, y, num_items=99, sharpness=0.1),
@@ -60,8 +62,10 @@ CASES = {
         np.tile(STUDENT, (10, 1)),
         np.tile(TEACHER, (10, 1)),
     ),
+    "fine_ranking_loss": (lambda s: losses.fine_ranking_loss(s, LISTED, OWN, SEEN, first=(3, 1)), SCORES),
     "ftd_loss": (losses.ftd_loss, STUDENT, TEACHER),
     "ftd_loss masked": (lambda s, t: losses.ftd_loss(s, t, where=WHERE), STUDENT, TEACHER),
+    "gaussian_divergence": (losses.gaussian_divergence, STUDENT, 0.1 * STUDENT),
     "group_assignment_loss": (losses.group_assignment_loss, STUDENT, TEACHER, UNIT[:, :GROUPS], EXPERTS),
     "group_level_loss": (lambda s, t: losses.group_level_loss(s, t, GROUP_OF, num_groups=GROUPS), STUDENT, TEACHER),
     "group_level_loss prototypes": (
@@ -72,6 +76,7 @@ CASES = {
         TEACHER,
     ),
     "gumbel_softmax": (lambda x: losses.gumbel_softmax(key(), x, 0.5), LOGITS),
+    "hinge_loss": (losses.hinge_loss, SCORES[0], GUIDE[0]),
     "hint_loss": (losses.hint_loss, TEACHER, TEACHER[::-1]),
     "htd_loss": (
         lambda s, t: losses.htd_loss(s, t, GROUP_OF, num_groups=GROUPS, where=WHERE),
