@@ -53,8 +53,6 @@ def test_only_an_update_learns_the_block_alone(tmp_path):
     save_dataset(tmp_path, whole)
     again = load_dataset(tmp_path / "split.npz", whole.name)
     assert again.block is None and htd_jax.data.fingerprint(again) == htd_jax.data.fingerprint(plain)
-    parent = htd_jax.fit(old, dim=2, epochs=1, progress=False)
-    assert htd_jax.update(parent, new, epochs=1, progress=False).data.block is None
 
 
 def test_ids_of_another_kind_are_remarked():

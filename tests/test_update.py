@@ -26,10 +26,10 @@ def logs():
     return columns(rng, 40, 50, 500), columns(rng, 48, 60, 260)
 
 
-SLOW = [pytest.param(model, marks=pytest.mark.slow) for model in ("neumf", "lightgcn", "folded")]
+SLOW = [pytest.param(model, marks=pytest.mark.slow) for model in ("bpr", "neumf", "lightgcn", "folded")]
 
 
-@pytest.mark.parametrize("model", ["bpr", "ials", *SLOW])
+@pytest.mark.parametrize("model", ["ials", *SLOW])
 def test_every_model_grows_learns_and_keeps_its_ids(logs, model):
     old, new = logs
     parent = htd_jax.fit(old, model=model, dim=4, epochs=2, progress=False)
@@ -50,6 +50,7 @@ def test_an_update_may_be_updated_and_exported(logs, tmp_path):
     again = (["u90", "u90"], ["i01", "i99"])  # too few to hold one out
     student = parent.update(new, progress=False).update(again, epochs=1, progress=False)
     assert student.data.users.values.to_pylist()[-1] == "u90" and "i99" in student.data.items.values.to_pylist()
+    assert student.data.block is None  # a training on its data learns all of them
     student.save(tmp_path / "export", seen=True)
     opened = htd_jax.load(tmp_path / "export")
     newer = htd_jax.update(opened, (["u91", "u91"], ["i01", "i98"]), epochs=1, progress=False)
