@@ -1,17 +1,16 @@
 """Interactions that arrive in blocks: splits whose users and items grow."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import numpy as np
 
 from htd_jax.data.columns import is_text, read_file, stem
 from htd_jax.data.dataset import Dataset
-from htd_jax.data.growth import joined, resized
-from htd_jax.data.interactions import Interactions, Split, codes_of
+from htd_jax.data.growth import resized
+from htd_jax.data.interactions import Interactions, Split
 from htd_jax.data.logs import Reading, chooser, distinct_pairs, make_log, take_rows
-from htd_jax.data.splits import TEST, TRAIN, VALID, deal, read_split
+from htd_jax.data.splits import TEST, TRAIN, VALID, deal, in_first_parts, read_split
 from htd_jax.errors import UserError, shown
 
 # The share of a block's interactions of each user in each of validation and test, where a log is cut into blocks.
@@ -47,22 +46,20 @@ class Blocks:
         return data if k == 0 else dataclasses.replace(data, block=split.train)
 
     def whole(self, k: int) -> Dataset:
-        """Returns all interactions up to block k as one data set."""
-        train, valid, test = (
-            functools.reduce(joined, (getattr(self.part(i, k), name) for i in range(k + 1))) for name in Split._fields
-        )
-        held: list[Interactions] = []
-        before = codes_of(train)
-        for part in (valid, test):  # a pair that comes again in a later block stays in the first part
-            fresh = ~np.isin(codes_of(part), before)
-            users, items = np.asarray(part.users)[fresh], np.asarray(part.items)[fresh]
-            held.append(Interactions.from_pairs(users, items, *self.sizes(k)))
-            before = np.concatenate([before, codes_of(held[-1])])
-        return Dataset.from_split(Split(train, *held), self.name)
+        """Returns all interactions up to block k as one data set; a pair that comes again in a later block stays in the
+        first part that has it."""
+        parts = in_first_parts([self._pairs(name, k) for name in Split._fields])
+        return Dataset.from_split(Split(*(Interactions.from_pairs(*part, *self.sizes(k)) for part in parts)), self.name)
 
     def known(self, k: int) -> Interactions:
         """Returns the training interactions up to block k."""
-        return functools.reduce(joined, (self.part(i, k).train for i in range(k + 1)))
+        users, items = self._pairs("train", k).T
+        return Interactions.from_pairs(users, items, *self.sizes(k))
+
+    def _pairs(self, name: str, k: int) -> np.ndarray:
+        """Returns the pairs `[n, 2]` of a part, of all blocks up to k."""
+        own = (getattr(split, name) for split in self.splits[: k + 1])
+        return np.concatenate([np.stack([part.users, part.items], 1) for part in own])
 
 
 def read_blocks(folder: Path) -> Blocks:
