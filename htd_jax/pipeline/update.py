@@ -141,7 +141,7 @@ def run_update(
     if _closed_form(parent):
         if given := [name for name, x in (("method", method), ("teacher", teacher), *(settings or {}).items()) if x]:
             raise UserError(f"`{given[0]}` is for models trained by gradients; iALS is solved, so set `sweeps` alone")
-        after = grown(parent, growth, sweeps=sweeps)
+        after = _evaluated(grown(parent, growth, sweeps=sweeps))
     else:
         after = _trained(parent, before, growth, method, teacher, seed, folder, progress, settings or {})
     parts = {name: _measure_parts(fitted, growth) for name, fitted in (("before", before), ("after", after))}
@@ -228,7 +228,7 @@ def _keep(folder: Path, fitted: Fitted) -> None:
 
 
 def grown(parent: Fitted, growth: Growth, *, sweeps: int = 0) -> Fitted:
-    """Returns a recommender with rows of new users and items, not trained, on the grown data.
+    """Returns a recommender with rows of new users and items, neither trained nor evaluated, on the grown data.
 
     Raises:
       UserError: if the model cannot grow.
@@ -244,9 +244,15 @@ def grown(parent: Fitted, growth: Growth, *, sweeps: int = 0) -> Fitted:
         assert data.block is not None
         old = parent.data.train
         variables = grow_variables(make_model, parent.variables, data.block, old.num_users, old.num_items)
-    evaluate = make_evaluator(data.split, cutoffs=evaluation_of(parent).cutoffs)
-    record = {"epoch": 0, "terms": {}, **evaluation_record(evaluate, make_model, variables), "seconds": 0.0}
-    return Fitted(make_model, variables, data, parent.settings, [record], [], record)
+    return Fitted(make_model, variables, data, parent.settings, [], [], {})
+
+
+def _evaluated(fitted: Fitted) -> Fitted:
+    """Returns a recommender that no phase has trained, with the record of its evaluation."""
+    evaluate = make_evaluator(fitted.data.split, cutoffs=evaluation_of(fitted).cutoffs)
+    metrics = evaluation_record(evaluate, fitted.make_model, fitted.variables)
+    record = {"epoch": 0, "terms": {}, **metrics, "seconds": 0.0}
+    return dataclasses.replace(fitted, records=[record], chosen=record)
 
 
 def fitted_of(retriever: Retriever) -> Fitted:
