@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from htd_jax.data.dataset import Dataset, read_ids, write_ids
+from htd_jax.data.dataset import Dataset
+from htd_jax.data.ids import read_ids, write_ids
 from htd_jax.data.splits import load_new_users, read_split, save_split
 from htd_jax.errors import UserError, shown
 

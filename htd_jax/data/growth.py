@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from htd_jax.data.dataset import Dataset, Ids
+from htd_jax.data.dataset import Dataset
+from htd_jax.data.ids import Ids
 from htd_jax.data.interactions import Interactions, Split, codes_of
 from htd_jax.data.logs import NothingHeldOutError, Reading
 from htd_jax.errors import UserError

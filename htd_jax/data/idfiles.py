@@ -19,8 +19,8 @@ from htd_jax.data.columns import (
     without_advice,
     without_settings,
 )
-from htd_jax.data.dataset import Ids
 from htd_jax.data.files import open_inflated
+from htd_jax.data.ids import Ids
 from htd_jax.errors import UserError, shown
 
 KINDS = ("user", "item")

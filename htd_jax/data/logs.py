@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from annotated_types import Ge, Interval
 
 from htd_jax.data.columns import Columns, as_numbers, from_table, is_text, pick, read_file, stem, undictionary, value_of
-from htd_jax.data.dataset import Dataset, Ids, as_column, is_whole, whole_numbers
+from htd_jax.data.dataset import Dataset
+from htd_jax.data.ids import Ids, as_column, is_whole, whole_numbers
 from htd_jax.data.interactions import Interactions, Pairs, Split, make_split
 from htd_jax.data.order import order
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal

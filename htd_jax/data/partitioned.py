@@ -39,8 +39,8 @@ import pyarrow.compute as pc
 
 from htd_jax import processes as program
 from htd_jax.data.columns import FORMATS, Columns, part_files, read_folder, read_parquet, stem
-from htd_jax.data.dataset import Ids, whole_numbers
 from htd_jax.data.files import open_parquet
+from htd_jax.data.ids import Ids, whole_numbers
 from htd_jax.data.interactions import MOST
 from htd_jax.data.logs import (
     MARKERS,

@@ -23,8 +23,8 @@ from htd_jax.data.columns import (
     undictionary,
     value_of,
 )
-from htd_jax.data.dataset import Ids, as_column
 from htd_jax.data.files import open_inflated
+from htd_jax.data.ids import Ids, as_column
 from htd_jax.errors import UserError, reading, shown
 
 NEEDED = ("user", "item")

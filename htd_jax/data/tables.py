@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from htd_jax.data.arrays import LISTED, LazyArray, listed, open_array, open_arrays, short
-from htd_jax.data.dataset import Ids
+from htd_jax.data.ids import Ids
 from htd_jax.data.torchfile import BFLOAT16
 from htd_jax.errors import UserError, shown
 

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from htd_jax.data.files import MOST_ARRAYS, MOST_PICKLE
 from htd_jax.errors import UserError, reading, reason, shown
 
-BFLOAT16 = np.dtype(jnp.bfloat16)
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 # The dtypes of storages, by name.
 STORAGES: dict[str, np.dtype[Any]] = {

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from htd_jax.data import Dataset, Ids, Interactions, Split
-from htd_jax.data.dataset import as_column
+from htd_jax.data.ids import as_column
 from htd_jax.errors import UserError
 from htd_jax.models import Folded, InnerProduct, MakeModel, model_scores, represent_all
 from htd_jax.ops.precision import Rows, to_precision

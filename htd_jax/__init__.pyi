@@ -1,0 +1,35 @@
+# The public names; each is imported when it is first used.
+from . import data, distillers, evaluation, losses, models, serving
+from .data import Dataset, Split, read
+from .errors import UserError
+from .models import Representations
+from .pipeline import Fitted, choose, distill, fit, load, read_teacher, update
+from .serving import Recommendations, Retriever
+from .teacher import Lists, Teacher
+
+__all__ = [
+    "Dataset",
+    "Fitted",
+    "Lists",
+    "Recommendations",
+    "Representations",
+    "Retriever",
+    "Split",
+    "Teacher",
+    "UserError",
+    "choose",
+    "data",
+    "distill",
+    "distillers",
+    "evaluation",
+    "fit",
+    "load",
+    "losses",
+    "models",
+    "read",
+    "read_teacher",
+    "serving",
+    "update",
+]
+
+__version__: str
