@@ -24,7 +24,7 @@ FLOORS = [
     {"distillers"},
     {"training", "evaluation"},
     {"serving"},
-    {"pipeline"},
+    {"pipeline", "service"},
     {"studies"},
     {"command"},
 ]
