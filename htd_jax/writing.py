@@ -8,8 +8,10 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from htd_jax.errors import UserError, shown
 
 try:
     import fcntl
@@ -50,6 +52,32 @@ def whole(path: Path) -> Iterator[Path]:
 def is_partial(path: Path) -> bool:
     """Returns whether this file or folder is temporary, and so incomplete if nothing writes to it."""
     return path.name.startswith(_PARTIAL)
+
+
+def check_free(folder: Path, marker: str, is_own: Callable[[str], bool]) -> None:
+    """Checks that a folder may be written as a whole: it is new, empty, or an earlier one of its kind.
+
+    Args:
+      folder: where to.
+      marker: the file that tells an earlier folder of this kind, which is replaced, from another.
+      is_own: whether a folder of this kind holds a file of this name.
+
+    Raises:
+      UserError: if the folder holds other files, or the path is unusable.
+    """
+    try:
+        folder = Path(os.path.realpath(folder))
+        if folder.is_dir():
+            replaced = (folder / marker).is_file()
+            others = [path for path in folder.iterdir() if not is_partial(path)]
+            others = [path for path in others if not (replaced and is_own(path.name))]
+            if others:
+                other = shown(min(others).name)
+                raise UserError(f"{shown(folder)}: holds something else, {other}; name a new folder, or empty this one")
+        elif os.path.lexists(folder):
+            raise UserError(f"{shown(folder)}: is not a folder; name another")
+    except OSError as error:
+        raise UserError(f"{shown(folder)}: cannot be used ({error.strerror}); name another") from None
 
 
 def remove(path: Path) -> None:

@@ -20,6 +20,7 @@ commands:
   recommend  show the best items of users, or the neighbours of items, from a run or an export
   export     write a run's student to a folder for serving: tables, ids, and a model card
   serve      answer requests over HTTP from an export
+  split      write the training, validation and test parts of a data set to files
   summary    describe a data set: counts, long tail, and a picture
   study      run a study of many runs, and write a report of what they show
   table      tabulate finished runs: mean and spread over seeds
@@ -28,7 +29,7 @@ commands:
 htd-jax COMMAND --help describes a command and its flags."""
 
 
-COMMANDS = ("train", "update", "recommend", "export", "serve", "summary", "study", "table", "compare")
+COMMANDS = ("train", "update", "recommend", "export", "serve", "split", "summary", "study", "table", "compare")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, ModelSettings
 from htd_jax.pipeline import Devices, Paths, RunRequest, RunSettings
-from htd_jax.settings import Registry, as_json, flag_name
+from htd_jax.settings import Registry, as_json, check, flag_name
 from htd_jax.training import Training, resolve_training
 from htd_jax.training.settings import Loss
 
@@ -47,7 +47,7 @@ FIRST = {
 }
 ALL = {part: tuple(field.name for field in dataclasses.fields(kind)) for part, kind in COMMON.items()}
 TOPICS = {
-    "data": {"reading": ALL["reading"], "paths": ("data_dir", "split_file")},
+    "data": {"reading": ALL["reading"], "paths": ("data_dir", "split_file", "split_files")},
     "teacher": {
         "paths": ("teacher", "teacher_user_ids", "teacher_item_ids", "until", "trust_code"),
         "settings": ("teacher_model", "teacher_dim"),
@@ -62,6 +62,9 @@ TOPICS = {
     "devices": {"devices": ALL["devices"]},
     "all": ALL,
 }
+
+# The paths of a command that reads a data set and trains nothing.
+DATA_PATHS = ("data_dir", "split_file", "split_files", "trust_code")
 
 REGISTRIES: dict[str, Registry[Any]] = {"dataset": SOURCES, "model": MODELS, "method": METHODS}
 
@@ -219,8 +222,46 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
         **{name: getattr(flags, name) for name in COMMON},
         components={name: value for name, value in given.items() if value != components[name]()},
     )
-    _note_ignored(request, arguments)
+    settings = request.settings
+    used = (*settings.method.split("+"), settings.model, settings.teacher_model or "", settings.dataset, settings.users)
+    _note_ignored(request, arguments, used)
     return request
+
+
+def parse_with_data(
+    settings: type[T], arguments: Sequence[str], *, prog: str, description: str
+) -> tuple[T, RunRequest]:
+    """Returns a command's own settings, and a request of its data alone: the flags of `train` for reading a data set.
+
+    Raises:
+      UserError: if a flag or a value is invalid.
+      SystemExit: after `--help`, which shows the flags for reading only if a data set is named.
+    """
+    import_typed(arguments)
+    name = _value(arguments, "dataset")
+    custom = [name] if name and ":" in name and not is_path(name) else []
+    sources: dict[str, type] = {flag_name(name): SOURCES[name] for name in [*SOURCES, *custom]}
+    common = {"settings": _with_help(RunSettings, ("dataset",)), "paths": _with_help(Paths, DATA_PATHS)}
+    unnamed = tyro.conf.arg(name="")
+    if {"--help", "-h"} & set(arguments):
+        kinds = [_with_help(settings), *common.values(), *([_with_help(Reading)] if name else [])]
+        fields: list[Any] = [(f"part{k}", Annotated[kind, unnamed]) for k, kind in enumerate(kinds)]
+        about = f"{description}\n\nMore flags, for reading and splitting a file: --help with --dataset FILE."
+        _parse(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=about)
+    others = _flags({**common, "reading": Reading}, sources)
+    own: list[Any] = [("own", Annotated[settings, unnamed])]
+    both = dataclasses.make_dataclass("Flags", own, bases=(others,), frozen=True, kw_only=True)
+    flags: Any = parse(both, arguments, prog=prog)
+    given = {name: getattr(flags, _field(name)) for name, kind in sources.items() if dataclasses.fields(kind)}
+    request = RunRequest(
+        RunSettings(dataset=flags.settings.dataset),
+        paths=Paths(**{name: getattr(flags.paths, name) for name in DATA_PATHS}),
+        reading=flags.reading,
+        components={name: value for name, value in given.items() if value != sources[name]()},
+    )
+    check(flags.own)
+    _note_ignored(request, arguments, (request.settings.dataset,))
+    return flags.own, request
 
 
 def _with_prefixes(arguments: Sequence[str]) -> Sequence[str]:
@@ -276,15 +317,19 @@ def default_settings(model: str, loss: Any = None, methods: Iterable[str] = ()) 
     )
 
 
-def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
-    """Prints a line for flags that the run does not use."""
-    settings = request.settings
-    used = (*settings.method.split("+"), settings.model, settings.teacher_model or "", settings.dataset, settings.users)
+def _note_ignored(request: RunRequest, arguments: Sequence[str], used: Iterable[str]) -> None:
+    """Prints a line for flags that the run does not use.
+
+    Args:
+      used: the components that it uses.
+    """
+    used = [*map(flag_name, used)]
     for name in request.components:
-        if name not in map(flag_name, used):
+        if name not in used:
             print(f"note: --{name}.* is ignored, because this run does not use {name}")
-    if request.paths.split_file and _value(arguments, "dataset"):
-        print("note: --dataset is ignored, because --split-file names the data")
+    if request.split_given and _value(arguments, "dataset"):
+        flag = "--split-files" if request.paths.split_files else "--split-file"
+        print(f"note: --dataset is ignored, because {flag} names the data")
     if request.reading != Reading() and request.data_file is None:
         print("note: flags for reading a file are ignored, because --dataset names no file")
 

@@ -26,6 +26,7 @@ from .sampling import (
     was_seen,
 )
 from .source import Source
+from .splitfiles import check_split_target, is_split_folder, read_split_folder, write_split
 from .splits import SPLITS, hold_out, load_split, save_split, split_pairs
 from .summary import Summary, summarise
 from .synthetic import Synthetic, make_synthetic
@@ -53,6 +54,7 @@ __all__ = [
     "Tags",
     "UserLists",
     "among",
+    "check_split_target",
     "distinct",
     "find_citeulike",
     "fingerprint",
@@ -60,6 +62,7 @@ __all__ = [
     "has_many_scores",
     "hold_out",
     "is_path",
+    "is_split_folder",
     "load",
     "load_citeulike",
     "load_dataset",
@@ -77,6 +80,7 @@ __all__ = [
     "read_matrix",
     "read_new",
     "read_pairs",
+    "read_split_folder",
     "read_table",
     "read_tag_items",
     "register",
@@ -94,4 +98,5 @@ __all__ = [
     "was_seen",
     "with_name",
     "write_ids",
+    "write_split",
 ]

@@ -16,6 +16,7 @@ from htd_jax.data.dataset import Dataset
 from htd_jax.data.ids import Ids, as_column, is_whole, whole_numbers
 from htd_jax.data.interactions import Interactions, Pairs, Split, make_split
 from htd_jax.data.order import order
+from htd_jax.data.splitfiles import is_split_folder, read_split_folder
 from htd_jax.data.splits import SPLITS, TEST, TRAIN, VALID, deal
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
@@ -142,12 +143,17 @@ def read_log(path: Path, reading: Reading | None = None) -> Dataset:
 
     Args:
       path: CSV, TSV, `.inter`, Parquet or JSON lines, also as `.gz` or `.zst`, or a folder or a pattern of them
-        (`logs/part-*.parquet`); in `.txt` and `.dat` files the separator is detected.
+        (`logs/part-*.parquet`); in `.txt` and `.dat` files the separator is detected. Or a folder that `write_split`
+        wrote, which is read as it was split.
       reading: columns, filters and split.
 
     Raises:
       UserError: if the file is invalid, with a line per problem.
     """
+    if is_split_folder(path):
+        if reading not in (None, Reading()):
+            raise UserError(f"{shown(path)}: is already split; leave out the settings of reading and splitting")
+        return read_split_folder(path)
     reading = (reading or Reading()).filled()
     parts = [path, reading.valid_file, reading.test_file] if reading.split == "files" else [path]
     logs = []

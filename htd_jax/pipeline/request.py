@@ -77,6 +77,8 @@ class Paths:
     """Folder with the data set's files. Default: $HTD_DATA_DIR/<dataset>, else the user's cache, else a download."""
     split_file: Path | None = None
     """Split to use in place of a data set: the split.npz of a run folder."""
+    split_files: Path | None = None
+    """Split to use in place of a data set: the folder that htd-jax split wrote."""
     runs: Path = Path("runs")
     """Folder of run folders; a teacher or plain student trained there with the same settings is reused."""
     run: Path | None = None
@@ -145,9 +147,14 @@ class RunRequest:
     @property
     def data_file(self) -> Path | None:
         """The file of interactions, if the data set is one."""
-        if self.paths.split_file or not is_path(self.settings.dataset):
+        if self.split_given or not is_path(self.settings.dataset):
             return None
         return Path(self.settings.dataset)
+
+    @property
+    def split_given(self) -> bool:
+        """Whether a split is given in place of a data set."""
+        return self.paths.split_file is not None or self.paths.split_files is not None
 
     def component(self, registry: Mapping[str, type], name: str) -> Settings:
         """Returns the settings of a data set, model or method."""
@@ -174,6 +181,10 @@ class RunRequest:
         if self.data_file:
             return data.read_log(self.data_file, self.reading.filled()).tested()
         name = self.settings.dataset
+        if self.paths.split_files:
+            if self.paths.split_file:
+                raise UserError("`split_file` and `split_files` exclude each other; give one")
+            return data.read_split_folder(self.paths.split_files)
         if self.paths.split_file:
             return data.load_dataset(self.paths.split_file, self.paths.split_file.stem, keep_first=True)
         source = self.component(SOURCES, name)
@@ -372,7 +383,7 @@ def _components(request: RunRequest, settings: RunSettings) -> dict[str, Any]:
       UserError: if two have the same prefix, or one has the name of a flag.
     """
     used: list[tuple[Mapping[str, type], str]] = []
-    if not (request.paths.split_file or request.data_file):
+    if not (request.split_given or request.data_file):
         used.append((SOURCES, settings.dataset))
     models = [settings.model, settings.teacher_model or settings.model, *["folded"] * (settings.users == "folded")]
     used += [(MODELS, name) for name in dict.fromkeys(models)]

@@ -53,7 +53,7 @@ from htd_jax.errors import UserError, reading, shown
 from htd_jax.ops.precision import BITS, PRECISIONS, Rows, packed_bytes
 from htd_jax.serving.card import card
 from htd_jax.serving.fold import Pooling, RowMap
-from htd_jax.writing import is_partial, whole
+from htd_jax.writing import check_free, whole
 
 # The formats of an export with two tables, of one without a table of users, and of one in shards, with or without it.
 # Earlier versions cannot read the later ones.
@@ -124,20 +124,7 @@ def check_target(folder: Path, name: str = NAME, files: Collection[str] = frozen
       name, files: the file that tells an earlier export, which is replaced, from another folder, and all its files but
         shards.
     """
-    try:
-        folder = Path(os.path.realpath(folder))
-        if folder.is_dir():
-            others = [path for path in folder.iterdir() if not is_partial(path)]
-            replaced = (folder / name).is_file()
-            own = lambda other: replaced and (other in files or re.fullmatch(SHARD, other))
-            others = [path for path in others if not own(path.name)]
-            if others:
-                other = shown(min(others).name)
-                raise UserError(f"{shown(folder)}: holds something else, {other}; name a new folder, or empty this one")
-        elif os.path.lexists(folder):
-            raise UserError(f"{shown(folder)}: is not a folder; name another")
-    except OSError as error:
-        raise UserError(f"{shown(folder)}: cannot be used ({error.strerror}); name another") from None
+    check_free(folder, name, lambda other: other in files or bool(re.fullmatch(SHARD, other)))
 
 
 def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -> None:
