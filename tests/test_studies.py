@@ -21,6 +21,7 @@ from htd_jax.command.curves import curves
 from htd_jax.command.described import described, read_flags
 from htd_jax.command.flags import parse_request
 from htd_jax.data import Dataset, make_synthetic
+from htd_jax.distillers import FTD
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Paths, RunFolder, RunRequest, RunSettings, resolve_run
 from htd_jax.studies import (
@@ -197,6 +198,7 @@ def test_two_studies_in_one_folder(tmp_path):
         (["--methods", "ftd", "--student-dims", "x"], "--student-dims"),
         (["--methods", "ftd", "--epoch", "3"], "--epoch"),
         (["--methods", "ftd", "--rrd.weight", "-1", "--methods", "rrd"], "--rrd.weight must be at least 0"),
+        (["--methods", "ftd", "--rrd.weight", "2"], "no run uses rrd, of which --rrd.weight is set; leave it out"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_begun(arguments, reason, tmp_path):
@@ -231,6 +233,24 @@ def test_what_students_are_like(compared):
     assert all(-1 <= float(x) <= 1 for row in rows[2:] for x in row[2:])
     for name in ("neighbours", "groups", "map"):
         assert (folder / f"topology-{name}.svg").exists()
+
+
+class NCE(FTD):
+    """A method from outside."""
+
+
+def test_settings_go_to_the_runs_that_use_them(tmp_path):
+    name = f"{NCE.__module__}:NCE"
+    flags = ["--nce.weight", "2", "--rrd.weight=3", "--epochs", "2", "--synthetic.users", "60"]
+    request = parse_request([*flags, "--method", f"{name}+rrd"], prog="", description="", refuses=True)
+    request = dataclasses.replace(request, settings=dataclasses.replace(request.settings, method="none"))
+    plan = Plan(request, tuple(flags), DATASET, parse_methods([name, "rrd"]), (20,), (0,))
+    (plain,), (nce, rrd) = plan.stages()
+    own = lambda job: [word for word in job.arguments if word in flags]
+    assert own(plain) == flags[3:]
+    assert own(nce) == [*flags[:2], *flags[3:]] and own(rrd) == flags[2:]
+    for job in (plain, nce, rrd):  # which the command of the run takes
+        assert parse_request(job.arguments, prog="", description="").settings.method == job.spec.settings.method
 
 
 # --- processes

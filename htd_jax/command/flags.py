@@ -199,11 +199,16 @@ def _parse(settings: type[T], arguments: Sequence[str], *, prog: str, descriptio
         raise
 
 
-def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> RunRequest:
+def parse_request(arguments: Sequence[str], *, prog: str, description: str, refuses: bool = False) -> RunRequest:
     """Returns a run from its flags: the common ones, and those of each data set, model and method: `--htd.groups 60`.
 
+    Args:
+      arguments: the flags.
+      prog, description: the head of the help.
+      refuses: whether flags of a method, model or data set that is not used are an error, in place of a note.
+
     Raises:
-      UserError: if a flag or a value is invalid.
+      UserError: if a flag or a value is invalid, or, if `refuses`, not used.
       SystemExit: after `--help`.
     """
     arguments = _with_prefixes(arguments)
@@ -222,9 +227,11 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str) -> R
         **{name: getattr(flags, name) for name in COMMON},
         components={name: value for name, value in given.items() if value != components[name]()},
     )
-    settings = request.settings
-    used = (*settings.method.split("+"), settings.model, settings.teacher_model or "", settings.dataset, settings.users)
-    _note_ignored(request, arguments, used)
+    if refuses and (ignored := unused(request)):
+        own = request.components[ignored[0]]
+        setting = next(n for n, x in as_json(own).items() if x != as_json(type(own)())[n])
+        raise UserError(f"no run uses {ignored[0]}, of which `{ignored[0]}.{setting}` is set; leave it out")
+    _note_ignored(request, arguments)
     return request
 
 
@@ -260,7 +267,7 @@ def parse_with_data(
         components={name: value for name, value in given.items() if value != sources[name]()},
     )
     check(flags.own)
-    _note_ignored(request, arguments, (request.settings.dataset,))
+    _note_ignored(request, arguments)
     return flags.own, request
 
 
@@ -317,16 +324,16 @@ def default_settings(model: str, loss: Any = None, methods: Iterable[str] = ()) 
     )
 
 
-def _note_ignored(request: RunRequest, arguments: Sequence[str], used: Iterable[str]) -> None:
-    """Prints a line for flags that the run does not use.
+def unused(request: RunRequest) -> list[str]:
+    """Returns the prefixes of the flags that are given and that the run does not use."""
+    used = request.used
+    return [name for name in request.components if name not in used]
 
-    Args:
-      used: the components that it uses.
-    """
-    used = [*map(flag_name, used)]
-    for name in request.components:
-        if name not in used:
-            print(f"note: --{name}.* is ignored, because this run does not use {name}")
+
+def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
+    """Prints a line for flags that the run does not use."""
+    for name in unused(request):
+        print(f"note: --{name}.* is ignored, because this run does not use {name}")
     if request.split_given and _value(arguments, "dataset"):
         flag = "--split-files" if request.paths.split_files else "--split-file"
         print(f"note: --dataset is ignored, because {flag} names the data")

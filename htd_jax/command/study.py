@@ -187,7 +187,8 @@ def _compared(options: ComparisonOptions) -> tuple[Variant, ...]:
 
 RESUMES = """
 
-All flags of htd-jax train apply to every run: --dataset, --epochs, --htd.groups.
+All flags of htd-jax train apply: --dataset and --epochs to every run, --htd.groups
+to those that use htd.
 Each run is a process with its own folder; the same command resumes a stopped
 study, and repeats no finished run."""
 
@@ -247,7 +248,7 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     variants = kind.variants(options)
     flags = [*_small(flags, variants), *flags] if options.size == "small" else flags
     methods = "+".join(dict.fromkeys(part for variant in variants for part in variant.method.split("+")))
-    request = parse_request([*flags, "--method", methods], prog=prog, description="")
+    request = parse_request([*flags, "--method", methods], prog=prog, description="", refuses=True)
     choose_callback(request.paths)
     request = dataclasses.replace(request, settings=override(request.settings, method=NO_METHOD))
     runs, dataset = request.paths.runs, request.load_dataset()

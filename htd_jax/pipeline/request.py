@@ -171,6 +171,16 @@ class RunRequest:
         """
         return {name: self.component(METHODS, name) for name in find_methods(self.settings.method)}
 
+    @property
+    def used(self) -> set[str]:
+        """The prefixes of the flags of the data set, models and methods that the run uses."""
+        settings = self.settings
+        methods = [name for name in settings.method.split("+") if name != NO_METHOD]
+        models = [settings.model, settings.teacher_model or "", settings.users]
+        if not settings.teacher_model and not self.paths.teacher:
+            models += [METHODS[name].teacher_model or "" for name in methods]
+        return {flag_name(name) for name in (settings.dataset, *models, *methods)}
+
     def load_dataset(self) -> Dataset:
         """Checks the request, and reads its data set.
 

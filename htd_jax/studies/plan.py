@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ class Plan:
         """Returns the run of a variant. The plain student's run trains the teacher, which other variants reuse."""
         teacher = self.request.paths.teacher
         request = variant.apply(self.request)
-        words = [*self.flags, *variant.flags(), *flag_words("student_dim", dim), *flag_words("seed", seed)]
+        words = [*_used(self.flags, request.used), *variant.flags()]
+        words += [*flag_words("student_dim", dim), *flag_words("seed", seed)]
         if not teacher and variant.method != NO_METHOD:
             teacher = (self.job(PLAIN, dim, seed).folder,)
             words += flag_words("teacher", teacher)
@@ -112,6 +113,19 @@ class Plan:
     def metrics(self) -> list[str]:
         """The metrics that tables show, at the largest cutoff; recall first."""
         return shown_metrics([max(self.spec.evaluation.cutoffs)])
+
+
+def _used(flags: Sequence[str], prefixes: Container[str]) -> list[str]:
+    """Returns the flags of a run: common ones, and those of the data set, models and methods that it uses."""
+    kept: list[str] = []
+    keeps = True
+    for word in flags:
+        if word.startswith("--"):
+            prefix, dot, _ = word.removeprefix("--").partition("=")[0].partition(".")
+            keeps = not dot or prefix.replace("_", "-") in prefixes
+        if keeps:
+            kept.append(word)
+    return kept
 
 
 def carry_out(
