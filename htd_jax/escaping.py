@@ -18,6 +18,24 @@ def markdown(text: Any) -> str:
     return plain.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;&#47;")
 
 
+# What LaTeX reads as its own, or sets as another character; and signs that need mathematics.
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"},
+    **{"<": "$<$", ">": "$>$", "±": r"$\pm$", '"': "''"},
+}
+
+
+def latex(text: Any) -> str:
+    r"""Returns text for a line or a cell of LaTeX, where nothing in it is a command.
+
+    >>> print(latex("a_b & 50% \\input{x}"), latex("-0.05 ± 0.01"))
+    a\_b \& 50\% \textbackslash{}input\{x\} $-$0.05 $\pm$ 0.01
+    """
+    plain = "".join(_LATEX.get(c, c) for c in shown(str(text)))
+    return re.sub(r"^-(?=[\d.])", "$-$", plain)
+
+
 def code_block(text: str, language: str) -> str:
     """Returns one line of code as a block of Markdown that ends where it ends."""
     longest = max(map(len, re.findall("`+", text)), default=0)

@@ -84,6 +84,14 @@ def test_the_best_are_bold_in_a_terminal(add):
     assert bold == ["0.5000", "0.5000"]
 
 
+def test_a_table_for_a_paper_has_the_best_in_bold(add, tmp_path):
+    low, high = add("low", recall_50=0.25), add("high", setting("weight", 0.5, "htd"), recall_50=0.5)
+    assert start_command("compare", low, high, "--to", tmp_path / "t.tex").status == 0
+    text = (tmp_path / "t.tex").read_text()
+    assert r"settings & htd.weight & 0.001 & 0.5 \\" in text
+    assert r"distilled student & recall@50 & 0.2500 & \textbf{0.5000} \\" in text
+
+
 def test_a_run_without_a_method_has_empty_cells(add):
     def plain(found):
         del found["phases"]["htd"]

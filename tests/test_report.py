@@ -1,6 +1,7 @@
 """Reports: what stands in tables is what was found, and the page opens in a browser without a network."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -52,6 +53,29 @@ def report():
     return Report(
         "trial", "A trial", "Does it <work>?", "It does.", parts, {"command": "study.py trial", "data": "x" * 300}
     )
+
+
+def cells_of(text):
+    """The cells of a `tabular`, if every brace, environment and mathematics in it ends, and every row is as long."""
+    plain = text.replace(r"\{", "").replace(r"\}", "")
+    lines = [line for line in plain.splitlines() if not line.startswith("%")]
+    assert lines[0].startswith(r"\begin{tabular}") and lines[-1] == r"\end{tabular}"
+    assert [line for line in lines if "rule" in line] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    rows = [line.removesuffix(r" \\") for line in lines[1:-1] if line.endswith(r"\\")]
+    unescaped = lambda row, sign: len(re.findall(rf"(?<!\\){re.escape(sign)}", row))
+    for row in rows:
+        assert unescaped(row, "{") == unescaped(row, "}") and unescaped(row, "$") % 2 == 0
+        assert not any(unescaped(row, sign) for sign in "#%_")
+        assert unescaped(row, "&") == unescaped(rows[0], "&")
+    return [row.split(" & ") for row in rows]
+
+
+def test_a_table_is_latex_whatever_stands_in_it():
+    strange = ("a_b & 50% \\input{x} #1 $y$ ~^", Values((-0.25,)), "{")
+    table = dataclasses.replace(TABLE, rows=(*TABLE.rows, strange), best=frozenset({(0, 1)}), note="a\nb")
+    found = cells_of(table.latex())
+    assert [row[1] for row in found] == ["recall@50", r"\textbf{0.2600 $\pm$ 0.0141}", "0.1250 (a)", "", "$-$0.2500"]
+    assert r"\begin{tabular}{lrl}" in table.latex() and r"\input" not in table.latex()
 
 
 def test_a_table_says_the_same_in_all_forms():

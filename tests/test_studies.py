@@ -530,10 +530,13 @@ def test_curves_show_shares_of_the_teacher(tmp_path):
     found = {entry["kind"]: entry for entry in shares.shares(shares.read_points(tmp_path / "frontier.json"), "ndcg@10")}
     assert found["best"]["share"] == pytest.approx(0.9) and found["best"]["seeds"] == 2
     assert found["pq"]["share"] == pytest.approx(0.5) and found["teacher"]["share"] == pytest.approx(1)
-    enter(lambda words: curves(["--files", *words, "--to", str(tmp_path / "x")]), [f"data={tmp_path}/frontier.json"])
+    enter(
+        lambda words: curves(["--files", *words, "--to", str(tmp_path / "x.pdf")]), [f"data={tmp_path}/frontier.json"]
+    )
     table = (tmp_path / "x.md").read_text()
     assert "| data | 10 | best, 10 codes or 9 codes | 0.4500 | 0.2250 | 90%, 90% | 2 |" in table
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert r"data & 10 & best, 10 codes or 9 codes & 0.4500 & 0.2250 &" in (tmp_path / "x.tex").read_text()
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(UserError, match="`metrics` recall@7 was not measured; known: recall@50"):
         shares.shares(points, "recall@7")
     (tmp_path / "frontier.json").write_text("{}")

@@ -1,6 +1,7 @@
 """The table of finished runs: what is averaged, what is told apart, and what is no run."""
 
 import copy
+import csv
 import json
 
 import numpy as np
@@ -71,6 +72,21 @@ def test_columns_are_of_the_runs_that_have_them(add, tmp_path):
     assert [row[4:6] for row in rows(tmp_path, "recall@5")[2:]] == [["0", "0.7000"]] * 3
     message = line_of(start_table("--runs", tmp_path, "--metrics", "recall@7"))
     assert message == f"error: no finished run in {tmp_path} has recall@7\n"
+
+
+def test_the_table_is_written_for_a_paper(add, tmp_path):
+    add("first", recall_50=0.2)
+    add("second", seed=1, recall_50=0.4)
+    shown = rows(tmp_path, "recall@50")
+    for name in ("t.tex", "t.csv", "t.md"):
+        assert start_table("--runs", tmp_path, "--metrics", "recall@50", "--to", tmp_path / name).status == 0
+    assert (tmp_path / "t.tex").read_text().count(r"0.3000 $\pm$ 0.1414") == 3
+    head, *found = csv.reader((tmp_path / "t.csv").read_text().splitlines())
+    assert head[5:7] == ["recall@50", "recall@50 sd"] and [row[3] for row in found] == [row[3] for row in shown[2:]]
+    assert {(row[5], row[6]) for row in found} == {("0.3", "0.141421")}
+    assert [line.split(" | ")[5] for line in (tmp_path / "t.md").read_text().splitlines()[2:]] == [shown[2][5]] * 3
+    said = line_of(start_table("--runs", tmp_path, "--to", tmp_path / "t.xls"))
+    assert "t.xls: must end in .md, .csv, .tex" in said
 
 
 def change_of(part, name, value):

@@ -15,6 +15,8 @@ from htd_jax.errors import UserError, shown
 from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
 from htd_jax.pipeline import RunFolder, flat, label
+from htd_jax.studies.tables import Table as FileTable
+from htd_jax.studies.tables import check_table_path, write_table
 
 # Settings of the measurement, in which compared runs agree, and the error if they do not.
 MEASUREMENT = {
@@ -32,6 +34,8 @@ class Options:
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of two or more runs."""
+    to: Path | None = None
+    """File to write the table to, too: .md, .csv or .tex (booktabs)."""
     trust_code: tuple[str, ...] = ()
     """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
     runs; without this flag, a file's name runs none."""
@@ -73,7 +77,9 @@ class Row:
 
 
 def compare(arguments: Sequence[str], prog: str = "htd-jax compare") -> None:
-    folders = tuple(dict.fromkeys(parse(Options, arguments, prog=prog, description=__doc__).runs))
+    options = parse(Options, arguments, prog=prog, description=__doc__)
+    check_table_path(options.to)
+    folders = tuple(dict.fromkeys(options.runs))
     import_trusted(arguments)
     if len(folders) < 2:
         raise UserError("name the folders of two or more finished runs")
@@ -84,7 +90,10 @@ def compare(arguments: Sequence[str], prog: str = "htd-jax compare") -> None:
             left = ", ".join(map(str, others))
             print(f"note: cutoffs {left} of {run.name} are left out, because not all runs have them")
     print(f"{shown(str(runs[0].results['dataset']))}: test")
-    Console(width=None if os.isatty(1) else 120).print(make_table(runs, sections(runs, cutoffs)))
+    found = sections(runs, cutoffs)
+    Console(width=None if os.isatty(1) else 120).print(make_table(runs, found))
+    if options.to:
+        write_table(options.to, file_table(runs, found))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Finished]:
@@ -185,3 +194,18 @@ def make_table(runs: Sequence[Finished], found: Sequence[Sequence[Row]]) -> Tabl
             cells = [f"[bold]{markup(x)}[/bold]" if i in row.best else markup(x) for i, x in enumerate(row.cells)]
             table.add_row(markup(row.name), *cells, end_section=row is section[-1])
     return table
+
+
+def file_table(runs: Sequence[Finished], found: Sequence[Sequence[Row]]) -> FileTable:
+    """Returns the table for a file, with the section of each row in the first column."""
+    rows: list[tuple[str, ...]] = []
+    best: set[tuple[int, int]] = set()
+    for section in found:
+        indented = any(row.name.startswith("  ") for row in section)
+        for row in section:
+            best |= {(len(rows), column + 2) for column in row.best}
+            name = row.name.strip() if row.name.startswith("  ") or not indented else ""
+            if any(row.cells):
+                rows.append((section[0].name if indented else "settings", name, *row.cells))
+    head = ("", "", *(run.name for run in runs))
+    return FileTable("compare", "Runs", head, tuple(rows), best=frozenset(best))

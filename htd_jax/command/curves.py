@@ -10,7 +10,7 @@ from htd_jax.command.flags import parse
 from htd_jax.command.report import save_picture
 from htd_jax.errors import UserError, shown
 from htd_jax.studies.shares import METRICS, draw, read_points, table
-from htd_jax.writing import whole
+from htd_jax.studies.tables import FORMATS, write_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class CurvesOptions:
     metrics: tuple[str, ...] = METRICS
     """Metrics that are drawn, a row each."""
     to: Path = Path("curves")
-    """File names of picture and table, without their endings."""
+    """File of the picture, .png, .pdf or .svg; without an ending .png. The table has its name, with .md, .csv, .tex."""
 
 
 def curves(arguments: Sequence[str], prog: str = "curves.py") -> None:
@@ -35,9 +35,11 @@ def curves(arguments: Sequence[str], prog: str = "curves.py") -> None:
         frontiers[name] = read_points(Path(path))
     if not frontiers:
         raise UserError("`files` is empty; give a frontier of each data set as NAME=FILE")
-    picture, text = options.to.with_suffix(".png"), options.to.with_suffix(".md")
-    with whole(text) as partial:
-        partial.write_text(table(frontiers, options.metrics), encoding="utf-8")
+    ending = options.to.suffix.lower() if options.to.suffix.lower() in (".png", ".pdf", ".svg") else ".png"
+    picture, made = options.to.with_suffix(ending), table(frontiers, options.metrics)
+    files = [picture.with_suffix(known) for known in FORMATS]
+    for file in files:
+        write_table(file, made)
     width = 2.6 * len(frontiers) + 1
     save_picture(picture, lambda figure: draw(frontiers, figure, options.metrics), (width, 2.8 * len(options.metrics)))
-    print(f"{shown(picture)}, {shown(text)}")
+    print(", ".join(map(shown, (picture, *files))))

@@ -119,7 +119,8 @@ def draw_curves(result: RunResult) -> None:
 
 
 def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> bool:
-    """Saves a matplotlib figure that `draw` fills as PNG, and returns whether it worked.
+    """Saves a matplotlib figure that `draw` fills, as PDF or SVG if the file's ending says so, else as PNG; returns
+    whether it worked.
 
     A failure prints a note and raises nothing, because results do not depend on the picture.
     """
@@ -134,7 +135,8 @@ def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, flo
         FigureCanvasAgg(figure)
         draw(figure)
         with whole(path) as partial:
-            figure.savefig(partial, dpi=150, format="png")
+            ending = path.suffix.lower()
+            figure.savefig(partial, dpi=150, format=ending[1:] if ending in (".pdf", ".svg") else "png")
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         print(f"note: {shown(path)} is not drawn ({reason[0]})", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The files of a study's report: Markdown, a CSV file per table, an image per chart, and one page with all of them."""
+"""The files of a study's report: Markdown; CSV and LaTeX of each table, SVG and PDF of each chart; a page with all."""
 
 import datetime
 import os
@@ -12,7 +12,8 @@ import htd_jax
 from htd_jax.data import Dataset, fingerprint
 from htd_jax.errors import UserError, shown
 from htd_jax.escaping import markdown
-from htd_jax.studies.report import Report, can_draw, page, png, svg
+from htd_jax.studies.report import Report, can_draw, page, pdf, png, svg
+from htd_jax.studies.tables import write_table
 from htd_jax.writing import whole
 
 
@@ -51,12 +52,14 @@ def write_report(folder: Path, report: Report) -> Path:
     _write(folder / f"{report.name}.md", text + "\n")
     for table in report.tables:
         name = report.name if table.name == report.name else f"{report.name}-{table.name}"
-        _write(folder / f"{name}.csv", table.csv())
+        for ending in (".csv", ".tex"):
+            write_table(folder / f"{name}{ending}", table)
     if not can_draw():
         print("note: no page and no charts; they need vl-convert: pip install vl-convert-python")
         return folder / f"{report.name}.md"
     for chart in report.charts:
         _write(folder / f"{report.name}-{chart.name}.svg", svg(chart))
+        _write(folder / f"{report.name}-{chart.name}.pdf", pdf(chart))
     if charts := [chart for chart in report.charts if chart.name in report.picture]:
         _write(folder / f"{report.name}.png", png(charts))
     _write(folder / f"{report.name}.html", page(report))

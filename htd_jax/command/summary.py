@@ -19,6 +19,8 @@ from htd_jax.command.flags import parse
 from htd_jax.command.report import save_picture
 from htd_jax.data import Dataset, Reading, Summary
 from htd_jax.errors import as_flags, shown
+from htd_jax.studies.tables import Table as FileTable
+from htd_jax.studies.tables import check_table_path, write_table
 
 
 @dataclasses.dataclass
@@ -28,28 +30,42 @@ class Options:
     dataset: str = "synthetic"
     """Name of a data set, or path of a file, of a folder of files, or a pattern in quotes ('logs/part-*.parquet')."""
     picture: Path | None = None
-    """File of the picture. Default: <dataset>-summary.png in the current folder."""
+    """File of the picture: .png, .pdf or .svg. Default: <dataset>-summary.png in the current folder."""
+    to: Path | None = None
+    """File to write the counts to, too: .md, .csv or .tex (booktabs)."""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)
 
 
 def summary(arguments: Sequence[str], prog: str = "htd-jax summary") -> None:
     options = parse(Options, arguments, prog=prog, description=__doc__)
+    check_table_path(options.to)
     named = not data.is_path(options.dataset)
     dataset = data.read(options.dataset) if named else data.read_log(Path(options.dataset), options.reading)
     for note in dataset.notes:
         print(f"note: {as_flags(note)}")
     counts = data.summarise(dataset)
-    print_summary(dataset, counts)
+    rows = summary_rows(dataset, counts)
+    print_summary(dataset, rows)
+    if options.to:
+        write_table(options.to, FileTable("summary", dataset.name, ("", dataset.name), tuple(rows)))
     path = options.picture or Path(f"{dataset.name}-summary.png")
     if save_picture(path, lambda figure: draw_summary(dataset, counts, figure), (9, 3.6)):
         print(f"picture: {path}")
 
 
-def print_summary(dataset: Dataset, counts: Summary) -> None:
+def print_summary(dataset: Dataset, rows: Sequence[tuple[str, str]]) -> None:
     """Prints the counts of a data set."""
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    for name, value in rows:
+        table.add_row(name, value)
+    print(shown(dataset.name))
+    Console().print(table)
+
+
+def summary_rows(dataset: Dataset, counts: Summary) -> list[tuple[str, str]]:
+    """Returns the counts of a data set by name."""
     quantiles = lambda x: ", ".join(f"{q:,.0f}" for q in np.quantile(x, [0, 0.25, 0.5, 0.75, 1]))
     rows = [
         ("users", f"{counts.users:,}"),
@@ -68,10 +84,7 @@ def print_summary(dataset: Dataset, counts: Summary) -> None:
         first, last = dataset.span
         rows.append(("from", moment(first)))
         rows.append(("to", moment(last)))
-    for name, value in rows:
-        table.add_row(name, value)
-    print(shown(dataset.name))
-    Console().print(table)
+    return rows
 
 
 def moment(number: float) -> str:

@@ -1,4 +1,4 @@
-"""Tabulates finished runs in Markdown: mean and spread over seeds."""
+"""Tabulates finished runs: mean and spread over seeds, in Markdown, CSV or LaTeX."""
 
 import contextlib
 import dataclasses
@@ -11,10 +11,9 @@ from typing import Any
 from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
-from htd_jax.escaping import markdown
 from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, label
 from htd_jax.settings import as_json
-from htd_jax.studies import spread
+from htd_jax.studies.tables import Cell, Table, Values, check_table_path, write_table
 
 # Settings that the table shows in columns, or that do not change test metrics.
 HIDDEN = {"cutoffs", "metric", "format"}
@@ -29,6 +28,8 @@ class Options:
     metrics: tuple[str, ...] = ("recall@10", "recall@20", "recall@50", "ndcg@50")
     """Metrics to show in columns; runs that have none of them are left out. The gap closed is that of the last
     recall."""
+    to: Path | None = None
+    """File to write the table to, too: .md, .csv (means and deviations in columns of their own) or .tex (booktabs)."""
     trust_code: tuple[str, ...] = ()
     """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
     runs; without this flag, a file's name runs none."""
@@ -36,6 +37,7 @@ class Options:
 
 def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
     options = parse(Options, arguments, prog=prog, description=__doc__)
+    check_table_path(options.to)
     import_trusted(arguments)
     shown = options.metrics
     gap_metric = next((name for name in reversed(shown) if name.startswith("recall")), shown[-1])
@@ -57,21 +59,27 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
                 )
     if not rows:
         raise UserError(f"no finished run in {options.runs} has {' or '.join(shown)}")
-    print("| dataset | model | dimensions | | seeds |", " | ".join(shown), f"| gap closed ({gap_metric}) |")
-    print("|---|---|---|---|---|" + "---|" * (len(shown) + 1))
     namesakes = defaultdict(list)
     for *name, identity in sorted(rows):
         namesakes[tuple(name)].append(json.loads(identity))
+    lines: list[tuple[Cell, ...]] = []
     for key, by_seed in sorted(rows.items()):
         dataset, model, protocol, width, _, phase, identity = key
         details = _details(json.loads(identity), namesakes[key[:-1]])
         title = ", ".join([label(phase), *([] if protocol == "full" else [protocol]), *details])
-        cells = [spread([figures.get(metric) for figures in by_seed.values()], ".4f") for metric in shown]
-        closed = [figures["closed"] for figures in by_seed.values()]
-        cells.append(spread(closed, ".0%") if phase not in (TEACHER, STUDENT) else "")
+        figures = [_values([own.get(metric) for own in by_seed.values()]) for metric in shown]
+        closed = [own["closed"] for own in by_seed.values()] if phase not in (TEACHER, STUDENT) else []
         seeds = ", ".join(map(str, sorted(by_seed)))
-        names = map(markdown, (dataset, model, str(-width), title))
-        print("|", " | ".join([*names, seeds, *cells]), "|")
+        lines.append((dataset, model, str(-width), title, seeds, *figures, _values(closed, ".0%")))
+    head = ("dataset", "model", "dimensions", "", "seeds", *shown, f"gap closed ({gap_metric})")
+    made = Table("table", "Finished runs", head, tuple(lines))
+    print(made.markdown(), end="")
+    if options.to:
+        write_table(options.to, made)
+
+
+def _values(known: Sequence[float | None], form: str = ".4f") -> Values:
+    return Values(tuple(value for value in known if value is not None), form)
 
 
 def _as_requested(settings: dict[str, Any], config: dict[str, Any], *, is_teacher: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from htd_jax.errors import UserError
 from htd_jax.pipeline import Fitted, claimed, numerics, open_teacher, prepare_run
 from htd_jax.settings import check
 from htd_jax.studies import tune as study
+from htd_jax.studies.tables import write_table
 from htd_jax.studies.tune import Trial, Tuning
 from htd_jax.writing import whole
 
@@ -70,13 +71,16 @@ def tune(arguments: Sequence[str], prog: str) -> None:
             for trial in study.search(tuning, options.trials, log=log):
                 trials.append(trial)
                 print(f"{len(trials)}/{options.trials} {describe(trial, tuning.metric)}", flush=True)
-            text = study.table(tuning, trials, plain)
+            table = study.table(tuning, trials, plain)
+            text = table.markdown()
             if shares := study.importance(tuning, trials):
                 text += "\nImportance: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()) + ".\n"
             if best := study.best_first(trials):
                 text += f"\nTrain with the best:\n\n    {study.command(flags, best[0].settings)}\n"
             with whole(tuning.folder / "tune.md") as partial:
                 partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}", "utf-8")
+            for ending in (".csv", ".tex"):
+                write_table(tuning.folder / f"tune{ending}", table)
     print(f"\n{text}\ntable: {tuning.folder / 'tune.md'}")
     if not best:
         raise UserError("no trial was completed; set other ranges with `search`, and another folder with `runs`")

@@ -2,8 +2,9 @@
 
 from htd_jax.studies.comparison import parse_methods
 from htd_jax.studies.plan import Plan, Row, carry_out, curves, results_of, rows
-from htd_jax.studies.report import Chart, Report, Table, Values, spread
+from htd_jax.studies.report import Chart, Report
 from htd_jax.studies.runs import Job, Outcome, execute, log_path
+from htd_jax.studies.tables import Table, Values, spread
 from htd_jax.studies.variants import PLAIN, Variant
 
 __all__ = [

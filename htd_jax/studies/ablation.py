@@ -8,7 +8,8 @@ from htd_jax.errors import UserError
 from htd_jax.pipeline import STUDENT
 from htd_jax.studies import charts, comparison
 from htd_jax.studies.plan import Plan, Row, plain_student
-from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values
+from htd_jax.studies.report import UNFINISHED, Chart, Part, Report
+from htd_jax.studies.tables import Cell, Table, Values
 from htd_jax.studies.variants import Variant
 
 ABLATION = "What is each part of the method worth?"

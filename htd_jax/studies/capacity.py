@@ -5,7 +5,8 @@ from typing import Any
 
 from htd_jax.studies import charts, comparison
 from htd_jax.studies.plan import Plan, Row, plain_student
-from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, mean_and_band
+from htd_jax.studies.report import UNFINISHED, Chart, Part, Report, mean_and_band
+from htd_jax.studies.tables import Cell, Table
 
 QUESTION = "How small can a student be, and which method suits which size?"
 

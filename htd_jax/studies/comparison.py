@@ -11,7 +11,8 @@ from htd_jax.errors import UserError
 from htd_jax.pipeline import NO_METHOD, STUDENT
 from htd_jax.studies import charts
 from htd_jax.studies.plan import Plan, Row, curves, metric_by_user, plain_student
-from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values
+from htd_jax.studies.report import UNFINISHED, Chart, Part, Report
+from htd_jax.studies.tables import Cell, Table, Values
 from htd_jax.studies.variants import Variant
 
 if TYPE_CHECKING:

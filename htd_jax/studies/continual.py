@@ -39,7 +39,8 @@ from htd_jax.pipeline import (
     write_json,
 )
 from htd_jax.studies.charts import heat, lines
-from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values, mean_and_band
+from htd_jax.studies.report import UNFINISHED, Chart, Part, Report, mean_and_band
+from htd_jax.studies.tables import Cell, Table, Values
 from htd_jax.training import Training
 
 # The best items of the teachers' ensemble that a student learns from.

@@ -39,7 +39,8 @@ from htd_jax.pipeline import (
 from htd_jax.serving import Rows, best_items
 from htd_jax.serving.topk import concatenate
 from htd_jax.studies import charts
-from htd_jax.studies.report import Cell, Chart, Part, Report, Table, Values, mean_and_band
+from htd_jax.studies.report import Chart, Part, Report, mean_and_band
+from htd_jax.studies.tables import Cell, Table, Values
 
 # The default bytes per row.
 SIZES = (5, 10, 20, 50, 100)

@@ -23,7 +23,8 @@ from htd_jax.studies.beyond import character as character_of
 from htd_jax.studies.beyond import likeness as likeness_of
 from htd_jax.studies.comparison import failed
 from htd_jax.studies.plan import Plan, Row, open_row
-from htd_jax.studies.report import UNFINISHED, Cell, Chart, Part, Report, Table, Values, mean_and_band
+from htd_jax.studies.report import UNFINISHED, Chart, Part, Report, mean_and_band
+from htd_jax.studies.tables import Cell, Table, Values
 from htd_jax.studies.topology import Kept, Retrieval, relations, tag_retrieval
 
 TOPOLOGY = "Does the student keep the teacher's relations?"

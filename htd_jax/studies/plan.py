@@ -27,8 +27,9 @@ from htd_jax.pipeline import (
     resolve_run,
 )
 from htd_jax.settings import flag_words, override
-from htd_jax.studies.report import Values, mean_and_band
+from htd_jax.studies.report import mean_and_band
 from htd_jax.studies.runs import Job, Outcome, execute
+from htd_jax.studies.tables import Values
 from htd_jax.studies.variants import PLAIN, Variant
 from htd_jax.writing import whole
 

@@ -1,19 +1,16 @@
 """Reports of studies: a question, an answer, tables and charts, as Markdown, CSV, images, and a self-contained page."""
 
-import csv
 import dataclasses
 import html
 import importlib.resources
 import importlib.util
-import io
 import json
-import re
 import statistics
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from htd_jax.escaping import markdown
+from htd_jax.studies.tables import Table
 
 # The version of Vega-Lite in which charts are written, see vl_convert.
 VEGA_LITE = "6.4"
@@ -22,73 +19,11 @@ VEGA_LITE = "6.4"
 UNFINISHED = "No run has finished."
 
 
-def spread(values: Sequence[float | None], form: str = ".4f") -> str:
-    """Returns mean ± sample standard deviation of the values that are not None; empty if all are.
-
-    >>> spread([0.25, 0.27, None]), spread([0.5], ".0%"), spread([])
-    ('0.2600 ± 0.0141', '50%', '')
-    """
-    known = [value for value in values if value is not None]
-    deviation = f" ± {statistics.stdev(known):{form.removeprefix('+')}}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):{form}}{deviation}" if known else ""
-
-
 def mean_and_band(values: Sequence[float]) -> dict[str, float]:
     """Returns the `mean` of values, and the ends `low` and `high` of one standard deviation around it, for a chart."""
     mean = statistics.mean(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": mean, "low": mean - deviation, "high": mean + deviation}
-
-
-@dataclasses.dataclass(frozen=True)
-class Values:
-    """A figure by seed, shown as mean ± sample standard deviation in the format `form`, followed by `mark`."""
-
-    values: tuple[float, ...]
-    form: str = ".4f"
-    mark: str = ""
-
-    def __str__(self) -> str:
-        return spread(self.values, self.form) + self.mark
-
-
-Cell = str | Values
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table: the `name` of its file, its title, head and rows, and a `note` under it."""
-
-    name: str
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """Returns the table as Markdown."""
-        line = lambda cells: "| " + " | ".join(markdown(cell) for cell in cells) + " |"
-        text = "\n".join([line(self.head), "|---" * len(self.head) + "|", *map(line, self.rows)])
-        return text + (f"\n\n{self.note}" if self.note else "") + "\n"
-
-    def csv(self) -> str:
-        """Returns the table as CSV; a column of `Values` becomes two, means and standard deviations."""
-        several = [any(isinstance(row[n], Values) for row in self.rows) for n in range(len(self.head))]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([x for name, two in zip(self.head, several) for x in ([name, f"{name} sd"] if two else [name])])
-        for row in self.rows:
-            writer.writerow([x for cell, two in zip(row, several) for x in (_numbers(cell) if two else [cell])])
-        return out.getvalue()
-
-
-def _numbers(cell: Cell) -> list[str]:
-    if isinstance(cell, str):
-        return [cell, ""]
-    if not cell.values:
-        return ["", ""]
-    deviation = f"{statistics.stdev(cell.values):.6g}" if len(cell.values) > 1 else ""
-    return [f"{statistics.mean(cell.values):.6g}", deviation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +90,14 @@ def svg(chart: Chart) -> str:
     return image
 
 
+def pdf(chart: Chart) -> bytes:
+    """Returns a chart as a page of PDF on white."""
+    import vl_convert
+
+    image: bytes = vl_convert.vegalite_to_pdf(_sized(chart.spec, 640), vl_version=VEGA_LITE, config=_on_paper())
+    return image
+
+
 def png(charts: Sequence[Chart]) -> bytes:
     """Returns charts side by side as a PNG image on white."""
     import vl_convert
@@ -195,21 +138,14 @@ def _part(part: Part) -> str:
         name = html.escape(part.name)
         head = f"<figcaption>{html.escape(part.title)}</figcaption>"
         return f'<figure>{head}<div class=chart id="chart-{name}"></div>{note}</figure>'
-    numeric = [
-        all(not isinstance(row[n], str) or _is_figure(row[n]) for row in part.rows) for n in range(len(part.head))
-    ]
     cells = lambda row, tag: "".join(
         f"<{tag}{' class=figure' if right else ''}>{html.escape(str(cell))}</{tag}>"
-        for cell, right in zip(row, numeric)
+        for cell, right in zip(row, part.numeric)
     )
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in part.rows)
     head = f"<thead><tr>{cells(part.head, 'th')}</tr></thead>"
     table = f"<div class=scroll tabindex=0><table>{head}<tbody>{body}</tbody></table></div>"
     return f"<h2>{html.escape(part.title)}</h2>{table}{note}"
-
-
-def _is_figure(cell: Cell) -> bool:
-    return re.fullmatch(r"[-+<]*[\d.,]*(e-?\d+)?%?", str(cell)) is not None
 
 
 def _sized(spec: Mapping[str, Any], width: int) -> dict[str, Any]:

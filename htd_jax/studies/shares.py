@@ -8,6 +8,7 @@ from typing import Any
 
 from htd_jax.errors import UserError, shown
 from htd_jax.studies.frontier import Point, grouped
+from htd_jax.studies.tables import Cell, Table
 
 # The metrics that are drawn, and the kinds: those of the same bytes, and those of four times as many.
 METRICS = ("recall@50", "ndcg@10")
@@ -98,16 +99,15 @@ def draw(frontiers: Mapping[str, Sequence[Point]], figure: Any, metrics: Sequenc
     )
 
 
-def table(frontiers: Mapping[str, Sequence[Point]], metrics: Sequence[str] = METRICS) -> str:
-    """Returns a Markdown table: for each data set and number of bytes, every model's metrics."""
-    lines = ["| data | bytes | model | " + " | ".join(metrics) + " | share | seeds |"]
-    lines.append("|" + "---|" * (len(metrics) + 5))
+def table(frontiers: Mapping[str, Sequence[Point]], metrics: Sequence[str] = METRICS) -> Table:
+    """Returns a table: for each data set and number of bytes, every model's metrics."""
+    lines: list[tuple[Cell, ...]] = []
     for name, points in frontiers.items():
         by_metric = [shares(points, metric) for metric in metrics]
         for entries in zip(*by_metric):
             first = entries[0]
-            values = " | ".join(f"{entry['value']:.4f}" for entry in entries)
+            values = [f"{entry['value']:.4f}" for entry in entries]
             kept = ", ".join(f"{entry['share']:.0%}" for entry in entries)
             model = f"{first['kind']}, {first['what']}"
-            lines.append(f"| {name} | {first['bytes']:g} | {model} | {values} | {kept} | {first['seeds']} |")
-    return "\n".join(lines) + "\n"
+            lines.append((name, f"{first['bytes']:g}", model, *values, kept, str(first["seeds"])))
+    return Table("curves", "Shares", ("data", "bytes", "model", *metrics, "share", "seeds"), tuple(lines))

@@ -33,7 +33,7 @@ from htd_jax.pipeline import (
     train_phases,
 )
 from htd_jax.settings import check, flag_name, flag_words, override
-from htd_jax.studies.report import Table
+from htd_jax.studies.tables import Table
 from htd_jax.training import Diverged, Progress
 
 # A setting's default range is from this many times less than its default to this many times more.
@@ -407,15 +407,15 @@ def best_first(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(complete, key=lambda trial: -(trial.value or 0.0))
 
 
-def table(tuning: Tuning, trials: Sequence[Trial], plain: Mapping[str, float]) -> str:
-    """Returns the best trials in Markdown, under teacher and plain student, and the number of the others."""
+def table(tuning: Tuning, trials: Sequence[Trial], plain: Mapping[str, float]) -> Table:
+    """Returns a table of the best trials, under teacher and plain student, and the number of the others."""
     names = list(tuning.space)
     lines = [(label(name), f"{value:.4f}", *[""] * len(names)) for name, value in plain.items()]
     for trial in best_first(trials)[:SHOWN]:
         lines.append((str(trial.number), f"{trial.value:.4f}", *(short(trial.settings[name]) for name in names)))
     pruned, failed = sum(t.pruned is not None for t in trials), sum(t.error is not None for t in trials)
     note = f"{len(trials)} trials, {pruned} of them pruned, {failed} failed."
-    return Table("tune", "Trials", ("trial", f"valid {tuning.metric}", *names), tuple(lines), note).markdown()
+    return Table("tune", "Trials", ("trial", f"valid {tuning.metric}", *names), tuple(lines), note)
 
 
 def importance(tuning: Tuning, trials: Sequence[Trial]) -> dict[str, float]:
