@@ -78,6 +78,26 @@ def test_a_table_is_latex_whatever_stands_in_it():
     assert r"\begin{tabular}{lrl}" in table.latex() and r"\input" not in table.latex()
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_differ_and_none_is_pale(dark):
+    colours = theme(dark=dark)["range"]["category"]
+    linear = lambda x: x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4
+    parts = lambda colour: [linear(int(colour[i : i + 2], 16) / 255) for i in (1, 3, 5)]
+    luminance = lambda colour: float(np.dot([0.2126, 0.7152, 0.0722], parts(colour))) + 0.05
+    page = luminance("#1c1d1f" if dark else "#ffffff")
+    assert len(set(colours)) == 24
+    assert min(max(page, luminance(x)) / min(page, luminance(x)) for x in colours) >= 3
+
+
+def test_many_lines_are_told_apart():
+    data = [{"name": f"m{i}", "x": x, "mean": x * i, "low": 0, "high": 1} for i in range(20) for x in range(3 + i % 5)]
+    line = next(x for x in charts.lines(data, x="epoch", y="recall", points=False)["layer"] if "strokeDash" in str(x))
+    names, dashes = line["encoding"]["strokeDash"]["scale"].values()
+    last = {record["name"]: record["mean"] for record in data}
+    assert names == line["encoding"]["color"]["scale"]["domain"] == sorted(last, key=lambda name: -last[name])
+    assert dashes[0] == [1, 0] != dashes[8] != dashes[16]
+
+
 def test_a_table_says_the_same_in_all_forms():
     rows = list(csv.reader(io.StringIO(TABLE.csv())))
     assert rows[0] == ["", "recall@50", "recall@50 sd", "s/epoch"]

@@ -113,9 +113,10 @@ def whole_time(phases: Mapping[str, Any]) -> str:
     return "\n  ".join(parts)
 
 
-def draw_curves(result: RunResult) -> None:
+def draw_curves(result: RunResult, ending: str = ".png") -> None:
     """Draws test recall at the largest cutoff by epoch, a line per phase, which is level if nothing is trained."""
-    save_picture(RunFolder(result.spec.folder).curves, lambda figure: _draw_curves(result, figure), (7, 4.2))
+    path = RunFolder(result.spec.folder).curves.with_suffix(ending)
+    save_picture(path, lambda figure: _draw_curves(result, figure), (7, 4.2))
 
 
 def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> bool:
@@ -151,7 +152,7 @@ def _draw_curves(result: RunResult, figure: Any) -> None:
     records = result.records
     metric = f"recall@{max(result.spec.evaluation.cutoffs)}"
     axes = figure.subplots()
-    colours = {"teacher": "#555555", "student": "#c44e52"}
+    colours = {TEACHER: "#555555", STUDENT: "#c44e52"}
     last = max(record["epoch"] for phase in records.values() for record in phase)
     labels = []
     for phase, own in records.items():
@@ -164,10 +165,12 @@ def _draw_curves(result: RunResult, figure: Any) -> None:
         labels.append((recall[-1], epochs[-1], f"{label(phase)}  {recall[-1]:.4f}", colour))
     top = 1.05 * max(record["test"][metric] for own in records.values() for record in own)
     lowest = -top
-    for height, epoch, text, colour in sorted(labels):
+    for height, epoch, text, colour in sorted(labels):  # in the margin, where no line that ends later crosses them
         lowest = max(height, lowest + 0.05 * top)  # above the previous label
+        if epoch < last:
+            axes.plot([epoch, last], [height, lowest], color=colour, linewidth=0.8, linestyle=(0, (1, 3)))
         where: Any = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(text, (epoch, lowest), (8, 0), color=colour, **where)
+        axes.annotate(text, (last, lowest), (8, 0), color=colour, **where)
     title = f"{result.results['dataset']}, {result.results['model']}"
     users = result.spec.evaluation.eval_users
     measured = f"test {metric}" + (f" of {users:,} sampled users" if users else "")

@@ -31,5 +31,5 @@ def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
     if not is_first():
         return
     print_table(result)
-    draw_curves(result)
+    draw_curves(result, f".{paths.curves}")
     print(f"run folder: {result.spec.folder}")

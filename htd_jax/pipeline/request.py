@@ -101,6 +101,8 @@ class Paths:
     Default: train all."""
     tensorboard: bool = False
     """Whether to write event files for TensorBoard to <run>/tensorboard/<phase>; needs tensorboardX."""
+    curves: Literal["png", "pdf", "svg"] = "png"
+    """Format of the picture of learning curves in the run folder."""
     baselines: bool = False
     """Whether to compare the students with the teacher's SVD and with iALS in as many bytes per row; takes seconds."""
 

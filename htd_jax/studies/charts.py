@@ -12,6 +12,10 @@ WIDTH, HEIGHT = "container", 320
 # The largest number of lines that are drawn with bands.
 MOST_BANDS = 4
 
+# More lines than these have a legend beside the chart, in the order of their last values, and dashes besides colours.
+FEW_LINES = 8
+DASHES = ([1, 0], [7, 3], [2, 2])
+
 
 def _chart(data: Records, layers: list[dict[str, Any]], *, height: int = HEIGHT) -> dict[str, Any]:
     return {
@@ -109,9 +113,13 @@ def lines(
     scale_x = {"type": "log"} if log else {"zero": min(record["x"] for record in data) == 0}
     marks = {} if log else {"tickMinStep": 1 if x in ("epoch", "block") else 0}
     across = _axis("x", x, scale={**scale_x, "nice": False, "padding": 12}, axis=marks)
-    colour = _axis(
-        "name", "", "nominal", sort=None, legend={"symbolOpacity": 1, "symbolType": "stroke" if joined else "circle"}
-    )
+    legend: dict[str, Any] = {"symbolOpacity": 1, "symbolType": "stroke" if joined else "circle"}
+    names: list[str] | None = None
+    last = {record["name"]: record["mean"] for record in sorted(data, key=lambda record: record["x"])}
+    if len(last) > FEW_LINES:
+        names = sorted(last, key=lambda name: -last[name])
+        legend |= {"orient": "right", "columns": 1, "symbolLimit": len(last), "symbolSize": 300, "labelLimit": 220}
+    colour = _axis("name", "", "nominal", legend=legend, **({"scale": {"domain": names}} if names else {"sort": None}))
     tip = [
         {"field": "name", "title": ""},
         {"field": "x", "title": x},
@@ -130,6 +138,9 @@ def lines(
         }
         layers.append({"mark": {"type": "area", "opacity": 0.18}, "encoding": band})
     line = {"x": across, "y": _axis("mean", y, scale=scale), "color": colour}
+    if names:
+        dashes = {"domain": names, "range": [DASHES[i // FEW_LINES % len(DASHES)] for i in range(len(names))]}
+        line["strokeDash"] = _axis("name", "", "nominal", scale=dashes, legend=legend)
     if joined:
         layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": line})
     size = 55 if points else 120
@@ -138,7 +149,7 @@ def lines(
     if reference is not None:
         rule = {"mark": {"type": "rule", "strokeDash": [5, 4]}, "encoding": {"y": {"datum": reference}}}
         layers.append(rule)
-    return _chart(data, layers)
+    return _chart(data, layers, height=max(HEIGHT, 19 * len(names or [])))
 
 
 def scatter(data: Records, *, x: str, y: str, facet: str | None = None) -> dict[str, Any]:

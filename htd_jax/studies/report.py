@@ -157,14 +157,25 @@ def _on_paper() -> dict[str, Any]:
     return {**theme(dark=False), "background": "#ffffff"}
 
 
-# Okabe and Ito's eight colours, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+# Colours on white, with a contrast of at least 3 to 1: first those of Okabe and Ito's eight that have it, which the
+# colour-blind can tell apart (https://jfly.uni-koeln.de/color/), then others that are far from these in OKLab.
+PALETTE = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#a58f12", "#9322fb", "#8d0576"),
+    *("#006f00", "#ac0023", "#6e95b0", "#5f5129", "#ef33e7", "#877deb", "#265b68", "#a57b68"),
+    *("#f00580", "#5839a1", "#b04cbe", "#7d6080", "#2b10e9", "#bb4271", "#2467f2", "#f91100"),
+)
+
+# The same hues on a dark page, light enough for as much contrast.
+ON_DARK = (
+    *("#2d8acc", "#d86109", "#009e73", "#cc79a7", "#e8e6e3", "#a58f12", "#a45ffe", "#d055b4"),
+    *("#3b9736", "#e94f54", "#6e95b0", "#94855c", "#ef33e7", "#877deb", "#588d9b", "#a57b68"),
+    *("#fb2189", "#b8a0ff", "#c05cce", "#987a9b", "#9aaeff", "#d75b89", "#4481fc", "#ff3726"),
+)
 
 
 def theme(*, dark: bool) -> dict[str, Any]:
     """Returns the colours and fonts of charts."""
     ink, faint, grid = ("#e8e6e3", "#a8a5a0", "#3a3c40") if dark else ("#1c1d1f", "#5c5f63", "#e2e2df")
-    colours = [ink if colour == "#000000" else colour for colour in PALETTE]
     axis = {"labelColor": faint, "titleColor": ink, "gridColor": grid, "domainColor": faint, "tickColor": faint}
     return {
         "background": "transparent",
@@ -183,5 +194,9 @@ def theme(*, dark: bool) -> dict[str, Any]:
         "title": {"color": ink},
         "text": {"color": ink},
         "rule": {"color": faint},
-        "range": {"category": colours, "heatmap": {"scheme": "cividis"}, "ramp": {"scheme": "cividis"}},
+        "range": {
+            "category": list(ON_DARK if dark else PALETTE),
+            "heatmap": {"scheme": "cividis"},
+            "ramp": {"scheme": "cividis"},
+        },
     }

@@ -15,10 +15,10 @@ METRICS = ("recall@50", "ndcg@10")
 STYLES = {
     "best": ("#0072b2", "-", "o", "best"),
     "opq": ("#d55e00", "-", "s", "OPQ of the teacher"),
-    "pq": ("#e69f00", "--", "s", "PQ of the teacher"),
+    "pq": ("#a58f12", "--", "s", "PQ of the teacher"),
     "als": ("#009e73", ":", "^", "iALS, float32"),
-    "svd": ("#56b4e9", ":", "v", "SVD of the teacher, float32"),
-    "plain": ("#999999", ":", "x", "plain student (BPR), float32"),
+    "svd": ("#9322fb", ":", "v", "SVD of the teacher, float32"),
+    "plain": ("#767676", ":", "x", "plain student (BPR), float32"),
 }
 
 
