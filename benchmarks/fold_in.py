@@ -28,8 +28,9 @@ import htd_jax
 from htd_jax import data
 from htd_jax.data import Interactions, Split
 from htd_jax.pipeline import open_run
-from htd_jax.serving import Precision, Retriever, Rows, best_items, fold
-from htd_jax.serving.topk import Hidden, concatenate
+from htd_jax.serve.fold import least_squares
+from htd_jax.serve.rank import Hidden, concatenate
+from htd_jax.serving import Precision, Retriever, Rows, best_items
 
 BINS = (1, 2, 5, 8, 13, 31, 110, 401)
 
@@ -205,7 +206,7 @@ def without(split: Split, users: np.ndarray, items: np.ndarray) -> Split:
 def before(table: Rows, lists: list[np.ndarray]) -> np.ndarray:
     """Returns least-squares rows with the ridge of version 0.4, which did not depend on the table's scale."""
     unit = float(np.sqrt(np.mean(np.asarray(table.floats(), np.float64) ** 2)))
-    return fold.least_squares(table, lists, ridge=1 / unit**2)
+    return least_squares(table, lists, ridge=1 / unit**2)
 
 
 def length(trained: np.ndarray, other: Rows, lists: list[np.ndarray]) -> float:

@@ -51,7 +51,7 @@ from htd_jax.data.tables import match_rows, read_tables
 from htd_jax.errors import UserError
 from htd_jax.ops.precision import Rows
 from htd_jax.pipeline.run_folder import RunFolder
-from htd_jax.serving.storage import Export, read_export, write_export
+from htd_jax.serve.storage import Export, read_export, write_export
 
 # The bounds of reading a file.
 SECONDS, SECONDS_PER_MIB = 1.0, 4.0

@@ -25,8 +25,8 @@ from usearch.index import Index
 from htd_jax.data import Interactions, Split
 from htd_jax.ops.precision import unpack
 from htd_jax.pipeline import open_run
+from htd_jax.serve.rank import concatenate
 from htd_jax.serving import Rows, best_items
-from htd_jax.serving.topk import concatenate
 
 # Returns the rows of the k best items of users `[n, k]`.
 Search = Callable[[int], np.ndarray]

@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from htd_jax.data import Ids, Interactions
+from htd_jax.serve.rank import Hidden, concatenate
 from htd_jax.serving import Retriever, best_items, to_precision
-from htd_jax.serving.topk import Hidden, Searched, concatenate
+from htd_jax.serving.topk import Searched
 
 PRECISIONS = "float32", "int8", "int4", "int3", "int2"
 

@@ -3,8 +3,6 @@
 import re
 from typing import Any
 
-import rich.markup
-
 from htd_jax.errors import shown
 
 
@@ -49,4 +47,6 @@ def markup(text: Any) -> str:
     >>> print(markup("[red]a\x1b[2J"))
     \[red]a\x1b[2J
     """
+    import rich.markup  # serving needs none
+
     return rich.markup.escape(shown(str(text)))

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -105,17 +106,20 @@ def started() -> int | None:
 
 
 def several() -> bool:
-    """Returns whether several processes run this program."""
-    import jax
+    """Returns whether several processes run this program. They are joined by JAX: where it is not imported, there is
+    one."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+def count() -> int:
+    """Returns the number of processes."""
+    return sys.modules["jax"].process_count() if several() else 1
 
 
 def number() -> int:
     """Returns the number of this process, from 0."""
-    import jax
-
-    return jax.process_index() if several() else 0
+    return sys.modules["jax"].process_index() if several() else 0
 
 
 def is_first() -> bool:

@@ -31,7 +31,7 @@ from htd_jax import command
 from htd_jax.command import report
 from htd_jax.command.flags import parse_request
 from htd_jax.data import make_split, save_split
-from htd_jax.ops.precision import row_bytes
+from htd_jax.ops.codes import row_bytes
 from htd_jax.pipeline import RunFolder, resolve_run
 
 # --- what is refused

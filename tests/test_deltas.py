@@ -13,9 +13,10 @@ import htd_jax
 from htd_jax.command.export import export
 from htd_jax.data import Ids, Interactions
 from htd_jax.errors import UserError
-from htd_jax.ops.precision import BITS, PRECISIONS, Rows, kept_steps, steps_of, to_precision
+from htd_jax.ops.codes import BITS, PRECISIONS
+from htd_jax.ops.precision import Rows, kept_steps, steps_of, to_precision
+from htd_jax.serve.fold import Pooling, RowMap
 from htd_jax.serving import Retriever
-from htd_jax.serving.fold import Pooling, RowMap
 
 USERS, ITEMS, DIM = 40, 60, 6
 SIDES = ("users", "items")

@@ -17,6 +17,7 @@ FLOORS = [
     {"errors", "escaping", "writing", "settings", "processes"},
     {"data"},
     {"ops"},
+    {"serve"},
     {"losses"},
     {"models"},
     {"ensembles"},

@@ -32,11 +32,15 @@ from htd_jax.data import Dataset, Ids, Interactions
 from htd_jax.data.arrays import open_arrays
 from htd_jax.errors import UserError
 from htd_jax.models import ModelOf, NeuMFSettings
-from htd_jax.ops.precision import BITS, unpack
+from htd_jax.ops.codes import BITS
+from htd_jax.ops.precision import unpack
 from htd_jax.pipeline import open_phases, open_run, resolve_run
-from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, storage, to_precision, topk
-from htd_jax.serving.lists import writer
-from htd_jax.serving.topk import Hidden, Searched, best_items, best_scored, concatenate
+from htd_jax.serve import fold as new_rows
+from htd_jax.serve import storage
+from htd_jax.serve.lists import writer
+from htd_jax.serve.rank import Hidden, concatenate
+from htd_jax.serving import PRECISIONS, Retriever, Rows, fold, retriever_of, row_bytes, to_precision, topk
+from htd_jax.serving.topk import Searched, best_items, best_scored
 from htd_jax.settings import check
 
 
@@ -317,7 +321,7 @@ def test_least_squares_against_an_optimiser(precision, scale):
     table = to_precision(scale * rng.normal(size=(90, 6)), precision)
     y = np.asarray(table.floats(), np.float64) / scale
     lists = lists_of(rng, 90, [1, 2, 17, 90, 4])
-    found = fold.least_squares(table, lists, unseen=0.03, ridge=0.2)
+    found = new_rows.least_squares(table, lists, unseen=0.03, ridge=0.2)
 
     for x, rows in zip(found, lists):
 
@@ -335,16 +339,14 @@ def test_sums_in_blocks(monkeypatch):
     rng = np.random.default_rng(5)
     table = Rows(jnp.asarray(rng.normal(size=(83, 3)), jnp.float32))
     lists = lists_of(rng, 83, [1, 40, 83, 2, 3, 3, 30])
-    whole = fold.summarise(table, lists)
-    monkeypatch.setattr(fold, "CELLS", 60)
-    fold._moments.clear_cache()
-    np.testing.assert_allclose(fold.summarise(table, lists), whole, rtol=1e-5)
-    fold._moments.clear_cache()
+    whole = new_rows.summarise(table, lists)
+    monkeypatch.setattr(new_rows, "CELLS", 60)
+    np.testing.assert_allclose(new_rows.summarise(table, lists), whole, rtol=1e-5)
 
 
 def test_an_empty_list_is_refused():
     with pytest.raises(UserError, match="list 1 is empty"):
-        fold.least_squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
+        new_rows.least_squares(Rows(jnp.ones((3, 2))), [np.array([1]), np.array([], int)])
 
 
 def test_the_regression_against_an_optimiser(monkeypatch):
@@ -576,7 +578,7 @@ def test_tables_frames_and_files(tmp_path, monkeypatch):
     for name, message in (("lists.txt", "written as .csv or .parquet"), ("no/lists.csv", "there is no folder")):
         with pytest.raises(UserError, match=message):
             found.write(tmp_path / name)
-    monkeypatch.setattr("htd_jax.serving.lists.PART_ROWS", 4)
+    monkeypatch.setattr("htd_jax.serve.lists.PART_ROWS", 4)
     for _ in range(2):  # an earlier folder is replaced
         with writer(tmp_path / "lists", table.schema) as write:
             for row in (0, 3, 0):

@@ -17,7 +17,8 @@ from htd_jax.distillers import Best
 from htd_jax.errors import UserError
 from htd_jax.losses import sampled_softmax_loss, softmax_loss
 from htd_jax.models import BPRSettings, IALSSettings, LightGCNSettings, ModelOf, NeuMFSettings
-from htd_jax.ops.precision import BITS, encoded, for_bytes, forms_for_bytes, pack, rounded, row_bytes, unpack
+from htd_jax.ops.codes import BITS, row_bytes
+from htd_jax.ops.precision import encoded, for_bytes, forms_for_bytes, pack, rounded, unpack
 from htd_jax.pipeline import Experiment, PhaseRequest, RunRequest, RunSettings, resolve, resolve_run, silent
 from htd_jax.serving import Rows, to_precision
 from htd_jax.training import (

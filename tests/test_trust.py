@@ -15,7 +15,7 @@ from runs import EXPERIMENTS, SMALL, line_of, start, start_command
 import htd_jax
 from htd_jax.models import BPRSettings, ModelOf
 from htd_jax.pipeline import RunFolder
-from htd_jax.serving.card import card
+from htd_jax.serve.card import card
 
 MODULE = """
 import dataclasses, pathlib

@@ -16,7 +16,7 @@ from rich.table import Table
 import htd_jax
 from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
 from htd_jax.errors import UserError, shown
-from htd_jax.ops.precision import Precision, row_bytes
+from htd_jax.ops.codes import Precision, row_bytes
 from htd_jax.settings import as_json, check, flag_words
 
 

@@ -69,7 +69,7 @@ class Options:
 
 def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None:
     from htd_jax.command import use_devices
-    from htd_jax.serving.lists import check_path
+    from htd_jax.serve.lists import check_path
 
     for name in ("user", "similar"):
         if sum(argument.partition("=")[0] == f"--{name}" for argument in arguments) > 1:
@@ -166,7 +166,7 @@ def _known(ids: "Ids", given: pa.Array) -> pa.Array:
 
 
 def _write(blocks: Iterator["Recommendations"], count: int, path: Path) -> int:
-    from htd_jax.serving.lists import writer
+    from htd_jax.serve.lists import writer
 
     with contextlib.ExitStack() as stack:
         forward = stack.enter_context(_progress(count))

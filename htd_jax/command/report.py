@@ -13,7 +13,7 @@ from rich.table import Table
 from htd_jax.errors import shown
 from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
-from htd_jax.ops.precision import row_bytes
+from htd_jax.ops.codes import row_bytes
 from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, RunResult, gap_closed, label
 from htd_jax.writing import whole
 

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from htd_jax.data.files import MOST_ARRAYS, check_inflated
-from htd_jax.data.torchfile import BFLOAT16, Checkpoint
 from htd_jax.errors import UserError, reading, shown
 
 # Suffixes of files with arrays; `.npy` has one.
@@ -48,6 +47,8 @@ def open_arrays(path: Path) -> dict[str, LazyArray]:
     if suffix == ".safetensors":
         return _safetensors(path)
     if suffix in TORCH:
+        from htd_jax.data.torchfile import Checkpoint
+
         checkpoint = Checkpoint(path)
         if not checkpoint.tensors:
             raise UserError(
@@ -202,7 +203,6 @@ def _safetensors(path: Path) -> dict[str, LazyArray]:
         "F64": np.float64,
         "F32": np.float32,
         "F16": np.float16,
-        "BF16": BFLOAT16,
         "BOOL": np.bool_,
     }
     types |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
@@ -221,6 +221,10 @@ def _safetensors(path: Path) -> dict[str, LazyArray]:
         _check_number(path, len(file.keys()))
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             part = file.get_slice(name)
+            if part.get_dtype() == "BF16":
+                import ml_dtypes  # comes with JAX, which reading an export does not need
+
+                types["BF16"] = ml_dtypes.bfloat16
             dtype = np.dtype(types.get(part.get_dtype(), np.void))
             arrays[name] = LazyArray(dtype, tuple(part.get_shape()), reader(name))
     return arrays

@@ -13,7 +13,8 @@ import numpy as np
 from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.losses import bpr_loss
-from htd_jax.ops.precision import BITS, Rows, encoded, rounded, steps_of
+from htd_jax.ops.codes import BITS
+from htd_jax.ops.precision import Rows, encoded, rounded, steps_of
 from htd_jax.ops.products import dot
 from htd_jax.ops.shards import at_owner, is_shard, look_up
 

@@ -2,23 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from htd_jax.errors import UserError
+from htd_jax.ops.codes import BITS, PRECISIONS, Precision, middle, packed_bytes, parts, row_bytes
 from htd_jax.ops.shards import largest, total
-
-Precision = Literal["float32", "float16", "int8", "int4", "int3", "int2"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4", "int3", "int2")
 
 # The largest code of int8: symmetric, so -128 stays unused.
 LARGEST = 127
-
-# Bits per number of the precisions with a step per dimension.
-BITS = {"int4": 4, "int3": 3, "int2": 2}
 
 # The codes of b bits stand for the centres of 2^b steps of this width, for a dimension whose root mean square is 1: the
 # width of least error for normally distributed numbers (Max, IRE Trans. Inf. Theory, 1960).
@@ -81,9 +75,9 @@ class Rows:
         codes, before scales and steps."""
         if self.steps is None or self.bits is None:
             return self.values[j].astype(jnp.float32)
-        parts = [part for part in _parts(self.dim, self.bits) if 0 <= j - part.code < part.length]
-        codes = [part.unpacked(self.values[part.byte + j - part.code]) for part in parts]
-        return functools.reduce(jnp.bitwise_or, codes).astype(jnp.float32) - _middle(self.bits)
+        found = [part for part in parts(self.dim, self.bits) if 0 <= j - part.code < part.length]
+        codes = [part.unpacked(self.values[part.byte + j - part.code]) for part in found]
+        return functools.reduce(jnp.bitwise_or, codes).astype(jnp.float32) - middle(self.bits)
 
     def take(self, rows: jax.Array) -> "Rows":
         """Returns the rows `[m]`, encoded."""
@@ -100,18 +94,6 @@ class Rows:
     def _by_row(self, change: Callable[[jax.Array], jax.Array]) -> "Rows":
         scales = None if self.scales is None else change(self.scales)
         return Rows(change(self.values), scales, self.steps, self.bits)
-
-
-def row_bytes(dim: int, precision: str) -> int:
-    """Returns the bytes of a row of `dim` numbers: 4 or 2 each, or 1 each and 4 for the scale, or 4, 3 or 2 bits each,
-    rounded up to a byte. The steps of int4, int3 and int2, 4 bytes per dimension, are not counted.
-
-    >>> [row_bytes(26, precision) for precision in PRECISIONS]
-    [104, 52, 30, 13, 10, 7]
-    """
-    if precision in BITS:
-        return packed_bytes(dim, BITS[precision])
-    return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim + 4}[precision]
 
 
 def for_bytes(size: int, widest: int) -> tuple[int, Precision]:
@@ -225,11 +207,6 @@ def rounded(table: jax.Array, precision: str, steps: jax.Array | None = None, co
     return decoded + (table - jax.lax.stop_gradient(table))  # exactly the decoded value
 
 
-def packed_bytes(dim: int, bits: int) -> int:
-    """Returns the bytes of `dim` codes of so many bits, rounded up."""
-    return -(-bits * dim // 8)
-
-
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """Packs codes `[n, d]` uint8 of 4, 3 or 2 bits into `[n, w]` uint8, where w is `packed_bytes(d, bits)`.
 
@@ -242,49 +219,15 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
     ['11100001', '01101010', '11110011']
     """
     width = packed_bytes(codes.shape[1], bits)
-    parts = _parts(codes.shape[1], bits)
-    moved = (_moved(part.packed(codes), part.code, part.byte, part.length, width) for part in parts)
+    layout = parts(codes.shape[1], bits)
+    moved = (_moved(part.packed(codes), part.code, part.byte, part.length, width) for part in layout)
     return functools.reduce(jnp.bitwise_or, moved)
 
 
 def unpack(packed: jax.Array, dim: int, bits: int) -> jax.Array:
     """Returns the codes `[n, dim]` that `pack` packed."""
-    moved = (_moved(part.unpacked(packed), part.byte, part.code, part.length, dim) for part in _parts(dim, bits))
+    moved = (_moved(part.unpacked(packed), part.byte, part.code, part.length, dim) for part in parts(dim, bits))
     return functools.reduce(jnp.bitwise_or, moved)
-
-
-class _Part(NamedTuple):
-    """Where some bits of consecutive codes are: bits `low` to `low + bits` of code `code` + i are in byte `byte` + i,
-    from bit `shift` on, for `length` codes."""
-
-    code: int
-    byte: int
-    length: int
-    low: int
-    shift: int
-    bits: int
-
-    def packed(self, codes: jax.Array) -> jax.Array:
-        return (codes >> self.low & 2**self.bits - 1) << self.shift
-
-    def unpacked(self, packed: jax.Array) -> jax.Array:
-        return (packed >> self.shift & 2**self.bits - 1) << self.low
-
-
-def _parts(dim: int, bits: int) -> list[_Part]:
-    """Returns the layout that `pack` describes."""
-    width = packed_bytes(dim, bits)
-    places = range(8 // bits)  # of whole codes in a byte
-    parts = [_Part(i * width, 0, min(width, dim - i * width), 0, bits * i, bits) for i in places]
-    first = width * len(places)
-    if (rest := dim - first) > 0:
-        after = width - rest
-        parts += [
-            _Part(first, 0, rest, 0, 6, 2),
-            _Part(first, rest, min(after, rest), 2, 6, 1),
-            _Part(first + after, rest, rest - after, 2, 7, 1),
-        ]
-    return [part for part in parts if part.length > 0]
 
 
 def _moved(table: jax.Array, first: int, to: int, count: int, width: int) -> jax.Array:
@@ -324,9 +267,4 @@ def _codes(table: jax.Array, steps: jax.Array, bits: int) -> jax.Array:
 
 
 def _decoded(codes: jax.Array, steps: jax.Array, bits: int) -> jax.Array:
-    return (codes - _middle(bits)) * steps[None]
-
-
-def _middle(bits: int) -> float:
-    """The code, between two, that stands for 0."""
-    return (2**bits - 1) / 2
+    return (codes - middle(bits)) * steps[None]

@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 from htd_jax.models import ModelOf
-from htd_jax.ops.precision import for_bytes, row_bytes
+from htd_jax.ops.codes import row_bytes
+from htd_jax.ops.precision import for_bytes
 from htd_jax.pipeline.experiment import Experiment
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.progress import silent

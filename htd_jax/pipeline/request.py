@@ -13,7 +13,8 @@ from htd_jax.distillers import METHODS, Method
 from htd_jax.errors import UserError
 from htd_jax.evaluation import Evaluation, EvaluationSpec
 from htd_jax.models import MODELS, IALSSettings, ModelSettings
-from htd_jax.ops.precision import Precision, for_bytes
+from htd_jax.ops.codes import Precision
+from htd_jax.ops.precision import for_bytes
 from htd_jax.pipeline.spec import (
     NO_METHOD,
     STUDENT,

@@ -6,7 +6,7 @@ from typing import Any
 
 from htd_jax import processes
 from htd_jax.errors import UserError, as_flags
-from htd_jax.ops.precision import row_bytes
+from htd_jax.ops.codes import row_bytes
 from htd_jax.pipeline.baselines import measure_baselines
 from htd_jax.pipeline.choice import Choice
 from htd_jax.pipeline.experiment import Experiment, hash_of

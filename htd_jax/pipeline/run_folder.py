@@ -26,7 +26,7 @@ from htd_jax.data.files import read_json
 from htd_jax.ensembles import Stages
 from htd_jax.errors import UserError, reason, shown
 from htd_jax.models import MODELS, ModelOf
-from htd_jax.ops.precision import PRECISIONS
+from htd_jax.ops.codes import PRECISIONS
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.spec import STUDENT, TEACHER
 from htd_jax.serving import Retriever, load_export

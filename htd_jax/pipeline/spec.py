@@ -10,7 +10,7 @@ from htd_jax.distillers import METHODS, Distiller, Method
 from htd_jax.errors import UserError, shown
 from htd_jax.evaluation import Evaluation, EvaluationSpec
 from htd_jax.models import MODELS, MakeModel, ModelOf, ModelSettings, Recommender, batches_of
-from htd_jax.ops.precision import PRECISIONS
+from htd_jax.ops.codes import PRECISIONS
 from htd_jax.settings import as_json, check, flag_name, override
 from htd_jax.training import EarlyStopping, Training, TrainingSpec, resolve_training
 

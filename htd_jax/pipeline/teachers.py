@@ -22,7 +22,7 @@ from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.request import Paths, RunSpec
 from htd_jax.pipeline.run_folder import RunFolder, open_phase
 from htd_jax.pipeline.teacher_checks import notes_on_fit
-from htd_jax.serving.storage import is_export, read_export
+from htd_jax.serve.storage import is_export, read_export
 from htd_jax.settings import as_json
 from htd_jax.teacher import Lists, Teacher, combine
 from htd_jax.training import choose, evaluation_record, in_full

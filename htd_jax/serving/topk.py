@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.data import Interactions
 from htd_jax.errors import UserError
 from htd_jax.ops import platforms
 from htd_jax.ops.largest import top_k
 from htd_jax.ops.precision import Rows
 from htd_jax.ops.products import dot, einsum
+from htd_jax.serve.rank import MEMORY, Hidden, Top, limited
 
 # Items per chunk, and hidden pairs that are masked at once.
 CHUNK, PAIRS = 64, 1024
@@ -45,43 +45,6 @@ FEW, MANY = 64, 128
 
 # Scores per block: on a CPU about as many as its cache holds, elsewhere few large operations.
 ON_CPU, ELSEWHERE = 2**21, 2**27
-
-# The default memory in MiB for scores and temporary arrays.
-MEMORY = 256
-
-
-class Top(NamedTuple):
-    """The best items of some users, the best first.
-
-    Attributes:
-      rows: `[n, k]` int32, -1 past the end of a shorter list.
-      scores: `[n, k]` float32, -infinity past the end.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-
-
-class Hidden(NamedTuple):
-    """The items that are hidden from each of n users: `items[offsets[u]:offsets[u + 1]]` from user u.
-
-    Attributes:
-      offsets: `[n + 1]` int64.
-      items: `[m]` int32.
-    """
-
-    offsets: np.ndarray
-    items: np.ndarray
-
-    @classmethod
-    def from_interactions(cls, seen: Interactions) -> "Hidden":
-        return cls(np.asarray(seen.offsets, np.int64), np.asarray(seen.items))
-
-    @classmethod
-    def from_lists(cls, lists: list[np.ndarray]) -> "Hidden":
-        """Hides an array of items per user."""
-        sizes = np.array([len(items) for items in lists], np.int64)
-        return cls(np.concatenate([[0], np.cumsum(sizes)]), np.concatenate([*lists, []]).astype(np.int32))
 
 
 class Searched:
@@ -173,7 +136,7 @@ def best_items(
     num_items = len(items)
     rows = np.arange(len(users)) if rows is None else np.asarray(rows)
     size = num_items if candidates is None else len(candidates)
-    k = _limited(k, size, memory)
+    k = limited(k, size, memory)
     # One user's scores are held twice, as computed and masked.
     if searched and k and len(rows) <= ONE_BY_ONE and num_items <= memory * 2**17 and jax.default_backend() == "cpu":
         return (_rank_one(users, searched, int(row), k, hidden, candidates) for row in rows)
@@ -201,28 +164,11 @@ def best_scored(
       score: maps users `[n]` to scores `[n, num_items]`; a pytree, like `Teacher.scores`.
     """
     size = num_items if candidates is None else len(candidates)
-    k = _limited(k, size, memory)
+    k = limited(k, size, memory)
     blocks = _divide(k, len(rows), size, memory, 0, scored=num_items)
     chosen = None if candidates is None else jnp.asarray(candidates, jnp.int32)
     rank = lambda block, pairs: _rank_scores(score, chosen, block, pairs, size, k, blocks)
     return _rank_blocks(rank, np.asarray(rows), hidden, candidates, num_items, blocks)
-
-
-def concatenate(blocks: Iterator[Top], k: int) -> Top:
-    """Joins blocks of users; `[0, k]` if there are none."""
-    parts = list(blocks)
-    if not parts:
-        return Top(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32))
-    return Top(*map(np.concatenate, zip(*parts)))
-
-
-def _limited(k: int, items: int, memory: int) -> int:
-    """Checks `k` and `memory`, and limits `k` to the number of items."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise UserError(f"`k` must be a whole number of at least 1, not {k!r}")
-    if memory < 1:
-        raise UserError(f"`memory` must be at least 1 MiB, not {memory}")
-    return min(k, items)
 
 
 def _divide(k: int, users: int, items: int, memory: int, dim: int, *, even: bool = True, scored: int = 0) -> _Blocks:

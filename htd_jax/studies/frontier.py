@@ -17,7 +17,8 @@ import numpy as np
 from htd_jax.data import Dataset
 from htd_jax.errors import UserError
 from htd_jax.models import BPRSettings, IALSSettings, ModelOf
-from htd_jax.ops.precision import row_bytes, to_precision
+from htd_jax.ops.codes import row_bytes
+from htd_jax.ops.precision import to_precision
 from htd_jax.pipeline import (
     NO_METHOD,
     STUDENT,
@@ -36,8 +37,8 @@ from htd_jax.pipeline import (
     silent,
     write_json,
 )
+from htd_jax.serve.rank import concatenate
 from htd_jax.serving import Rows, best_items
-from htd_jax.serving.topk import concatenate
 from htd_jax.studies import charts
 from htd_jax.studies.report import Chart, Part, Report, mean_and_band
 from htd_jax.studies.tables import Cell, Table, Values

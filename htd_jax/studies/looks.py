@@ -15,8 +15,9 @@ from htd_jax.evaluation import make_ranker
 from htd_jax.models import model_scores
 from htd_jax.ops.rows import unit_rows
 from htd_jax.pipeline import Fitted
+from htd_jax.serve.rank import Hidden, concatenate
 from htd_jax.serving import Rows, best_items
-from htd_jax.serving.topk import Hidden, best_scored, concatenate
+from htd_jax.serving.topk import best_scored
 from htd_jax.studies import charts
 from htd_jax.studies.beyond import ACTIVITY, POPULARITY, Character, Likeness, Third, by_activity, by_popularity
 from htd_jax.studies.beyond import character as character_of

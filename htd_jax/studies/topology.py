@@ -16,8 +16,8 @@ from htd_jax.models import Representations
 from htd_jax.ops.mapped import map_rows
 from htd_jax.ops.products import dot
 from htd_jax.ops.rows import group_directions, unit_rows
+from htd_jax.serve.rank import Hidden, concatenate
 from htd_jax.serving import Rows, best_items
-from htd_jax.serving.topk import Hidden, concatenate
 from htd_jax.studies.overlaps import overlap
 
 # The default groups per side, as in HTD.

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from htd_jax.data import Ids
+from htd_jax.data.ids import Ids
 from htd_jax.errors import UserError, shown
 from htd_jax.writing import whole
 

@@ -20,22 +20,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from htd_jax import processes
-from htd_jax.data import Ids, Interactions, write_ids
 from htd_jax.data.arrays import open_arrays, safetensors_bytes
 from htd_jax.data.files import open_parquet, read_json
+from htd_jax.data.ids import Ids, write_ids
 from htd_jax.errors import UserError, reading, shown
-from htd_jax.ops.precision import Rows
-from htd_jax.serving import storage
-from htd_jax.serving.fold import Pooling, RowMap
-from htd_jax.serving.storage import Export
+from htd_jax.serve import storage
+from htd_jax.serve.fold import Pooling, RowMap
+from htd_jax.serve.storage import Export, Pairs
+from htd_jax.serve.table import Table
 from htd_jax.writing import whole
 
 FORMAT = 1
@@ -75,7 +73,7 @@ def write_delta(folder: Path, export: Export, parent: Path) -> None:
 
     def write() -> str:
         arrays = [rows.values for rows in (export.users, export.items)]
-        if not all(x.is_fully_addressable for x in arrays if isinstance(x, jax.Array)):
+        if not all(getattr(x, "is_fully_addressable", True) for x in arrays):
             raise UserError("`delta_from` needs tables that one process holds whole; save the whole export")
         if processes.is_first():
             check_delta_target(folder, parent)
@@ -110,7 +108,7 @@ def apply_deltas(export: Export, deltas: Sequence[Path], parent: Path) -> Export
     return export
 
 
-def _sides(export: Export) -> list[tuple[str, Rows, Ids]]:
+def _sides(export: Export) -> list[tuple[str, Any, Ids]]:
     sides = [("user", export.users, export.user_ids), ("item", export.items, export.item_ids)]
     return sides[1:] if export.pooling else sides
 
@@ -174,7 +172,7 @@ def _bytes(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows[:1].nbytes)
 
 
-def _in_one(parts: Sequence[Interactions]) -> tuple[np.ndarray, np.ndarray]:
+def _in_one(parts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pairs that occur in one of the parts alone, as int32."""
     users, items = (
         np.concatenate([np.asarray(getattr(x, name), np.int64) for x in parts]) for name in ("users", "items")
@@ -225,15 +223,15 @@ def _applied(export: Export, version: str | None, parent: Path, folder: Path) ->
         tables = {"user": export.users, "item": export.items}
         for side, rows, _ in _sides(export):
 
-            def merged(name: str, of_side: str = side) -> jax.Array:
+            def merged(name: str, of_side: str = side) -> np.ndarray:
                 changed, old = arrays[f"{of_side}_rows"], earlier[name]
                 table = np.concatenate([old, arrays[name][len(changed) :].astype(old.dtype)])
                 table[changed] = arrays[name][: len(changed)]
-                return jnp.asarray(table)
+                return table
 
             scales = None if rows.scales is None else merged(f"{side}_scales")
-            steps = None if rows.steps is None else jnp.asarray(arrays[f"{side}_steps"])
-            tables[side] = Rows(merged(f"{side}s"), scales, steps, rows.bits)
+            steps = None if rows.steps is None else arrays[f"{side}_steps"]
+            tables[side] = Table(merged(f"{side}s"), scales, steps, rows.bits)
         maps = {
             f"{side}s": RowMap(arrays[f"{side}_map"], arrays[f"{side}_knots"])
             for side in tables
@@ -261,11 +259,11 @@ def _appended(ids: Ids, path: Path) -> Ids:
         return Ids(pa.concat_arrays([ids.values.cast(column.type), column]), ids.kind)
 
 
-def _seen(export: Export, path: Path, ids: dict[str, Ids]) -> Interactions:
+def _seen(export: Export, path: Path, ids: dict[str, Ids]) -> Pairs:
     with reading(path, "the seen pairs of a delta"):
         with open_parquet(path) as file:
             table = file.read(columns=["user", "item"])
         table.validate(full=True)
         sizes = len(ids["user"]), len(ids["item"])
-        changed = Interactions.from_pairs(table["user"].to_numpy(), table["item"].to_numpy(), *sizes)
-        return Interactions.from_pairs(*_in_one([changed, *([export.seen] if export.seen else [])]), *sizes)
+        changed = Pairs.of(table["user"].to_numpy(), table["item"].to_numpy(), *sizes)
+        return Pairs.of(*_in_one([changed, *([export.seen] if export.seen else [])]), *sizes)

@@ -38,21 +38,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jax.experimental import multihost_utils
 
 from htd_jax import processes
-from htd_jax.data import Ids, Interactions, read_ids, write_ids
 from htd_jax.data.arrays import LazyArray, open_arrays, safetensors_bytes
 from htd_jax.data.files import open_parquet, read_json
+from htd_jax.data.ids import Ids, read_ids, write_ids
 from htd_jax.errors import UserError, reading, shown
-from htd_jax.ops.precision import BITS, PRECISIONS, Rows, packed_bytes
-from htd_jax.serving.card import card
-from htd_jax.serving.fold import Pooling, RowMap
+from htd_jax.ops.codes import BITS, PRECISIONS, packed_bytes
+from htd_jax.serve.card import card
+from htd_jax.serve.fold import Pooling, RowMap
+from htd_jax.serve.table import Table
 from htd_jax.writing import check_free, whole
 
 # The formats of an export with two tables, of one without a table of users, and of one in shards, with or without it.
@@ -85,13 +83,41 @@ FILES = {
 T = TypeVar("T")
 
 
+class Pairs(NamedTuple):
+    """Distinct pairs (user, item), sorted by user and then by item.
+
+    Attributes:
+      users, items: `[n]` int32.
+      offsets: `[num_users + 1]` int64; user u's pairs are those from `offsets[u]` to `offsets[u + 1]`.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, users: np.ndarray, items: np.ndarray, num_users: int, num_items: int) -> "Pairs":
+        """Sorts pairs `[n]` and drops repeated ones.
+
+        Raises:
+          ValueError: if a number is no row.
+        """
+        for name, rows, size in (("user", users, num_users), ("item", items, num_items)):
+            if rows.dtype.kind not in "iu" or (len(rows) and not 0 <= rows.min() <= rows.max() < size):
+                raise ValueError(f"a {name} of a pair is none of the {size} rows")
+        codes = np.unique(users.astype(np.int64) * num_items + items.astype(np.int64))
+        rows, columns = np.divmod(codes, max(1, num_items))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_users))]).astype(np.int64)
+        return cls(rows.astype(np.int32), columns.astype(np.int32), offsets)
+
+
 class Export(NamedTuple):
     """The content of an export.
 
     Attributes:
-      users, items: tables of `[num_users, d]` and `[num_items, d]`.
+      users, items: tables of `[num_users, d]` and `[num_items, d]`: a `Table`, or `Rows` of JAX.
       user_ids, item_ids: the ids of their rows.
-      seen: pairs that are not recommended, or None.
+      seen: pairs that are not recommended, `Pairs` or `Interactions`; or None.
       about: how the model was made, as JSON.
       row_maps: for `users` and `items`, how new rows are computed; empty if unknown.
       pooling: how rows of users are made, of a model without a table of users; then `users` has no rows.
@@ -99,11 +125,11 @@ class Export(NamedTuple):
       parent: the version that this one was made from; None if unknown.
     """
 
-    users: Rows
-    items: Rows
+    users: Any
+    items: Any
     user_ids: Ids
     item_ids: Ids
-    seen: Interactions | None
+    seen: Any
     about: dict[str, Any]
     row_maps: dict[str, RowMap]
     pooling: Pooling | None = None
@@ -188,6 +214,8 @@ def together(step: Callable[[], str], folder: Path) -> str:
         for row, line in zip(told, (error, text)):
             coded = os.fsencode(line)[:MESSAGE]
             row[: len(coded)] = np.frombuffer(coded, np.uint8)
+        from jax.experimental import multihost_utils
+
         rows = multihost_utils.process_allgather(told)
         errors, texts = ([os.fsdecode(row.tobytes().rstrip(b"\0")) for row in rows[:, k]] for k in (0, 1))
         error, text = next(filter(None, errors), ""), texts[0]
@@ -333,7 +361,7 @@ def _range(index: tuple[slice, ...], size: int) -> tuple[int, int]:
 
 def _places(array: Any) -> Iterator[tuple[Any, int, int]]:
     """Yields devices, and the rows that each holds of an array; none of an array in the host's memory."""
-    if isinstance(array, jax.Array) and array.ndim:
+    if hasattr(array, "sharding") and array.ndim:  # of JAX
         for device, index in array.sharding.devices_indices_map(array.shape).items():
             yield device, *_range(index, len(array))
 
@@ -377,7 +405,7 @@ def _shards(export: Export, limit: int) -> list[dict[str, _Part]]:
     tables = _tables(export)
     arrays = [table for side in tables.values() for table in side.values()]
     if sum(_Part(array, 0, size).nbytes for array, size in arrays) <= limit and all(
-        array.is_fully_addressable for array, _ in arrays if isinstance(array, jax.Array)
+        getattr(array, "is_fully_addressable", True) for array, _ in arrays
     ):
         return []
     shards: list[dict[str, _Part]] = []
@@ -402,7 +430,7 @@ def _write_shards(folder: Path, shards: list[dict[str, _Part]]) -> str:
     """Writes the shards of this process, one after the other; returns nothing of interest."""
     for k, parts in enumerate(shards):
         writer = next(iter(parts.values())).process
-        if (k % jax.process_count() if writer is None else writer) == jax.process_index():
+        if (k % processes.count() if writer is None else writer) == processes.number():
             arrays = {name: part.read() for name, part in parts.items()}
             # Not `save_file`, which makes files that only their owner may read.
             (folder / _shard_name(k, len(shards))).write_bytes(safetensors_bytes(arrays, {"format": "htd_jax"}))
@@ -506,7 +534,7 @@ def _joined(path: Path, name: str, parts: dict[int, LazyArray]) -> LazyArray:
     return LazyArray(dtype, (end, *rest), read)
 
 
-def _read_tables(folder: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[str, RowMap], Pooling | None]:
+def _read_tables(folder: Path, head: dict[str, Any]) -> tuple[list[Table], dict[str, RowMap], Pooling | None]:
     in_shards = head["format"] == IN_SHARDS
     path = folder / (INDEX if in_shards else TABLES)
     arrays = _open_shards(folder) if in_shards else open_arrays(path)
@@ -520,12 +548,11 @@ def _read_tables(folder: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[s
         if bits is not None:
             width = packed_bytes(dim, bits)
             expected = {f"{side}s": ("uint8", (size, width)), f"{side}_steps": ("float32", (dim,))}
-        stored = list(expected)
         without_users = "pooling_map" in arrays if in_shards else head["format"] == WITHOUT_USERS
         pools = side == "user" and without_users
         if pools:
             shapes = {"map": (dim, dim), "bias": (dim,), "power": (1,)}
-            expected, stored = {f"pooling_{name}": ("float32", shape) for name, shape in shapes.items()}, []
+            expected = {f"pooling_{name}": ("float32", shape) for name, shape in shapes.items()}
         if f"{side}_map" in arrays:  # exports of earlier versions have none
             shape = arrays[f"{side}_knots"].shape if f"{side}_knots" in arrays else ()
             knots = shape[-1] if shape else 0
@@ -549,21 +576,16 @@ def _read_tables(folder: Path, head: dict[str, Any]) -> tuple[list[Rows], dict[s
             row_maps[f"{side}s"] = row_map
         if pools:
             pooling = Pooling(parts["pooling_map"], parts["pooling_bias"], parts["pooling_power"][0])
-            tables.append(Rows(jnp.zeros((0, dim))))
+            tables.append(Table(np.zeros((0, dim), np.float32)))
             continue
-        on_device = {name: jnp.asarray(parts[name]) for name in stored}
-        scales, steps = on_device.get(f"{side}_scales"), on_device.get(f"{side}_steps")
-        tables.append(Rows(on_device[f"{side}s"], scales, steps, bits))
+        tables.append(Table(parts[f"{side}s"], parts.get(f"{side}_scales"), parts.get(f"{side}_steps"), bits))
     return tables, row_maps, pooling
 
 
-def _read_seen(path: Path, user_ids: Ids, item_ids: Ids) -> Interactions:
+def _read_seen(path: Path, user_ids: Ids, item_ids: Ids) -> Pairs:
     with reading(path, "the seen pairs of an export"):
         with open_parquet(path) as file:
             table = file.read(columns=["user", "item"])
         table.validate(full=True)
         users, items = (table[name].to_numpy() for name in ("user", "item"))
-        try:
-            return Interactions.from_pairs(users, items, len(user_ids), len(item_ids))
-        except UserError as error:
-            raise UserError(f"{shown(path)}: {error}") from None
+        return Pairs.of(users, items, len(user_ids), len(item_ids))
