@@ -390,6 +390,22 @@ def test_eighty_columns_show_whole_names(finished, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_run_without_the_plain_student(tmp_path):
+    """And that the same command adds it; its curves are drawn as it is asked."""
+    run = ["--method", "rd", "--runs", tmp_path, "--teacher-dim", "4", "--epochs", "1"]
+    done = trained(*run, "--no-plain-student", "--curves", "pdf")
+    assert "  teacher: bpr, 4 dimensions, 1 epoch\n  student + RD: bpr, 4 dimensions, 1 epoch\n" in done.out
+    folder = tmp_path / "synthetic-rd-4-seed0"
+    found = results(folder)
+    assert list(found["phases"]) == ["teacher", "rd"] and not found["gap_closed"] and "gap closed" not in done.out
+    assert (folder / "curves.pdf").read_bytes().startswith(b"%PDF") and not (folder / "curves.png").exists()
+    again = trained(*run)
+    assert list(results(folder)["phases"]) == ["teacher", "student", "rd"] and "gap closed" in again.out
+    for method in ("none", "bd", "best"):
+        refusal = f"--method {method} needs the plain student; leave out --no-plain-student"
+        assert refusal in refused("--method", method, "--no-plain-student", "--runs", tmp_path)
+
+
 def test_a_student_wider_than_its_teacher_is_allowed_but_said(tmp_path):
     done = trained("--method", "none", "--student-dim", 12, "--teacher-dim", 4, "--epochs", 1, "--runs", tmp_path)
     assert "note: the student (12) is wider than its teacher (4)" in done.out

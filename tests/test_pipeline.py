@@ -588,6 +588,8 @@ def test_a_long_preparation_is_printed(monkeypatch, capsys):
         show("compiling")
         show("training")
         assert capsys.readouterr().out == "Best            preparing: 0 s\n"
+        time.sleep(0.3)
+        assert capsys.readouterr().out == "Best            first epoch and evaluation\n"
 
 
 def test_a_failed_preparation_leaves_no_timer(monkeypatch, capsys):
@@ -666,14 +668,15 @@ def test_a_run_says_which_figures_are_of_a_sample(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("epoch", "line"), [(6.1, "about 10 min: 101 epochs of 6.1 s, 11 evaluations of 1 s"), (0.1, "")]
+    ("epoch", "line", "left"),
+    [(6.1, "about 10 min: 101 epochs of 6.1 s, 11 evaluations of 1 s", "10 min left"), (0.1, "", "21 s left")],
 )
-def test_a_long_phase_says_how_long_it_takes_after_its_first_evaluation(capsys, epoch, line):
+def test_a_long_phase_says_how_long_it_takes_after_its_first_evaluation(capsys, epoch, line, left):
     with progress.progress_line("BPR", 101, "recall@50") as show:
         for number in range(3):
             records = [{"epoch": 0, "valid": {"recall@50": 0.1}, "seconds_evaluation": 1.0}]
             whole = estimate([epoch] * (number + 1), [1.0], epochs=101, eval_every=10)
             show(Progress(number, {"loss": 1.0}, epoch, records, whole))
     lines = capsys.readouterr().out.splitlines()
-    assert "valid recall@50 0.1000 in 1 s" in lines[0]
+    assert lines[0].endswith(f"valid recall@50 0.1000 in 1 s  {left}")
     assert [text.split(maxsplit=1)[1] for text in lines[1:]] == ([line] if line else [])

@@ -56,7 +56,7 @@ TOPICS = {
     "training": {
         "training": ALL["training"],
         "settings": ("seed", "precision", "prefixes", "student_init", "budget"),
-        "paths": ("tensorboard", "curves"),
+        "paths": ("plain_student", "tensorboard", "curves"),
     },
     "evaluation": {"evaluation": ALL["evaluation"]},
     "devices": {"devices": ALL["devices"]},

@@ -10,12 +10,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from htd_jax.errors import shown
+from htd_jax.errors import as_flags, shown
 from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
 from htd_jax.ops.codes import row_bytes
-from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, RunResult, gap_closed, label
+from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, RunResult, RunSpec, gap_closed, label
 from htd_jax.writing import whole
+
+
+def outline(spec: RunSpec, *, plain_student: bool = True, until: str | None = None) -> str:
+    """Returns what a run trains, a line per phase, after what takes long before their first epochs."""
+    phases = [phase for phase in (spec.teacher, spec.student, spec.distilled) if phase]
+    phases = [phase for phase in phases if plain_student or phase is not spec.student]
+    lines = ["to train, each after a compilation of seconds to minutes:"]
+    if spec.choice and spec.choice.budget != 0:
+        lines = [as_flags("first, teachers and students are tried in validation; `budget` limits this"), *lines]
+    for phase in phases[:1] if until else phases:
+        model, epochs = phase.describe_model(), phase.training.epochs
+        most = "at most " if phase.early_stopping else ""
+        many = f", {most}{epochs} epoch{'s' if epochs > 1 else ''}" if epochs else ""
+        lines.append(f"  {label(phase.name)}: {model['name']}, {model['dim']} dimensions{many}")
+    return "\n".join(lines)
 
 
 def print_table(result: RunResult) -> None:

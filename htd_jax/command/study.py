@@ -250,6 +250,8 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     methods = "+".join(dict.fromkeys(part for variant in variants for part in variant.method.split("+")))
     request = parse_request([*flags, "--method", methods], prog=prog, description="", refuses=True)
     choose_callback(request.paths)
+    if not request.paths.plain_student:
+        raise UserError("a study compares with the plain student; leave out `plain_student=False`")
     request = dataclasses.replace(request, settings=override(request.settings, method=NO_METHOD))
     runs, dataset = request.paths.runs, request.load_dataset()
     spec = resolve_run(request, dataset)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from htd_jax.command.flags import import_typed, parse_request
 from htd_jax.command.processes import number_of, silence
-from htd_jax.command.report import draw_curves, print_table
+from htd_jax.command.report import draw_curves, outline, print_table
 from htd_jax.command.tensorboard import choose_callback
 from htd_jax.pipeline import numerics, open_teacher, prepare_run, run
 from htd_jax.processes import is_first, join
@@ -27,7 +27,17 @@ def train(arguments: Sequence[str], prog: str = "htd-jax train") -> None:
         spec, experiment = prepare_run(request)
         teacher = open_teacher(request.paths, spec, experiment)
         paths = request.paths
-        result = run(spec, experiment, teacher, callback=callback, baselines=paths.baselines, until=paths.until)
+        if is_first():
+            print(outline(spec, plain_student=paths.plain_student, until=paths.until), flush=True)
+        result = run(
+            spec,
+            experiment,
+            teacher,
+            callback=callback,
+            baselines=paths.baselines,
+            until=paths.until,
+            plain_student=paths.plain_student,
+        )
     if not is_first():
         return
     print_table(result)

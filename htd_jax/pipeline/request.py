@@ -100,6 +100,9 @@ class Paths:
     until: Literal["teacher"] | None = None
     """Phase after which to stop: teacher trains the teacher alone. The same command without this flag continues.
     Default: train all."""
+    plain_student: bool = True
+    """Whether to train the plain student too, with which the distilled one is compared. Without it, no gap closed is
+    shown; the same command with it adds it."""
     tensorboard: bool = False
     """Whether to write event files for TensorBoard to <run>/tensorboard/<phase>; needs tensorboardX."""
     curves: Literal["png", "pdf", "svg"] = "png"

@@ -49,6 +49,7 @@ def run(
     callback: MakeCallback = no_callback,
     baselines: bool = False,
     until: str | None = None,
+    plain_student: bool = True,
 ) -> RunResult:
     """Trains the phases of a run that are not yet trained, and writes its run folder, see `RunFolder`.
 
@@ -60,12 +61,15 @@ def run(
       callback: makes the callback of each phase.
       baselines: whether to measure baselines of the student's size, see `measure_baselines`.
       until: `teacher` to train the teacher alone; the run is not finished then.
+      plain_student: whether to train the plain student too, with which the distilled one is compared.
 
     Raises:
       UserError: if the folder holds something else; then nothing is written.
     """
     if until and teacher:
         raise UserError("`until` teacher trains the teacher alone, and one is given; leave out `teacher` or `until`")
+    if not plain_student and (spec.distilled is None or spec.choice or spec.distilled.start == "student"):
+        raise UserError(f"`method` {spec.settings.method} needs the plain student; leave out `plain_student=False`")
     folder = RunFolder(spec.folder)
     identity = run_identity(spec, experiment, teacher)
     if identity["student_dim"] > identity["teacher_dim"]:
@@ -106,7 +110,7 @@ def run(
             alone: dict[str, Fitted] = {TEACHER: train(spec.teacher)}
             folder.write_metrics(records)
             return RunResult(spec, alone, summarise(spec, alone), experiment)
-        phases = train_phases(spec, teacher, train, distilled=not choice)
+        phases = train_phases(spec, teacher, train, plain=plain_student, distilled=not choice)
         if choice and spec.distilled:
             chosen = spec.distilled if spec.settings.prefixes else choice.student(phases)
             spec = dataclasses.replace(spec, distilled=chosen)
@@ -141,7 +145,12 @@ def prepare_run(request: RunRequest) -> tuple[RunSpec, Experiment]:
 
 
 def train_phases(
-    spec: RunSpec, teacher: Fitted | None, train: Callable[..., Fitted], *, distilled: bool = True
+    spec: RunSpec,
+    teacher: Fitted | None,
+    train: Callable[..., Fitted],
+    *,
+    plain: bool = True,
+    distilled: bool = True,
 ) -> dict[str, Fitted]:
     """Returns the phases of a run, trained one after another.
 
@@ -149,15 +158,17 @@ def train_phases(
       spec: the run.
       teacher: the teacher, if it is given.
       train: `(phase, teacher, start=...) -> Fitted`, see `Experiment.train`.
+      plain: whether to train the plain student.
       distilled: whether to train the distilled student.
     """
     if teacher is None:
         assert spec.teacher is not None
         teacher = train(spec.teacher)
-    student = train(spec.student, teacher)
-    phases = {TEACHER: teacher, STUDENT: student}
+    phases: dict[str, Fitted] = {TEACHER: teacher}
+    if plain:
+        phases[STUDENT] = train(spec.student, teacher)
     if spec.distilled and distilled:
-        phases[spec.distilled.name] = train(spec.distilled, teacher, start=student)
+        phases[spec.distilled.name] = train(spec.distilled, teacher, start=phases.get(STUDENT))
     return phases
 
 
@@ -225,9 +236,9 @@ def entries_of(phases: Mapping[str, Fitted], metric: str) -> dict[str, dict[str,
 
 def gap_closed(phases: Mapping[str, Any], method: str, record: str = "final") -> dict[str, float | None]:
     """Returns (distilled - student) / (teacher - student) by test metric, of each phase's `record`, `final` or `best`;
-    None where the teacher is not better."""
+    None where the teacher is not better. It is empty without a plain or a distilled student."""
     closed: dict[str, float | None] = {}
-    for name in phases[TEACHER][record]["test"] if method in phases else ():
+    for name in phases[TEACHER][record]["test"] if {method, STUDENT} <= phases.keys() else ():
         teacher, student, distilled = (phases[p][record]["test"][name] for p in (TEACHER, STUDENT, method))
         closed[name] = (distilled - student) / (teacher - student) if teacher > student else None
     return closed

@@ -31,6 +31,15 @@ class Estimate(NamedTuple):
         """The seconds of the whole phase."""
         return self.before + self.epochs * self.epoch + self.evaluations * self.evaluation + self.full
 
+    def left(self, epoch: int) -> float:
+        """Returns the seconds that are left after an epoch.
+
+        >>> Estimate(101, 6.0, 11, 8, before=30).left(50)
+        343.5...
+        """
+        share = 1 - (epoch + 1) / self.epochs
+        return share * (self.epochs * self.epoch + self.evaluations * self.evaluation) + self.full
+
     def __str__(self) -> str:
         """Returns the estimate as text.
 
