@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import refused, results, start, strict, trained
+from runs import refused, results, start, start_table, strict, trained
 
 from htd_jax.command import flags
+from htd_jax.command.report import teacher_of
 from htd_jax.data import hold_out, save_split
 from htd_jax.data.splits import read_split
 from htd_jax.errors import UserError
@@ -154,6 +155,16 @@ def test_a_run_that_was_killed_chooses_the_same(chosen, tmp_path, kept):
     assert lines(again)[:kept] == lines(folder)[:kept]  # not repeated: not even the seconds differ
     one, other = (results(path)["phases"]["best"]["final"] for path in (again, folder))
     assert one == other
+
+
+def test_tables_name_the_chosen_teacher(chosen):
+    folder, _ = chosen
+    found = results(folder)
+    name, teacher = found["choice"]["teacher"]["name"], found["phases"]["teacher"]["final"]["test"]["recall@50"]
+    head, _, *rows = [line.split(" | ") for line in start_table("--runs", folder.parent).out.splitlines()]
+    best = next(row for row in rows if "Best" in row[3])
+    assert f"taught by {name}" in best[3] and head[9] == "its teacher's recall@50" and best[9] == f"{teacher:.4f}"
+    assert teacher_of(found) == name
 
 
 def test_a_finished_run_tries_nothing(chosen):

@@ -349,6 +349,12 @@ def test_the_table_has_mean_spread_gain_and_cost(made):
     assert by_name["+ RRD"][6:] == ["2", "4.0", "3.00"]
 
 
+def test_the_table_says_whose_teacher_is_not_its_own_choice(tmp_path):
+    plan = of_variants(tmp_path, parse_methods(["best", "ftd"]), (20,), lambda v, dim: 0.25)
+    note = "Best: taught here by bpr 200, recall@50 0.3195 ± 0.0007, as all others; htd-jax train chooses a teacher"
+    assert note in text_of(plan)
+
+
 def test_the_table_says_which_gains_are_doubtful(made):
     text = text_of(made)
     by_name = {row[1]: row for row in cells(text) if len(row) == 9}

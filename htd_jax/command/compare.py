@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from htd_jax.command.flags import import_trusted, parse
+from htd_jax.command.report import teacher_of
 from htd_jax.errors import UserError, shown
 from htd_jax.escaping import markup
 from htd_jax.evaluation import shown_metrics
-from htd_jax.pipeline import RunFolder, flat, label
+from htd_jax.pipeline import TEACHER, RunFolder, flat, label
 from htd_jax.studies.tables import Table as FileTable
 from htd_jax.studies.tables import check_table_path, write_table
 
@@ -156,6 +157,8 @@ def _phase_rows(role: str, runs: Sequence[Finished], metrics: Sequence[str]) -> 
     phases = [run.phase(role) for run in runs]
     distilled = role == "distilled"
     names = [label(run.results["method"]) if distilled and phase else "" for run, phase in zip(runs, phases)]
+    if role == TEACHER:  # a run may have chosen its own
+        names = [teacher_of(run.results) if phase else "" for run, phase in zip(runs, phases)]
     tests = [phase["final"]["test"] if phase else {} for phase in phases]
     seconds = [phase["seconds_per_epoch"] if phase.get("epochs") else None for phase in phases]
     return [

@@ -33,6 +33,14 @@ def outline(spec: RunSpec, *, plain_student: bool = True, until: str | None = No
     return "\n".join(lines)
 
 
+def teacher_of(results: Mapping[str, Any]) -> str:
+    """Returns the teacher of a finished run, from its `results.json`: `ials 200, lambda 0.03`, `given 64`."""
+    if chosen := results.get("choice", {}).get(TEACHER):
+        return str(chosen["name"])
+    model = results["phases"][TEACHER]["settings"]["model"]
+    return f"{model['name'] or 'given'} {model['dim'] or ''}".strip()
+
+
 def print_table(result: RunResult) -> None:
     """Prints the test metrics of each phase, and the share of the gap closed: a row per phase, or a column if the
     terminal is too narrow.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
+from htd_jax.command.report import teacher_of
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError
 from htd_jax.pipeline import STUDENT, TEACHER, RunFolder, label
@@ -53,6 +54,8 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
             identity = json.dumps(_without_seed(settings), sort_keys=True)
             key = (results["dataset"], model["name"], protocol, -model["dim"], _order(phase), phase, identity)
             figures = entry["final"]["test"] | {"closed": results["gap_closed"].get(gap_metric)}
+            figures |= {"teacher": results["phases"][TEACHER]["final"]["test"].get(gap_metric)}
+            figures |= {"taught": teacher_of(results), "chose": "choice" in results}
             if rows[key].setdefault(results["seed"], figures) is not figures and phase == results["method"]:
                 raise UserError(
                     f"{folder}: is a second run with the same settings and seed; move one of the two to another folder"
@@ -63,15 +66,23 @@ def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:
     for *name, identity in sorted(rows):
         namesakes[tuple(name)].append(json.loads(identity))
     lines: list[tuple[Cell, ...]] = []
+    # A run that chose its teacher is not compared with those of another unseen: then every student names its own.
+    names_teachers = any(own["chose"] for by_seed in rows.values() for own in by_seed.values())
     for key, by_seed in sorted(rows.items()):
         dataset, model, protocol, width, _, phase, identity = key
         details = _details(json.loads(identity), namesakes[key[:-1]])
+        distilled = phase not in (TEACHER, STUDENT)
+        if names_teachers and distilled:
+            taught = " or ".join(dict.fromkeys(own["taught"] for own in by_seed.values()))
+            details = [*(detail for detail in details if not detail.startswith("taught by ")), f"taught by {taught}"]
         title = ", ".join([label(phase), *([] if protocol == "full" else [protocol]), *details])
         figures = [_values([own.get(metric) for own in by_seed.values()]) for metric in shown]
-        closed = [own["closed"] for own in by_seed.values()] if phase not in (TEACHER, STUDENT) else []
+        closed = _values([own["closed"] for own in by_seed.values()] if distilled else [], ".0%")
+        teachers = _values([own["teacher"] for own in by_seed.values()] if distilled else [])
         seeds = ", ".join(map(str, sorted(by_seed)))
-        lines.append((dataset, model, str(-width), title, seeds, *figures, _values(closed, ".0%")))
-    head = ("dataset", "model", "dimensions", "", "seeds", *shown, f"gap closed ({gap_metric})")
+        lines.append((dataset, model, str(-width), title, seeds, *figures, *[teachers] * names_teachers, closed))
+    teacher_column = [f"its teacher's {gap_metric}"] * names_teachers
+    head = ("dataset", "model", "dimensions", "", "seeds", *shown, *teacher_column, f"gap closed ({gap_metric})")
     made = Table("table", "Finished runs", head, tuple(lines))
     print(made.markdown(), end="")
     if options.to:

@@ -64,9 +64,26 @@ def table(plan: Plan, every: Sequence[Row]) -> Table:
         cost = f"{statistics.mean(seconds):.3g}" if seconds else "", ratio, memory
         lines.append((width, row.name, *map(row.cell, metrics), gain, closed, *cost))
     by = " by more than twice the larger spread of the two" if len(plan.seeds) > 1 else ""
-    note = f"(a) not above the plain student{by}, in {recall}."
+    notes = [f"(a) not above the plain student{by}, in {recall}."] if doubted else []
+    if searched := [row.short_name for row in every if row.is_distilled and _searched(row.variant)]:
+        taught = "the given teacher" if plan.request.paths.teacher else teacher_name(plan)
+        notes.append(
+            f"{', '.join(dict.fromkeys(searched))}: taught here by {taught}, {recall} {teacher.cell(recall)}, as all "
+            "others; htd-jax train chooses a teacher of its own for it."
+        )
     head = ("dimensions", "", *metrics, "above the student", "gap closed", "s/epoch", "x student's", "GiB")
-    return Table("comparison", "Every method", head, tuple(lines), note if doubted else "")
+    return Table("comparison", "Every method", head, tuple(lines), " ".join(notes))
+
+
+def _searched(variant: Variant) -> bool:
+    """Returns whether `train` chooses the teacher of a method."""
+    return "+" not in variant.method and METHODS[variant.method].searched
+
+
+def teacher_name(plan: Plan) -> str:
+    """Returns the model and the width of the teacher of all runs."""
+    settings = plan.spec.settings
+    return f"{settings.teacher_model or settings.model} {settings.teacher_dim}"
 
 
 def joined_methods(plan: Plan, every: Sequence[Row]) -> Table | None:
