@@ -1,11 +1,12 @@
 """The error for input that a user can correct."""
 
 import contextlib
+import difflib
 import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # The largest number of characters of a message.
@@ -53,6 +54,16 @@ def shown(text: str | os.PathLike[str]) -> str:
 
 def _shortened(line: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 + 5 :]}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Returns a question for a message about an unknown name; nothing if no known one is near.
+
+    >>> nearest("hdt", ["ftd", "htd", "rrd"]), nearest("x", ["ftd"])
+    ('; did you mean htd?', '')
+    """
+    found = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import annotated_types
 
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, nearest, shown
 
 # Settings are any frozen dataclass; a registry may ask for a base class.
 Settings = Any
@@ -86,8 +86,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
                 f"{self.kind} {shown(name)!r} is code from outside this package, which is not run because a file names "
                 f"it; if you trust it, set `trust_code` {shown(name)} (in Python, import its module first)"
             )
-        known = ", ".join([*self.reserved, *self._known])
-        raise UserError(f"unknown {self.kind} {name!r} (known: {known}); set `{self.kind}`")
+        known = [*self.reserved, *self._known]
+        meant = nearest(name, known) or f"; set `{self.kind}`"
+        raise UserError(f"unknown {self.kind} {name!r} (known: {', '.join(known)}){meant}")
 
     def load(self, name: str) -> type[T]:
         """Returns the class of a name that the user gave; that of `package.module:Class` is imported.
@@ -193,7 +194,10 @@ def override(settings: Settings, **changes: Any) -> Settings:
     """
     known = [field.name for field in dataclasses.fields(settings)]
     if unknown := [name for name in changes if name not in known]:
-        raise TypeError(f"{type(settings).__name__} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+        meant = nearest(unknown[0], known)
+        raise TypeError(
+            f"{type(settings).__name__} has no setting {unknown[0]!r}{meant or ';'} it has {', '.join(known)}"
+        )
     return dataclasses.replace(settings, **changes)
 
 

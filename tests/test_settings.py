@@ -121,7 +121,7 @@ def test_json_has_lists_and_strings():
 
 def test_override_names_the_settings():
     assert override(Every(), count=3, kind="far") == Every(count=3, kind="far")
-    with pytest.raises(TypeError, match="Every has no setting 'cuont'; it has count, share, below"):
+    with pytest.raises(TypeError, match="Every has no setting 'cuont'; did you mean count. it has count, share, below"):
         override(Every(), cuont=3)
 
 

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+import htd_jax
 from htd_jax.command.processes import complain, ending_at_once
-from htd_jax.errors import UserError, as_flags, shown
+from htd_jax.errors import UserError, as_flags, nearest, shown
 
 USAGE = """usage: htd-jax COMMAND ...
 
@@ -26,10 +27,13 @@ commands:
   table      tabulate finished runs: mean and spread over seeds
   compare    compare finished runs side by side: their settings and results
 
-htd-jax COMMAND --help describes a command and its flags."""
+htd-jax COMMAND --help describes a command and its flags; htd-jax --version prints the version."""
 
 
 COMMANDS = ("train", "update", "recommend", "export", "serve", "split", "summary", "study", "table", "compare")
+
+# What the extra `train` installs.
+TRAINING = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "scipy", "matplotlib", "platformdirs", "pooch"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,15 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         enter(lambda _: print(USAGE), arguments)
+    elif name == "--version":
+        enter(lambda _: print(f"htd-jax {htd_jax.__version__}"), arguments)
     elif name not in COMMANDS:
         enter(_unknown, arguments)
-    else:  # imports what this command needs, and no other
-        command = getattr(importlib.import_module(f"htd_jax.command.{name}"), name)
+    else:
+
+        def command(arguments: Sequence[str]) -> None:  # imports what this command needs, and no other
+            getattr(importlib.import_module(f"htd_jax.command.{name}"), name)(arguments)
+
         enter(command, arguments[1:], resumes=name in ("train", "study", "update"))
 
 
 def _unknown(arguments: Sequence[str]) -> None:
-    raise UserError(f"unknown command {arguments[0]!r}; htd-jax --help lists the commands")
+    meant = nearest(arguments[0], COMMANDS) or ";"
+    raise UserError(f"unknown command {arguments[0]!r}{meant} htd-jax --help lists the commands")
 
 
 def enter(
@@ -76,6 +86,11 @@ def _enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str], r
     except UserError as error:
         for line in error.args:
             complain(f"error: {as_flags(str(line))}")
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAINING:
+            raise
+        complain(f"error: this needs {error.name}, which serving does not; pip install 'htd-jax[train]'")
         sys.exit(2)
     except BrokenPipeError:  # the reader has left, as in `| head`
         sys.exit(141)

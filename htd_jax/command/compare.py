@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from htd_jax.command.flags import import_trusted, parse
+from htd_jax.command.parsing import import_trusted, parse
 from htd_jax.command.report import teacher_of
 from htd_jax.errors import UserError, shown
 from htd_jax.escaping import markup

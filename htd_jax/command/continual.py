@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from annotated_types import Ge
 
-from htd_jax.command.flags import parse
+from htd_jax.command.parsing import parse
 from htd_jax.command.study_report import about, check_report, write_report
 from htd_jax.data import Reading, fingerprint
 from htd_jax.data.blocks import cut_log, read_blocks

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from htd_jax.command.flags import parse
+from htd_jax.command.parsing import parse
 from htd_jax.command.report import save_picture
 from htd_jax.errors import UserError, shown
 from htd_jax.studies.shares import METRICS, draw, read_points, table

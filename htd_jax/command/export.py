@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import htd_jax
-from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
+from htd_jax.command.parsing import import_trusted, parse
 from htd_jax.errors import UserError, shown
 from htd_jax.ops.codes import Precision, row_bytes
 from htd_jax.settings import as_json, check, flag_words
@@ -56,9 +56,6 @@ class Options:
 
 
 def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
-    from htd_jax.command import use_devices
-    from htd_jax.serving import load_export
-
     options = parse(Options, arguments, prog=prog, description=__doc__)
     check(options)
     import_trusted(arguments)
@@ -66,10 +63,14 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     if given > 1 or given > len(options.apply):
         raise UserError("give the folders of all deltas after one `apply`, in their order; at least one")
     _check(options)
-    use_devices()
-    before = load_export(options.delta_from) if options.delta_from else None
+    from htd_jax import serve  # an export needs no JAX
+    from htd_jax.command import use_devices
+
+    if options.run:
+        use_devices()
+    before = serve.load(options.delta_from) if options.delta_from else None
     if options.model:
-        chosen = load_export(options.model, *options.apply)
+        chosen: Any = serve.load(options.model, *options.apply)
         seen, source = options.seen or chosen.seen is not None, str(options.model)
     else:
         rows, chosen, phase = _from_run(options, before)
@@ -84,7 +85,8 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
 
 def _check(options: Options) -> None:
     """Raises UserError if flags do not go together, or the folder cannot be written to."""
-    from htd_jax.serving import check_delta_target, check_target
+    from htd_jax.serve.deltas import check_delta_target
+    from htd_jax.serve.storage import check_target
 
     if (options.run is None) == (options.model is None):
         raise UserError("set either `run` to a run folder, or `model` to an exported model")
@@ -143,7 +145,7 @@ def _from_run(options: Options, before: Any) -> tuple[dict[str, Any], Any, str]:
 
 def _tell(options: Options, before: Any, now: Any) -> None:
     """Prints what a delta holds."""
-    from htd_jax.serving import read_delta
+    from htd_jax.serve.deltas import read_delta
 
     head = read_delta(options.to)
     for side, changed in head["changed"].items():
@@ -181,8 +183,8 @@ def costs(retriever: Any, fitted: Any, like: Any = None) -> dict[str, Any]:
     """
     from htd_jax.evaluation import make_evaluator, shown_metrics
     from htd_jax.models import BPRSettings, FoldedSettings, ModelOf, ModelSettings
+    from htd_jax.ops.codes import PRECISIONS
     from htd_jax.pipeline.fitted import evaluation_of
-    from htd_jax.serving import PRECISIONS
 
     evaluation = evaluation_of(fitted).resolve()
     evaluate = make_evaluator(fitted.data.split, cutoffs=evaluation.cutoffs, protocol=evaluation.make())
@@ -224,6 +226,8 @@ def show(rows: dict[str, Any], chosen: str) -> None:
 def train_command(config: dict[str, Any]) -> str:
     """Returns the command of a run from its `config.json`: what differs from the defaults. Paths are not recorded, and
     stand as FILE or FILES."""
+    from htd_jax.command.flags import REGISTRIES, default_settings
+
     defaults = default_settings(config.get("model", ""), config.get("loss")) | {"loss": "own"}
     own = {name: as_json(kind()) for registry in REGISTRIES.values() for name, kind in registry.items()}
     reading = config.get("reading") or {}

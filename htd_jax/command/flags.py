@@ -1,25 +1,16 @@
 """Flags and help from dataclasses of settings."""
 
-import ast
-import contextlib
 import dataclasses
-import importlib
-import inspect
-import io
-import itertools
-import os
-import re
-import sys
-import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from htd_jax.command.parsing import import_trusted, parse, parse_flags, typed, value_of, with_help, working_directory
 from htd_jax.data import SOURCES, Reading, is_path
 from htd_jax.distillers import METHODS
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, nearest
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, ModelSettings
 from htd_jax.pipeline import Devices, Paths, RunRequest, RunSettings
@@ -102,101 +93,11 @@ def import_typed(arguments: Sequence[str]) -> None:
       UserError: if one cannot be imported.
     """
     import_trusted(arguments)
-    with _working_directory():
-        for flag, word in _typed(arguments):
+    with working_directory():
+        for flag, word in typed(arguments):
             for name in word.split("+") if NAMING.get(flag) is METHODS else [word]:
                 if flag in NAMING and ":" in name and not is_path(name):
                     NAMING[flag].load(name)
-
-
-def import_trusted(arguments: Sequence[str]) -> None:
-    """Imports what `--trust-code` names in the arguments of any command.
-
-    Raises:
-      UserError: if it cannot be imported.
-    """
-    with _working_directory():
-        for flag, name in _typed(arguments):
-            if flag == "--trust-code":
-                try:
-                    importlib.import_module(name.partition(":")[0])
-                except (ImportError, ValueError) as error:
-                    raise UserError(f"`trust_code`: cannot import {name} ({error})") from None
-
-
-def _typed(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields each flag's values."""
-    flag = ""
-    for word in arguments:
-        if not word.startswith("--"):
-            yield flag, word
-            continue
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if equals:
-            yield flag, value
-
-
-@contextlib.contextmanager
-def _working_directory() -> Iterator[None]:
-    """Imports modules of the working directory too, after all others; elsewhere they are never imported, because the
-    folder may hold somebody's files."""
-    here = None
-    with contextlib.suppress(OSError):  # it is deleted
-        sys.path.append(here := os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = [folder for folder in sys.path if folder is not here]  # an equal one before it stays
-
-
-def parse(settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
-    """Returns a dataclass of settings from flags.
-
-    Raises:
-      UserError: if a flag or a value is invalid.
-      SystemExit: after `--help`, which shows the dataclass's own flags, not those of nested dataclasses.
-    """
-    if {"--help", "-h"} & set(arguments):
-        hints = typing.get_type_hints(settings)
-        own = [f.name for f in dataclasses.fields(settings) if not dataclasses.is_dataclass(hints[f.name])]  # type: ignore[arg-type]
-        _parse(_with_help(settings, tuple(own)), ["--help"], prog=prog, description=description)
-    return _parse(settings, arguments, prog=prog, description=description)
-
-
-def parse_known(
-    settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None
-) -> tuple[T, list[str]]:
-    """Returns the same, and the arguments that are not among its flags, in their order.
-
-    A flag's value that begins with a dash is `--name=-value`.
-    """
-    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
-    own: list[str] = []
-    rest: list[str] = []
-    into = rest
-    for argument in arguments:
-        if argument[:2] == "--" or argument == "-h":
-            into = own if argument.partition("=")[0] in (*known, "--help", "-h") else rest
-        into.append(argument)
-    return parse(settings, own, prog=prog, description=description), rest
-
-
-def _parse(settings: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            config = (tyro.conf.DisallowNone,)
-            return tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=config)
-    except SystemExit as stop:
-        if stop.code == 2:  # tyro prints its error in a box
-            lines = [line.strip("│|+ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰+"]
-            rule = next((i for i, line in enumerate(lines) if line[:3] in ("───", "---")), None)
-            reason = " ".join(lines[:rule]).rstrip(". ")
-            wanted = r"(<class '\w+'>|typing\.Annotated\[.*?\)\])"
-            reason = re.sub(rf"no type matching .* Got errors: - {wanted}: ", "", reason)
-            raise UserError(f"{reason}; --help lists the flags") from None
-        raise
 
 
 def parse_request(arguments: Sequence[str], *, prog: str, description: str, refuses: bool = False) -> RunRequest:
@@ -212,7 +113,7 @@ def parse_request(arguments: Sequence[str], *, prog: str, description: str, refu
       SystemExit: after `--help`.
     """
     arguments = _with_prefixes(arguments)
-    chosen = {kind: value for kind in REGISTRIES if (value := _value(arguments, kind))}
+    chosen = {kind: value for kind in REGISTRIES if (value := value_of(arguments, kind))}
     names = {kind: value.split("+") if kind == "method" else [value] for kind, value in chosen.items()}
     components: dict[str, type] = {}
     for kind, registry in REGISTRIES.items():
@@ -245,16 +146,16 @@ def parse_with_data(
       SystemExit: after `--help`, which shows the flags for reading only if a data set is named.
     """
     import_typed(arguments)
-    name = _value(arguments, "dataset")
+    name = value_of(arguments, "dataset")
     custom = [name] if name and ":" in name and not is_path(name) else []
     sources: dict[str, type] = {flag_name(name): SOURCES[name] for name in [*SOURCES, *custom]}
-    common = {"settings": _with_help(RunSettings, ("dataset",)), "paths": _with_help(Paths, DATA_PATHS)}
+    common = {"settings": with_help(RunSettings, ("dataset",)), "paths": with_help(Paths, DATA_PATHS)}
     unnamed = tyro.conf.arg(name="")
     if {"--help", "-h"} & set(arguments):
-        kinds = [_with_help(settings), *common.values(), *([_with_help(Reading)] if name else [])]
+        kinds = [with_help(settings), *common.values(), *([with_help(Reading)] if name else [])]
         fields: list[Any] = [(f"part{k}", Annotated[kind, unnamed]) for k, kind in enumerate(kinds)]
         about = f"{description}\n\nMore flags, for reading and splitting a file: --help with --dataset FILE."
-        _parse(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=about)
+        parse_flags(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=about)
     others = _flags({**common, "reading": Reading}, sources)
     own: list[Any] = [("own", Annotated[settings, unnamed])]
     both = dataclasses.make_dataclass("Flags", own, bases=(others,), frozen=True, kw_only=True)
@@ -277,11 +178,11 @@ def _with_prefixes(arguments: Sequence[str]) -> Sequence[str]:
     Raises:
       UserError: if a value is not a whole number of at least 1, or width or precision are given too.
     """
-    typed = [*_typed(arguments)]
-    sizes = [value for flag, value in typed if flag == "--bytes"]
+    words = [*typed(arguments)]
+    sizes = [value for flag, value in words if flag == "--bytes"]
     if len(sizes) < 2:
         return arguments
-    if any(flag in ("--precision", "--student-dim", "--prefixes") for flag, _ in typed):
+    if any(flag in ("--precision", "--student-dim", "--prefixes") for flag, _ in words):
         raise UserError("several values of `bytes` determine `precision` and `prefixes`; leave out one or the other")
     if not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
         raise UserError(f"`bytes` must be whole numbers of at least 1, not {' '.join(sizes)}")
@@ -334,7 +235,7 @@ def _note_ignored(request: RunRequest, arguments: Sequence[str]) -> None:
     """Prints a line for flags that the run does not use."""
     for name in unused(request):
         print(f"note: --{name}.* is ignored, because this run does not use {name}")
-    if request.split_given and _value(arguments, "dataset"):
+    if request.split_given and value_of(arguments, "dataset"):
         flag = "--split-files" if request.paths.split_files else "--split-file"
         print(f"note: --dataset is ignored, because {flag} names the data")
     if request.reading != Reading() and request.data_file is None:
@@ -361,10 +262,11 @@ def show_help(
     elif topic is None:
         common, shown = FIRST, []
     else:
-        raise UserError(f"--help has no topic {topic!r} (known: {', '.join([*TOPICS, *components])})")
+        topics = [*TOPICS, *components]
+        raise UserError(f"--help has no topic {topic!r} (known: {', '.join(topics)}){nearest(topic, topics)}")
     unnamed = tyro.conf.arg(name="")
-    kinds = [(part, _with_help(COMMON[part], fields), True) for part, fields in common.items()]
-    kinds += [(_field(name), _with_help(components[name]), False) for name in shown]
+    kinds = [(part, with_help(COMMON[part], fields), True) for part, fields in common.items()]
+    kinds += [(_field(name), with_help(components[name]), False) for name in shown]
     fields: list[Any] = [
         (name, Annotated[kind, unnamed] if is_common else kind, dataclasses.field(default=kind()))
         for name, kind, is_common in kinds
@@ -375,39 +277,7 @@ def show_help(
         known = "\n".join(f"  --{kind}: {', '.join([*own.reserved, *own])}" for kind, own in REGISTRIES.items())
         others = f"--help TOPIC, where TOPIC is {', '.join(TOPICS)}, or a method, model or data set"
         about = f"{description}\n\n{known} (several: htd+fitnet)\n\nMore flags: {others}."
-    _parse(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=about)
-
-
-def _with_help(settings: type, names: tuple[str, ...] | None = None) -> Any:
-    """Returns a dataclass of some fields, or all, each with the string under it as its help."""
-    hints = typing.get_type_hints(settings, include_extras=True)
-    docs = _docs(settings)
-    fields: list[Any] = []
-    for field in dataclasses.fields(settings):
-        if names is None or field.name in names:
-            none: dict[str, Any] = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
-            hint: Any = hints[field.name]
-            hint = Annotated[hint, tyro.conf.arg(help=docs.get(field.name, ""), **none)]
-            fields.append((field.name, hint, _default(field)))
-    return dataclasses.make_dataclass(settings.__name__, fields, frozen=True)
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=field.default_factory)
-    return dataclasses.field(default=field.default) if field.default is not dataclasses.MISSING else dataclasses.field()
-
-
-def _docs(settings: type) -> dict[str, str]:
-    """Returns the string under each field, on one line."""
-    docs: dict[str, str] = {}
-    for kind in reversed(settings.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-        for field, under in itertools.pairwise(body):
-            is_text = isinstance(under, ast.Expr) and isinstance(under.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and is_text:
-                docs[field.target.id] = " ".join(str(under.value.value).split())  # type: ignore[union-attr]
-    return docs
+    parse_flags(dataclasses.make_dataclass("Help", fields), ["--help"], prog=prog, description=about)
 
 
 def _flags(common: dict[str, type], components: dict[str, type]) -> type:
@@ -421,8 +291,3 @@ def _flags(common: dict[str, type], components: dict[str, type]) -> type:
 
 def _field(name: str) -> str:
     return name.replace("-", "_")
-
-
-def _value(arguments: Sequence[str], name: str) -> str | None:
-    """Returns the value of a flag, the last if it is given several times."""
-    return next((value for flag, value in reversed([*_typed(arguments)]) if flag == f"--{name}"), None)

@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import pyarrow as pa
 from annotated_types import Ge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from htd_jax.command.flags import import_trusted, parse
-from htd_jax.data.idfiles import read_id_column
+from htd_jax.command.parsing import import_trusted, parse
 from htd_jax.errors import UserError, shown
 from htd_jax.escaping import markup
 from htd_jax.settings import check
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from htd_jax.data import Ids
-    from htd_jax.serving import Recommendations, Retriever
+    from htd_jax.serve import Recommendations
+    from htd_jax.serve.base import ServedModel
 
 # The number of lines of a table on the screen, roughly, and the number of unknown users that a note names.
 LINES, NAMED = 40, 5
@@ -68,9 +68,6 @@ class Options:
 
 
 def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None:
-    from htd_jax.command import use_devices
-    from htd_jax.serve.lists import check_path
-
     for name in ("user", "similar"):
         if sum(argument.partition("=")[0] == f"--{name}" for argument in arguments) > 1:
             raise UserError(f"`{name}` is given several times; give all ids after one `{name}`")
@@ -79,8 +76,9 @@ def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None
     _check(options)
     import_trusted(arguments)
     if options.to:
+        from htd_jax.serve.lists import check_path
+
         check_path(options.to)
-    use_devices()
     retriever = _open(options)
     known = {"user": retriever.user_ids, "item": retriever.item_ids}
     ids = {name: read_asked(path, kind, known[kind]) for name, kind, path in _files(options) if path}
@@ -112,15 +110,18 @@ def _files(options: Options) -> list[tuple[str, str, Path | None]]:
     return [("users", "user", options.users), ("allow", "item", options.allow), ("deny", "item", options.deny)]
 
 
-def _open(options: Options) -> "Retriever":
-    from htd_jax.pipeline import open_run
-    from htd_jax.serving import load_export
-
+def _open(options: Options) -> "ServedModel":
     if options.run:
+        from htd_jax.command import use_devices
+        from htd_jax.pipeline import open_run
+
+        use_devices()
         fitted = open_run(options.run, options.phase)
         return fitted.retriever(seen=fitted.train if options.seen == "train" else None)
     assert options.model
-    retriever = load_export(options.model)
+    from htd_jax import serve  # an export needs no JAX
+
+    retriever = serve.load(options.model)
     if not options.similar:
         retriever.check_users()
     if retriever.seen is None and not options.keep_seen and not options.similar:
@@ -129,7 +130,7 @@ def _open(options: Options) -> "Retriever":
 
 
 def _lists(
-    retriever: "Retriever", options: Options, ids: dict[str, Any]
+    retriever: "ServedModel", options: Options, ids: dict[str, Any]
 ) -> tuple[Iterator["Recommendations"], int, str]:
     """Returns the lists in blocks, their number, and what they are for; without a file, as many as the screen shows."""
     shown_users = max(1, LINES // options.k)
@@ -141,13 +142,13 @@ def _lists(
     count = len(retriever.user_ids) if users is None else len(users)
     if not options.to:
         if users is None:
-            users = retriever.user_ids.take(np.arange(min(count, shown_users)))
+            users = retriever.user_ids.take(range(min(count, shown_users)))
         retriever.user_ids.rows(users)  # refuses unknown ids, also of users that are not shown
         users = users[:shown_users]
     return retriever.recommend_in_blocks(users, options.k, seen=options.keep_seen, **filters), count, "user"
 
 
-def _known(ids: "Ids", given: pa.Array) -> pa.Array:
+def _known(ids: "Ids", given: "pa.Array") -> "pa.Array":
     """Returns the ids of a file that the model knows, and prints a note on the others: new users are no reason to give
     the known ones no lists.
 
@@ -157,6 +158,8 @@ def _known(ids: "Ids", given: pa.Array) -> pa.Array:
     known = ids.find(given) >= 0
     if not known.any():
         ids.rows(given)
+    import pyarrow as pa
+
     if unknown := given.filter(pa.array(~known)).to_pylist():
         examples = ", ".join(shown(str(x)) for x in unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
         print(
@@ -228,6 +231,8 @@ def read_asked(path: Path, kind: str, known: "Ids | None" = None) -> Any:
     Raises:
       UserError: if it cannot be read, or has no ids.
     """
+    from htd_jax.data.idfiles import read_id_column
+
     ids = read_id_column(path, kind, known).values.drop_null()
     if not len(ids):
         raise UserError(f"{shown(path)}: no ids in it")

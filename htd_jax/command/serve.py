@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from htd_jax.command.flags import parse
+from htd_jax.command.parsing import parse
 from htd_jax.errors import UserError, shown
 from htd_jax.settings import check
 

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from htd_jax.command.continual import continual
 from htd_jax.command.described import described
-from htd_jax.command.flags import import_typed, parse_known, parse_request
+from htd_jax.command.flags import import_typed, parse_request
+from htd_jax.command.parsing import parse_known
 from htd_jax.command.study_report import about, check_report, write_report
 from htd_jax.command.tensorboard import choose_callback, note_ignored
 from htd_jax.command.tune import tune

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from htd_jax import data
-from htd_jax.command.flags import parse
+from htd_jax.command.parsing import parse
 from htd_jax.command.report import save_picture
 from htd_jax.data import Dataset, Reading, Summary
 from htd_jax.errors import as_flags, shown

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from htd_jax.command.flags import REGISTRIES, default_settings, import_trusted, parse
+from htd_jax.command.flags import REGISTRIES, default_settings
+from htd_jax.command.parsing import import_trusted, parse
 from htd_jax.command.report import teacher_of
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from htd_jax.command.flags import parse_known, parse_request
+from htd_jax.command.flags import parse_request
+from htd_jax.command.parsing import parse_known
 from htd_jax.command.tensorboard import note_ignored
 from htd_jax.errors import UserError
 from htd_jax.pipeline import Fitted, claimed, numerics, open_teacher, prepare_run

@@ -12,7 +12,8 @@ from annotated_types import Ge, Interval
 from rich.console import Console
 from rich.table import Table
 
-from htd_jax.command.flags import import_trusted, import_typed, parse
+from htd_jax.command.flags import import_typed
+from htd_jax.command.parsing import import_trusted, parse
 from htd_jax.data import Reading, grow, is_path, read_log, read_new
 from htd_jax.distillers import METHODS, Replay
 from htd_jax.errors import UserError, as_flags, shown
