@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from htd_jax.studies.significance import compare_users, corrected, seeds_test, users_test
+from htd_jax.evaluation.significance import bootstrap_intervals, corrected, seeds_test, users_test
+from htd_jax.studies.significance import compare_users
 
 
 def every_flip(differences):
@@ -66,7 +67,7 @@ def test_a_test_is_the_same_whatever_the_batches_and_the_side(rng, monkeypatch):
     assert found == users_test(first, second) == users_test(first.tolist(), second.tolist())
     assert users_test(second, first) == pytest.approx(found, abs=0.02)
     assert users_test(first, second, seed=1) != found
-    monkeypatch.setattr("htd_jax.studies.significance.NUMBERS", 120)
+    monkeypatch.setattr("htd_jax.evaluation.significance.NUMBERS", 120)
     assert users_test(first, second) == pytest.approx(found, abs=0.02)
 
 
@@ -150,3 +151,23 @@ def test_what_has_nothing_to_be_tested_against(values):
         compare_users({"student": {0: np.zeros(3)}, "a": {1: np.zeros(3)}})
     found = compare_users({"student": {0: np.zeros(3)}, "a": {0: np.ones(3)}})
     assert found.against_best == () and found.against_student[0].over_users == (0.25,)
+
+
+# --- intervals
+
+
+def test_an_interval_is_that_of_sampled_users(rng):
+    values = rng.random((25, 2)) < 0.4
+    low, high = bootstrap_intervals(values, level=0.9, samples=4000)
+    sampled = values[rng.integers(25, size=(4000, 25))].mean(1)
+    np.testing.assert_allclose([low, high], np.quantile(sampled, [0.05, 0.95], axis=0), atol=0.041)  # one user in 25
+    assert np.isnan(bootstrap_intervals(values[:1])).all()
+    assert [end.tolist() for end in bootstrap_intervals(np.ones((9, 1)))] == [[1], [1]]
+
+
+def test_intervals_contain_the_mean_as_often_as_they_say(rng):
+    held = []
+    for run in range(40):  # 50 columns each of 60 exponential users
+        low, high = bootstrap_intervals(rng.exponential(size=(60, 50)), level=0.9, samples=300, seed=run)
+        held.append(((low < 1) & (high > 1)).mean())
+    assert 0.83 < np.mean(held) < 0.92  # of a skewed distribution a little too few

@@ -2,18 +2,12 @@
 
 import dataclasses
 import statistics
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import chex
 import numpy as np
-from scipy import stats
 
-# The number of sign flips that a test over users samples; a test with fewer possible flips uses each once.
-RESAMPLES = 10_000
-
-# The number of signs in a batch: 8 MiB.
-NUMBERS = 2**20
+from htd_jax.evaluation.significance import RESAMPLES, corrected, corrected_known, seeds_test, users_test
 
 # A metric of each user `[users]` by method and seed, with the same users everywhere.
 Values = Mapping[str, Mapping[int, chex.Array]]
@@ -53,99 +47,6 @@ class Tests:
 
     against_student: tuple[Test, ...]
     against_best: tuple[Test, ...]
-
-
-def seeds_test(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Returns the two-sided p-value of the paired t-test over seeds.
-
-    Args:
-      first, second: a metric of two methods by seed, for the same seeds in one order.
-
-    Returns:
-      p in [0, 1]; 1 if all values are equal, None for fewer than two seeds.
-
-    Raises:
-      ValueError: if lengths differ, or a value is not finite.
-
-    >>> print(f"{seeds_test([0.31, 0.32, 0.33], [0.30, 0.30, 0.30]):.4f}")
-    0.0742
-    """
-    a, b = _pair(first, second)
-    if len(a) < 2:
-        return None
-    if np.array_equal(a, b):
-        return 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all differences are equal: their deviation is 0
-        return float(stats.ttest_rel(a, b).pvalue)
-
-
-def users_test(first: chex.Array, second: chex.Array, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
-    """Returns the two-sided p-value of the paired randomisation test over users, whose values for the two methods are
-    exchanged at random.
-
-    An exchange flips the sign of a user's difference. Users without a difference are left out, which does not change p.
-    If there are at most `resamples` combinations of flips, each is used once and p is exact; else flips are sampled.
-
-    Source: Smucker et al., "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation",
-    CIKM'07.
-
-    Args:
-      first, second: `[users]`, a metric of each user.
-      resamples: the number of sampled flips, at least 1.
-      seed: the seed of the flips.
-
-    Returns:
-      p in (0, 1]; 1 if no user differs.
-
-    Raises:
-      ValueError: if lengths differ, or a value is not finite.
-
-    >>> users_test(np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 0.0, 0.0, 0.0]))  # 2 of 8 flips
-    0.25
-    """
-    a, b = _pair(first, second)
-    differences = a - b
-    differences = differences[differences != 0]
-    size = len(differences)
-    if size < 2:  # one difference is as large with either sign
-        return 1.0
-    if 2**size <= resamples:
-        total = lambda x, axis: np.sum(x, axis=axis)
-        how = {"permutation_type": "samples", "vectorized": True, "n_resamples": resamples}
-        return float(stats.permutation_test((differences,), total, **how).pvalue)
-    rng = np.random.default_rng(seed)
-    # Sampled signs make the statistic one product; SciPy's own flips take fifty times as long.
-    flips = lambda size: 2.0 * rng.integers(2, size=size, dtype=np.int8) - 1
-    total = lambda signs, axis: signs @ differences
-    how = {"vectorized": True, "n_resamples": resamples, "batch": max(1, NUMBERS // size)}
-    return float(stats.monte_carlo_test(np.ones(size), flips, total, **how).pvalue)
-
-
-def corrected(ps: Sequence[float | None]) -> list[float | None]:
-    """Returns p-values corrected for many tests: of all that are at most q, at most a share q is expected to be false.
-
-    Source: Benjamini and Hochberg, "Controlling the False Discovery Rate", J. R. Stat. Soc. B, 1995.
-
-    Args:
-      ps: p-values in [0, 1]; None is not counted as a test.
-
-    Raises:
-      ValueError: if one is not in [0, 1].
-
-    >>> corrected([0.01, None, 0.5, 0.02])
-    [0.03, None, 0.5, 0.03]
-    """
-    known = [p for p in ps if p is not None]
-    if not known:
-        return list(ps)
-    found = iter(_corrected(known))
-    return [None if p is None else next(found) for p in ps]
-
-
-def _corrected(ps: Sequence[float]) -> list[float]:
-    found: list[float] = stats.false_discovery_control(ps, method="bh").tolist()
-    return found
 
 
 def compare_users(values: Values, *, student: str = "student", resamples: int = RESAMPLES, seed: int = 0) -> Tests:
@@ -196,7 +97,7 @@ def _all_corrected(tests: tuple[Test, ...]) -> tuple[Test, ...]:
     by_seed = {}
     for seed in {seed for test in tests for seed in test.seeds}:
         at = {test.name: test.over_users[test.seeds.index(seed)] for test in tests if seed in test.seeds}
-        by_seed[seed] = dict(zip(at, _corrected(list(at.values()))))
+        by_seed[seed] = dict(zip(at, corrected_known(list(at.values()))))
     return tuple(
         dataclasses.replace(
             test,
@@ -209,12 +110,3 @@ def _all_corrected(tests: tuple[Test, ...]) -> tuple[Test, ...]:
 
 def _mean(values: chex.Array) -> float:
     return float(np.mean(np.asarray(values, np.float64)))
-
-
-def _pair(first: chex.Array | Sequence[float], second: chex.Array | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"values: expected two columns of one length, got {list(a.shape)} and {list(b.shape)}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("values: one is not finite")
-    return a, b
