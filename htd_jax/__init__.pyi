@@ -3,7 +3,7 @@ from . import data, distillers, evaluation, losses, models, serving
 from .data import Dataset, Split, read
 from .errors import UserError
 from .models import Representations
-from .pipeline import Fitted, choose, distill, fit, load, read_teacher, update
+from .pipeline import Fitted, Measured, choose, distill, evaluate, fit, load, read_teacher, update
 from .serving import Recommendations, Retriever
 from .teacher import Lists, Teacher
 
@@ -11,6 +11,7 @@ __all__ = [
     "Dataset",
     "Fitted",
     "Lists",
+    "Measured",
     "Recommendations",
     "Representations",
     "Retriever",
@@ -21,6 +22,7 @@ __all__ = [
     "data",
     "distill",
     "distillers",
+    "evaluate",
     "evaluation",
     "fit",
     "load",

@@ -22,6 +22,7 @@ commands:
   export     write a run's student to a folder for serving: tables, ids, and a model card
   serve      answer requests over HTTP from an export
   split      write the training, validation and test parts of a data set to files
+  evaluate   measure any model, yours too, with intervals, and against another one
   summary    describe a data set: counts, long tail, and a picture
   study      run a study of many runs, and write a report of what they show
   table      tabulate finished runs: mean and spread over seeds
@@ -30,7 +31,19 @@ commands:
 htd-jax COMMAND --help describes a command and its flags; htd-jax --version prints the version."""
 
 
-COMMANDS = ("train", "update", "recommend", "export", "serve", "split", "summary", "study", "table", "compare")
+COMMANDS = (
+    "train",
+    "update",
+    "recommend",
+    "export",
+    "serve",
+    "split",
+    "evaluate",
+    "summary",
+    "study",
+    "table",
+    "compare",
+)
 
 # What the extra `train` installs.
 TRAINING = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "scipy", "matplotlib", "platformdirs", "pooch"}

@@ -16,6 +16,7 @@ from htd_jax.data.columns import (
     FORMATS,
     Columns,
     as_numbers,
+    from_table,
     is_usual,
     pick,
     read_file,
@@ -96,18 +97,37 @@ def read_lists(
     choose = lambda names: _choose(names, named, shown(path), notes, unread)
     read = lambda file, choose: _read_lines(file, choose) or read_file(file, choose, separator=separator)
     source = read_folder(path, choose, read) if path.is_dir() else read(path, choose)
-    notes += [f"{shown(path)}: {note}" for note in source.notes]
+    return _ranked(source, shown(path), notes, unread)
+
+
+def lists_of_table(table: Any, name: str = "the lists") -> RankedLists:
+    """Does what `read_lists` does for a table in memory: pandas, polars, pyarrow, or any that supports Arrow."""
+    named = dict.fromkeys(("user", "item", "score", "rank"))
+    notes: list[str] = []
+    unread: list[str] = []
+    source = from_table(table, lambda names: _choose(names, named, name, notes, unread))
+    return _ranked(source, name, notes, unread)
+
+
+def _ranked(source: Columns, name: str, notes: list[str], unread: list[str]) -> RankedLists:
+    """Returns checked lists.
+
+    Args:
+      name: the name of the source, for messages.
+      notes, unread: the notes so far, and the columns that are not read.
+    """
+    notes += [f"{name}: {note}" for note in source.notes]
     if pa.types.is_nested(source.by_role["item"].type):
-        source = _unnested(source, shown(path), notes, unread)
+        source = _unnested(source, name, notes, unread)
     if unread and not {"score", "rank"} & set(source.by_role):
         others = list(dict.fromkeys(unread))
         listed = ", ".join(repr(name[:40]) for name in others[:4]) + ", ..." * (len(others) > 4)
         notes.append(
-            f"{shown(path)}: lists are in the order of the file; of its columns {listed}, none is known as a score or "
+            f"{name}: lists are in the order of the file; of its columns {listed}, none is known as a score or "
             "a rank; if one is, name it 'score' (the largest is best) or 'rank'"
         )
     if not len(source.by_role["user"]):
-        raise UserError(f"{shown(path)}: it holds no row")
+        raise UserError(f"{name}: it holds no row")
     problems: list[str] = []
     columns: dict[str, Any] = {}
     for role, column in source.by_role.items():
@@ -115,14 +135,14 @@ def read_lists(
         missing = values.is_null().to_numpy()
         if missing.any():
             problems.append(
-                f"{shown(path)}: {_count(missing, 'row')} without {'an' if role == 'item' else 'a'} {role}, the first "
+                f"{name}: {_count(missing, 'row')} without {'an' if role == 'item' else 'a'} {role}, the first "
                 f"in {source.place(int(np.argmax(missing)))}"
             )
         if role in NEEDED:
             try:
                 columns[role] = as_column(values, role)
             except UserError as error:
-                problems.append(f"{shown(path)}: {error}")
+                problems.append(f"{name}: {error}")
             continue
         numbers, wrong = as_numbers(values)
         if role == "score":
@@ -135,10 +155,10 @@ def read_lists(
             at = int(np.argmax(wrong))
             example = shown(str(value_of(values, at))[:40])
             what = "not a finite number" if role == "score" else "not a whole number"
-            problems.append(f"{shown(path)}: {_count(wrong, role)} {what}, the first {example!r} in {source.place(at)}")
+            problems.append(f"{name}: {_count(wrong, role)} {what}, the first {example!r} in {source.place(at)}")
         columns[role] = numbers
     if not problems and "rank" in columns:
-        problems += _equal_ranks(path, columns, source.place)
+        problems += _equal_ranks(name, columns, source.place)
     if problems:
         raise UserError(*problems)
     return RankedLists(
@@ -146,7 +166,7 @@ def read_lists(
         columns["item"],
         columns.get("score"),
         columns.get("rank"),
-        shown(path),
+        name,
         tuple(dict.fromkeys(notes)),
     )
 
@@ -323,7 +343,7 @@ def _unnested(source: Columns, name: str, notes: list[str], unread: list[str]) -
     return dataclasses.replace(source, by_role=by_role, place=lambda row: source.place(int(parents[row])))
 
 
-def _equal_ranks(path: Path, columns: dict[str, Any], place: Callable[[int], str]) -> list[str]:
+def _equal_ranks(name: str, columns: dict[str, Any], place: Callable[[int], str]) -> list[str]:
     """Returns the problem of a user who has two items with one rank, if there is one."""
     users, items = (columns[role].dictionary_encode().indices.to_numpy().astype(np.int64) for role in NEEDED)
     ranks = columns["rank"]
@@ -335,7 +355,7 @@ def _equal_ranks(path: Path, columns: dict[str, Any], place: Callable[[int], str
     at = int(np.argmax(equal)) + 1
     many = len(np.unique(users[1:][equal]))
     return [
-        f"{shown(path)}: {many} user{'s have' if many > 1 else ' has'} a rank twice, for example user "
+        f"{name}: {many} user{'s have' if many > 1 else ' has'} a rank twice, for example user "
         f"{columns['user'][int(order[at])].as_py()!r} rank {ranks[at]} in {place(int(order[at]))}"
     ]
 

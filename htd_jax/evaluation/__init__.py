@@ -3,6 +3,7 @@
 from htd_jax.evaluation.metrics import (
     CUTOFFS,
     METRICS,
+    NamedMetrics,
     RankedPairs,
     metrics_of_pairs,
     metrics_of_users,
@@ -21,6 +22,7 @@ from htd_jax.evaluation.ranking import (
     make_ranker,
     make_user_evaluator,
 )
+from htd_jax.evaluation.scored import Scored, ScoredOf, scored
 from htd_jax.evaluation.settings import Evaluation, EvaluationSpec
 from htd_jax.evaluation.users import sample_parts, sample_users
 
@@ -32,10 +34,13 @@ __all__ = [
     "EvaluationSpec",
     "Evaluator",
     "Full",
+    "NamedMetrics",
     "Protocol",
     "RankedPairs",
     "Ranker",
     "Sampled",
+    "Scored",
+    "ScoredOf",
     "UserEvaluator",
     "UserMetrics",
     "make_evaluator",
@@ -48,5 +53,6 @@ __all__ = [
     "sample_candidates",
     "sample_parts",
     "sample_users",
+    "scored",
     "shown_metrics",
 ]

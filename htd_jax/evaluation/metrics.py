@@ -5,6 +5,7 @@ computed by every evaluation, and shown in every table.
 """
 
 import dataclasses
+import difflib
 import operator
 import re
 from collections.abc import Callable, Container, Iterable
@@ -55,6 +56,20 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {}
+
+
+class NamedMetrics(dict[str, float]):
+    """Metrics by name, which names those that there are if one is missing.
+
+    >>> NamedMetrics({"recall@10": 0.3, "ndcg@10": 0.2})["recal@10"]
+    Traceback (most recent call last):
+    KeyError: "no metric 'recal@10'; did you mean 'recall@10'? There are: recall@10, ndcg@10"
+    """
+
+    def __missing__(self, name: object) -> float:
+        near = difflib.get_close_matches(str(name), self, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise KeyError(f"no metric {name!r}{hint} There are: {', '.join(self)}")
 
 
 def register(name: str, share: Share, *, shown: bool = True) -> None:

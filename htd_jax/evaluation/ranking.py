@@ -23,8 +23,9 @@ from htd_jax.evaluation.metrics import (
     metrics_of_users,
 )
 from htd_jax.evaluation.protocols import Full, Protocol
+from htd_jax.evaluation.scored import Scored
 from htd_jax.evaluation.users import of_users, sample_parts
-from htd_jax.models import MakeModel, ModelOf, Recommender, holding, with_tables
+from htd_jax.models import MakeModel, ModelOf, holding, with_tables
 from htd_jax.ops.platforms import compiler_options
 
 # The parts that are evaluated, in the order in which a protocol ranks them.
@@ -247,9 +248,13 @@ def _evaluate(
     split: Split,
     prepared: Any,
 ) -> dict[str, Any]:
-    def rank(model: Recommender) -> tuple[jax.Array, jax.Array]:
-        model = with_tables(model)
+    def rank(model: Any) -> tuple[jax.Array, jax.Array]:
         return protocol.ranks(model if users is None else _Some(model, users), split, prepared)
 
-    parts = zip(PARTS, nn.apply(rank, holding(make_model(train), variables))(variables))
+    made = make_model(train)
+    if isinstance(made, Scored):
+        ranked = rank(made)
+    else:
+        ranked = nn.apply(lambda model: rank(with_tables(model)), holding(made, variables))(variables)
+    parts = zip(PARTS, ranked)
     return {part: summary(getattr(split, part), ranks, counted[part]) if summary else ranks for part, ranks in parts}

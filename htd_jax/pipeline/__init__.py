@@ -3,6 +3,7 @@
 from htd_jax.pipeline.api import choose, distill, fit
 from htd_jax.pipeline.experiment import Experiment, hash_of, numerics
 from htd_jax.pipeline.fitted import Fitted, evaluation_of
+from htd_jax.pipeline.measure import Measured, evaluate
 from htd_jax.pipeline.progress import Callback, MakeCallback, no_callback, progress_line, silent
 from htd_jax.pipeline.request import Devices, Paths, RunRequest, RunSettings, RunSpec, resolve_run, run_name
 from htd_jax.pipeline.run import RunResult, gap_closed, prepare_run, run, run_identity, train_phases
@@ -30,6 +31,7 @@ __all__ = [
     "Experiment",
     "Fitted",
     "MakeCallback",
+    "Measured",
     "Paths",
     "PhaseRequest",
     "PhaseSpec",
@@ -45,6 +47,7 @@ __all__ = [
     "claimed",
     "default_method",
     "distill",
+    "evaluate",
     "evaluation_of",
     "fit",
     "fitted_of",

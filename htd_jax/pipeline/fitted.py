@@ -13,7 +13,7 @@ import numpy as np
 from htd_jax.data import Dataset, Interactions, Split
 from htd_jax.ensembles import Stages
 from htd_jax.errors import UserError
-from htd_jax.evaluation import Evaluation
+from htd_jax.evaluation import Evaluation, NamedMetrics
 from htd_jax.models import (
     Listed,
     MakeModel,
@@ -67,8 +67,7 @@ class Fitted:
     @property
     def metrics(self) -> dict[str, float]:
         """The test metrics: `{"recall@50": ..., ...}`; the validation metrics are `chosen["valid"]`."""
-        test: dict[str, float] = self.chosen["test"]
-        return test
+        return NamedMetrics(self.chosen["test"])
 
     @property
     def train(self) -> Interactions:

@@ -53,7 +53,7 @@ def open_teacher(paths: Paths, spec: RunSpec, experiment: Experiment) -> Fitted 
         fitted = _trained_teacher(files[0], spec, experiment)
         _check_needs(fitted.teacher(), spec, experiment)
         return fitted
-    teacher, notes = _read(files, experiment.data, *ids, setting="teacher_{}_ids")
+    teacher, notes = read_given(files, experiment.data, *ids, setting="teacher_{}_ids")
     for note in notes:
         print(f"note: {as_flags(note)}")
     fitted = given_teacher(teacher, spec, experiment)
@@ -97,7 +97,7 @@ def read_teacher(
       UserError: if a file cannot be read, or is not of this data.
     """
     id_files = [None if file is None else Path(file) for file in (user_ids, item_ids)]
-    teacher, notes = _read([Path(path) for path in paths], read(data), *id_files, setting="{}_ids")
+    teacher, notes = read_given([Path(path) for path in paths], read(data), *id_files, setting="{}_ids")
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return teacher
@@ -115,7 +115,7 @@ def _of_export(folder: Path) -> Tables:
     return Tables(np.asarray(export.users.floats()), np.asarray(export.items.floats()))
 
 
-def _read(
+def read_given(
     paths: Sequence[Path], data: Dataset, user_ids: Path | None, item_ids: Path | None, *, setting: str
 ) -> tuple[Teacher, tuple[str, ...]]:
     """Returns the teacher, and notes for the user, one line each.
