@@ -16,8 +16,9 @@ from fastapi.testclient import TestClient
 from htd_jax.command.serve import serve
 from htd_jax.data import Ids, Interactions
 from htd_jax.errors import UserError
+from htd_jax.serve import load
 from htd_jax.service import Current, Limits, create
-from htd_jax.serving import Retriever, load_export, to_precision
+from htd_jax.serving import Retriever, to_precision
 from htd_jax.serving.fold import RowMap
 
 USERS, ITEMS = 30, 90
@@ -43,7 +44,7 @@ def exports(tmp_path_factory):
 
 
 def opened(folder: Path) -> Current:
-    return Current(lambda: load_export(folder), [folder])
+    return Current(lambda: load(folder), [folder])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def client(exports):
 
 
 def replace(folder: Path, other: Path) -> None:
-    load_export(other).save(folder, seen=True)
+    load(other).save(folder, seen=True)
 
 
 def lists(found) -> list[dict]:
@@ -64,7 +65,7 @@ def lists(found) -> list[dict]:
 
 
 def test_answers_are_those_of_the_model(exports, client):
-    model = load_export(exports[0])
+    model = load(exports[0])
 
     def check(path: str, asked: dict, found) -> None:
         answer = client.post(path, json=asked)
@@ -144,7 +145,7 @@ def test_health_metrics_and_description(exports):
     client.post("/similar", json={"items": [5]})
     client.post("/similar", json={"items": [6]})
     health = client.get("/health").json()
-    version = load_export(exports[0]).version
+    version = load(exports[0]).version
     assert (health["status"], health["version"], health["users"], health["items"]) == ("ok", version, USERS, ITEMS)
     told = client.get("/metrics").text
     for line in (
@@ -164,7 +165,7 @@ def test_reload_keeps_the_old_export_if_the_new_one_is_damaged(exports, tmp_path
     replace(folder, exports[0])
     current = opened(folder)
     client = TestClient(create(current, reload=True))
-    versions = [load_export(folder).version for folder in exports]
+    versions = [load(folder).version for folder in exports]
     tables = (folder / "tables.safetensors").read_bytes()
     (folder / "tables.safetensors").write_bytes(tables[:-9])
     answer = client.post("/reload")
@@ -180,7 +181,7 @@ def test_reload_keeps_the_old_export_if_the_new_one_is_damaged(exports, tmp_path
 def test_a_new_export_is_noticed_and_no_request_is_lost(exports, tmp_path):
     folder = tmp_path / "served"
     replace(folder, exports[0])
-    versions = [load_export(folder).version for folder in exports]
+    versions = [load(folder).version for folder in exports]
     with TestClient(create(opened(folder), watch=0.02)) as client:
         found: list[tuple[int, str]] = []
         done = threading.Event()
@@ -224,7 +225,7 @@ def test_the_command_reloads_on_hup_and_ends_on_term(exports, tmp_path):
         end = time.monotonic() + 20
         while version() == before and time.monotonic() < end:
             time.sleep(0.05)
-        assert version() == load_export(exports[1]).version
+        assert version() == load(exports[1]).version
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)

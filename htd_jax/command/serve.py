@@ -56,12 +56,14 @@ def serve(arguments: Sequence[str], prog: str = "htd-jax serve") -> None:
     if given > 1 or given > len(options.apply):
         raise UserError("give the folders of all deltas after one `apply`, in their order; at least one")
     try:
+        import threadpoolctl
         import uvicorn
 
         from htd_jax.service import Limits, create
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install htd-jax[serve]") from None
 
+    threadpoolctl.threadpool_limits(1, "blas")  # requests share the cores; the threads of one would wait for another's
     with _bound(options.host, options.port) as listener:
         current = _open(options)
         limits = Limits(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)})
@@ -109,15 +111,15 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _open(options: Options) -> Any:
     """Returns what holds the model, and reads it again after the signal HUP, which ends nothing from now on."""
+    from htd_jax.serve import load
     from htd_jax.service import Current
-    from htd_jax.serving import load_export
 
     early: list[int] = []
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup:
         signal.signal(hangup, lambda *_: early.append(1))
     folders = options.model, *options.apply
-    current = Current(lambda: load_export(*folders), folders)
+    current = Current(lambda: load(*folders), folders)
     if hangup:
         signal.signal(hangup, lambda *_: current.ask_reload())
     if early:

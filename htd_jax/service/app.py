@@ -24,10 +24,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import htd_jax
 from htd_jax.errors import UserError
+from htd_jax.serve import Model, Recommendations
 from htd_jax.service.current import Current
 from htd_jax.service.metrics import Counting, Metrics
-from htd_jax.serving import Recommendations
-from htd_jax.serving import Retriever as Model
 
 # Lists that are made at once, between two other requests; more are made in a thread, so that no request waits for them.
 FEW = 4

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from htd_jax.errors import UserError
-from htd_jax.serving import Retriever as Model
+from htd_jax.serve import Model
 
 log = logging.getLogger("htd_jax.service")
 
