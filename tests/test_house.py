@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 
 # From the ground up; rooms of one floor do not import one another.
 FLOORS = [
-    {"errors", "escaping", "writing", "settings", "processes"},
+    {"errors", "escaping", "showing", "writing", "settings", "processes"},
     {"data"},
     {"ops"},
     {"serve"},

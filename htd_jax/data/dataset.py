@@ -8,10 +8,11 @@ import numpy as np
 from htd_jax.data.ids import Ids
 from htd_jax.data.interactions import Interactions, Split
 from htd_jax.errors import UserError
+from htd_jax.showing import Look, Shown
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """Interactions in three parts, and the ids of users and items.
 
     Attributes:
@@ -38,6 +39,13 @@ class Dataset:
     def from_split(cls, split: Split, name: str = "data") -> "Dataset":
         """Returns a split's data set, in which ids are row numbers."""
         return cls(split, Ids.numbers(split.train.num_users, "user"), Ids.numbers(split.train.num_items, "item"), name)
+
+    def look(self) -> Look:
+        parts = [(name, len(part), len(np.unique(part.users))) for name, part in self.split._asdict().items()]
+        examples = [f"{ids.kind}s like {ids.values[0].as_py()!r}" for ids in (self.users, self.items) if len(ids)]
+        lines = [f"{sum(part[1] for part in parts):,} interactions; {', '.join(examples)}"]
+        title = f"Dataset {self.name}: {len(self.users):,} users, {len(self.items):,} items"
+        return Look(title, lines, ("part", "interactions", "users"), parts)
 
     @property
     def train(self) -> Interactions:

@@ -9,6 +9,7 @@ from flax import struct
 from numpy.typing import ArrayLike
 
 from htd_jax.errors import UserError
+from htd_jax.showing import Look, Shown
 
 Pairs = tuple[ArrayLike, ArrayLike]
 
@@ -17,7 +18,7 @@ MOST = 2**31 - 1
 
 
 @struct.dataclass
-class Interactions:
+class Interactions(Shown):
     """Distinct pairs (user, item), sorted by user and then by item.
 
     Attributes:
@@ -38,6 +39,11 @@ class Interactions:
     max_degree: int = struct.field(pytree_node=False)
     active: int = struct.field(pytree_node=False, default=0)
     block: "Interactions | None" = None
+
+    __repr__ = Shown.__repr__
+
+    def look(self) -> Look:
+        return Look(f"Interactions: {len(self):,} pairs of {self.num_users:,} users and {self.num_items:,} items")
 
     @property
     def learned(self) -> "Interactions":

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from htd_jax import data as datasets
 from htd_jax.distillers import METHODS
+from htd_jax.errors import nearest
 from htd_jax.evaluation import Evaluation
 from htd_jax.models import MODELS, MakeModel, ModelSettings, Representations
 from htd_jax.pipeline.experiment import Experiment, numerics
@@ -272,8 +273,13 @@ def _settings(settings: dict[str, Any]) -> dict[str, Any]:
     kinds = {"training": Training, "evaluation": Evaluation}
     fields = {kind: {field.name for field in dataclasses.fields(of)} for kind, of in kinds.items()}
     if unknown := [name for name in settings if not any(name in names for names in fields.values())]:
-        known = ", ".join(sorted(set().union(*fields.values())))
-        raise TypeError(f"unknown setting {unknown[0]!r}; known: {known}")
+        known = sorted(set().union(*fields.values()))
+        owners = {method.__name__ for method in METHODS.values() if unknown[0] in method.__dataclass_fields__}  # type: ignore[attr-defined]
+        if owners:
+            one = f"{'HTD' if 'HTD' in owners else min(owners)}({unknown[0]}=...)"
+            raise TypeError(f"{unknown[0]!r} is a setting of a method; pass it as method=htd_jax.distillers.{one}")
+        meant = nearest(unknown[0], known) or ";"
+        raise TypeError(f"unknown setting {unknown[0]!r}{meant} known: {', '.join(known)}")
     return {
         kind: override(of(), **{name: x for name, x in settings.items() if name in fields[kind]})
         for kind, of in kinds.items()

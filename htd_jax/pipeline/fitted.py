@@ -13,7 +13,7 @@ import numpy as np
 from htd_jax.data import Dataset, Interactions, Split
 from htd_jax.ensembles import Stages
 from htd_jax.errors import UserError
-from htd_jax.evaluation import Evaluation, NamedMetrics
+from htd_jax.evaluation import Evaluation, NamedMetrics, shown_metrics
 from htd_jax.models import (
     Listed,
     MakeModel,
@@ -25,12 +25,13 @@ from htd_jax.models import (
 )
 from htd_jax.pipeline.evaluators import evaluator_of
 from htd_jax.serving import Recommendations, Retriever, load_export, retriever_of
+from htd_jax.showing import Look, Shown
 from htd_jax.teacher import Lists, Teacher
 from htd_jax.training import evaluation_record
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fitted:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Fitted(Shown):
     """A trained recommender, with its settings and metrics.
 
     Attributes:
@@ -63,6 +64,18 @@ class Fitted:
 
     # `htd_jax.update` as a method, set there: it trains, and so stands above this.
     update: ClassVar[Callable[..., "Fitted"]]
+
+    def look(self) -> Look:
+        model = self.settings.get("model", {})
+        name = model.get("name") or type(self.make_model(self.train)).__name__
+        width = f", {model['dim']} numbers per row in {model.get('precision', 'float32')}" if model.get("dim") else ""
+        data = f"data: {self.data.name}, {len(self.data.users):,} users, {len(self.data.items):,} items"
+        trained = f"{len(self.seconds)} epochs in {sum(self.seconds):.1f} s, epoch {self.chosen['epoch']} is kept; "
+        lines = [data, f"{trained if self.seconds else ''}{self.parameters:,} parameters"]
+        cutoffs = sorted({int(metric.rpartition("@")[2]) for metric in self.metrics})
+        names = dict.fromkeys(metric.partition("@")[0] for metric in shown_metrics(cutoffs, self.metrics))
+        rows = [(f"@{k}", *(float(self.metrics[f"{metric}@{k}"]) for metric in names)) for k in cutoffs]
+        return Look(f"Fitted {name}{width}", lines, ("test", *names), rows)
 
     @property
     def metrics(self) -> dict[str, float]:

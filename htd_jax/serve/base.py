@@ -15,12 +15,13 @@ from htd_jax.serve.fold import Pooling, RowMap, least_squares
 from htd_jax.serve.lists import Recommendations
 from htd_jax.serve.rank import MEMORY, Hidden, Top, concatenate
 from htd_jax.serve.table import Table
+from htd_jax.showing import Look, Shown
 
 # Users whose rows are made from their items at once.
 POOLED = 1024
 
 
-class ServedModel(abc.ABC):
+class ServedModel(Shown, abc.ABC):
     """What models that recommend by ids have in common, wherever they rank: `Model` in NumPy, `Retriever` in JAX.
 
     Attributes: see `Model`.
@@ -37,6 +38,15 @@ class ServedModel(abc.ABC):
     version: str | None
     parent: str | None
     scores: Any = None
+
+    def look(self) -> Look:
+        seen = "unknown, so none is left out" if self.seen is None else f"{len(self.seen.users):,}, left out of lists"
+        made = "".join(f", {self.about[name]}" for name in ("dataset", "method") if self.about.get(name))
+        lines = [f"seen pairs: {seen}", f"version {self.version or 'none'}{made}"]
+        size = lambda table: (len(table), len(table) * table.row_bytes / 1e6)
+        rows = [("users", *size(self.users)), ("items", *size(self.items))]
+        width = f"{self.dim} numbers per row in {self.precision}, {self.items.row_bytes} bytes"
+        return Look(f"{type(self).__name__}: {width}", lines, ("table", "rows", "MB"), rows)
 
     @property
     def precision(self) -> str:

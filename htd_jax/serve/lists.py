@@ -16,16 +16,20 @@ import pyarrow.parquet as pq
 
 from htd_jax.data.ids import Ids
 from htd_jax.errors import UserError, shown
+from htd_jax.showing import Look, Shown
 from htd_jax.writing import whole
 
 SUFFIXES = (".csv", ".parquet")
+
+# Recommendations that a notebook shows.
+SHOWN = 10
 
 # The files of a folder of lists, and their rows. No log is named so, which would be replaced.
 PART, PART_ROWS = r"lists-\d{5,}\.parquet", 10**7
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Recommendations:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Recommendations(Shown):
     """Ranked lists, the best first.
 
     Attributes:
@@ -41,6 +45,17 @@ class Recommendations:
     scores: np.ndarray
     ids: Ids
     names: tuple[str, str] = ("user", "item")
+
+    def look(self) -> Look:
+        first = dataclasses.replace(
+            self, queries=self.queries[:SHOWN], rows=self.rows[:SHOWN], scores=self.scores[:SHOWN]
+        )
+        columns = (*self.names, "score", "rank")
+        rows = list(zip(*(first.to_table()[name].to_pylist()[:SHOWN] for name in columns)))
+        more = int((self.rows >= 0).sum()) - len(rows)
+        lines = [f"the first {len(rows)}; to_table(), to_pandas() and write(path) have all"] if more > 0 else []
+        title = f"Recommendations: up to {self.rows.shape[1]} items for {len(self):,} {self.names[0]}s"
+        return Look(title, lines, columns, rows)
 
     @property
     def users(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from htd_jax.serve.storage import Pairs
 from htd_jax.serve.table import Table
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model(ServedModel):
     """An export, opened to recommend, to find similar items, and to fold in new users and items; it ranks in NumPy.
 

@@ -22,7 +22,7 @@ from htd_jax.serving import fold
 from htd_jax.serving.topk import Searched, best_items, best_scored
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Retriever(ServedModel):
     """Recommender that takes and returns ids: recommends items, finds similar ones, and folds in new users and items;
     it ranks in JAX, on any device.
@@ -49,7 +49,7 @@ class Retriever(ServedModel):
     item_ids: Ids
     seen: Interactions | None = None
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
-    row_maps: dict[str, RowMap] = dataclasses.field(default_factory=dict, repr=False)
+    row_maps: dict[str, RowMap] = dataclasses.field(default_factory=dict)
     scores: Callable[[jax.Array], jax.Array] | None = None
     trained: Interactions | None = None
     pooling: Pooling | None = None
