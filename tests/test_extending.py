@@ -1,6 +1,7 @@
 """A method, a base model and a metric added from outside the package, with public imports only."""
 
 import dataclasses
+import sys
 from typing import Annotated, ClassVar
 
 import chex
@@ -14,7 +15,10 @@ from annotated_types import Ge, Gt
 
 import htd_jax
 from htd_jax import evaluation, models, training
+from htd_jax.command.flags import import_typed, parse_request
+from htd_jax.command.parsing import import_trusted
 from htd_jax.distillers import METHODS, Distiller, EpochStart, Method, Step, no_params, none, register
+from htd_jax.evaluation import metrics
 from htd_jax.models import InnerProduct, ModelOf, ModelSettings, Recommender
 
 
@@ -167,3 +171,36 @@ def test_a_metric_is_shown_by_every_table(tmp_path):
     runs.trained("--method", "none", "--runs", folder, "--seed", "1")
     compared = runs.start_command("compare", *sorted(path for path in folder.iterdir() if path.is_dir()))
     assert "hit@50" in compared.out and "mrr" not in compared.out
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The example of the documentation, as a module in the working directory."""
+    page = (runs.EXPERIMENTS.parent / "docs" / "extending.md").read_text().partition("## A metric")[2]
+    (tmp_path / "my_metrics.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(evaluation.METRICS, "hit")
+    yield
+    sys.modules.pop("my_metrics", None)
+    metrics.LOADED.discard("my_metrics:hit")
+
+
+def test_a_metric_is_named_on_the_command_line(example):
+    refused = ["--metric", "hit@10"], ["--metric", "my_metrics:no_such@10"]  # a name in a file imports nothing
+    assert "trust-code" in runs.refused(*refused[0]) and "no_such" in runs.refused(*refused[1])
+    flags = ["--metric", "my_metrics:hit@10"]
+    import_typed(flags)
+    spec = parse_request(flags, prog="train", description="").evaluation.resolve()
+    assert spec.metric == spec.drawn == "hit@10"
+    with pytest.raises(htd_jax.UserError, match="if it is your own"):
+        evaluation.Evaluation(metric="other:hit@10").resolve()
+
+
+def test_trusted_code_may_be_a_metric(example, data, rng):
+    import_trusted(["--trust-code", "my_metrics:hit"])
+    tables = [rng.normal(size=(size, 3)) for size in (data.train.num_users, data.train.num_items)]
+    measured = htd_jax.evaluate(tables, data, samples=100, cutoffs=(10,))
+    assert measured.metrics["hit@10"] == pytest.approx(measured.metrics["recall@10"])  # one held-out item each
+    assert "hit@10" in repr(measured)
+    with pytest.raises(KeyError, match="did you mean 'hit@10'"):
+        measured.metrics["hits@10"]

@@ -51,8 +51,8 @@ class Options:
     seen: bool = False
     """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
     trust_code: tuple[str, ...] = ()
-    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
-    runs; without this flag, a file's name runs none."""
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs, and
+    package.module:function, a metric to add. Their code runs; without this flag, a file's name runs none."""
 
 
 def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:

@@ -11,7 +11,7 @@ from htd_jax.command.parsing import import_trusted, parse, parse_flags, typed, v
 from htd_jax.data import SOURCES, Reading, is_path
 from htd_jax.distillers import METHODS
 from htd_jax.errors import UserError, nearest
-from htd_jax.evaluation import Evaluation
+from htd_jax.evaluation import Evaluation, load_metric
 from htd_jax.models import MODELS, ModelSettings
 from htd_jax.pipeline import Devices, Paths, RunRequest, RunSettings
 from htd_jax.settings import Registry, as_json, check, flag_name
@@ -82,7 +82,7 @@ NAMING: dict[str, Registry[Any]] = {
 
 
 def import_typed(arguments: Sequence[str]) -> None:
-    """Imports the classes that the user's own words name, and what `--trust-code` names.
+    """Imports the classes and the metric that the user's own words name, and what `--trust-code` names.
 
     Names that stand in files, also in that of `--file`, are looked up among what is imported then, see `Registry`.
 
@@ -98,6 +98,8 @@ def import_typed(arguments: Sequence[str]) -> None:
             for name in word.split("+") if NAMING.get(flag) is METHODS else [word]:
                 if flag in NAMING and ":" in name and not is_path(name):
                     NAMING[flag].load(name)
+            if flag == "--metric" and ":" in word:
+                load_metric(word)
 
 
 def parse_request(arguments: Sequence[str], *, prog: str, description: str, refuses: bool = False) -> RunRequest:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def import_trusted(arguments: Sequence[str]) -> None:
-    """Imports what `--trust-code` names in the arguments of any command.
+    """Imports what `--trust-code` names in the arguments of any command; a function is registered as a metric.
 
     Raises:
       UserError: if it cannot be imported.
@@ -35,9 +35,13 @@ def import_trusted(arguments: Sequence[str]) -> None:
         for flag, name in typed(arguments):
             if flag == "--trust-code":
                 try:
-                    importlib.import_module(name.partition(":")[0])
+                    module = importlib.import_module(name.partition(":")[0])
                 except (ImportError, ValueError) as error:
                     raise UserError(f"`trust_code`: cannot import {name} ({error})") from None
+                if inspect.isfunction(getattr(module, name.partition(":")[2], None)):
+                    from htd_jax.evaluation import load_metric  # imports JAX
+
+                    load_metric(name)
 
 
 def typed(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

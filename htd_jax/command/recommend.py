@@ -63,8 +63,8 @@ class Options:
     memory: Annotated[int, Ge(1)] = 256
     """Memory for scores in MiB, in addition to the tables."""
     trust_code: tuple[str, ...] = ()
-    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
-    runs; without this flag, a file's name runs none."""
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs, and
+    package.module:function, a metric to add. Their code runs; without this flag, a file's name runs none."""
 
 
 def recommend(arguments: Sequence[str], prog: str = "htd-jax recommend") -> None:

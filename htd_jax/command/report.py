@@ -173,7 +173,7 @@ def save_picture(path: Path, draw: Callable[[Any], None], size: tuple[float, flo
 
 def _draw_curves(result: RunResult, figure: Any) -> None:
     records = result.records
-    metric = f"recall@{max(result.spec.evaluation.cutoffs)}"
+    metric = result.spec.evaluation.drawn
     axes = figure.subplots()
     colours = {TEACHER: "#555555", STUDENT: "#c44e52"}
     last = max(record["epoch"] for phase in records.values() for record in phase)

@@ -33,8 +33,8 @@ class Options:
     to: Path | None = None
     """File to write the table to, too: .md, .csv (means and deviations in columns of their own) or .tex (booktabs)."""
     trust_code: tuple[str, ...] = ()
-    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
-    runs; without this flag, a file's name runs none."""
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs, and
+    package.module:function, a metric to add. Their code runs; without this flag, a file's name runs none."""
 
 
 def table(arguments: Sequence[str], prog: str = "htd-jax table") -> None:

@@ -51,8 +51,8 @@ class Options:
     reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)
     training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
     trust_code: tuple[str, ...] = ()
-    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
-    runs; without this flag, a file's name runs none."""
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs, and
+    package.module:function, a metric to add. Their code runs; without this flag, a file's name runs none."""
 
 
 def update(arguments: Sequence[str], prog: str = "htd-jax update") -> None:

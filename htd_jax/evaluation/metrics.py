@@ -6,6 +6,8 @@ computed by every evaluation, and shown in every table.
 
 import dataclasses
 import difflib
+import importlib
+import inspect
 import operator
 import re
 from collections.abc import Callable, Container, Iterable
@@ -14,6 +16,8 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+
+from htd_jax.errors import UserError, shown
 
 CUTOFFS = (10, 20, 50)
 
@@ -95,6 +99,38 @@ def register(name: str, share: Share, *, shown: bool = True) -> None:
     metric = Metric(share, shown)
     if METRICS.setdefault(name, metric) != metric:
         raise ValueError(f"another metric is registered as {name!r}")
+
+
+# The metrics that `load_metric` has imported, as `package.module:function`. A name that stands in a file imports none.
+LOADED: set[str] = set()
+
+
+def load_metric(name: str) -> str:
+    """Imports a metric that the user names as `package.module:function`, and registers it as `function`.
+
+    Args:
+      name: that name; `@k` may follow, as in the name of a metric to select epochs by.
+
+    Returns:
+      The name as registered: `function`, or `function@k`.
+
+    Raises:
+      UserError: if it cannot be imported, is no function, or another metric has its name.
+    """
+    path, at, cutoff = name.partition("@")
+    module, _, function = path.partition(":")
+    try:
+        share = getattr(importlib.import_module(module), function)
+        if not inspect.isfunction(share):
+            raise TypeError(f"{function} is no function")
+        if function not in METRICS:  # the module may register it itself
+            register(function, share)
+        elif METRICS[function].share is not share:
+            raise ValueError(f"another metric is registered as {function!r}")
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"cannot import metric {shown(path)} ({error}); set `metric`") from None
+    LOADED.add(path)
+    return function + at + cutoff
 
 
 register("recall", lambda pairs: 1 / pairs.counts)

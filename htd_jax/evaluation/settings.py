@@ -7,7 +7,7 @@ from annotated_types import Ge
 
 from htd_jax.data import Split
 from htd_jax.errors import UserError
-from htd_jax.evaluation.metrics import CUTOFFS, METRICS
+from htd_jax.evaluation.metrics import CUTOFFS, LOADED, METRICS
 from htd_jax.evaluation.protocols import Full, Protocol, Sampled
 from htd_jax.evaluation.users import held_out_users
 from htd_jax.settings import as_json
@@ -36,6 +36,12 @@ class EvaluationSpec:
     metric: str
     eval_users: int | None = None
 
+    @property
+    def drawn(self) -> str:
+        """The metric that charts draw and studies test: the one that selects, unless that is a recall; then recall at
+        the largest cutoff."""
+        return self.metric if self.metric.rpartition("@")[0] != "recall" else f"recall@{max(self.cutoffs)}"
+
     def describe(self) -> dict[str, Any]:
         """Returns the specification as JSON; `eval_users` only if users are sampled."""
         return {name: x for name, x in as_json(self).items() if x is not None}
@@ -57,8 +63,8 @@ class Evaluation:
     cutoffs: tuple[Annotated[int, Ge(1)], ...] = CUTOFFS
     """Cutoffs k of recall@k and of every other metric."""
     metric: str | None = None
-    """Validation metric that selects the best epoch. Default: recall at the largest cutoff, or at the smallest with
-    --protocol sampled."""
+    """Validation metric that selects the best epoch: recall@10, or one of your own, package.module:function@10.
+    Default: recall at the largest cutoff, or at the smallest with --protocol sampled."""
     eval_users: Annotated[int, Ge(0)] | None = None
     """Number of users, sampled once and the same for every model and seed, that the evaluations during training use;
     the kept model is evaluated on all users at the end. 0 uses all. Default: 0, or 10000 where users times items
@@ -76,8 +82,12 @@ class Evaluation:
         cutoffs = tuple(sorted(set(self.cutoffs))) or CUTOFFS
         metric = self.metric or f"recall@{cutoffs[-1 if self.protocol == 'full' else 0]}"
         known = [f"{name}@{k}" for name in METRICS for k in cutoffs]
+        path, _, cutoff = metric.rpartition("@")
+        if path in LOADED:
+            metric = f"{path.rpartition(':')[2]}@{cutoff}"
         if metric not in known:
-            raise UserError(f"unknown metric {metric!r} (known: {', '.join(known)}); set `metric`")
+            own = "" if path in METRICS else "; if it is your own, name its module with `trust_code`"
+            raise UserError(f"unknown metric {metric!r} (known: {', '.join(known)}); set `metric`{own}")
         candidates = self.candidates if self.protocol == "sampled" else Evaluation.candidates
         return EvaluationSpec(self.protocol, candidates, cutoffs, metric, self._users(split))
 

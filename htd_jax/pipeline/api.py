@@ -11,7 +11,7 @@ from typing import Any, Literal
 from htd_jax import data as datasets
 from htd_jax.distillers import METHODS
 from htd_jax.errors import nearest
-from htd_jax.evaluation import Evaluation
+from htd_jax.evaluation import Evaluation, load_metric
 from htd_jax.models import MODELS, MakeModel, ModelSettings, Representations
 from htd_jax.pipeline.experiment import Experiment, numerics
 from htd_jax.pipeline.fitted import Fitted
@@ -252,7 +252,7 @@ def as_one(teacher: AnyTeacher, data: datasets.Dataset) -> Fitted | Teacher:
 
 
 def _import_named(request: PhaseRequest) -> None:
-    """Imports the model and the methods that the caller names as `package.module:Class`.
+    """Imports the model, the methods and the metric that the caller names as `package.module:name`.
 
     Raises:
       UserError: if one cannot be imported.
@@ -262,6 +262,8 @@ def _import_named(request: PhaseRequest) -> None:
     for registry, name in [(MODELS, request.model), *names]:
         if isinstance(name, str) and ":" in name:
             registry.load(name)  # type: ignore[attr-defined]
+    if request.evaluation.metric and ":" in request.evaluation.metric:
+        load_metric(request.evaluation.metric)
 
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -95,8 +95,8 @@ class Paths:
     """File with the item ids of the rows of the teacher's tables, one per line. Default: rows are in the order of the
     data's ids."""
     trust_code: tuple[str, ...] = ()
-    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs. Their code
-    runs; without this flag, a file's name runs none."""
+    """Modules, or package.module:Class, that are imported because runs name models or methods of theirs, and
+    package.module:function, a metric to add. Their code runs; without this flag, a file's name runs none."""
     until: Literal["teacher"] | None = None
     """Phase after which to stop: teacher trains the teacher alone. The same command without this flag continues.
     Default: train all."""

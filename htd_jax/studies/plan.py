@@ -112,8 +112,9 @@ class Plan:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that tables show, at the largest cutoff; recall first."""
-        return shown_metrics([max(self.spec.evaluation.cutoffs)])
+        """The metrics that tables show, at the largest cutoff; first the one that charts draw."""
+        evaluation = self.spec.evaluation
+        return list(dict.fromkeys([evaluation.drawn, *shown_metrics([max(evaluation.cutoffs)])]))
 
 
 def _used(flags: Sequence[str], prefixes: Container[str]) -> list[str]:
