@@ -1117,3 +1117,13 @@ def test_settings_have_limits():
 
     with pytest.raises(UserError, match="`k`"):
         check(Options(k=0))
+
+
+def test_requests_of_any_size_compile_few_programs():
+    rng = np.random.default_rng(0)
+    users, items = (to_precision(rng.normal(size=(n, 4)), "int4") for n in (300, 130))
+    before = topk._rank_products._cache_size()
+    for count in (5, 9, 33, 63, 64, 65, 100, 101, 129, 200, 255, 256, 300):
+        top = concatenate(best_items(users, items, 3, rows=np.arange(count)), 3)
+        assert len(top.rows) == count
+    assert topk._rank_products._cache_size() - before <= 7  # 8, 16, 64, 128, 256, 512 users

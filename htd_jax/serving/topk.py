@@ -187,8 +187,8 @@ def _divide(k: int, users: int, items: int, memory: int, dim: int, *, even: bool
     whole = whole if even else 1 << (whole - 1).bit_length()
     selected = 2 * k * CHUNK  # floats per user in the second step
     if scored or whole <= cells // FEW:
-        return _Blocks(_power(max(1, min(users, cells // ((scored or whole) + selected)))), whole, whole)
-    users = _power(max(1, min(users, MANY, room // (2 * (whole // CHUNK + selected)))))
+        return _Blocks(_of_few_sizes(users, cells // ((scored or whole) + selected)), whole, whole)
+    users = _of_few_sizes(users, min(MANY, room // (2 * (whole // CHUNK + selected))))
     width = max(CHUNK, min(whole, min(most, room // 2) // (users + dim) // CHUNK * CHUNK))
     return _Blocks(users, width, whole)
 
@@ -198,9 +198,9 @@ def _whole(items: int) -> int:
     return max(1, -(-items // CHUNK)) * CHUNK
 
 
-def _power(size: int) -> int:
-    """Rounds a small number up to a power of two, so that a few more users compile nothing new."""
-    return 1 << (size - 1).bit_length() if size < FEW else size
+def _of_few_sizes(users: int, most: int) -> int:
+    """Returns the users of a block, a power of two of at most `most`: requests of any size compile few programs."""
+    return min(1 << (max(1, users) - 1).bit_length(), 1 << (max(1, most).bit_length() - 1))
 
 
 def _rank_blocks(
