@@ -27,8 +27,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from htd_jax import serve
 from htd_jax.data import Ids, Interactions
 from htd_jax.serve.rank import Hidden, concatenate
+from htd_jax.serve.storage import Pairs
 from htd_jax.serving import Retriever, best_items, to_precision
 from htd_jax.serving.topk import Searched
 
@@ -97,6 +99,13 @@ def measure(num_items: int, dim: int, options: Options) -> dict[str, Any]:
         requests[precision] = lambda user, search=search: search(np.array([user]), None)
         requests[f"{precision}, seen left out"] = lambda user, search=search: search(np.array([user]), hidden)
         requests[f"{precision}, by id, seen left out"] = lambda user, r=retriever: r.recommend(user, k)
+        table = serve.Table.of(theirs)
+        columns = serve.Table.by_columns(table.values, table.scales, table.steps, table.bits)
+        ids = Ids.numbers(num_users, "user"), Ids.numbers(num_items, "item")
+        pairs = Pairs.of(np.asarray(seen.users), np.asarray(seen.items), num_users, num_items)
+        model = serve.Model(serve.Table.of(mine), columns, *ids, pairs)
+        batches[f"{precision}, without JAX, seen left out"] = lambda m=model: m.recommend(None, k)
+        requests[f"{precision}, without JAX, by id, seen left out"] = lambda user, m=model: m.recommend(user, k)
     flat = faiss.IndexFlatIP(dim)
     flat.add(items)
     indexes = {"faiss flat": flat}
