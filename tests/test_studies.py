@@ -12,6 +12,8 @@ import sys
 import time
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import DATA, EXPERIMENTS, line_of, process, results, start_command
@@ -21,9 +23,9 @@ from htd_jax.command.curves import curves
 from htd_jax.command.described import described, read_flags
 from htd_jax.command.flags import parse_request
 from htd_jax.data import Dataset, make_synthetic
-from htd_jax.distillers import FTD
+from htd_jax.distillers import FTD, RD
 from htd_jax.errors import UserError
-from htd_jax.pipeline import Paths, RunFolder, RunRequest, RunSettings, resolve_run
+from htd_jax.pipeline import Experiment, Paths, RunFolder, RunRequest, RunSettings, resolve_run
 from htd_jax.studies import (
     PLAIN,
     Job,
@@ -40,7 +42,9 @@ from htd_jax.studies import (
     runs,
     shares,
     spread,
+    weights,
 )
+from htd_jax.training import Training
 from htd_jax.writing import alone
 
 FLAGS = [*DATA, "--epochs", "2", "--teacher-dim", "8", "--student-dims", "4", "--seeds", "0"]
@@ -251,6 +255,35 @@ def test_settings_go_to_the_runs_that_use_them(tmp_path):
     assert own(nce) == [*flags[:2], *flags[3:]] and own(rrd) == flags[2:]
     for job in (plain, nce, rrd):  # which the command of the run takes
         assert parse_request(job.arguments, prog="", description="").settings.method == job.spec.settings.method
+
+
+@pytest.mark.slow
+def test_weights_are_measured_by_gradients(data, teacher, rng):
+    """A share is what the weight says: twice the weight is twice the norm, and that of an equal part a half."""
+    student = SimpleNamespace(variables={"params": {"users": rng.normal(size=(80, 3)), "items": np.ones((150, 3))}})
+    student.variables = jax.tree.map(jnp.float32, student.variables)
+    request = RunRequest(RunSettings(method="none", student_dim=3), training=Training(epochs=1))
+    dataset = Dataset.from_split(data, "synthetic")
+    experiment = Experiment(dataset, resolve_run(request, dataset).evaluation)
+    weigh = lambda request, *names: weights.weigh(request, experiment, teacher, student, parse_methods(names))
+    rd, svd = weigh(request, "rd", "svd")
+    equal = dataclasses.replace(request, components={"rd": RD(weight=rd.equal)})
+    (again,) = weigh(equal, "rd")
+    assert again.later == pytest.approx(0.5, abs=1e-4) and again.equal == pytest.approx(rd.equal, rel=1e-4)
+    odds = lambda share: share / (1 - share)
+    assert odds(again.first) / odds(rd.first) == pytest.approx(rd.equal, rel=1e-3)  # from a weight of 1
+    report = weights.report([rd, svd], dataset)
+    assert f"| RD | 1 | {rd.first:.0%} | {rd.later:.0%} | {rd.equal:.2g} |" in report.markdown()
+    assert "- SVD of the teacher: nothing is trained by gradients" in report.markdown()
+
+
+def test_what_weights_cannot_measure(tmp_path):
+    for flags, reason in (
+        (["--methods", "htd+rrd"], "name each"),
+        (["--mesh", "2"], "leave out --mesh"),
+        (["--method", "rrd"], "--method is not for studies; use --methods"),
+    ):
+        assert reason in line_of(start_command("study", "weights", "--runs", tmp_path / "runs", *flags))
 
 
 # --- processes

@@ -17,6 +17,7 @@ from htd_jax.command.parsing import parse_known
 from htd_jax.command.study_report import about, check_report, write_report
 from htd_jax.command.tensorboard import choose_callback, note_ignored
 from htd_jax.command.tune import tune
+from htd_jax.command.weights import weights
 from htd_jax.data import fingerprint
 from htd_jax.errors import UserError
 from htd_jax.evaluation import shown_metrics
@@ -62,6 +63,7 @@ studies:
   beyond      measure recall by popularity and activity, coverage, and similarity to the teacher's lists
   frontier    measure recall against bytes per row, and against the time to rank
   continual   measure what a student kept up to date learns, retains and costs, block by block
+  weights     measure what part of a step's gradient each method has, to choose its weight
   tune        search a method's settings for the best student in validation
 
 htd-jax study NAME --help describes a study and its flags. Every study takes --file study.toml, a
@@ -362,6 +364,7 @@ STUDIES: dict[str, Callable[[Sequence[str], str], None]] = {
     "frontier": frontier,
     "tune": tune,
     "continual": continual,
+    "weights": weights,
 }
 
 

@@ -33,7 +33,8 @@ class CD(Method):
     """Learns the teacher's scores as soft labels of unseen items, sampled by rank (Lee et al., ICDM'19)."""
 
     weight: Annotated[float, Ge(0)] = 100.0
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     guide: Literal["teacher", "student"] = "teacher"
     """The model by whose ranking items are sampled."""
     items: Annotated[int, Ge(1)] = 50

@@ -43,7 +43,8 @@ class DCD(Method):
     CIKM'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     items: Annotated[int, Ge(1)] = 40
     """The number of items per user that are sampled from those ranked too low, and from those ranked too high."""
     users: Annotated[int, Ge(1)] = 20

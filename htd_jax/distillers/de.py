@@ -27,7 +27,8 @@ class DE(Method):
     """Regresses the teacher's representations through experts, which Gumbel-softmax selects (Kang et al., CIKM'20)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     experts: Annotated[int, Ge(1)] = 30
     """K, the number of experts of users, and of experts of items."""
 

@@ -28,7 +28,8 @@ class FitNet(Method):
     """Regresses the teacher's representations through one projection of users and one of items (ICLR'15)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
 
     label: ClassVar[str] = "FitNet"
 

@@ -33,7 +33,8 @@ class FreqD(Method):
     """Regresses the teacher's representations, smoothed over graphs of users and of items (Zhu and Zhang, KDD'25)."""
 
     weight: Annotated[float, Ge(0)] = 0.05
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5
     """The share of the neighbours in the smoothed representations; at 0 they are not smoothed."""
     neighbours: Annotated[int, Ge(1)] = 5

@@ -15,7 +15,8 @@ class FTD(Method):
     """Matches all cosines between the users and items of a batch (Kang et al., KDD'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
 
     label: ClassVar[str] = "FTD"
 

@@ -28,7 +28,8 @@ class HTD(Method):
     """Matches cosines within and across groups, which experts assign (Kang et al., KDD'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     groups: Annotated[int, Ge(1)] = 30
     """K, the number of groups of users, and of groups of items."""
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5

@@ -23,7 +23,8 @@ class IRRRD(Method):
     """Learns the order of items for users, and of users for items, as RRD (Kang et al., Information Sciences'21)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda, the weight of the user side, which is RRD's loss, against the base loss."""
+    """Lambda, the weight of the user side, which is RRD's loss, against the base loss. Both are sums over a batch:
+    htd-jax study weights measures the method's part."""
     interesting: Annotated[int, Ge(1)] = 40
     """K, the number of items per user whose order is learned."""
     uninteresting: Annotated[int, Ge(1)] = 40

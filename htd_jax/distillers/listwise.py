@@ -63,7 +63,8 @@ class Listwise(Method):
     """Learns the teacher's softmax over all unseen items of a user, and the seen items above (this project)."""
 
     weight: Annotated[float, Ge(0)] = 1.0
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     temperature: Annotated[float, Gt(0)] = 0.05
     """The divisor of the student's scores."""
     teacher_temperature: Annotated[float, Gt(0)] = 1.0

@@ -35,7 +35,8 @@ class PCKD(Method):
     """Trains DE's experts to preserve preferences among items (Zhu and Zhang, TKDE'25)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     experts: Annotated[int, Ge(1)] = 30
     """K, the number of experts of users, and of experts of items."""
     alpha: Annotated[float, Ge(0)] = 0.1

@@ -30,7 +30,8 @@ class PHR(Method):
     """Regresses the teacher's representations, each through a projection of its own (Kang et al., KBS'22)."""
 
     weight: Annotated[float, Ge(0)] = 1e-2
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     width: Annotated[int, Ge(1)] = 16
     """The number of maps that each projection mixes, in addition to a map that all share."""
 

@@ -27,7 +27,8 @@ class RCEKD(Method):
     """Learns the teacher's softmax over the student's best items, and over the teacher's best (RCE-KD, 2025)."""
 
     weight: Annotated[float, Ge(0)] = 500.0
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     best: Annotated[int, Ge(1)] = 50
     """K, the number of best items per user, of the teacher and of the student."""
     sampled: Annotated[int, Ge(0)] = 50

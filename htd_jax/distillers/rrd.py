@@ -24,7 +24,8 @@ class RRD(Method):
     """Learns the order of the teacher's best unseen items, above the rest (Kang et al., CIKM'20)."""
 
     weight: Annotated[float, Ge(0)] = 1e-3
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     interesting: Annotated[int, Ge(1)] = 40
     """K, the number of items per user whose order is learned."""
     uninteresting: Annotated[int, Ge(1)] = 40

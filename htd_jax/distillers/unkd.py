@@ -23,7 +23,8 @@ class UnKD(Method):
     """Learns the teacher's order among items of similar popularity (Chen et al., WSDM'23)."""
 
     weight: Annotated[float, Ge(0)] = 1.0
-    """Lambda, the weight of the distillation loss against the base loss."""
+    """Lambda, the weight of the distillation loss against the base loss. Both are sums over a batch: htd-jax
+    study weights measures the method's part."""
     groups: Annotated[int, Ge(1)] = 2
     """The number of groups of items by popularity, each with an equal share of all interactions."""
     pairs: Annotated[int, Ge(1)] = 15

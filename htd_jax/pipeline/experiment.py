@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class Experiment:
             if runs and not spec.needs_teacher:
                 processes.from_first("phase", lambda: _reuse(runs, spec, identity, folder))
             checkpoints = Checkpoints(folder)
-        key = jax.random.fold_in(jax.random.key(spec.seed), TEACHER_KEY if spec.name == TEACHER else STUDENT_KEY)
+        key = phase_key(spec)
         trainer = self.trainer(spec)
         line = progress if spec.training.epochs and processes.is_first() else silent
         try:
@@ -197,6 +197,33 @@ class Experiment:
             raise
         return Fitted(spec.make_model, result.variables, self.data, settings, *result[1:])
 
+    def gradient_norms(
+        self, spec: PhaseSpec, teacher: Fitted, variables: Sequence[Any] = (None,)
+    ) -> list[dict[str, float]]:
+        """Returns the norms of the gradients of the `base` loss and of the `method`'s, of the student's parameters.
+
+        Args:
+          spec: the phase of a distilled student.
+          teacher: its teacher.
+          variables: the student's variables at each state that is measured; those of the first step if None. All else
+            is as in the first step.
+
+        Raises:
+          UserError: if the teacher lacks what the method needs, or nothing is trained by gradients.
+        """
+        trainer = self.trainer(spec)
+        if trainer.norms is None or not spec.training.epochs:
+            raise UserError("nothing is trained by gradients")
+        init_key, epochs_key = jax.random.split(phase_key(spec))
+        train = self.data.learned
+        guidance = trainer.guide(train, teacher.teacher())
+        state = trainer.init(init_key, train, guidance)
+        states = [
+            state if own is None else dataclasses.replace(state, params={**state.params, "model": own})
+            for own in variables
+        ]
+        return [jax.tree.map(float, trainer.norms(one, epochs_key, train, guidance)) for one in states]
+
     def trainer(self, spec: PhaseSpec) -> Trainer:
         """Returns the computation of a phase."""
         objective = objective_of(spec.training, batches_of(spec.make_model))
@@ -222,6 +249,11 @@ class Experiment:
         assert spec.dim is not None
         users, items = svd_factors(*teacher.representations, spec.dim)
         return {"params": {"users": users, "items": items}}
+
+
+def phase_key(spec: PhaseSpec) -> jax.Array:
+    """Returns the random key of a phase."""
+    return jax.random.fold_in(jax.random.key(spec.seed), TEACHER_KEY if spec.name == TEACHER else STUDENT_KEY)
 
 
 def _reuse(runs: Path, spec: PhaseSpec, settings: Any, folder: Path) -> None:

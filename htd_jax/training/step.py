@@ -29,6 +29,9 @@ from htd_jax.training.prefixes import sum_over_prefixes
 
 Terms = dict[str, jax.Array]
 
+# Batches over which `Norms` averages.
+MEASURED = 8
+
 
 @struct.dataclass
 class TrainState:
@@ -82,6 +85,17 @@ class Epoch(Protocol):
     def __call__(
         self, state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher, /
     ) -> tuple[TrainState, Terms]: ...
+
+
+class Norms(Protocol):
+    """Returns the norms of two gradients of the model's parameters: of the `base` loss and of the `method`'s.
+
+    They are averaged over the first batches of the state's epoch, `MEASURED` at most. Compiled; nothing is donated.
+    """
+
+    def __call__(
+        self, state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher, /
+    ) -> dict[str, jax.Array]: ...
 
 
 class Guide(Protocol):
@@ -139,6 +153,7 @@ class Trainer(NamedTuple):
       epoch: see `Epoch`.
       guide: see `Guide`.
       second_model: the distiller's `second_model`.
+      norms: see `Norms`; None on several devices, and where nothing is trained by gradients.
     """
 
     make_model: MakeModel
@@ -146,6 +161,7 @@ class Trainer(NamedTuple):
     epoch: Epoch
     guide: Guide
     second_model: SecondModel | None = None
+    norms: Norms | None = None
 
 
 def no_teacher(train: Interactions) -> Representations:
@@ -336,11 +352,39 @@ def make_trainer(
         guidance = guide(train, teacher)
         return steps(state, begin(state, key, train, guidance), train, guidance)
 
+    def norms(state: TrainState, key: chex.PRNGKey, train: Interactions, teacher: AnyTeacher) -> dict[str, jax.Array]:
+        guidance = guide(train, teacher)
+        batches, sampled, constants, step_key = begin(state, key, train, guidance)
+        model = holding(make_model(train), state.params["model"])
+
+        def of_batch(numbered: Any) -> dict[str, jax.Array]:
+            index, triples = numbered
+            key = jax.random.fold_in(step_key, index)
+
+            def losses(variables: Any) -> jax.Array:
+                params = {**state.params, "model": variables}
+                total, terms = loss(params, sampled, model, triples, key, state.epoch, train, constants, guidance)
+                return jnp.stack([terms["base"], total - terms["base"]])
+
+            of_both = jax.jacrev(losses)(state.params["model"])
+            squares = sum(jnp.sum(jnp.square(x.reshape(2, -1)), axis=1) for x in jax.tree.leaves(of_both))
+            return dict(zip(("base", "method"), jnp.sqrt(squares)))
+
+        few = jax.tree.map(lambda x: x[:MEASURED], (jnp.arange(len(batches.users)), batches))
+        return jax.tree.map(jnp.mean, jax.lax.map(of_batch, few))
+
     if partitioning is not None:
         parts = Parts(guide, init, begin, steps, distiller.divided, make_model)
         return Trainer(make_model, *partitioned(parts, partitioning), distiller.second_model)
     compiled = jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
-    return Trainer(make_model, jax.jit(init, compiler_options=brief_options()), compiled, guide, distiller.second_model)
+    return Trainer(
+        make_model,
+        jax.jit(init, compiler_options=brief_options()),
+        compiled,
+        guide,
+        distiller.second_model,
+        jax.jit(norms, compiler_options=brief_options()),
+    )
 
 
 def partitioned(parts: Parts, partitioning: Partitioning) -> tuple[Init, Epoch, Guide]:
