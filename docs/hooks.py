@@ -79,7 +79,7 @@ def flags(module: str, name: str) -> str:
             help_text = " ".join(ast.literal_eval(after.value).split())
             choices = ", ".join(f"`{choice}`" for choice in _literals(field.annotation))
             help_text += f" One of {choices}." if choices else ""
-            shown = "" if default is None or isinstance(default, bool) else f"`{default}`"
+            shown = "" if default in (None, ()) or isinstance(default, bool) else f"`{default}`"
             rows.append(f"| `--{module + '.' if is_method else ''}{flag}` | {shown} | {help_text} |")
     return "\n".join(rows)
 

@@ -56,6 +56,7 @@ def serve(arguments: Sequence[str], prog: str = "htd-jax serve") -> None:
     if given > 1 or given > len(options.apply):
         raise UserError("give the folders of all deltas after one `apply`, in their order; at least one")
     try:
+        import pyarrow as pa
         import threadpoolctl
         import uvicorn
 
@@ -64,6 +65,7 @@ def serve(arguments: Sequence[str], prog: str = "htd-jax serve") -> None:
         raise UserError(f"{error.name} is not installed: pip install htd-jax[serve]") from None
 
     threadpoolctl.threadpool_limits(1, "blas")  # requests share the cores; the threads of one would wait for another's
+    pa.set_memory_pool(pa.system_memory_pool())  # which gives back what reading an export took
     with _bound(options.host, options.port) as listener:
         current = _open(options)
         limits = Limits(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)})
