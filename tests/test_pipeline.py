@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from annotated_types import Ge
-from runs import EXPERIMENTS, SMALL, refused, results, start, strict, trained, untimed
+from runs import EXPERIMENTS, SMALL, line_of, refused, results, start, start_command, strict, trained, untimed
 
 import htd_jax
 from htd_jax import distillers
@@ -25,7 +25,7 @@ from htd_jax.distillers.base import no_params
 from htd_jax.errors import UserError
 from htd_jax.evaluation import make_evaluator
 from htd_jax.models import BPR, BPRSettings, LightGCNSettings, ModelOf
-from htd_jax.pipeline import progress
+from htd_jax.pipeline import open_given, progress
 from htd_jax.training import Progress, estimate, step
 
 # --- the run
@@ -78,6 +78,26 @@ def test_a_named_teacher_is_used(finished, tmp_path):
         assert found["phases"]["teacher"] == results(folder)["phases"]["teacher"]
         assert list(found["phases"]) == ["teacher", "student"]
         assert found["gap_closed"] == {}
+
+
+@pytest.mark.slow
+def test_a_given_teacher_is_exported_from_its_files(rng, tmp_path):
+    run, files = tmp_path / "run", [tmp_path / "users.npy", tmp_path / "items.npy"]
+    for path, size in zip(files, (60, 150)):
+        np.save(path, rng.normal(size=(size, 3)).astype(np.float32))
+    trained("--method", "svd", "--no-plain-student", "--teacher", *files, "--run", run)  # trains nothing
+    given = open_given(run, files)
+    assert given.metrics == results(run)["phases"]["teacher"]["final"]["test"]
+    np.testing.assert_array_equal(given.representations().items, np.load(files[1]))
+    export = ["export", "--run", run, "--to", tmp_path / "out"]
+    assert "set --teacher to its files" in line_of(start_command(*export, "--phase", "teacher"))
+    assert "is for --phase teacher" in line_of(start_command(*export, "--teacher", *files))
+    np.save(files[0], -np.load(files[0]))
+    other = [*export, "--phase", "teacher", "--teacher", *files]
+    assert "is another teacher" in line_of(start_command(*other)) and not (tmp_path / "out").exists()
+    np.save(files[0], -np.load(files[0]))
+    assert start_command(*other).status == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "users.npy"), np.load(files[0]))
 
 
 # Checkpoints at every epoch, so that a kill can follow one.

@@ -38,6 +38,13 @@ class Options:
     is a delta, the rows that changed since then and the new ones. Default: all rows."""
     phase: str | None = None
     """Phase to export: teacher, student, or the method's name. Default: the distilled student."""
+    teacher: tuple[Path, ...] = ()
+    """Tables of the teacher that the run was given, of which it keeps no copy, for --phase teacher: the files of its
+    --teacher. Default: a teacher that was trained."""
+    teacher_user_ids: Path | None = None
+    """File with the user ids of the rows of --teacher, as the run was given it."""
+    teacher_item_ids: Path | None = None
+    """File with the item ids of the rows of --teacher, as the run was given it."""
     precision: Precision | None = None
     """Precision of the tables; int8 has a scale per row; int4, int3 and int2 have so many bits per number. The command
     prints the size and the test metrics of each. Default: the precision that the student was trained for, or that of
@@ -95,6 +102,10 @@ def _check(options: Options) -> None:
     for name in ("phase", "precision", "bytes"):
         if options.model and getattr(options, name) is not None:
             raise UserError(f"`{name}` needs `run`; an exported model stays as it is")
+    if options.teacher and options.phase != "teacher":
+        raise UserError("`teacher` is for `phase` teacher of a run; set it, or leave out `teacher`")
+    if (options.teacher_user_ids or options.teacher_item_ids) and not options.teacher:
+        raise UserError("`teacher_user_ids` and `teacher_item_ids` need `teacher`")
     for other in options.apply:
         if os.path.realpath(other) == os.path.realpath(options.to):
             raise UserError(f"`to` {shown(options.to)} is the folder of a delta to apply; choose another")
@@ -112,7 +123,7 @@ def _from_run(options: Options, before: Any) -> tuple[dict[str, Any], Any, str]:
     Args:
       before: the retriever of the export that a delta starts from, or None.
     """
-    from htd_jax.pipeline import open_run
+    from htd_jax.pipeline import open_given, open_run
 
     assert options.run
     if before and options.precision not in (None, before.precision):
@@ -120,7 +131,9 @@ def _from_run(options: Options, before: Any) -> tuple[dict[str, Any], Any, str]:
             f"`precision` {options.precision}: the export of `delta_from` is in {before.precision}; "
             "leave `precision` out, or export all rows"
         )
-    fitted = open_run(options.run, options.phase)
+    ids = options.teacher_user_ids, options.teacher_item_ids
+    given = options.teacher
+    fitted = open_given(options.run, given, *ids) if given else open_run(options.run, options.phase)
     if options.bytes is not None:
         fitted = prefix_of_bytes(fitted, options.bytes)
     if not fitted.inner_product:

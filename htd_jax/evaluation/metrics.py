@@ -5,7 +5,6 @@ computed by every evaluation, and shown in every table.
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import operator
@@ -17,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from htd_jax.errors import UserError, shown
+from htd_jax.errors import UserError, nearest, shown
 
 CUTOFFS = (10, 20, 50)
 
@@ -67,13 +66,11 @@ class NamedMetrics(dict[str, float]):
 
     >>> NamedMetrics({"recall@10": 0.3, "ndcg@10": 0.2})["recal@10"]
     Traceback (most recent call last):
-    KeyError: "no metric 'recal@10'; did you mean 'recall@10'? There are: recall@10, ndcg@10"
+    KeyError: "no metric 'recal@10'; did you mean recall@10? There are: recall@10, ndcg@10"
     """
 
     def __missing__(self, name: object) -> float:
-        near = difflib.get_close_matches(str(name), self, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise KeyError(f"no metric {name!r}{hint} There are: {', '.join(self)}")
+        raise KeyError(f"no metric {name!r}{nearest(name, self)} There are: {', '.join(self)}")
 
 
 def register(name: str, share: Share, *, shown: bool = True) -> None:

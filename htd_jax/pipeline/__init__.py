@@ -9,7 +9,7 @@ from htd_jax.pipeline.request import Devices, Paths, RunRequest, RunSettings, Ru
 from htd_jax.pipeline.run import RunResult, gap_closed, prepare_run, run, run_identity, train_phases
 from htd_jax.pipeline.run_folder import RunFolder, claimed, flat, load, open_phases, open_run, write_json
 from htd_jax.pipeline.spec import NO_METHOD, STUDENT, TEACHER, PhaseRequest, PhaseSpec, label, resolve
-from htd_jax.pipeline.teachers import open_teacher, read_teacher
+from htd_jax.pipeline.teachers import open_given, open_teacher, read_teacher
 from htd_jax.pipeline.trials import Trial, Trials
 from htd_jax.pipeline.update import (
     Updated,
@@ -59,6 +59,7 @@ __all__ = [
     "load",
     "no_callback",
     "numerics",
+    "open_given",
     "open_phases",
     "open_run",
     "open_teacher",

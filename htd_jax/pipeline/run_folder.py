@@ -252,13 +252,18 @@ class RunFolder:
         config, phases = self.read_config(), self.phases()
         if phase is None:
             phase = next((name for name in (config.get("method"), STUDENT) if name in phases), None)
+        if phase == TEACHER not in phases and config.get("teacher"):
+            raise UserError(
+                f"{shown(self.path)}: its teacher was given, and no copy is kept; set `teacher` to its files where "
+                "htd-jax export writes it, or use them as they are"
+            )
         if phase not in phases:
             known = ", ".join(phases) or "none"
             raise UserError(f"{shown(self.path)}: no phase {phase or STUDENT!r} is trained there; trained: {known}")
         data = load_dataset(self.split, str(config.get("dataset", "data")))
         results = self.read_results() if self.results.is_file() else {}
         fitted = open_phase(self.checkpoints(phase), data)
-        return dataclasses.replace(fitted, about=_about(fitted, phase, config, results))
+        return dataclasses.replace(fitted, about=about_of(fitted, phase, config, results))
 
 
 def open_run(folder: Path | str, phase: str | None = None) -> Fitted:
@@ -445,7 +450,7 @@ def _part(phase: str) -> str:
     return phase
 
 
-def _about(fitted: Fitted, phase: str, config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+def about_of(fitted: Fitted, phase: str, config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """Returns the facts for the model card."""
     phases = {
         name: {"parameters": entry["parameters"], "test": entry["final"]["test"]}

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.data import Dataset, read
+from htd_jax.data import Dataset, load_dataset, read
 from htd_jax.data.arrays import SUFFIXES, TORCH
 from htd_jax.data.columns import is_table_folder, without_advice, without_settings
 from htd_jax.data.idfiles import read_row_ids
@@ -20,7 +20,8 @@ from htd_jax.models import BPRSettings, MakeModel, ModelOf, Representations, lis
 from htd_jax.pipeline.experiment import FORMAT, Experiment, hash_of
 from htd_jax.pipeline.fitted import Fitted
 from htd_jax.pipeline.request import Paths, RunSpec
-from htd_jax.pipeline.run_folder import RunFolder, open_phase
+from htd_jax.pipeline.run_folder import RunFolder, about_of, open_phase
+from htd_jax.pipeline.spec import TEACHER
 from htd_jax.pipeline.teacher_checks import notes_on_fit
 from htd_jax.serve.storage import is_export, read_export
 from htd_jax.settings import as_json
@@ -158,18 +159,53 @@ def read_given(
     return Teacher.of(Representations(*map(jnp.asarray, rows))), notes
 
 
+def open_given(
+    folder: Path | str, paths: Sequence[Path], user_ids: Path | None = None, item_ids: Path | None = None
+) -> Fitted:
+    """Returns the teacher that a run was given, which keeps no copy of it, from its files.
+
+    Args:
+      folder: the run folder.
+      paths, user_ids, item_ids: the files, see `read_teacher`.
+
+    Raises:
+      UserError: if the run is not finished, was given no tables, or the files hold another teacher.
+    """
+    run = RunFolder(Path(folder))
+    config, results = run.read_config(), run.read_results()
+    entry = results["phases"].get(TEACHER) or {"settings": {}}
+    if entry["settings"].get("start") != "given":
+        raise UserError(
+            f"{shown(run.path)}: its teacher was trained by a run; leave out `teacher`, and set `run` to that"
+        )
+    data = load_dataset(run.split, str(config.get("dataset", "data")))
+    teacher, notes = read_given(paths, data, user_ids, item_ids, setting="teacher_{}_ids")
+    for note in notes:
+        print(f"note: {as_flags(note)}")
+    make_model, variables, _ = _model_of(teacher)
+    chosen = {"epoch": 0, "terms": {}, "seconds": 0.0, **entry["final"]}
+    fitted = Fitted(make_model, variables, data, entry["settings"], [chosen], [], chosen)
+    if hash_of(fitted.teacher()) != config.get("teacher"):
+        named = ", ".join(shown(path) for path in paths)
+        raise UserError(
+            f"`teacher` {named}: is another teacher than {shown(run.path)} was given; set its files and ids"
+        )
+    return dataclasses.replace(fitted, about=about_of(fitted, TEACHER, config, results))
+
+
+def _model_of(teacher: Teacher) -> tuple[MakeModel, Any, dict[str, Any]]:
+    """Returns a teacher of tables or lists as a model: what makes it, its variables, and its settings."""
+    if teacher.representations is not None:
+        tables = {"params": teacher.representations._asdict()}
+        return ModelOf(BPRSettings(), teacher.dim), tables, {"name": "tables", "dim": teacher.dim}
+    assert teacher.lists is not None
+    return *listed(teacher.lists.items), {"name": "lists", "dim": 0}
+
+
 def given_teacher(teacher: Teacher, spec: RunSpec, experiment: Experiment) -> Fitted:
     """Returns a teacher that was trained elsewhere as a `Fitted`, evaluated on this split."""
     teacher.check(experiment.data.train)
-    make_model: MakeModel
-    if teacher.representations is not None:
-        make_model = ModelOf(BPRSettings(), teacher.dim)
-        variables = {"params": teacher.representations._asdict()}
-        model = {"name": "tables", "dim": teacher.dim}
-    else:
-        assert teacher.lists is not None
-        make_model, variables = listed(teacher.lists.items)
-        model = {"name": "lists", "dim": 0}
+    make_model, variables, model = _model_of(teacher)
     sampled = experiment.evaluation.eval_users is not None
     record = {"epoch": 0, "terms": {}, **evaluation_record(experiment.evaluate, make_model, variables), "seconds": 0.0}
     if sampled:
