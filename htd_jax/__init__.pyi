@@ -1,5 +1,5 @@
 # The public names; each is imported when it is first used.
-from . import data, distillers, evaluation, losses, models, serving
+from . import data, distillers, evaluation, losses, models, serve, serving
 from .data import Dataset, Split, read
 from .errors import UserError
 from .models import Representations
@@ -30,6 +30,7 @@ __all__ = [
     "models",
     "read",
     "read_teacher",
+    "serve",
     "serving",
     "update",
 ]

@@ -12,6 +12,9 @@ from pathlib import Path
 # The largest number of characters of a message.
 LONGEST = 2000
 
+# What the extra `train` installs.
+TRAINING = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "scipy", "matplotlib", "platformdirs", "pooch"}
+
 
 class UserError(ValueError):
     """Invalid input: the message is one line that says what is wrong, where, and what to do.
@@ -54,6 +57,16 @@ def shown(text: str | os.PathLike[str]) -> str:
 
 def _shortened(line: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 + 5 :]}"
+
+
+def missing(error: ModuleNotFoundError) -> str | None:
+    """Returns what to install for a missing module of training; None for any other module.
+
+    >>> missing(ModuleNotFoundError(name="flax.struct"))
+    "dependencies of training are missing (flax); pip install 'htd-jax[train]'"
+    """
+    name = (error.name or "").partition(".")[0]
+    return f"dependencies of training are missing ({name}); pip install 'htd-jax[train]'" if name in TRAINING else None
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

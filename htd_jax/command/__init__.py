@@ -11,7 +11,7 @@ from types import FrameType
 
 import htd_jax
 from htd_jax.command.processes import complain, ending_at_once
-from htd_jax.errors import UserError, as_flags, nearest, shown
+from htd_jax.errors import UserError, as_flags, missing, nearest, shown
 
 USAGE = """usage: htd-jax COMMAND ...
 
@@ -44,9 +44,6 @@ COMMANDS = (
     "table",
     "compare",
 )
-
-# What the extra `train` installs.
-TRAINING = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "scipy", "matplotlib", "platformdirs", "pooch"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,9 +98,9 @@ def _enter(command: Callable[[Sequence[str]], None], arguments: Sequence[str], r
             complain(f"error: {as_flags(str(line))}")
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in TRAINING:
+        if (line := missing(error)) is None:
             raise
-        complain(f"error: this needs {error.name}, which serving does not; pip install 'htd-jax[train]'")
+        complain(f"error: {line}")
         sys.exit(2)
     except BrokenPipeError:  # the reader has left, as in `| head`
         sys.exit(141)
