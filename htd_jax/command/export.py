@@ -144,8 +144,7 @@ def _from_run(options: Options, before: Any) -> tuple[dict[str, Any], Any, str]:
     retriever = fitted.retriever(like=before)
     rows = costs(retriever, fitted, before)
     about = {
-        "settings": fitted.settings,
-        **fitted.about,
+        **retriever.about,
         "command": train_command(fitted.about["config"]),
         "versions": versions(),
         "precisions": rows,
