@@ -612,7 +612,7 @@ def test_short_lists_have_short_tables():
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_saved_and_opened(tmp_path, precision):
     retriever = made(precision)
-    retriever.save(tmp_path / "model", seen=True)
+    retriever.save(tmp_path / "model", seen=True, npy=True)
     opened = htd_jax.load(tmp_path / "model")
     for mine, its in ((retriever.users, opened.users), (retriever.items, opened.items)):
         np.testing.assert_array_equal(mine.values, its.values)
@@ -624,6 +624,9 @@ def test_saved_and_opened(tmp_path, precision):
     np.testing.assert_array_equal(one.rows, other.rows)
     np.testing.assert_allclose(np.load(tmp_path / "model" / "items.npy"), np.asarray(retriever.items.floats()))
     retriever.save(tmp_path / "model")  # an earlier export is replaced
+    assert not list((tmp_path / "model").glob("*.npy"))
+    with pytest.raises(UserError, match="`npy`: tables of this size are written in shards"):
+        retriever.save(tmp_path / "model", npy=True, shard_size=1e-4)
     unseen = htd_jax.load(tmp_path / "model")
     assert unseen.seen is None
     np.testing.assert_allclose(unseen.fold_in([5, 15]), retriever.fold_in([5, 15]), rtol=1e-6)
@@ -794,7 +797,7 @@ def assert_same_lists(found: Any, users: Any, items: Any, rows: np.ndarray, scor
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_faiss_and_usearch_find_the_same(tmp_path, precision):
-    made(precision).save(tmp_path / "model")
+    made(precision).save(tmp_path / "model", npy=True)
     users, items = (np.load(tmp_path / "model" / f"{side}.npy").astype(np.float32) for side in ("users", "items"))
     found = htd_jax.load(tmp_path / "model").recommend(k=10)
     same = functools.partial(assert_same_lists, found, users, items)
@@ -810,7 +813,7 @@ def test_faiss_and_usearch_find_the_same(tmp_path, precision):
 
 @pytest.mark.parametrize("precision", ["int8", *BITS])
 def test_lists_from_the_codes_alone(tmp_path, precision):
-    """The formulas and the C program of `docs/serving.md` rank from the bytes of an export as `recommend` does."""
+    """The formulas and the C program of `docs/indexes.md` rank from the bytes of an export as `recommend` does."""
     dataclasses.replace(made(precision, dim=27), seen=None).save(tmp_path / "model")
     model = htd_jax.load(tmp_path / "model")
     stored = {name: array.read() for name, array in open_arrays(tmp_path / "model" / "tables.safetensors").items()}
@@ -830,7 +833,7 @@ def test_lists_from_the_codes_alone(tmp_path, precision):
     same(*index.search(weights, 10)[::-1])
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
-    program = re.search("```c\n(.*?)```", (Path(__file__).parents[1] / "docs" / "serving.md").read_text(), re.DOTALL)
+    program = re.search("```c\n(.*?)```", (Path(__file__).parents[1] / "docs" / "indexes.md").read_text(), re.DOTALL)
     assert program
     (tmp_path / "codes.c").write_text(program[1])
     command = ["cc", "-O2", "-Wall", "-shared", "-fPIC", "codes.c", "-o", "codes.so"]

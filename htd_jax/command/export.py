@@ -22,8 +22,8 @@ from htd_jax.settings import as_json, check, flag_words
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Writes tables.safetensors, users.npy, items.npy, users.parquet, items.parquet, htd_jax.json and README.md, for
-    `htd-jax recommend --model`, `htd_jax.load` and other programs."""
+    """Writes tables.safetensors, users.parquet, items.parquet, htd_jax.json and README.md, for `htd-jax recommend
+    --model`, `htd-jax serve`, `htd_jax.load` and other programs."""
 
     to: Path
     """Folder to write: new, empty, or an earlier export, which is replaced."""
@@ -54,7 +54,10 @@ class Options:
     whole student."""
     shard_size: Annotated[int, Ge(1)] = 5000
     """Megabytes of tables from which on they are written in shards of this size, tables-00001-of-00008.safetensors and
-    so on, with an index in the layout of Hugging Face and without .npy files."""
+    so on, with an index in the layout of Hugging Face."""
+    npy: bool = False
+    """Whether to also write users.npy and items.npy, the tables as floats, for programs that do not read the codes of
+    int8, int4, int3 and int2. Not with shards."""
     seen: bool = False
     """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
     trust_code: tuple[str, ...] = ()
@@ -82,7 +85,8 @@ def export(arguments: Sequence[str], prog: str = "htd-jax export") -> None:
     else:
         rows, chosen, phase = _from_run(options, before)
         seen, source = options.seen, f"{phase} of {options.run}"
-    chosen.save(options.to, seen=seen, shard_size=options.shard_size, delta_from=options.delta_from)
+    how: dict[str, Any] = {"shard_size": options.shard_size, "delta_from": options.delta_from, "npy": options.npy}
+    chosen.save(options.to, seen=seen, **how)
     if options.run:
         show(rows, chosen.precision)
     if before:
@@ -106,6 +110,8 @@ def _check(options: Options) -> None:
         raise UserError("`teacher` is for `phase` teacher of a run; set it, or leave out `teacher`")
     if (options.teacher_user_ids or options.teacher_item_ids) and not options.teacher:
         raise UserError("`teacher_user_ids` and `teacher_item_ids` need `teacher`")
+    if options.npy and options.delta_from:
+        raise UserError("`npy` needs whole tables; leave out `delta_from`")
     for other in options.apply:
         if os.path.realpath(other) == os.path.realpath(options.to):
             raise UserError(f"`to` {shown(options.to)} is the folder of a delta to apply; choose another")

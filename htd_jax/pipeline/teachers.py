@@ -105,7 +105,7 @@ def read_teacher(
 
 
 def _of_export(folder: Path) -> Tables:
-    """Returns the tables of an export in shards, which has no `.npy` files.
+    """Returns the tables of an export.
 
     Raises:
       UserError: if it cannot be read, or has no table of users.
@@ -128,8 +128,6 @@ def read_given(
     folder = paths[0] if len(paths) == 1 and is_export(paths[0]) else None
     if folder:
         user_ids, item_ids = user_ids or folder / "users.parquet", item_ids or folder / "items.parquet"
-        if (folder / "items.npy").exists():
-            paths, folder = [folder / "users.npy", folder / "items.npy"], None
     if len(paths) == 1 and not folder and paths[0].suffix.lower() not in SUFFIXES:
         if user_ids or item_ids:
             raise UserError(f"`{settings['user']}` is for tables; lists name their users and items")

@@ -247,6 +247,7 @@ class ServedModel(Shown, abc.ABC):
         seen: bool = False,
         shard_size: float = storage.SHARD_SIZE,
         delta_from: Path | str | None = None,
+        npy: bool = False,
     ) -> None:
         """Writes an export, a folder that `htd_jax.load` opens, see `storage.py`; in several processes, all call this.
 
@@ -256,10 +257,12 @@ class ServedModel(Shown, abc.ABC):
           shard_size: megabytes of tables from which on they are written in shards, and of each shard.
           delta_from: the folder of an earlier export, whose users and items have the same rows here: then a delta is
             written, what this model changes in it and adds to it, see `deltas.py`, which `htd_jax.load` opens with it.
+          npy: whether to also write `users.npy` and `items.npy`, the tables as floats, for other programs.
 
         Raises:
           UserError: if the folder holds other files or cannot be written, the scores are not products of rows, or
-            `seen` is True and the pairs are unknown; or if no delta leads from the earlier export to this model.
+            `seen` is True and the pairs are unknown; if no delta leads from the earlier export to this model; or if
+            `npy` is set for a delta, or for tables in shards.
         """
         self._check_products("this model cannot be saved for serving")
         if seen and self.seen is None:
@@ -275,10 +278,12 @@ class ServedModel(Shown, abc.ABC):
         tables_and_ids = self.users, self.items, user_ids, self.item_ids
         versions = self.version, self.parent
         export = storage.Export(*tables_and_ids, known, self.about, maps, self.pooling, *versions)
-        if delta_from is not None:
-            deltas.write_delta(Path(folder), export, Path(delta_from))
+        if delta_from is None:
+            storage.write_export(Path(folder), export, shard_size, npy)
+        elif npy:
+            raise UserError("`npy` needs whole tables; leave out `delta_from`")
         else:
-            storage.write_export(Path(folder), export, shard_size)
+            deltas.write_delta(Path(folder), export, Path(delta_from))
 
     def _check_products(self, what: str) -> None:
         if self.scores is not None:

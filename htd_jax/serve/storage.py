@@ -7,8 +7,8 @@
                           and for new rows user_map, user_knots, item_map, item_knots: see `fold.RowMap`. A model
                           without a table of users has pooling_map [dim, dim], pooling_bias [dim] and pooling_power [1]
                           in place of users: see `fold.Pooling`
-    users.npy, items.npy  the same tables as plain arrays; int8, int4, int3 and int2 are decoded to float32
-                          (no users.npy without a table of users)
+    users.npy, items.npy  the same tables as plain arrays, only on request; int8, int4, int3 and int2 are decoded to
+                          float32 (no users.npy without a table of users)
     users.parquet, items.parquet   row, id; no users without a table of users, unless with seen.parquet
     seen.parquet          user, item: rows of the pairs that are not recommended; only on request
     README.md             a model card
@@ -153,7 +153,7 @@ def check_target(folder: Path, name: str = NAME, files: Collection[str] = frozen
     check_free(folder, name, lambda other: other in files or bool(re.fullmatch(SHARD, other)))
 
 
-def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -> None:
+def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE, npy: bool = False) -> None:
     """Writes an export atomically: at every moment the folder is complete, or as it was before.
 
     If there are several processes, all of them call this, and all must see the folder: each writes the rows of its
@@ -165,13 +165,17 @@ def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -
         parts of devices, are left out.
       shard_size: megabytes of tables from which on they are in shards, and of each shard. A process needs twice the
         memory of a shard.
+      npy: whether to also write the tables as `.npy` files of floats, for other programs.
 
     Raises:
-      UserError: if the folder holds other files or cannot be written, in every process.
+      UserError: if the folder holds other files or cannot be written, in every process; or if `npy` is set, and the
+        tables are in shards.
     """
     limit = int(shard_size * 1e6)
     first = processes.is_first()
     shards = _shards(export, limit)
+    if npy and shards:
+        raise UserError("`npy`: tables of this size are written in shards; set a larger `shard_size`, or leave it out")
     with contextlib.ExitStack() as stack:
 
         def begin() -> str:
@@ -185,7 +189,7 @@ def write_export(folder: Path, export: Export, shard_size: float = SHARD_SIZE) -
 
         def end() -> str:
             if first:
-                _write(partial, export, shards)
+                _write(partial, export, shards, npy)
                 check_target(folder)  # nothing else was put there meanwhile
                 stack.close()
             return ""
@@ -437,7 +441,7 @@ def _write_shards(folder: Path, shards: list[dict[str, _Part]]) -> str:
     return ""
 
 
-def _write(folder: Path, export: Export, shards: list[dict[str, _Part]]) -> None:
+def _write(folder: Path, export: Export, shards: list[dict[str, _Part]], npy: bool) -> None:
     """Writes all but the shards, the header last."""
     chunks: dict[str, Iterable[np.ndarray]]
     if shards:
@@ -450,7 +454,7 @@ def _write(folder: Path, export: Export, shards: list[dict[str, _Part]]) -> None
         arrays = whole_arrays(export)
         (folder / TABLES).write_bytes(safetensors_bytes(arrays, {"format": "htd_jax"}))
         for side, rows in (("user", export.users), ("item", export.items)):
-            if f"{side}s" in arrays:
+            if npy and f"{side}s" in arrays:
                 table = arrays[f"{side}s"]
                 is_plain = rows.precision in ("float32", "float16")
                 np.save(folder / f"{side}s.npy", table if is_plain else np.asarray(rows.floats())[: len(table)])
