@@ -97,7 +97,7 @@ def test_a_given_teacher_is_exported_from_its_files(rng, tmp_path):
     assert "is another teacher" in line_of(start_command(*other)) and not (tmp_path / "out").exists()
     np.save(files[0], -np.load(files[0]))
     assert start_command(*other).status == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "out" / "users.npy"), np.load(files[0]))
+    np.testing.assert_array_equal(htd_jax.load(tmp_path / "out").users.floats(), np.load(files[0]))
 
 
 # Checkpoints at every epoch, so that a kill can follow one.
