@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -284,6 +285,18 @@ def test_what_weights_cannot_measure(tmp_path):
         (["--method", "rrd"], "--method is not for studies; use --methods"),
     ):
         assert reason in line_of(start_command("study", "weights", "--runs", tmp_path / "runs", *flags))
+
+
+def test_the_commands_of_a_stage_are_printed(tmp_path):
+    arguments = [*FLAGS, "--seeds", "0", "1", "--methods", "ftd", "rd", "--rd.weight", "2", "--runs", tmp_path / "runs"]
+    printed = [start_command("study", "comparison", *arguments, "--print", stage) for stage in (1, 2, 3)]
+    stages = [[shlex.split(line) for line in done.out.splitlines()] for done in printed[:2]]
+    assert [[words[:2] for words in lines] for lines in stages] == [[["htd-jax", "train"]] * n for n in (2, 4)]
+    made = [parse_request(words[2:], prog="", description="") for words in stages[1]]
+    assert [(one.settings.method, one.settings.seed) for one in made] == [(m, s) for s in (0, 1) for m in ("ftd", "rd")]
+    assert [one.methods["rd"].weight for one in made if "rd" in one.methods] == [2, 2]
+    assert made[0].paths.teacher == (tmp_path / "runs" / "synthetic-none-4-seed0",) and not list(tmp_path.iterdir())
+    assert "this study has 2 stages" in line_of(printed[2])
 
 
 # --- processes

@@ -182,6 +182,18 @@ def test_one_that_is_behind_the_others_is_pruned(tmp_path, monkeypatch):
     assert all(int(line.split()[-1]) < 5 for line in pruned)
 
 
+@pytest.mark.slow
+def test_processes_share_a_storage(tmp_path):
+    storage = ["--storage", tmp_path / "trials.journal"]
+    first = study(tmp_path / "a", "--trials", 2, *storage)
+    assert first.status == 0, first.err
+    second = study(tmp_path / "b", "--trials", 3, *storage)
+    without_total = lambda done: [line.partition("/")[2][2:] for line in tried(done)]
+    assert len(tried(second)) == 3 and without_total(second)[:2] == without_total(first)
+    assert not (tmp_path / "b" / "synthetic-ftd-4-seed0-tune" / "tune.db").exists()
+    assert "--storage holds another search" in line_of(study(tmp_path / "c", *storage, "--search", "weight=1:2"))
+
+
 def test_two_searches_in_one_folder(tmp_path):
     with alone(tmp_path):
         assert "another study is using it" in line_of(study(tmp_path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -107,6 +108,9 @@ class Common:
     """Seeds; each has its own teacher. Default: 0 1 2; 0 for a small study."""
     jobs: Annotated[int, Ge(1)] = 1
     """Number of runs at once; each has its own share of the processor cores, so that times can be compared."""
+    print: Annotated[int, Ge(1)] | None = None
+    """Stage whose runs to print as commands, one per line, in place of running them: 1 has the teachers, the last the
+    methods. Default: run all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +266,14 @@ def many(name: str, arguments: Sequence[str], prog: str) -> None:
     dims = tuple(dict.fromkeys(kind.dims(options, spec))) or (spec.settings.student_dim,)
     seeds = tuple(dict.fromkeys(options.seeds)) or ((0,) if options.size == "small" else (0, 1, 2))
     plan = Plan(request, tuple(flags), dataset, variants, dims, seeds)
-    number = sum(map(len, plan.stages()))
+    stages = plan.stages()
+    if options.print:
+        if options.print > len(stages):
+            raise UserError(f"`print` {options.print}: this study has {len(stages)} stages")
+        for job in stages[options.print - 1]:
+            print(shlex.join(["htd-jax", "train", *job.arguments]))
+        return
+    number = sum(map(len, stages))
     data = fingerprint(dataset)
     check_report(runs, name, data)
     if request.paths.teacher:  # refuses an invalid teacher once, before any run

@@ -1,6 +1,7 @@
 """The study that searches a method's settings."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -35,6 +36,9 @@ class Options:
     search: tuple[str, ...] = ()
     """Settings to search: htd.groups, htd.groups=10:100, weight=1e-4:1e-1:log, htd.pairs=positive,all. Default: every
     number within a factor of 10 of its default, the weight within 100, and every choice."""
+    storage: str | None = None
+    """Trials that several processes share, each with its own --runs: a database's URL, such as sqlite:///all.db or
+    postgresql://..., or a file of Optuna's journal, for disks in a network. Default: tune.db of the search's folder."""
 
 
 def tune(arguments: Sequence[str], prog: str) -> None:
@@ -61,7 +65,7 @@ def tune(arguments: Sequence[str], prog: str) -> None:
         spec, experiment = prepare_run(request)
         given = open_teacher(request.paths, spec, experiment)
         with claimed(runs, "study", "runs"):
-            tuning = Tuning(spec, experiment, given, space)
+            tuning = Tuning(spec, experiment, given, space, options.storage)
             plain: dict[str, float] = {}
 
             def log(name: str, fitted: Fitted) -> None:
@@ -79,12 +83,21 @@ def tune(arguments: Sequence[str], prog: str) -> None:
             if best := study.best_first(trials):
                 text += f"\nTrain with the best:\n\n    {study.command(flags, best[0].settings)}\n"
             with whole(tuning.folder / "tune.md") as partial:
-                partial.write_text(f"`{prog} {' '.join(arguments)}`\n\n{text}", "utf-8")
+                partial.write_text(f"`{prog} {without_passwords(' '.join(arguments))}`\n\n{text}", "utf-8")
             for ending in (".csv", ".tex"):
                 write_table(tuning.folder / f"tune{ending}", table)
     print(f"\n{text}\ntable: {tuning.folder / 'tune.md'}")
     if not best:
         raise UserError("no trial was completed; set other ranges with `search`, and another folder with `runs`")
+
+
+def without_passwords(text: str) -> str:
+    """Returns a command without the passwords of URLs in it.
+
+    >>> without_passwords("--storage postgresql://me:secret@host/db")
+    '--storage postgresql://me:***@host/db'
+    """
+    return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
 
 
 def describe(trial: Trial, metric: str) -> str:

@@ -233,12 +233,15 @@ class Tuning:
       experiment: data and evaluation.
       given: the teacher, if it is given.
       space: the ranges that are searched.
+      storage: where trials are that several processes share: a database's URL, or a file of Optuna's journal; those of
+        this process alone, in its folder, if None.
     """
 
     spec: RunSpec
     experiment: Experiment
     given: Fitted | None
     space: Space
+    storage: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -277,7 +280,8 @@ def search(
     """Yields trials, earlier ones first, up to a total number; the first has the settings of the run.
 
     Teacher and plain student are trained once, or reused. The settings of a trial depend only on the trials before it
-    and on the run's seed, so that a resumed search equals an unbroken one.
+    and on the run's seed, so that a resumed search equals an unbroken one. Processes that share a storage sample by
+    themselves, and stop once all together have ended so many trials; each yields those of all.
 
     Args:
       tuning: the search.
@@ -290,9 +294,16 @@ def search(
     optuna: Any = importlib.import_module("optuna")  # optional
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = _open(optuna, tuning)
-    for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(stale.number, state=optuna.trial.TrialState.FAIL)  # the process was killed
-    done = [trial for trial in map(_trial, study.get_trials(deepcopy=False)) if trial]
+    if not tuning.storage:
+        for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            study.tell(stale.number, state=optuna.trial.TrialState.FAIL)  # the process was killed
+    yielded: set[int] = set()
+
+    def ended() -> Iterator[Trial]:
+        for trial in filter(None, map(_trial, study.get_trials(deepcopy=False))):
+            if trial.number not in yielded:
+                yielded.add(trial.number)
+                yield trial
 
     def train(phase: PhaseSpec, *teachers: Fitted, **options: Any) -> Fitted:
         folder = RunFolder(tuning.folder).checkpoints(phase.name)
@@ -305,49 +316,61 @@ def search(
     if tuning.given:
         log(TEACHER, tuning.given)
     plain = train_phases(tuning.spec, tuning.given, train, distilled=False)
-    yield from done
+    yield from ended()
     warm = int(WARM_SHARE * len(plain[STUDENT].seconds))
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=warm)
-    for number in range(len(done), trials):
+    while (number := len(yielded)) < trials:
         seed = np.random.SeedSequence([tuning.spec.settings.seed, number]).generate_state(1)
-        study.sampler = optuna.samplers.TPESampler(seed=int(seed[0]))
+        study.sampler = optuna.samplers.TPESampler(seed=None if tuning.storage else int(seed[0]))
         if not number:
-            study.enqueue_trial(_initial(tuning))
-        trial = study.ask()
-        _try(optuna, study, trial, tuning, plain, is_first=not number)
-        found = _trial(study.get_trials(deepcopy=False)[trial.number])
-        assert found is not None
-        yield found
+            study.enqueue_trial(_initial(tuning), skip_if_exists=tuning.storage is not None)
+        _try(optuna, study, study.ask(), tuning, plain, is_first=not number)
+        yield from ended()
 
 
 def _open(optuna: Any, tuning: Tuning) -> Any:
-    """Opens the study in the folder: a database that Optuna's own tools also read."""
-    from sqlalchemy.engine import URL  # comes with Optuna
-
-    path = tuning.folder / "tune.db"
+    """Opens the study: in the folder, a database that Optuna's own tools also read, or in the storage."""
     tuning.folder.mkdir(parents=True, exist_ok=True)
     identity = flat(run_identity(tuning.spec, tuning.experiment, tuning.given))
     identity |= {f"search {name}": str(values) for name, values in tuning.space.items()}
     identity = json.loads(json.dumps(identity))
+    place, other = f"{shown(tuning.folder / 'tune.db')}:", "set `runs` to another folder"
+    if tuning.storage:
+        place, other = "`storage`", "set another"
     try:
-        storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
         study = optuna.create_study(
-            storage=storage, study_name="tune", direction="maximize", load_if_exists=True, sampler=None
+            storage=_storage(optuna, tuning),
+            study_name="tune",
+            direction="maximize",
+            load_if_exists=True,
+            sampler=None,
         )
         was = study.user_attrs.get("made_by")
     except Exception as error:  # SQLite's, through two libraries
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{shown(path)}: cannot be used ({shown(reason[0])}); set `runs` to another folder") from None
+        raise UserError(f"{place} cannot be used ({shown(reason[0])}); {other}") from None
     if was is None:
         study.set_user_attr("made_by", identity)
         return study
     for name in dict.fromkeys([*was, *identity]):
         if was.get(name) != identity.get(name):
+            place = "`storage`" if tuning.storage else f"{shown(tuning.folder)}:"
             raise UserError(
-                f"{shown(tuning.folder)}: holds another search ({name} was {was.get(name)!r}, is "
-                f"{identity.get(name)!r}); set `runs` to another folder, or delete this one"
+                f"{place} holds another search ({name} was {was.get(name)!r}, is {identity.get(name)!r}); {other}, or "
+                "delete this one"
             )
     return study
+
+
+def _storage(optuna: Any, tuning: Tuning) -> Any:
+    """Returns the storage of the trials."""
+    if tuning.storage and "://" not in tuning.storage:
+        journal = optuna.storages.journal.JournalFileBackend(tuning.storage)
+        return optuna.storages.JournalStorage(journal)
+    from sqlalchemy.engine import URL  # comes with Optuna
+
+    own = URL.create("sqlite", database=str(tuning.folder / "tune.db")).render_as_string()
+    return optuna.storages.RDBStorage(tuning.storage or own)
 
 
 def _initial(tuning: Tuning) -> dict[str, Any]:
