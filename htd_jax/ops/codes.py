@@ -27,6 +27,34 @@ def packed_bytes(dim: int, bits: int) -> int:
     return -(-bits * dim // 8)
 
 
+class Encoded:
+    """What tables in any precision have in common, those of NumPy and those of JAX.
+
+    Attributes: see `htd_jax.ops.precision.Rows`.
+    """
+
+    values: Any
+    scales: Any
+    steps: Any
+    bits: int | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def dim(self) -> int:
+        return self.values.shape[1] if self.steps is None else len(self.steps)
+
+    @property
+    def precision(self) -> str:
+        return str(self.values.dtype) if self.bits is None else f"int{self.bits}"
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of one row in bytes, with its scale."""
+        return row_bytes(self.dim, self.precision)
+
+
 class Part(NamedTuple):
     """Where some bits of consecutive codes are: bits `low` to `low + bits` of code `code` + i are in byte `byte` + i,
     from bit `shift` on, for `length` codes."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from htd_jax.errors import UserError
-from htd_jax.ops.codes import BITS, PRECISIONS, Precision, middle, packed_bytes, parts, row_bytes
+from htd_jax.ops.codes import BITS, PRECISIONS, Encoded, Precision, middle, packed_bytes, parts
 from htd_jax.ops.shards import largest, total
 
 # The largest code of int8: symmetric, so -128 stays unused.
@@ -29,7 +29,7 @@ INT8_FROM = 40
 
 
 @struct.dataclass
-class Rows:
+class Rows(Encoded):
     """A table of representations, in one of `PRECISIONS`.
 
     Attributes:
@@ -44,22 +44,6 @@ class Rows:
     scales: jax.Array | None = None
     steps: jax.Array | None = None
     bits: int | None = struct.field(pytree_node=False, default=None)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    @property
-    def dim(self) -> int:
-        return self.values.shape[1] if self.steps is None else len(self.steps)
-
-    @property
-    def precision(self) -> str:
-        return str(self.values.dtype) if self.bits is None else f"int{self.bits}"
-
-    @property
-    def row_bytes(self) -> int:
-        """The size of one row in bytes, with its scale."""
-        return row_bytes(self.dim, self.precision)
 
     def floats(self) -> jax.Array:
         """Returns the decoded rows: `[n, d]` float32."""

@@ -47,11 +47,11 @@ class Recommendations(Shown):
     names: tuple[str, str] = ("user", "item")
 
     def look(self) -> Look:
-        first = dataclasses.replace(
-            self, queries=self.queries[:SHOWN], rows=self.rows[:SHOWN], scores=self.scores[:SHOWN]
-        )
+        some = self.queries[:SHOWN], self.rows[:SHOWN], self.scores[:SHOWN]
         columns = (*self.names, "score", "rank")
-        rows = list(zip(*(first.to_table()[name].to_pylist()[:SHOWN] for name in columns)))
+        table = Recommendations(*some, self.ids, self.names).to_table().slice(0, SHOWN)
+        listed = zip(*(table[name].to_pylist() for name in columns))
+        rows = [(str(query), str(item), score, rank) for query, item, score, rank in listed]
         more = int((self.rows >= 0).sum()) - len(rows)
         lines = [f"the first {len(rows)}; to_table(), to_pandas() and write(path) have all"] if more > 0 else []
         title = f"Recommendations: up to {self.rows.shape[1]} items for {len(self):,} {self.names[0]}s"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from htd_jax.ops.codes import middle, parts, row_bytes
+from htd_jax.ops.codes import Encoded, middle, parts
 
 # The number of floats that are decoded at once: they stay in a core's cache.
 CELLS = 2**17
@@ -16,7 +16,7 @@ SMALLEST = 1e-36
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Table:
+class Table(Encoded):
     """A table of representations; the fields are those of `htd_jax.ops.precision.Rows`, of NumPy.
 
     Attributes:
@@ -44,24 +44,8 @@ class Table:
         """Returns a table whose values lie in memory one dimension after the other, as `codes` reads them."""
         return cls(np.asfortranarray(values), *others)
 
-    def __len__(self) -> int:
-        return len(self.values)
-
     def __repr__(self) -> str:
         return f"Table({len(self):,} rows of {self.dim} numbers, {self.precision})"
-
-    @property
-    def dim(self) -> int:
-        return self.values.shape[1] if self.steps is None else len(self.steps)
-
-    @property
-    def precision(self) -> str:
-        return str(self.values.dtype) if self.bits is None else f"int{self.bits}"
-
-    @property
-    def row_bytes(self) -> int:
-        """The size of one row in bytes, with its scale."""
-        return row_bytes(self.dim, self.precision)
 
     def take(self, rows: np.ndarray) -> "Table":
         """Returns the rows `[m]`, encoded."""
