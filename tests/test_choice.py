@@ -217,6 +217,7 @@ def without_validation(split):
     }
 
 
+@pytest.mark.slow
 def test_a_split_without_a_validation_part_is_chosen_on_a_tenth_of_train(small_split, tmp_path):
     np.savez(tmp_path / "published.npz", **without_validation(small_split))
     done = start(*BEST, "--split-file", tmp_path / "published.npz", "--runs", tmp_path / "runs")

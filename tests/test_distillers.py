@@ -345,6 +345,7 @@ def test_the_levels_sum_to_both(entities, groups):
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_fixed_at_the_learned_groups_the_topology_is_the_same(entities):
     learned, params = htd(), start(htd())
     groups = []

@@ -511,7 +511,7 @@ def test_models_by_name_by_settings_and_ones_own(data):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"epoch": 3}, TypeError, "unknown setting 'epoch'; known: batch_size, candidates"),
+        ({"epoch": 3}, TypeError, "unknown setting 'epoch'; did you mean epochs. known: batch_size, candidates"),
         ({"epochs": 0}, UserError, "`epochs` must be at least 1, not 0"),
         ({"learning_rate": float("nan")}, UserError, "`learning_rate` must be finite"),
         ({"cutoffs": (0,)}, UserError, "`cutoffs` must be at least 1"),

@@ -44,6 +44,7 @@ def test_every_model_grows_learns_and_keeps_its_ids(logs, model):
     assert set(parts["before"]) == set(parts["after"]) == {"old", "new"}
 
 
+@pytest.mark.slow
 def test_an_update_may_be_updated_and_exported(logs, tmp_path):
     old, new = logs
     parent = htd_jax.fit(old, dim=4, epochs=2, progress=False)

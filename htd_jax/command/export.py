@@ -34,21 +34,20 @@ class Options:
     apply: tuple[Path, ...] = ()
     """Folders of deltas that lead from --model to a later version, in their order."""
     delta_from: Path | None = None
-    """Folder of an earlier export of the same precision and width, whose ids have the same rows here: what is written
-    is a delta, the rows that changed since then and the new ones. Default: all rows."""
+    """Folder of an earlier export: a delta is written, the rows that changed since then and the new ones. Default: all
+    rows."""
     phase: str | None = None
     """Phase to export: teacher, student, or the method's name. Default: the distilled student."""
     teacher: tuple[Path, ...] = ()
-    """Tables of the teacher that the run was given, of which it keeps no copy, for --phase teacher: the files of its
-    --teacher. Default: a teacher that was trained."""
+    """Files of the teacher that the run was given, for --phase teacher: the run keeps no copy. Default: a trained
+    teacher."""
     teacher_user_ids: Path | None = None
-    """File with the user ids of the rows of --teacher, as the run was given it."""
+    """File with the user ids of the rows of --teacher."""
     teacher_item_ids: Path | None = None
-    """File with the item ids of the rows of --teacher, as the run was given it."""
+    """File with the item ids of the rows of --teacher."""
     precision: Precision | None = None
-    """Precision of the tables; int8 has a scale per row; int4, int3 and int2 have so many bits per number. The command
-    prints the size and the test metrics of each. Default: the precision that the student was trained for, or that of
-    --delta-from."""
+    """Precision of the tables; the size and the test metrics of each are printed. Default: the precision that the
+    student was trained for, or that of --delta-from."""
     bytes: Annotated[int, Ge(1)] | None = None
     """Bytes per row of the student to cut out of one that was trained for several sizes (--prefixes). Default: the
     whole student."""
@@ -56,8 +55,7 @@ class Options:
     """Megabytes of tables from which on they are written in shards of this size, tables-00001-of-00008.safetensors and
     so on, with an index in the layout of Hugging Face."""
     npy: bool = False
-    """Whether to also write users.npy and items.npy, the tables as floats, for programs that do not read the codes of
-    int8, int4, int3 and int2. Not with shards."""
+    """Whether to also write users.npy and items.npy, the tables as floats, for programs that read no codes."""
     seen: bool = False
     """Whether to also write the known pairs, so that recommend can leave them out; they contain the training data."""
     trust_code: tuple[str, ...] = ()
