@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from htd_jax import data
 from htd_jax.data import citeulike, lists, published
 from htd_jax.data import tags as tags_of
+from htd_jax.data.ids import Ids
 from htd_jax.data.interactions import Interactions
 from htd_jax.data.order import order
 from htd_jax.errors import UserError
@@ -601,3 +603,18 @@ def test_order_is_that_of_lexsort(given_data):
     draw = lambda kind: np.array(given_data.draw(st.lists(kind, min_size=size, max_size=size)))
     keys = [draw(kind) if size else np.zeros(0, np.int64) for kind in kinds]
     np.testing.assert_array_equal(order(*keys), np.lexsort(keys[::-1]))
+
+
+@pytest.mark.parametrize("collide", [False, True])
+@pytest.mark.parametrize(
+    "values", [[f"u{i}" for i in range(600)], list(range(-5, 595)), [7 * i for i in range(599)] + [2**62]]
+)
+def test_few_ids_are_found_as_many_are(monkeypatch, values, collide):
+    if collide:
+        monkeypatch.setattr("htd_jax.data.ids._key", lambda value: 0)
+    ids = Ids(pa.array(values), "user")
+    for asked in (values[3], values[-1], "nope", "", 5, "5", "5.0", "007", 2**63 - 1, 2**70, -1, "-1", "7\n", "\ud800"):
+        many = ids.find(np.array([asked] * 20, object)) if asked != "\ud800" else [-1]
+        assert ids.find(asked).tolist() == ids.find([asked]).tolist() == [many[0]], asked
+    copy = pickle.loads(pickle.dumps(ids))  # with its keys
+    assert copy.find([values[9], values[0]]).tolist() == [9, 0]

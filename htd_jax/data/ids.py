@@ -1,8 +1,9 @@
 """The ids of rows: any numbers or texts, in memory and in files."""
 
-import bisect
 import dataclasses
 import functools
+import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from htd_jax.writing import whole
 # A whole number: `7`, `-7` and `7.0`, but not `007` or `+7`.
 WHOLE = r"^-?(?:0|[1-9][0-9]{0,18})(?:\.0+)?$"
 
-# Ids are searched one by one if there are this many times as many rows.
-FEW = 1000
+# Ids are searched one by one if there are this many times as many rows: a hash table of all ids takes longer.
+FEW = 50
+
+# Ids whose keys are computed at once.
+CHUNK = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,26 +74,47 @@ class Ids:
         Raises:
           UserError: see `as_column`.
         """
+        given = [ids] if isinstance(ids, str | int) else ids
+        if isinstance(given, list) and len(given) * FEW < len(self) and {*map(type, given)} in ({str}, {int}):
+            return self._search(map(self._typed, given))
         column = as_column(ids, self.kind)
         if column.type != self.values.type:
             column = column.cast(pa.string()) if pa.types.is_string(self.values.type) else _each_whole(column)
         if len(column) * FEW < len(self):
-            return np.array([self._search(value) for value in column.to_pylist()], np.int64)
+            return self._search(column.to_pylist())
         rows = pc.index_in(column, value_set=self.values, skip_nulls=True)
         return pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    @functools.cached_property
-    def _order(self) -> np.ndarray:
-        """Rows in the order of their ids."""
-        return pc.sort_indices(self.values).to_numpy()
+    def _typed(self, given: str | int) -> str | int | None:
+        """Returns an id in the type of `values`; None if there is none."""
+        if pa.types.is_string(self.values.type):
+            return str(given) or None
+        if isinstance(given, str):
+            return int(given.partition(".")[0]) if re.fullmatch(WHOLE, given) else None
+        return given
 
-    def _search(self, value: Any) -> int:
-        """Returns the row of one id, -1 if unknown, by bisection: a hash table of all ids takes longer."""
-        if value is None:
-            return -1
-        at = bisect.bisect_left(self._order, value, key=lambda row: self.values[row].as_py())
-        row = int(self._order[at]) if at < len(self) else -1
-        return row if row >= 0 and self.values[row].as_py() == value else -1
+    @functools.cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The keys of the ids in ascending order, and the row of each."""
+        chunks = (self.values.slice(first, CHUNK).to_pylist() for first in range(0, len(self), CHUNK))
+        keys = np.fromiter((_key(value) for chunk in chunks for value in chunk), np.int64, len(self))
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
+
+    def _search(self, ids: Iterable[Any]) -> np.ndarray:
+        """Returns the rows of ids in the type of `values`, or None, by bisection of their keys."""
+        keys, order = self._sorted
+        rows = []
+        for value in ids:
+            key, row = _key(value), -1
+            at = int(keys.searchsorted(key))
+            while at < len(keys) and keys[at] == key:  # ids of one key are rare
+                if self.values[order[at]].as_py() == value:
+                    row = int(order[at])
+                    break
+                at += 1
+            rows.append(row)
+        return np.array(rows, np.int64)
 
     def rows(self, ids: Any) -> np.ndarray:
         """Returns the rows `[m]` int64 of ids `[m]`.
@@ -115,6 +140,13 @@ class Ids:
 
     def __len__(self) -> int:
         return len(self.values)
+
+
+def _key(value: Any) -> int:
+    """Returns a number that stands for an id when ids are sorted, the same in every process."""
+    if isinstance(value, str):
+        return zlib.crc32(value.encode("utf-8", "surrogatepass"))
+    return value if value is not None and -(2**63) <= value < 2**63 else -1
 
 
 def as_column(values: Any, kind: str) -> pa.Array:

@@ -348,8 +348,11 @@ def _lists(given: Any, ids: Ids, name: str) -> list[np.ndarray]:
     sizes = [len(one) for one in several]
     if not sum(sizes):
         return [np.zeros(0, np.int64) for _ in several]
-    # All at once: each look-up builds a hash table of all ids.
-    rows = ids.rows(pa.concat_arrays([*_columns([one for one in several if len(one)], ids.kind)]))
+    # All at once: each look-up of many ids builds a hash table of all.
+    if all(isinstance(one, list) for one in several) and {type(x) for one in several for x in one} in ({str}, {int}):
+        rows = ids.rows([x for one in several for x in one])
+    else:
+        rows = ids.rows(pa.concat_arrays([*_columns([one for one in several if len(one)], ids.kind)]))
     return [np.unique(part) for part in np.split(rows, np.cumsum(sizes)[:-1])]
 
 
