@@ -634,3 +634,9 @@ jax.jit(lambda x: x + 1)(1.0)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert (done.stdout, done.returncode) == ("set()\n", 0), done.stderr
     assert list(tmp_path.glob("jit__lambda*"))
+
+
+def test_help_of_a_file_and_a_method_is_that_of_the_method():
+    told = start_command("train", "--dataset", "examples/clicks.csv", "--method", "htd", "--help").out
+    assert "--htd.groups" in told and "--min-rating" not in told
+    assert "--min-rating" in start_command("train", "--dataset", "examples/clicks.csv", "--help").out

@@ -254,7 +254,7 @@ def show_help(
       UserError: if the topic is unknown.
     """
     named = [flag_name(name) for own in names.values() for name in own if flag_name(name) in components]
-    if topic is None and names.get("dataset") and is_path(names["dataset"][0]):
+    if topic is None and not named and names.get("dataset") and is_path(names["dataset"][0]):
         topic = "data"
     common: dict[str, tuple[str, ...]] = {}
     if topic in TOPICS:
