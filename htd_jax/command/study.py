@@ -20,7 +20,7 @@ from htd_jax.command.tensorboard import choose_callback, note_ignored
 from htd_jax.command.tune import tune
 from htd_jax.command.weights import weights
 from htd_jax.data import fingerprint
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, nearest
 from htd_jax.evaluation import shown_metrics
 from htd_jax.pipeline import (
     NO_METHOD,
@@ -92,7 +92,8 @@ def study(arguments: Sequence[str], prog: str = "htd-jax study") -> None:
         print(USAGE.replace("htd-jax study", prog))
         return
     if arguments[0] not in STUDIES:
-        raise UserError(f"unknown study {arguments[0]!r} (known: {', '.join(STUDIES)})")
+        meant = nearest(arguments[0], STUDIES)
+        raise UserError(f"unknown study {arguments[0]!r} (known: {', '.join(STUDIES)}){meant}")
     import_typed(arguments[1:])
     with described(arguments[1:]) as flags:
         STUDIES[arguments[0]](flags, f"{prog} {arguments[0]}")
