@@ -235,7 +235,7 @@ def test_a_fifth_of_a_new_users_items_is_held_out_and_the_others_are_not_learned
     assert fingerprint(loaded) == fingerprint(new_users) != fingerprint(dataclasses.replace(loaded, new_users=None))
 
 
-@pytest.mark.parametrize("model", ["ials", "folded", "ease"])
+@pytest.mark.parametrize("model", ["ials", pytest.param("folded", marks=pytest.mark.slow), "ease"])
 def test_models_do_not_learn_the_known_items_of_new_users(new_users, model):
     fit = lambda data: htd_jax.fit(data, model=model, dim=4, epochs=1, progress=False)
     split = new_users.split

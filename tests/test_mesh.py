@@ -92,7 +92,9 @@ def compare(mesh, name, **options):
         np.testing.assert_allclose(found[term], terms[term], rtol=1e-4, err_msg=term)
 
 
-@pytest.mark.parametrize(("mesh", "name"), [((2, 4), "rrd"), ((8, 1), "ftd"), ((1, 8), "best")])
+@pytest.mark.parametrize(
+    ("mesh", "name"), [pytest.param((2, 4), "rrd", marks=pytest.mark.slow), ((8, 1), "ftd"), ((1, 8), "best")]
+)
 def test_an_epoch_is_that_of_one_device(mesh, name):
     compare(mesh, name)
 

@@ -279,7 +279,7 @@ def test_scored_in_blocks(monkeypatch):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(-20, 4), st.integers(1, 9).map(lambda half: 2 * half))
+@given(st.integers(0, 2**32 - 1), st.floats(-20, 4), st.sampled_from([2, 18]))
 def test_errors_are_bounded(seed, exponent, dim):
     rng = np.random.default_rng(seed)
     table = (rng.normal(size=(20, dim)) * 10.0**exponent * 10 ** rng.uniform(-3, 0, (20, 1))).astype(np.float32)
