@@ -305,6 +305,20 @@ def test_losses_within_shard_map(call):
     chex.assert_trees_all_close(found, plain, rtol=1e-3, atol=1e-3)
 
 
+def test_a_callers_own_axis_is_the_callers_to_sum():
+    """Each device has the loss of its own rows, as any function of arrays has."""
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    student, teacher = f32(inputs())[:2]
+    rows = len(student) // 2 * 2
+    parts = [(student[:rows][half], teacher[:rows][half]) for half in (slice(rows // 2), slice(rows // 2, None))]
+    one = lambda *tables: jax.tree.map(lambda x: x[None], jax.value_and_grad(losses.ftd_loss)(*tables))
+    sharded = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=P("x"), out_specs=P("x")))
+    found = sharded(student[:rows], teacher[:rows])
+    for number, part in enumerate(parts):
+        own = jax.tree.map(lambda x, number=number: x[number], found)
+        chex.assert_trees_all_close(own, jax.value_and_grad(losses.ftd_loss)(*part), rtol=1e-4, atol=1e-4)
+
+
 def test_outside_shard_map_nothing_varies():
     x = jnp.ones(3)
     assert manual.axes_of((x, {"a": x})) == frozenset()
