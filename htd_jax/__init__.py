@@ -8,14 +8,15 @@ The names are listed in `__init__.pyi`; what a name needs is imported when it is
 """
 
 import sys
+
+if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv and not sys.flags.safe_path:
+    del sys.path[0]  # `python -m htd_jax` in a folder of somebody's files does not import a pandas.py that lies there
+
 from typing import Any
 
 import lazy_loader
 
 __version__ = "0.4.0"
-
-if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv and not sys.flags.safe_path:
-    del sys.path[0]  # `python -m htd_jax` in a folder of somebody's files does not import a pandas.py that lies there
 
 _named, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
